@@ -1,0 +1,34 @@
+# make: everything, from a bare machine to the report · make test · make ui: the runs in MLflow
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: all setup test check ui clean
+
+all: setup
+	dvc repro
+	@echo "The report is reports/report.html; 'make ui' shows the runs."
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Strata needs Python 3.11; say make PYTHON=python3.11"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+test: setup check
+	pytest
+
+check: setup
+	ruff check .
+	ruff format --check .
+	pyright
+
+ui: setup
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port 5000 --workers 1
+
+clean:
+	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache

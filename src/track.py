@@ -1,0 +1,29 @@
+"""Write the experiment's row in MLflow from its files."""
+
+from pathlib import Path
+
+from stages.door import run
+from stages.experiment import Experiment
+from stages.files import read_json
+from stages.params import load, read
+from stages.report.results import read_history
+from stages.tracking import track
+
+
+def main(train: str, scorecard: str, summary: str, page: str, plots: str) -> None:
+    """Read each layer's history in TRAIN, the scorecard and the summary; show them with the page and its pictures."""
+    track(
+        Experiment(
+            params=read(),
+            summary=read_json(Path(summary)),
+            scorecard=read_json(Path(scorecard)),
+            histories={
+                f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])
+            },
+            artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots)],
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)

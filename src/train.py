@@ -1,0 +1,49 @@
+"""Stage train@L: one layer's SAE, judged on held-out text."""
+
+import csv
+import io
+from pathlib import Path
+
+from stages import params, tracking
+from stages.door import run
+from stages.extract.shards import open_activations, open_contexts
+from stages.fetch import read
+from stages.files import read_json, write_json, write_text
+from stages.lm import DTYPES, load
+from stages.machine import Machine, start
+from stages.sae import disk
+from stages.targets import Targets
+from stages.train import train as room
+
+
+def main(activations: str, tokens: str, lm: str, override: str, target: str, report: str, curve: str) -> None:
+    """ACTIVATIONS of a layer, their TOKENS, the LM, the layer's OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
+    device = start(params.load("machine", Machine))
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    model = read.lm_meta(Path(lm))
+    room.check_origin(rows, contexts, read.model_facts(model))
+    knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
+    targets, seed = params.load("targets", Targets), params.load("seed", int)
+
+    with tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}) as watch:
+        fitted, untrained = room.train(rows, knobs, targets, seed, watch)
+    source, options = read.lm_path(Path(lm))
+    loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
+    found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)
+    found["best"] = {"step": fitted.best_step, "score": fitted.best_score}
+
+    metadata = room.metadata(rows, contexts, knobs, found["test"])
+    disk.save(Path(target), fitted.best, metadata, frequency)
+    disk.save(Path(target) / "final", fitted.final, metadata)
+    for epoch, sae in fitted.kept.items():
+        disk.save(Path(target) / f"epoch-{epoch}", sae, metadata)
+    write_json(Path(report), found)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, room.HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(fitted.history)
+    write_text(Path(curve), text.getvalue())
+
+
+if __name__ == "__main__":
+    run(main)

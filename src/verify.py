@@ -1,0 +1,19 @@
+"""Check the hash of every activation shard: `python -m src.verify`."""
+
+from pathlib import Path
+
+from stages.door import BadInput, run
+from stages.extract.shards import verify
+
+
+def main(root: str = "data/activations") -> None:
+    """ROOT: the folder that extract wrote."""
+    folders = sorted(path.parent for path in Path(root).glob("*/meta.json"))
+    if not folders:
+        raise BadInput(f"{root} holds no complete activations; run extract (`dvc repro extract`)")
+    for folder in folders:
+        print(f"{folder}: {verify(folder)} files have the hashes that meta.json says")
+
+
+if __name__ == "__main__":
+    run(main)

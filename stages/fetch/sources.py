@@ -1,0 +1,223 @@
+"""A source of params.yaml -> its documents, whatever it is."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stages.door import BadInput
+from stages.fetch import mediawiki, tables
+from stages.fetch.document import Document
+from stages.fetch.place import find
+from stages.files import sha256
+from stages.params import Section, check
+
+Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle"]
+
+# Text that comes with an installed package: name -> (module, file inside its folder).
+PACKAGES = {
+    "gensim-wikipedia": (
+        "gensim",
+        "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+    )
+}
+SUFFIXES = {*tables.SUFFIXES, *tables.PACKED, ".txt", ".xml"}
+COLUMNS = {"text", "label", "title"}
+KNOBS: dict[Kind, set[str]] = {
+    "package": set(),
+    "mediawiki": set(),
+    "table": {*COLUMNS, "separator"},
+    "text": {"unit"},
+    "hub": {*COLUMNS, "config", "split", "revision"},
+    "kaggle": {*COLUMNS, "separator", "unit", "file", "revision"},
+}
+
+
+class Source(Section):
+    """Where text comes from. Users write these one by one, so what does not apply may be left out (None)."""
+
+    source: str = Field(min_length=1)
+    kind: Kind | Literal["auto"] = "auto"
+    documents: int | None = Field(default=None, gt=0)  # how many of its documents are read at the most
+    text: str | None = None  # columns of a table or a hub dataset; text unless given: `text`
+    label: str | None = None
+    title: str | None = None
+    separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
+    unit: tables.Unit | None = None  # a document of a .txt file; None: a paragraph
+    config: str | None = None  # of a hub dataset
+    split: str | None = None  # of a hub dataset; None: train
+    revision: str | None = None  # of a hub dataset (commit, tag or branch) or a Kaggle dataset (version number)
+    file: str | None = None  # of a Kaggle dataset
+
+    @model_validator(mode="after")
+    def _known_knobs(self) -> "Source":
+        if self.kind != "auto":
+            given = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
+            if wrong := sorted(given - KNOBS[self.kind]):
+                raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
+        return self
+
+
+def resolved(source: Source) -> Source:
+    """``source`` with its kind found out, by the first of these that fits:
+
+    1. `package:NAME`: text that an installed package carries;
+    2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves;
+    3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), a text (.txt) or a
+       MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset in the hub's layout;
+    4. what has a `file` is a Kaggle dataset, what has a `revision` a hub dataset: both are needed to pin them.
+    """
+    if source.kind != "auto":
+        return source
+    prefix, colon, name = source.source.partition(":")
+    if colon and prefix in ("hub", "kaggle"):
+        return _as(source, prefix, source=name)
+    if colon and prefix == "package":
+        return _as(source, "package")
+    if path := find(source.source, SUFFIXES):
+        return _as(source, _path_kind(path))
+    if source.file:
+        return _as(source, "kaggle")
+    if source.revision:
+        return _as(source, "hub")
+    raise BadInput(
+        f"{source.source} is no file or folder here; for a hub dataset add its revision, for a Kaggle dataset its "
+        "file and revision (the version's number)"
+    )
+
+
+def _as(given: Source, kind: str, **changes: str) -> Source:
+    return check({**given.model_dump(), "kind": kind, **changes}, Source, "params.yaml: fetch.corpus.sources")
+
+
+def _path_kind(path: Path) -> Kind:
+    suffix = tables.kind(path)
+    if path.is_dir():
+        return "hub"
+    if suffix in tables.SUFFIXES:
+        return "table"
+    if suffix == ".txt":
+        return "text"
+    if suffix == ".xml" or path.suffix.lower() in (".xml", ".bz2"):
+        return "mediawiki"
+    raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table or text")
+
+
+def documents(source: Source) -> Iterator[Document]:
+    """The documents of a resolved source, in its order, at most ``source.documents`` of them."""
+    return islice(_all(source), source.documents)
+
+
+def _all(source: Source) -> Iterator[Document]:
+    if source.kind == "hub":
+        return _hub(source)
+    path = _file(source)
+    if source.kind in ("package", "mediawiki"):
+        return mediawiki.documents(path)
+    if source.kind == "text" or tables.kind(path) == ".txt":
+        return tables.text_documents(path, source.unit or "paragraph")
+    return tables.documents(path, _columns(source, path.name), source.separator)
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """What meta.json says of a source: not where it lay on this machine, but what was in it."""
+    given = source.model_dump(exclude_none=True)
+    if source.kind == "hub":
+        folder = find(source.source, SUFFIXES)
+        return {**given, "source": folder.name} if folder else given
+    path = _file(source)
+    name = source.source if source.kind in ("package", "kaggle") else path.name
+    return {**given, "source": name, "sha256": sha256(path)}
+
+
+def _file(source: Source) -> Path:
+    match source.kind:
+        case "package":
+            return _packaged(source.source)
+        case "kaggle":
+            return _kaggle(source)
+        case _:
+            return _local(source)
+
+
+def _columns(source: Source, where: str) -> tables.Columns:
+    return tables.Columns(source.text or "text", source.label, source.title, where)
+
+
+def _packaged(source: str) -> Path:
+    name = source.removeprefix("package:")
+    if name not in PACKAGES:
+        raise BadInput(f"{source} is not a known text; the packages with one are {', '.join(PACKAGES)}")
+    module, file = PACKAGES[name]
+    found = find_spec(module)  # the module itself need not be imported for its file
+    if found is None or found.origin is None:
+        raise BadInput(f"{source} needs the package {module}; `pip install {module}`")
+    path = Path(found.origin).parent / file
+    if not path.exists():
+        raise BadInput(
+            f"the package {module} that is installed here does not carry {path.name}; reinstall it with its tests"
+        )
+    return path
+
+
+def _local(source: Source) -> Path:
+    path = find(source.source, SUFFIXES)
+    if path is None or not path.is_file():
+        raise BadInput(f"{source.source} is missing; params.yaml names it as a {source.kind} source")
+    return path
+
+
+def _hub(source: Source) -> Iterator[Document]:
+    """Stream a dataset of the hub, or of a local folder in its layout; nothing is read past the last document."""
+    folder = find(source.source, SUFFIXES)
+    if folder is None and source.revision is None:
+        raise BadInput(f"{source.source} is a hub dataset, which changes with time: pin its revision")
+    import datasets  # half a second, and only this source needs it
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        stream = datasets.load_dataset(
+            str(folder or source.source),
+            source.config,
+            split=source.split or "train",
+            revision=source.revision,
+            streaming=True,
+        )
+        columns = _columns(source, folder.name if folder else source.source)
+        kept = {name for name in (columns.text, columns.label, columns.title) if name}
+        if stream.column_names:
+            columns.check(stream.column_names)
+            stream = stream.select_columns(sorted(kept))
+        names = getattr((stream.features or {}).get(source.label), "names", None)
+        rows = ({**row, source.label: names[row[source.label]]} if names else row for row in stream)
+        yield from columns.documents(rows)
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+        raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None
+
+
+def _kaggle(source: Source) -> Path:
+    """Download one file of a Kaggle dataset, or take it from kagglehub's cache."""
+    if source.file is None or source.revision is None:
+        raise BadInput(
+            f"{source.source} is a Kaggle dataset: it needs a file, and the number of its version as revision"
+        )
+    import kagglehub
+    from kagglehub import exceptions
+
+    handle = f"{source.source}/versions/{source.revision}"
+    try:
+        return Path(kagglehub.dataset_download(handle, path=source.file))
+    except (
+        OSError,
+        ValueError,
+        exceptions.NotFoundError,
+        exceptions.UnauthenticatedError,
+        exceptions.BackendError,
+    ) as error:
+        raise BadInput(
+            f"{source.file} of {handle} could not be fetched from Kaggle: {' '.join(str(error).split())}"
+        ) from None

@@ -1,0 +1,90 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed.
+
+A directory artifact is complete when its ``meta.json`` is there, because that is written last. The rename also
+matters to DVC: with a linked cache, writing in place would change the cached object itself.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.door import BadInput
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; move it there if the block ends well, remove it if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise BadInput(f"the disk is full: {path} could not be written ({error.strerror})") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with Unix line ends, so that the bytes do not depend on the platform."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON: NaN and infinity are refused, because no other reader takes them."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, or say which file is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    No header metadata: with two or more keys safetensors orders them at random, and the bytes would not repeat.
+    """
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        except Exception as error:  # safetensors wraps the system's error in its own, without the number
+            if any(word in str(error) for word in ("No space left", "File too large", "Disk quota")):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
+        temporary.chmod(0o644)  # safetensors leaves 0600, which a shared DVC cache could not read
+
+
+def sha256(path: Path) -> str:
+    """Hash a file of any size in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def need_disk(folder: Path, needed: int, what: str) -> None:
+    """Refuse to start what would fill the disk that holds ``folder`` (``needed`` in bytes)."""
+    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise BadInput(
+            f"{what} needs {needed / 1e9:.2f} GB of disk in {folder}, and {free / 1e9:.2f} GB are free; "
+            "free some, or ask for fewer tokens or layers"
+        )

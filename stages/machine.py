@@ -1,0 +1,29 @@
+"""Where the arithmetic runs."""
+
+import torch
+from pydantic import Field
+
+from stages.door import BadInput
+from stages.params import Section
+
+
+class Machine(Section):
+    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it."""
+
+    device: str
+    threads: int = Field(gt=0)
+
+
+def start(machine: Machine) -> torch.device:
+    """Pin the threads and choose the device; ``auto`` is the first CUDA device, else the CPU."""
+    torch.set_num_threads(machine.threads)
+    name = machine.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"params.yaml: machine.device is {name!r}; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput("params.yaml: machine.device is cuda, but this machine has no CUDA device")
+    return device

@@ -1,0 +1,72 @@
+"""A section of params.yaml -> a frozen, typed model; an unknown, missing or mistyped key is an error.
+
+Each model lives beside the function that uses it. params.yaml is the only home of the values, so models have no
+defaults: what is not written there is a mistake.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from stages.door import BadInput
+
+SECTIONS = ("seed", "layers", "by_layer", "machine", "fetch", "extract", "train", "targets", "report")
+
+
+class Section(BaseModel):
+    """The base of every section: strict types, no unknown keys, no changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+T = TypeVar("T")
+
+
+def load(key: str, kind: type[T] | Any, path: Path = Path("params.yaml")) -> T:
+    """Read and check the section ``key`` of params.yaml as ``kind``."""
+    return check(read(path).get(key), kind, f"{path}: {key}")
+
+
+def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Read params.yaml whole, and check that its sections are the known ones."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run from the root of the project") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} must be a mapping of sections, one a stage")
+    if unknown := [str(name) for name in values if name not in SECTIONS]:
+        raise BadInput(f"{path} has an unknown section {unknown[0]!r}; the known ones are {', '.join(SECTIONS)}")
+    if missing := [name for name in SECTIONS if name not in values]:
+        raise BadInput(f"{path} lacks the section {missing[0]!r}")
+    return values
+
+
+def check(value: Any, kind: type[T] | Any, where: str) -> T:
+    """Turn plain ``value`` into ``kind``; the first thing wrong with it becomes one sentence."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise BadInput(_sentence(place, first)) from None
+
+
+def _sentence(place: str, error: Any) -> str:
+    got = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{place} is not a known key"
+        case "missing":
+            return f"{place} is missing"
+        case "float_type" | "int_type" | "float_parsing" if isinstance(got, str):
+            return f"{place} is the text {got!r}, not a number; YAML reads 1e-4 as text, so write 1.0e-4"
+        case "value_error":
+            return f"{place}: {str(error['ctx']['error'])}"
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            return f"{place} is {got!r}, but {message.replace('input', 'it')}"

@@ -1,0 +1,65 @@
+"""How well a reconstructor does on stored activations: any function of rows that returns rows and active counts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.metrics import OUTLIER, Errors
+from stages.sae.sae import SAE
+
+Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]  # raw rows -> reconstruction, active latents a row
+
+
+@torch.inference_mode()
+def reconstruction(reconstruct: Reconstruct, blocks: Iterable[Tensor], scale: float, median_norm: float) -> dict[str, Any]:
+    """mse on the training scale, fvu, fvu_inlier, l0 and cosine over all rows of ``blocks``, in float32."""
+    everything, inliers = Errors(), Errors()
+    for block in blocks:
+        x = block.float()
+        output, active = reconstruct(x)
+        everything.add(x, output, active)
+        inlier = x.norm(dim=1) <= OUTLIER * median_norm
+        inliers.add(x[inlier], output[inlier], active[inlier])
+    return {
+        "mse": everything.mse(scale),
+        "fvu": everything.fvu(),
+        "fvu_inlier": inliers.fvu(),
+        "l0": everything.l0(),
+        "cosine": everything.mean_cosine(),
+    }
+
+
+@torch.inference_mode()
+def firing_counts(sae: SAE, blocks: Iterable[Tensor]) -> Tensor:
+    """(latent,) how many of the rows each latent is active on."""
+    counts = torch.zeros(sae.latents, dtype=torch.long)
+    for block in blocks:
+        counts += torch.bincount(sae.encode(block.float()).pattern.latents, minlength=sae.latents)
+    return counts
+
+
+@torch.inference_mode()
+def outliers(blocks: Iterable[Tensor], tokens: Tensor, median_norm: float) -> dict[str, Any]:
+    """The rows whose norm exceeds 3 × the median: number, share of rows and of variance, and their commonest tokens.
+
+    ``tokens``: (row,) token ids, aligned with the rows of ``blocks``.
+    """
+    everything, out, found = Errors(), Errors(), []
+    for block in blocks:
+        x = block.float()
+        everything.add(x, x, torch.zeros(len(x)))
+        large = x.norm(dim=1) > OUTLIER * median_norm
+        mean = everything.total / everything.rows
+        out.error += float((x[large] - mean.float()).square().sum())
+        out.rows += int(large.sum())
+        found.append(large)
+    ids, counts = tokens[torch.cat(found)].unique(return_counts=True)
+    order = counts.sort(descending=True, stable=True).indices[:10]
+    return {
+        "rows": out.rows,
+        "share_of_rows": out.rows / everything.rows,
+        "share_of_variance": min(1.0, out.error / everything.variance) if everything.variance > 0 else None,
+        "tokens": [(int(ids[i]), int(counts[i])) for i in order],
+    }

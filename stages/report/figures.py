@@ -1,0 +1,140 @@
+"""The report's pictures as PNG bytes: no clock, no version and no path in them, so that they repeat bit for bit."""
+
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from typing import Any
+
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from stages.report.results import History, Result
+from stages.targets import Bound, Targets
+
+INK, FAINT, PASSING = "#3b4252", "#e1e5ec", "#e0f2e6"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa3b2",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+CURVES = {"fvu": "fvu", "l0": "active latents a token (l0)", "dead": "share of dead latents"}
+
+Colours = Mapping[int, str]
+
+
+def figures(results: list[Result], histories: Mapping[int, History], targets: Targets) -> dict[str, bytes]:
+    """Draw each picture; its key is the name of its file."""
+    colours = _colours([result.layer for result in results])
+    pictures = {
+        name: _png(lambda axes, name=name: _curve(axes, histories, colours, name, targets.bounds.get(name)))
+        for name in CURVES
+    }
+    pictures["density"] = _png(lambda axes: _density(axes, results, colours))
+    pictures["controls"] = _png(lambda axes: _controls(axes, results, colours, targets))
+    return pictures
+
+
+def headline(results: list[Result]) -> str:
+    """The metric that says most: the cost in cross-entropy, or without a language model the variance missed."""
+    return "fvu_inlier" if results[0].test["delta_ce"] is None else "delta_ce"
+
+
+def _png(draw: Callable[[Axes], None]) -> bytes:
+    # 4 × 2.9 inches: in a column of 350 CSS pixels, a phone's width, the text is still 11 pixels high.
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.0, 2.9), dpi=240, layout="constrained")
+        draw(figure.subplots())
+        file = BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _colours(layers: list[int]) -> Colours:
+    # Depth as colour, without viridis's palest yellow, which vanishes on white.
+    step = 0.82 / max(len(layers) - 1, 1)
+    return {layer: to_hex(colormaps["viridis"](place * step)) for place, layer in enumerate(layers)}
+
+
+def _legend(axes: Axes, colours: Colours, *more: Line2D) -> None:
+    lines = [Line2D([], [], color=colour, label=f"layer {layer}") for layer, colour in colours.items()]
+    axes.legend(handles=[*lines, *more], ncols=2 if len(lines) > 6 else 1)
+
+
+def _band(axes: Axes, bound: Bound | None) -> None:
+    """Shade green what passes."""
+    if bound is not None:
+        low, high = axes.get_ylim()
+        low = low if bound.min is None else min(low, bound.min)
+        high = high if bound.max is None else max(high, bound.max * 1.05)
+        axes.set_ylim(low, high)
+        axes.axhspan(
+            low if bound.min is None else bound.min, high if bound.max is None else bound.max, color=PASSING, zorder=0
+        )
+
+
+def _curve(axes: Axes, histories: Mapping[int, History], colours: Colours, metric: str, bound: Bound | None) -> None:
+    """Training as a line, validation as dots, over the tokens seen."""
+    for layer, history in histories.items():
+        axes.plot(*_points(history, metric), color=colours[layer], lw=1.1)
+        axes.plot(*_points(history, f"validation_{metric}"), color=colours[layer], marker="o", ms=3, ls=":")
+    axes.set(xlabel="million tokens seen", ylabel=CURVES[metric])
+    if metric == "fvu":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    _band(axes, bound)
+    validation = Line2D([], [], color=INK, marker="o", ms=3, ls=":", label="validation")
+    _legend(axes, colours, Line2D([], [], color=INK, lw=1.1, label="train"), validation)
+
+
+def _points(history: History, column: str) -> tuple[list[float], list[float]]:
+    rows = [row for row in history if column in row]
+    return [row["tokens"] / 1e6 for row in rows], [row[column] for row in rows]
+
+
+def _density(axes: Axes, results: list[Result], colours: Colours) -> None:
+    """How often latents fire: a hump near k/latents is healthy, a second one far left is nearly dead."""
+    for result in results:
+        share = [count / result.latents for count in result.density.counts]
+        axes.stairs(share, result.density.log10_edges, color=colours[result.layer], fill=True, alpha=0.12)
+        axes.stairs(share, result.density.log10_edges, color=colours[result.layer], lw=1.2)
+    axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:g}}}$")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="share of tokens on which a latent fires", ylabel="share of latents")
+    _legend(axes, colours)
+
+
+def _controls(axes: Axes, results: list[Result], colours: Colours, targets: Targets) -> None:
+    """The headline metric of every SAE beside its controls, as bars."""
+    metric = headline(results)
+    names = ["SAE", *results[0].controls]
+    height = 0.8 / len(results)
+    for place, result in enumerate(results):
+        values = [result.test[metric], *(control[metric] for control in result.controls.values())]
+        rows = [name + (place + 0.5) * height - 0.4 for name in range(len(names))]
+        bars = axes.barh(rows, [value or 0.0 for value in values], height * 0.9, color=colours[result.layer])
+        axes.bar_label(bars, [f" {value:.3g}" if value is not None else " –" for value in values], fontsize=7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set(xlabel="delta_ce in nats" if metric == "delta_ce" else metric)
+    if (bound := targets.bounds.get(metric)) is not None and bound.max is not None:
+        axes.axvline(bound.max, color="#2e7d4f", lw=1, ls="--")
+    _legend(axes, colours)

@@ -1,0 +1,83 @@
+"""Lay numbers and pictures out as one self-contained file of HTML."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.params import Section
+from stages.report.figures import headline
+from stages.report.glossary import GLOSSARY
+from stages.report.results import Result
+from stages.report.scorecard import Scorecard, failures
+from stages.targets import Targets
+
+CAPTIONS = {
+    "fvu": "Variance that the reconstruction misses while training; the targets judge the test split afterwards.",
+    "l0": "Latents active on one token; the green band is the target.",
+    "dead": "Latents that have not fired for a while; the green band is the target.",
+    "density": "How often the latents fire. Dead latents, which never do, are not shown.",
+    "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
+    "the dashed line is the target.",
+}
+
+
+class Report(Section):
+    """The section ``report``."""
+
+    title: str
+    outlier_tokens: int
+
+
+def render(
+    results: list[Result], card: Scorecard, pictures: Mapping[str, bytes], targets: Targets, text: str, report: Report
+) -> str:
+    """Return the page; ``text`` names the corpus."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "bound": bound, "token": visible}
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        results=results,
+        controls=list(results[0].controls),
+        card=card,
+        judged=list(targets.bounds),
+        lines={
+            (line["layer"], line.get("control"), line["metric"]): line for line in card["targets"] + card["controls"]
+        },
+        loose=[control for control in card["controls_failing"] if not control["fails"]],
+        failures=failures(card),
+        headline=headline(results),
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        captions=CAPTIONS,
+        glossary=GLOSSARY,
+        text=text,
+    )
+
+
+def number(value: float | int | None) -> str:
+    """Three significant digits, or all of an integer's: 0.00412, 63.8, 160,000."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def bound(line: Mapping[str, float | None]) -> str:
+    """``min`` and ``max`` as a condition: ``≤ 0.01``, ``50 – 100``."""
+    low, high = line["min"], line["max"]
+    if low is None:
+        return f"≤ {high:g}"
+    return f"≥ {low:g}" if high is None else f"{low:g} – {high:g}"
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible: newline -> ``\\n``, a leading space -> ``␣``."""
+    return token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").replace(" ", "␣").replace("▁", "␣")

@@ -1,0 +1,89 @@
+"""Read what train wrote for one layer: ``<L>.json`` (measurements) and ``<L>.csv`` (history)."""
+
+import csv
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from stages.door import BadInput
+from stages.files import read_json
+from stages.params import check
+
+Measured = dict[str, float | None]
+History = list[dict[str, float]]
+
+
+class _Part(BaseModel):
+    """Typed and frozen; keys that the report does not use may be there too."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Model(_Part):
+    """Where the activations come from."""
+
+    name: str
+    hook: str
+    width: int
+
+
+class TokenCount(_Part):
+    """How many outlier rows stand on one token."""
+
+    token: str
+    count: int
+
+
+class Outliers(_Part):
+    """Rows whose norm is over 3 × the layer's median."""
+
+    rows: int
+    share_of_rows: float
+    share_of_variance: float
+    tokens: list[TokenCount]
+
+
+class Density(_Part):
+    """Histogram of log10 of the share of tokens on which a latent fires; dead latents are not in it."""
+
+    log10_edges: list[float]
+    counts: list[int]
+
+
+class Best(_Part):
+    """The checkpoint that was kept: its step, and its constrained validation score."""
+
+    step: int
+    score: float
+
+
+class Result(_Part):
+    """One layer: its SAE and the controls, judged on the test split."""
+
+    layer: int
+    model: Model
+    rule: str
+    latents: int
+    k: int | None
+    rows: dict[str, int]
+    test: Measured
+    controls: dict[str, Measured]
+    outliers: Outliers
+    density: Density
+    best: Best
+
+
+def read_result(path: Path) -> Result:
+    """Read ``<L>.json``."""
+    return check(read_json(path), Result, str(path))
+
+
+def read_history(path: Path) -> History:
+    """Read ``<L>.csv``: a row a logging point; what was not measured at a point is left out of its row."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{path} is not a table of numbers: {error}") from None

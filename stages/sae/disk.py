@@ -1,0 +1,85 @@
+"""SAE folders in SAELens 6's own layout: `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors`.
+
+`SAE.load_from_disk` of SAELens opens them as they are. batchtopk is stored as jumprelu with its calibrated threshold,
+because SAELens can train batchtopk but not load it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.door import BadInput
+from stages.files import read_json, write_json, write_tensors
+from stages.sae.sae import SAE
+
+FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
+
+
+def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
+    """Write an SAE; ``cfg.json`` comes last. ``density``: (latent,) share of rows on which each latent is active."""
+    tensors = {
+        "W_enc": sae.encoder.T.contiguous(),
+        "b_enc": sae.b_enc,
+        "W_dec": sae.decoder,
+        "b_dec": sae.b_dec,
+    }
+    config: dict[str, Any] = {
+        "architecture": "topk",
+        "d_in": sae.width,
+        "d_sae": sae.latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if sae.k is not None:
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    else:
+        assert sae.threshold is not None
+        config["architecture"] = "jumprelu"
+        tensors["threshold"] = sae.threshold
+    write_tensors(folder / "sae_weights.safetensors", {name: t.float().cpu() for name, t in tensors.items()})
+    if density is not None:
+        write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
+    write_json(folder / "cfg.json", {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
+
+
+def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
+    """Read an SAE and its configuration; shapes and names are checked."""
+    config = read_json(folder / "cfg.json")
+    path = folder / "sae_weights.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+    kind, width, latents = config.get("architecture"), config["d_in"], config["d_sae"]
+    shapes = {"W_enc": (width, latents), "b_enc": (latents,), "W_dec": (latents, width), "b_dec": (width,)}
+    if kind == "jumprelu":
+        shapes["threshold"] = (latents,)
+    elif kind != "topk":
+        raise BadInput(f"{folder / 'cfg.json'} is of architecture {kind!r}; Strata reads topk and jumprelu")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise BadInput(f"{path} holds {found}, but cfg.json asks for {shapes}")
+    if config.get("normalize_activations", "none") != "none" or config.get("rescale_acts_by_decoder_norm"):
+        raise BadInput(f"{folder / 'cfg.json'} asks for a normalisation at run time, which Strata folds in beforehand")
+    if not config.get("apply_b_dec_to_input", True):
+        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+    return (
+        SAE(
+            encoder=tensors["W_enc"].T.contiguous(),
+            b_enc=tensors["b_enc"],
+            decoder=tensors["W_dec"],
+            b_dec=tensors["b_dec"],
+            k=config["k"] if kind == "topk" else None,
+            threshold=tensors.get("threshold"),
+        ),
+        config,
+    )

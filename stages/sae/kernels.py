@@ -1,0 +1,135 @@
+"""Sparse codes and the products that cost k, not F.
+
+A code matrix is (row, latent) with few entries a row; its pattern is in CSR form. Two products carry all of training,
+and each is the other's gradient:
+
+    sampled(x, W)    v[e]    = x[row(e)] · W[latent(e)]       the encoder, at the pattern only
+    decode(v, W)     y[row]  = Σ_e v[e] W[latent(e)]          the decoder
+
+Weights are (latent, width), so that a latent's weights are contiguous for both.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta; let it say so here
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where a (rows, latents) code matrix has entries.
+
+    ``starts``: (rows + 1,) int64, the first entry of each row. ``latents``: (entries,) int64.
+    """
+
+    starts: Tensor
+    latents: Tensor
+    width: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def row_of(self) -> Tensor:
+        """(entries,) the row of each entry."""
+        return torch.repeat_interleave(torch.arange(self.rows, device=self.latents.device), self.starts.diff())
+
+    @cached_property
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries ordered by latent: their order, the first entry of each latent, their rows."""
+        latents, order = torch.sort(self.latents, stable=True)
+        firsts = torch.searchsorted(latents, torch.arange(self.width, device=latents.device))
+        return order, firsts, self.row_of[order]
+
+    def dense(self, values: Tensor) -> Tensor:
+        """The (rows, latents) matrix itself, for tests and small things."""
+        out = torch.zeros(self.rows, self.width, dtype=values.dtype, device=values.device)
+        return out.index_put((self.row_of, self.latents), values)
+
+    def keep(self, mask: Tensor) -> "Pattern":
+        """The entries where ``mask`` (entries,) holds."""
+        ends = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.cumsum(0)])
+        return Pattern(ends[self.starts], self.latents[mask], self.width)
+
+
+def pattern_of(mask: Tensor) -> Pattern:
+    """The pattern of a dense boolean (row, latent) matrix."""
+    rows, latents = mask.nonzero(as_tuple=True)
+    return from_entries(rows, latents, mask.shape)
+
+
+def from_entries(rows: Tensor, latents: Tensor, shape: torch.Size) -> Pattern:
+    """The pattern of entries that are sorted by row."""
+    return Pattern(
+        torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device)), latents, shape[1]
+    )
+
+
+def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    zeros = torch.zeros(len(pattern.latents), dtype=x.dtype, device=x.device)
+    shape = (pattern.rows, pattern.width)
+    blank = torch.sparse_csr_tensor(pattern.starts, pattern.latents, zeros, shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(blank, x, weight.T, beta=0).values()
+
+
+def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
+    """(row, width): Σ over a row's entries of value × weight[latent]."""
+    return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
+
+
+def _sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
+    """(latent, width): Σ over a latent's entries of value × x[row]."""
+    order, firsts, rows = pattern.transposed
+    return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
+
+
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.pattern = pattern
+        return _sample(x, weight, pattern)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        to_x = _sum_rows(grad, ctx.pattern, weight) if ctx.needs_input_grad[0] else None
+        return to_x, _sum_latents(grad, ctx.pattern, x), None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        ctx.pattern = pattern
+        return _sum_rows(values, pattern, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        return _sample(grad, weight, ctx.pattern), _sum_latents(values, ctx.pattern, grad), None
+
+
+def sampled(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    """(entries,): x[row] · weight[latent] at each entry; gradients to both."""
+    values = _Sampled.apply(x, weight, pattern)
+    assert isinstance(values, Tensor)
+    return values
+
+
+def decode(values: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    """(row, width): each row's entries times their latents' weights, summed; gradients to both."""
+    rows = _Decode.apply(values, weight, pattern)
+    assert isinstance(rows, Tensor)
+    return rows

@@ -1,0 +1,120 @@
+"""Thresholds -> pass or fail: what the params section ``targets`` promises, and whether a measurement keeps it."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from pydantic import ConfigDict, Field, model_validator
+
+from stages.params import Section
+
+# What train measures on the test split; a target can be set for each.
+METRICS = (
+    "mse",
+    "fvu",
+    "fvu_inlier",
+    "cosine",
+    "l0",
+    "dead",
+    "delta_ce",
+    "kl",
+    "ce_recovered",
+    "ce_recovered_mean",
+    "ce_clean",
+    "ce_sae",
+    "ce_zero",
+    "ce_mean",
+)
+
+
+class Bound(Section):
+    """``min``, ``max`` or both; both ends are allowed values."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _can_fail(self) -> "Bound":
+        if self.min is None and self.max is None:
+            raise ValueError("a target needs min, max or both, else it cannot fail")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}, so nothing could pass")
+        return self
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` lies within; NaN does not."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    def excess(self, value: float) -> float:
+        """How far ``value`` lies outside, relative to the bound that it breaks; 0 within.
+
+        With ``max: 100``, 150 -> 0.5; with ``min: 50``, 40 -> 0.2. A bound of 0 counts as 1.
+        """
+        below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
+        above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
+        return max(below, above, 0.0)
+
+
+class Targets(Section):
+    """The section ``targets``: ``enforce`` and, beside it, a bound for each metric that is judged.
+
+    ``{enforce: false, l0: {min: 50, max: 100}}`` has ``bounds == {"l0": Bound(min=50, max=100)}``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Bound] = Field(init=False)  # the type of every key beside enforce
+
+    enforce: bool
+
+    @property
+    def bounds(self) -> dict[str, Bound]:
+        """The targets in the order of params.yaml."""
+        return self.__pydantic_extra__
+
+    @model_validator(mode="after")
+    def _known(self) -> "Targets":
+        if unknown := [name for name in self.bounds if name not in METRICS]:
+            raise ValueError(f"{unknown[0]!r} is not a metric; the known ones are {', '.join(METRICS)}")
+        if not self.bounds:
+            raise ValueError("there is no target; give at least one, e.g. mse: {max: 0.01}")
+        return self
+
+
+# A line of the scorecard; ``pass`` is None where the metric does not apply.
+Verdict = TypedDict(
+    "Verdict", {"metric": str, "value": float | None, "min": float | None, "max": float | None, "pass": bool | None}
+)
+
+
+def judge(values: Mapping[str, float | None], targets: Targets) -> list[Verdict]:
+    """Hold one SAE's test metrics against every target, in the order of params.yaml.
+
+    A value of None (cross-entropy without a language model) neither passes nor fails.
+    """
+    return [
+        {
+            "metric": metric,
+            "value": (value := values[metric]),
+            "min": bound.min,
+            "max": bound.max,
+            "pass": None if value is None else bound.holds(value),
+        }
+        for metric, bound in targets.bounds.items()
+    ]
+
+
+def passed(verdicts: list[Verdict]) -> bool:
+    """Whether nothing fails."""
+    return all(verdict["pass"] is not False for verdict in verdicts)
+
+
+def penalty(l0: float, dead: float, targets: Targets) -> float:
+    """What a checkpoint pays for leaving the band of l0 and the limit of dead latents.
+
+    score = fvu + excess(l0) + excess(dead), the smallest is best. A relative excess of 1 % costs as much as 1 % of
+    the variance, so that within the bounds fvu alone decides, and far outside it hardly matters.
+    """
+    return sum(
+        targets.bounds[metric].excess(value)
+        for metric, value in (("l0", l0), ("dead", dead))
+        if metric in targets.bounds
+    )

@@ -1,0 +1,303 @@
+"""MLflow: the only module that talks to it. It observes, and cannot change an output.
+
+The store is ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` of the main checkout with its artifacts beside it. Whatever
+goes wrong with it is said in one line on stderr, and the stage goes on. ``STRATA_TRACKING=off`` in the environment
+switches tracking off.
+
+``track`` writes an experiment's one comparable row from its files, so that it is complete even when every stage came
+out of DVC's cache; a nested run a stage and layer holds the curves. ``live`` streams a long stage's curves while it
+runs, and ``track`` adopts what it left instead of writing a second run.
+"""
+
+import logging
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from stages.experiment import Experiment, baseline, checkout, experiment_name, flat, thin
+from stages.resume import main_root
+
+EVERY = 3.0  # seconds between two batches of a live run
+PATIENCE = 30.0  # seconds that a finished stage waits for its last batch
+CURVE = 500  # points of a curve at the most; a metric costs the database 220 bytes
+BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
+
+Point = tuple[int, int, Mapping[str, float]]  # milliseconds, step, values
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+def off() -> bool:
+    """Whether the environment switches tracking off."""
+    return os.environ.get("STRATA_TRACKING", "").lower() == "off"
+
+
+def track(experiment: Experiment) -> None:
+    """Write ``experiment`` as a run with nested runs; an experiment that is there already adds nothing."""
+    if off():
+        return
+    try:
+        with _lock():
+            Store().write(experiment)
+    except _faults() as error:
+        _say("this experiment is not in MLflow", error)
+
+
+@contextmanager
+def live(stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
+    """Yield ``log(step, values)``, which costs the caller microseconds: a thread sends batches to a nested run.
+
+    ``stage`` is DVC's name (``train@9``) and the values are called as in the stage's history, so that ``track`` can
+    adopt the run. A stage that was killed and resumed goes on in the run that it left open.
+    """
+    points: SimpleQueue[Point | str] = SimpleQueue()
+    thread = Thread(target=_stream, args=(points, stage, flat(params)), daemon=True)
+    if not off():
+        thread.start()
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        if thread.is_alive():
+            points.put((_now(), step, {name: float(value) for name, value in values.items()}))
+
+    status = "FAILED"
+    try:
+        yield log
+        status = "FINISHED"
+    finally:
+        if thread.is_alive():
+            points.put(status)
+            thread.join(PATIENCE)
+        if thread.is_alive():
+            _say(f"the live curves of {stage} are incomplete", TimeoutError(f"no answer within {PATIENCE:.0f} s"))
+
+
+def _stream(points: "SimpleQueue[Point | str]", stage: str, params: dict[str, str]) -> None:
+    try:
+        with _lock():
+            store = Store()
+            run = store.open_live(stage, params)
+        status = None
+        while status is None:
+            batch, status = _drain(points)
+            store.points(run, batch)
+        store.client.set_terminated(run, status)
+    except _faults() as error:
+        _say(f"{stage} is not streamed to MLflow", error)
+
+
+def _drain(points: "SimpleQueue[Point | str]") -> tuple[list[Point], str | None]:
+    """Take what comes within the next seconds; text instead of a point is the final status."""
+    batch: list[Point] = []
+    end = time.monotonic() + EVERY
+    while (left := end - time.monotonic()) > 0:
+        try:
+            point = points.get(timeout=left)
+        except Empty:
+            break
+        if isinstance(point, str):
+            return batch, point
+        batch.append(point)
+    return batch, None
+
+
+class Store:
+    """A connection to the store. Open it under the lock: two first starts of one database would collide."""
+
+    def __init__(self, uri: str = "") -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        uri, artifacts = _address(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+        from mlflow import MlflowClient, entities
+
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self.entities = entities
+        self.client = MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name("strata")
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for chat logs
+        self.place = found.experiment_id if found else self.client.create_experiment("strata", artifacts, kind)
+
+    def write(self, experiment: Experiment) -> None:
+        name, key = experiment_name(), experiment.content_key()
+        for run in self.search(role="pipeline", content_key=key):
+            if run.info.run_name == name and run.info.status == "FINISHED":
+                self._forget_live(experiment)
+                return
+            if run.info.run_name == name:  # an earlier track was killed while writing it
+                self._forget(run.info.run_id)
+        tags = {"role": "pipeline", "content_key": key, **_origin(), **_dvc_hashes("")}
+        parent = self._create(name, tags, flat(experiment.params))
+        self.points(parent, [(_now(), 0, experiment.metrics())])
+        for path in experiment.artifacts:
+            if path.is_dir():
+                self.client.log_artifacts(parent, str(path), path.name)
+            else:
+                self.client.log_artifact(parent, str(path))
+        for stage in experiment.histories:
+            self._write_stage(experiment, stage, parent)
+        self.client.set_terminated(parent)
+
+    def open_live(self, stage: str, params: dict[str, str]) -> str:
+        """The run that a killed attempt with the same params left open, else a new one; close the other ones."""
+        mine = None
+        for run in self._live(stage):
+            if run.info.status == "RUNNING" and mine is None and _agree(run.data.params, params):
+                mine = run.info.run_id
+            elif run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        return mine or self._create(stage, {**_stage_tags(stage), **_live_tags()}, params)
+
+    def points(self, run: str, points: list[Point]) -> None:
+        metric = self.entities.Metric
+        log = [metric(name, value, at, step) for at, step, row in points for name, value in row.items()]
+        self._log(run, "metrics", log)
+
+    def _write_stage(self, experiment: Experiment, stage: str, parent: str) -> None:
+        """The nested run of a stage: adopt the live one if there is one, then add what it lacks."""
+        params = flat(experiment.stage_params(stage))
+        tags = {**_stage_tags(stage), "mlflow.parentRunId": parent, **_dvc_hashes(stage)}
+        adopted = [run for run in self._live(stage) if _agree(run.data.params, params)]
+        for repeat in adopted[1:]:
+            self._forget(repeat.info.run_id)
+        if adopted:
+            run, there = adopted[0].info.run_id, self._steps(adopted[0])
+            self._tag(run, {**tags, "live": "adopted"})
+            self._params(run, dict(params.items() - adopted[0].data.params.items()))
+        else:
+            run, there = self._create(stage, tags, params), set()
+        now = _now()
+        rows = [
+            (
+                now,
+                int(row["step"]),
+                {name: value for name, value in row.items() if (name, int(row["step"])) not in there},
+            )
+            for row in thin(experiment.histories[stage], CURVE)
+        ]
+        final = {f"final/{name}": value for name, value in experiment.stage_metrics(stage).items()}
+        self.points(run, [*rows, (now, 0, final)])
+        self.client.set_terminated(run)
+
+    def _create(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
+        run = self.client.create_run(self.place, run_name=name, tags=dict(tags)).info.run_id
+        self._params(run, params)
+        return run
+
+    def _tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self._log(run, "tags", [self.entities.RunTag(*tag) for tag in tags.items()])
+
+    def _params(self, run: str, params: Mapping[str, str]) -> None:
+        self._log(run, "params", [self.entities.Param(*param) for param in params.items()])
+
+    def _log(self, run: str, kind: str, things: list[Any]) -> None:
+        for start in range(0, len(things), BATCH[kind]):
+            self.client.log_batch(run, **{kind: things[start : start + BATCH[kind]]}, synchronous=True)
+
+    def search(self, **tags: str) -> list[Any]:
+        """The runs with these tags, the newest first."""
+        words = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return self.client.search_runs([self.place], words, order_by=["attributes.start_time DESC"])
+
+    def _live(self, stage: str) -> list[Any]:
+        """What ``live`` left for this stage of this experiment in this checkout, not yet adopted."""
+        runs = self.search(**_live_tags())
+        mine = {"dvc.stage": stage, "pipeline": experiment_name()}
+        return [run for run in runs if mine.items() <= run.data.tags.items()]
+
+    def _steps(self, run: Any) -> set[tuple[str, int]]:
+        names = run.data.metrics
+        return {(name, point.step) for name in names for point in self.client.get_metric_history(run.info.run_id, name)}
+
+    def _forget(self, run: str) -> None:
+        for child in self.search(**{"mlflow.parentRunId": run}):
+            self.client.delete_run(child.info.run_id)
+        self.client.delete_run(run)
+
+    def _forget_live(self, experiment: Experiment) -> None:
+        """A forced re-run streams the same curves again: they are in MLflow already."""
+        for stage in experiment.histories:
+            for run in self._live(stage):
+                if _agree(run.data.params, flat(experiment.stage_params(stage))):
+                    self._forget(run.info.run_id)
+
+
+def _agree(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether every param that both know has one value."""
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def _origin() -> dict[str, str]:
+    commit = baseline()
+    tags = {"dvc.exp_name": os.environ.get("DVC_EXP_NAME", "")}
+    return tags | ({"dvc.baseline": commit, "mlflow.source.git.commit": commit} if commit else {})
+
+
+def _stage_tags(stage: str) -> dict[str, str]:
+    return {"role": "stage", "dvc.stage": stage, "pipeline": experiment_name(), **_origin()}
+
+
+def _live_tags() -> dict[str, str]:
+    return {"live": "true", "checkout": checkout()}
+
+
+def _dvc_hashes(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """The hashes by which DVC knows the outputs of ``stage``, or with ``""`` of all stages that have no layer."""
+    if not lock.exists():
+        return {}
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
+    wanted = [entry for name, entry in stages.items() if (name == stage if stage else "@" not in name)]
+    outs = [out for entry in wanted for out in entry.get("outs", [])]
+    return {f"dvc.out.{out['path']}": out["md5"] for out in outs if "md5" in out}
+
+
+def _address(uri: str) -> tuple[str, str | None]:
+    """The store's whole URI and where its artifacts go; a server keeps them itself.
+
+    SQLite is tried out first, because MLflow retries for 100 s on a database that it cannot open. A relative path
+    counts from the main checkout: in the temporary workspace of a queued experiment it would vanish.
+    """
+    if uri.startswith(("http:", "https:", "databricks")):
+        return uri, None
+    if not uri.startswith("sqlite:///"):
+        return uri, (main_root().resolve() / "mlartifacts").as_uri()
+    path = main_root().resolve() / uri.removeprefix("sqlite:///")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=30)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("PRAGMA schema_version")
+        database.rollback()
+    return f"sqlite:///{path.as_posix()}", (path.parent / "mlartifacts").as_uri()
+
+
+def _lock() -> FileLock:
+    return FileLock(main_root() / ".mlflow.lock", timeout=120)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """The ways in which a store can be away; asked only when something is wrong, so that nothing is imported early."""
+    faults: tuple[type[Exception], ...] = (OSError, ImportError, sqlite3.Error, yaml.YAMLError)
+    if "mlflow.exceptions" in sys.modules:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        faults += (MlflowException, SQLAlchemyError)
+    return faults
+
+
+def _say(what: str, why: BaseException) -> None:
+    reason = str(why).strip().partition("\n")[0] or type(why).__name__
+    sys.stderr.write(f"tracking: {what} ({reason}); the results are the same without it\n")

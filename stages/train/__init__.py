@@ -1,0 +1,2 @@
+"""In: one layer's activations, the tokens, the language model. Out: `data/sae/<L>/`, an SAE in SAELens's layout, and
+`reports/train/<L>.json`, what held-out text says of it and of three controls."""

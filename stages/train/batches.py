@@ -1,0 +1,76 @@
+"""Stored rows -> shuffled batches, in memory that does not depend on how many rows there are.
+
+An epoch visits chunks of neighbouring rows in a random order, gathers as many as fit a window, and shuffles the rows of
+the window. With a window as large as the data that is a perfect shuffle. Each row comes at most once an epoch (what does
+not fill a last batch of a window is left out, other rows each time). Which rows a step sees is a function of the seed
+and the step alone, so that training can go on anywhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.door import BadInput
+from stages.extract.shards import Activations
+
+CHUNK = 256  # rows read together: 0.3 MB at width 640
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """The rows first … end-1 of some activations in shuffled batches of ``batch`` rows."""
+
+    activations: Activations
+    first: int
+    end: int
+    batch: int
+    window: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch > self.end - self.first:
+            raise BadInput(
+                f"params.yaml: train.batch_size is {self.batch}, but there are {self.end - self.first} training rows; "
+                "lower it, or extract more tokens"
+            )
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; the same in every epoch."""
+        rows = self.end - self.first
+        full, rest = divmod(rows, self._window_rows)
+        return full * (self._window_rows // self.batch) + rest // self.batch
+
+    @property
+    def _window_rows(self) -> int:
+        """A whole number of batches and chunks, so that no window but the last leaves rows out."""
+        unit = int(np.lcm(self.batch, CHUNK))
+        return max(self.window // unit, 1) * unit
+
+    def epoch(self, number: int) -> Iterator[Tensor]:
+        """Batches (row, width) in bfloat16 of epoch ``number``."""
+        random = np.random.default_rng([self.seed, number])
+        rows = self.end - self.first
+        chunks = random.permutation(-(-rows // CHUNK))
+        short = chunks == len(chunks) - 1  # the last chunk may be short: it goes to the end, so that windows stay full
+        chunks = np.concatenate([chunks[~short], chunks[short]])
+        step = self._window_rows // CHUNK
+        for start in range(0, len(chunks), step):
+            parts = [self._chunk(int(chunk)) for chunk in chunks[start : start + step]]
+            window = torch.cat(parts)
+            order = torch.from_numpy(random.permutation(len(window)))
+            for at in range(0, len(window) - self.batch + 1, self.batch):
+                yield window[order[at : at + self.batch]]
+
+    def _chunk(self, number: int) -> Tensor:
+        first = self.first + number * CHUNK
+        return self.activations.read(first, min(first + CHUNK, self.end))
+
+    def endless(self) -> Iterator[Tensor]:
+        """One epoch after another."""
+        number = 0
+        while True:
+            yield from self.epoch(number)
+            number += 1

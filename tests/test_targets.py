@@ -1,0 +1,121 @@
+"""Targets: every one can fail, and nonsense is turned away at the door."""
+
+import math
+from typing import Any
+
+import pytest
+
+from stages.door import BadInput
+from stages.params import check, load
+from stages.targets import METRICS, Targets, judge, passed, penalty
+
+SECTION: dict[str, Any] = {
+    "enforce": False,
+    "mse": {"max": 0.01},
+    "l0": {"min": 50, "max": 100},
+    "dead": {"max": 0.10},
+    "fvu_inlier": {"max": 0.12},
+    "ce_recovered": {"min": 0.95},
+    "delta_ce": {"max": 0.5},
+}
+GOOD: dict[str, float | None] = {
+    "mse": 0.0046,
+    "l0": 63.8,
+    "dead": 0.001,
+    "fvu_inlier": 0.09,
+    "ce_recovered": 0.97,
+    "delta_ce": 0.31,
+}
+
+
+def targets(section: dict[str, Any] = SECTION) -> Targets:
+    return check(section, Targets, "params.yaml: targets")
+
+
+def failing(values: dict[str, float | None]) -> list[str]:
+    return [verdict["metric"] for verdict in judge({**GOOD, **values}, targets()) if verdict["pass"] is False]
+
+
+def test_a_good_sae_passes_all():
+    verdicts = judge(GOOD, targets())
+    assert [verdict["metric"] for verdict in verdicts] == list(GOOD)
+    assert all(verdict["pass"] is True for verdict in verdicts)
+    assert passed(verdicts)
+    assert verdicts[1] == {"metric": "l0", "value": 63.8, "min": 50, "max": 100, "pass": True}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("mse", 0.011),
+        ("l0", 49.9),
+        ("l0", 100.1),
+        ("dead", 0.11),
+        ("fvu_inlier", 0.13),
+        ("ce_recovered", 0.94),
+        ("delta_ce", 0.51),
+        ("mse", math.nan),
+    ],
+)
+def test_each_target_can_fail(metric: str, value: float):
+    assert failing({metric: value}) == [metric]
+
+
+@pytest.mark.parametrize("l0", [750.0, 3250.0])
+def test_what_ghosttrack_reached_fails_what_it_promised(l0: float):
+    assert failing({"l0": l0}) == ["l0"]
+
+
+def test_both_ends_of_a_bound_pass():
+    assert failing({"l0": 50.0}) == failing({"l0": 100.0}) == failing({"mse": 0.01}) == []
+
+
+def test_null_neither_passes_nor_fails():
+    verdicts = judge({**GOOD, "ce_recovered": None, "delta_ce": None}, targets())
+    assert [verdict["pass"] for verdict in verdicts] == [True, True, True, True, None, None]
+    assert passed(verdicts)
+
+
+def test_a_missing_measurement_is_a_mistake_not_a_pass():
+    with pytest.raises(KeyError, match="delta_ce"):
+        judge({name: value for name, value in GOOD.items() if name != "delta_ce"}, targets())
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({**SECTION, "msee": {"max": 1.0}}, "'msee' is not a metric; the known ones are mse, fvu"),
+        ({**SECTION, "mse": {}}, "targets.mse: a target needs min, max or both"),
+        ({**SECTION, "mse": {"min": 2.0, "max": 1.0}}, "min 2 is above max 1"),
+        ({**SECTION, "mse": {"maximum": 1.0}}, "mse.maximum is not a known key"),
+        ({**SECTION, "mse": {"max": "1e-4"}}, "write 1.0e-4"),
+        ({**SECTION, "mse": 0.01}, "mse"),
+        ({"mse": {"max": 0.01}}, "targets.enforce is missing"),
+        ({"enforce": True}, "there is no target"),
+        (None, "targets"),
+    ],
+)
+def test_nonsense_is_one_sentence(section: Any, sentence: str):
+    with pytest.raises(BadInput, match=r"^params.yaml: targets") as refusal:
+        targets(section)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_penalty_is_zero_within_and_grows_with_the_relative_excess():
+    assert penalty(50, 0.10, targets()) == penalty(100, 0.0, targets()) == 0.0
+    assert penalty(150, 0.0, targets()) == pytest.approx(0.5)
+    assert penalty(40, 0.0, targets()) == pytest.approx(0.2)
+    assert penalty(64, 0.15, targets()) == pytest.approx(0.5)
+    assert penalty(150, 0.15, targets()) == pytest.approx(1.0)
+    assert penalty(1e6, 1.0, targets({"enforce": False, "mse": {"max": 1.0}})) == 0.0
+
+
+def test_a_bound_of_zero_has_an_excess():
+    assert penalty(64, 0.25, targets({"enforce": False, "dead": {"max": 0}})) == pytest.approx(0.25)
+
+
+def test_the_defaults_in_params_yaml():
+    defaults = load("targets", Targets)
+    assert set(defaults.bounds) <= set(METRICS)
+    assert {"mse", "l0", "dead", "fvu_inlier", "ce_recovered", "delta_ce"} <= set(defaults.bounds)

@@ -1,0 +1,328 @@
+"""Tracking on a real SQLite store: complete, comparable, repeatable, and never in the way."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import tracking
+from stages.experiment import Experiment, baseline, experiment_name, flat, thin
+
+LAYERS = [3, 9]
+
+
+def experiment(k: int = 64, folder: Path | None = None) -> Experiment:
+    """A small experiment whose numbers depend on ``k``."""
+    lines = [
+        {"layer": layer, "metric": metric, "value": value, "min": low, "max": high, "pass": good}
+        for layer in LAYERS
+        for metric, value, low, high, good in (
+            ("mse", 0.32 / k, None, 0.01, True),
+            ("l0", float(k), 50, 100, k >= 50),
+            ("delta_ce", None, None, 0.5, None),
+        )
+    ]
+    artifacts = []
+    if folder:
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text("<p>report</p>")
+        (folder / "plots" / "fvu.png").write_text("picture")
+        artifacts = [folder / "report.html", folder / "plots"]
+    return Experiment(
+        params={
+            "seed": 0,
+            "layers": LAYERS,
+            "by_layer": {9: {"lr": 0.001}},
+            "train": {"k": k, "lr": 0.003, "rule": "batchtopk"},
+            "fetch": {"lm": {"source": "x"}, "sources": [{"source": "y"}]},
+        },
+        summary={"targets.passed": 4, "targets.failed": 0} | {f"train.{layer}.mse": 0.32 / k for layer in LAYERS},
+        scorecard={"targets": lines},
+        histories={f"train@{layer}": history() for layer in LAYERS},
+        artifacts=artifacts,
+    )
+
+
+def history(points: int = 30) -> list[dict[str, float]]:
+    return [
+        {"step": step, "tokens": step * 10, "loss": 1 / (1 + step), "fvu": 0.5 / (1 + step)} for step in range(points)
+    ]
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has set up, to copy: the set-up takes seconds."""
+    folder = tmp_path_factory.mktemp("warm")
+    tracking.Store(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path: Path, warm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The main checkout, with a database but no experiment in it; the stage runs in another folder."""
+    for name in ("MLFLOW_TRACKING_URI", "STRATA_TRACKING", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "main").mkdir()
+    (tmp_path / "workspace").mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    monkeypatch.chdir(tmp_path / "workspace")
+    shutil.copy(warm, tmp_path / "main" / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "main" / "mlflow.db")) as database, database:
+        artifacts = (tmp_path / "main" / "mlartifacts").as_uri()
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'strata'", (artifacts,))
+    return tmp_path / "main"
+
+
+def runs(**tags: str) -> list[Any]:
+    return tracking.Store().search(**tags)
+
+
+def curve(run: Any, name: str) -> dict[int, float]:
+    points = tracking.Store().client.get_metric_history(run.info.run_id, name)
+    assert len({point.step for point in points}) == len(points), "a point is there twice"
+    return {point.step: point.value for point in points}
+
+
+def test_experiments_are_rows_with_the_same_columns(root: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, k in (("one", 64), ("two", 32), ("cached-copy", 64)):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
+        for _ in range(2):  # the second time adds nothing
+            tracking.track(experiment(k, root / "reports"))
+    rows = runs(role="pipeline")
+    assert sorted(row.info.run_name for row in rows) == ["cached-copy", "one", "two"]
+    assert len({frozenset(row.data.metrics) for row in rows}) == 1
+    assert len(runs(role="stage")) == 6
+    two = next(row for row in rows if row.info.run_name == "two")
+    assert {name: value for name, value in two.data.metrics.items() if "/l0/" in name} == {
+        f"target/l0/{layer}/{part}": value
+        for layer in LAYERS
+        for part, value in (("value", 32), ("min", 50), ("max", 100), ("pass", 0))
+    }
+    assert two.data.metrics["train.9.mse"] == 0.01
+    assert two.data.metrics["target/delta_ce/9/max"] == 0.5
+    assert "target/delta_ce/9/pass" not in two.data.metrics, "null neither passes nor fails"
+    assert two.data.params["train.k"] == "32"
+    assert two.data.tags["dvc.baseline"] == two.data.tags["mlflow.source.git.commit"] == "a" * 40
+    assert two.data.tags["dvc.exp_name"] == "two"
+    assert two.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
+    shown = tracking.Store().client.list_artifacts(two.info.run_id)
+    assert [item.path for item in shown] == ["plots", "report.html"]
+    assert not list(Path.cwd().iterdir()), "nothing is left in the workspace of a queued experiment"
+
+
+def test_nested_runs_hold_params_curves_and_hashes(root: Path):
+    lock = {
+        "fetch": {"outs": [{"path": "data/lm", "md5": "f00.dir"}]},
+        "train@9": {"outs": [{"path": "data/sae/9", "md5": "abc.dir"}]},
+        "train@12": {"outs": [{"path": "data/sae/12", "md5": "a removed layer stays in dvc.lock"}]},
+    }
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}), encoding="utf-8")
+    tracking.track(experiment())
+    (parent,) = runs(role="pipeline")
+    assert parent.info.run_name == experiment_name()
+    assert {tag for tag in parent.data.tags if tag.startswith("dvc.out")} == {"dvc.out.data/lm"}
+    (nine,) = runs(**{"dvc.stage": "train@9"})
+    assert nine.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert nine.data.tags["dvc.out.data/sae/9"] == "abc.dir"
+    assert nine.data.params == {"k": "64", "lr": "0.001", "rule": "batchtopk", "layer": "9", "seed": "0"}
+    assert curve(nine, "fvu") == {int(row["step"]): row["fvu"] for row in history()}
+    assert nine.data.metrics["final/mse"] == 0.005
+    assert nine.info.status == "FINISHED"
+
+
+def test_what_streamed_live_is_adopted(root: Path):
+    with tracking.live("train@3", {"k": 64, "lr": 0.003}) as log:
+        for row in history()[:20:2]:
+            log(int(row["step"]), {"loss": row["loss"]})
+    (streamed,) = runs(role="stage")
+    assert len(curve(streamed, "loss")) == 10
+    assert "mlflow.parentRunId" not in streamed.data.tags
+    tracking.track(experiment())
+    (three,) = runs(**{"dvc.stage": "train@3"})
+    assert three.info.run_id == streamed.info.run_id
+    assert three.data.tags["mlflow.parentRunId"] == runs(role="pipeline")[0].info.run_id
+    assert three.data.params["rule"] == "batchtopk"
+    for name in ("loss", "fvu"):
+        assert curve(three, name) == {int(row["step"]): row[name] for row in history()}
+
+
+def test_a_live_run_of_other_params_or_another_experiment_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch):
+    with tracking.live("train@3", {"k": 32}) as log:
+        log(0, {"loss": 1.0})
+    monkeypatch.setenv("DVC_EXP_NAME", "other")
+    with tracking.live("train@9", {"k": 64}) as log:
+        log(0, {"loss": 1.0})
+    monkeypatch.delenv("DVC_EXP_NAME")
+    tracking.track(experiment())
+    assert len(runs(role="stage")) == 4
+    assert len(runs(role="stage", **{"mlflow.parentRunId": runs(role="pipeline")[0].info.run_id})) == 2
+
+
+def test_a_killed_stage_goes_on_in_its_run_and_a_forced_one_leaves_none(root: Path):
+    killed = tracking.Store().open_live("train@3", {"k": "64"})
+    with tracking.live("train@3", {"k": 64}) as log:
+        log(5, {"loss": 1.0})
+    assert [(run.info.run_id, run.info.status) for run in runs(role="stage")] == [(killed, "FINISHED")]
+    tracking.track(experiment())
+    with tracking.live("train@3", {"k": 64}) as log:
+        log(5, {"loss": 1.0})
+    tracking.track(experiment())
+    assert len(runs(role="stage")) == 2
+
+    changed = tracking.Store().open_live("train@3", {"k": "16"})
+    tracking.Store().open_live("train@3", {"k": "8"})
+    assert {run.info.status for run in runs(role="stage") if run.info.run_id == changed} == {"KILLED"}
+
+
+def test_a_stage_that_fails_says_so(root: Path):
+    with pytest.raises(ZeroDivisionError), tracking.live("train@3", {}) as log:
+        log(0, {"loss": float("nan")})
+        raise ZeroDivisionError
+    assert runs(role="stage")[0].info.status == "FAILED"
+
+
+def test_a_track_that_was_killed_is_written_anew(root: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking.Store, "_write_stage", killed)
+        tracking.track(experiment())
+    assert [run.info.status for run in runs(role="pipeline")] == ["RUNNING"]
+    tracking.track(experiment())
+    assert [run.info.status for run in runs(role="pipeline")] == ["FINISHED"]
+    assert len(runs(role="stage")) == 2
+
+
+def write_cold(root: str, name: str) -> None:
+    os.environ.update(DVC_ROOT=root, DVC_EXP_NAME=name)
+    tracking.track(experiment())
+
+
+@pytest.mark.slow
+def test_four_cold_writers_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=write_cold, args=(str(tmp_path), f"exp-{i}")) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert sorted(run.info.run_name for run in runs(role="pipeline")) == [f"exp-{i}" for i in range(4)]
+    assert len(runs(role="stage")) == 8
+    assert all(run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri()) for run in runs(role="stage"))
+
+
+DOWN = {
+    "a folder in its place": "sqlite:///folder",
+    "not a database": "sqlite:///broken.db",
+    "a file where a folder should be": "sqlite:///broken.db/mlflow.db",
+    "no such store": "gopher://somewhere",
+    "nobody answers": "http://127.0.0.1:9",
+}
+
+
+@pytest.mark.parametrize("uri", DOWN.values(), ids=DOWN)
+def test_a_store_that_is_down_costs_one_line(
+    root: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (root / "folder").mkdir()
+    (root / "broken.db").write_text("this is no database, but it is long enough to be taken for one" * 20)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    start = time.monotonic()
+    tracking.track(experiment())
+    said = capsys.readouterr().err
+    assert said.startswith("tracking: this experiment is not in MLflow (") and said.count("\n") == 1
+    with tracking.live("train@3", {"k": 64}) as log:
+        for step in range(3):
+            log(step, {"loss": 1.0})
+    said = capsys.readouterr().err
+    assert said.startswith("tracking: train@3 is not streamed to MLflow (") and said.count("\n") == 1
+    assert time.monotonic() - start < 15
+
+
+def test_a_store_that_hangs_is_left_behind(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    release = threading.Event()
+
+    def hang() -> None:
+        release.wait(20)
+        raise TimeoutError
+
+    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+    monkeypatch.setattr(tracking, "Store", hang)
+    with tracking.live("train@3", {}) as log:
+        log(0, {"loss": 1.0})
+    assert "the live curves of train@3 are incomplete (no answer within" in capsys.readouterr().err
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name.endswith("(_stream)"):
+            thread.join()
+
+
+def test_switched_off_nothing_is_imported(tmp_path: Path):
+    program = (
+        "import sys, tests.test_tracking as t; from stages import tracking\n"
+        "tracking.track(t.experiment())\n"
+        "with tracking.live('train@3', {}) as log: log(0, {'loss': 1.0})\n"
+        "assert 'mlflow' not in sys.modules and 'sqlalchemy' not in sys.modules"
+    )
+    environment = {**os.environ, "STRATA_TRACKING": "off", "DVC_ROOT": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=Path(__file__).parents[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_address_counts_from_the_main_checkout(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    tracking.track(experiment())
+    assert len(runs(role="pipeline")) == 1
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_curve_is_thinned_and_keeps_its_ends():
+    rows = [{"step": float(step)} for step in range(1234)]
+    few = thin(rows, 500)
+    assert len(few) == 500 and few[0] == rows[0] and few[-1] == rows[-1]
+    assert thin(rows[:500], 500) == rows[:500]
+
+
+def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789")
+    assert experiment_name() == "repro-0123456"
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-name")
+    assert experiment_name() == "puffy-name"
+    monkeypatch.delenv("DVC_EXP_BASELINE_REV")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert baseline() is None
+
+
+def test_flat():
+    nested = {"a": {"b": 1, "c": {"d": None}}, "list": [{"x": 1}], "empty": {}, "text": "t", "lr": 1e-4}
+    assert flat(nested) == {
+        "a.b": "1", "a.c.d": "null", "list": '[{"x": 1}]', "empty": "{}", "text": "t", "lr": "0.0001",
+    }  # fmt: skip
+
+
+def test_the_content_key_sees_every_param_and_number():
+    assert experiment().content_key() == experiment().content_key()
+    assert experiment().content_key() != experiment(63).content_key()
+    other = experiment()
+    other.params["fetch"]["lm"]["source"] = "z"
+    assert other.content_key() != experiment().content_key()
