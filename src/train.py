@@ -1,7 +1,5 @@
 """Stage train@L: one layer's SAE, judged on held-out text."""
 
-import csv
-import io
 from pathlib import Path
 
 from stages import params, tracking
@@ -17,7 +15,7 @@ from stages.train import train as room
 
 
 def main(activations: str, tokens: str, lm: str, override: str, target: str, report: str, curve: str) -> None:
-    """ACTIVATIONS of a layer, their TOKENS, the LM, the layer's OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
+    """ACTIVATIONS of a layer, their TOKENS, the LM, OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
     device = start(params.load("machine", Machine))
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
@@ -25,7 +23,9 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
     targets, seed = params.load("targets", Targets), params.load("seed", int)
 
-    with tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}) as watch:
+    with tracking.live(
+        f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
+    ) as watch:
         fitted, untrained = room.train(rows, knobs, targets, seed, watch)
     source, options = read.lm_path(Path(lm))
     loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
@@ -38,11 +38,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     for epoch, sae in fitted.kept.items():
         disk.save(Path(target) / f"epoch-{epoch}", sae, metadata)
     write_json(Path(report), found)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, room.HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(fitted.history)
-    write_text(Path(curve), text.getvalue())
+    write_text(Path(curve), room.history_csv(fitted.history))
 
 
 if __name__ == "__main__":

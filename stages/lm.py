@@ -4,6 +4,7 @@ The blocks and their parts are found by structure, not by a list of model classe
 hooks down, for every family, sequential or parallel:  resid_pre + attn_out + mlp_out = resid_post.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,13 +59,16 @@ class LanguageModel:
 
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
     """Load a folder (or a name in the hub's cache) for inference, in ``dtype``."""
+    bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
+    bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         raise BadInput(f"no language model could be loaded from {source}: {' '.join(str(error).split())}") from None
     model.requires_grad_(False)
-    return LanguageModel(model.eval().to(device), tokenizer, find_blocks(model))
+    model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
+    return LanguageModel(model, tokenizer, find_blocks(model))
 
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -146,7 +151,9 @@ def final_states(lm: LanguageModel, tokens: Tensor) -> Tensor:
 
 def logits(lm: LanguageModel, states: Tensor) -> Tensor:
     """The LM head on rows of :func:`final_states`, (row, width) -> (row, vocabulary), in the model's dtype."""
-    scores = lm.model.get_output_embeddings()(states)
+    head = lm.model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    scores = head(states)
     cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
     return scores if cap is None else torch.tanh(scores / cap) * cap
 

@@ -66,7 +66,7 @@ def _sentence(place: str, error: Any) -> str:
         case "float_type" | "int_type" | "float_parsing" if isinstance(got, str):
             return f"{place} is the text {got!r}, not a number; YAML reads 1e-4 as text, so write 1.0e-4"
         case "value_error":
-            return f"{place}: {str(error['ctx']['error'])}"
+            return f"{place}: {error['ctx']['error']!s}"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return f"{place} is {got!r}, but {message.replace('input', 'it')}"

@@ -13,7 +13,9 @@ Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]  # raw rows -> reconstru
 
 
 @torch.inference_mode()
-def reconstruction(reconstruct: Reconstruct, blocks: Iterable[Tensor], scale: float, median_norm: float) -> dict[str, Any]:
+def reconstruction(
+    reconstruct: Reconstruct, blocks: Iterable[Tensor], scale: float, median_norm: float
+) -> dict[str, Any]:
     """mse on the training scale, fvu, fvu_inlier, l0 and cosine over all rows of ``blocks``, in float32."""
     everything, inliers = Errors(), Errors()
     for block in blocks:
@@ -49,17 +51,17 @@ def outliers(blocks: Iterable[Tensor], tokens: Tensor, median_norm: float) -> di
     everything, out, found = Errors(), Errors(), []
     for block in blocks:
         x = block.float()
-        everything.add(x, x, torch.zeros(len(x)))
         large = x.norm(dim=1) > OUTLIER * median_norm
-        mean = everything.total / everything.rows
-        out.error += float((x[large] - mean.float()).square().sum())
-        out.rows += int(large.sum())
+        everything.add(x, x, torch.zeros(len(x)))
+        out.add(x[large], x[large], torch.zeros(int(large.sum())))
         found.append(large)
+    mean = everything.total / everything.rows
+    apart = out.squares - 2 * float(out.total @ mean) + out.rows * float(mean @ mean) if out.rows else 0.0
     ids, counts = tokens[torch.cat(found)].unique(return_counts=True)
     order = counts.sort(descending=True, stable=True).indices[:10]
     return {
         "rows": out.rows,
         "share_of_rows": out.rows / everything.rows,
-        "share_of_variance": min(1.0, out.error / everything.variance) if everything.variance > 0 else None,
+        "share_of_variance": apart / everything.variance if everything.variance > 0 else None,
         "tokens": [(int(ids[i]), int(counts[i])) for i in order],
     }

@@ -1,6 +1,7 @@
 """Tiny random-weight models of every supported family, made here: nothing is downloaded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,30 +20,22 @@ from transformers import (
     Qwen3Config,
 )
 
-WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()
+WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()  # noqa: SIM905
 VOCABULARY = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS]
 
-_plain = dict(vocab_size=len(VOCABULARY), bos_token_id=1, eos_token_id=2, pad_token_id=0)
-_llama = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+_plain: dict[str, Any] = {"vocab_size": len(VOCABULARY), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_deep: dict[str, Any] = {**_plain, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+_llama: dict[str, Any] = {**_deep, "intermediate_size": 64, "num_key_value_heads": 2}
+_opt: dict[str, Any] = {**_deep, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
 FAMILIES: dict[str, PretrainedConfig] = {
-    "gemma3": Gemma3TextConfig(**_plain, **_llama, head_dim=8, sliding_window=8),
-    "gemma2": Gemma2Config(**_plain, **_llama, head_dim=8, sliding_window=8),
+    "gemma3": Gemma3TextConfig(**_llama, head_dim=8, sliding_window=8),
+    "gemma2": Gemma2Config(**_llama, head_dim=8, sliding_window=8),
     "gpt2": GPT2Config(**_plain, n_embd=32, n_layer=4, n_head=4, n_positions=64),
-    "neox": GPTNeoXConfig(
-        **_plain, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, rotary_pct=0.25
-    ),
-    "llama": LlamaConfig(**_plain, **_llama),
-    "qwen2": Qwen2Config(**_plain, **_llama),
-    "qwen3": Qwen3Config(**_plain, **_llama, head_dim=8),
-    "opt": OPTConfig(
-        **_plain,
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        word_embed_proj_dim=32,
-    ),
+    "neox": GPTNeoXConfig(**_deep, intermediate_size=64),
+    "llama": LlamaConfig(**_llama),
+    "qwen2": Qwen2Config(**_llama),
+    "qwen3": Qwen3Config(**_llama, head_dim=8),
+    "opt": OPTConfig(**_opt),
 }
 
 
@@ -58,7 +51,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def save_tiny_lm(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """Write a random model of ``family``, the same at every call, as transformers would."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = AutoModelForCausalLM.from_config(FAMILIES[family])
         for parameter in model.parameters():  # wide enough that layers differ and nothing saturates
             if parameter.dim() > 1:

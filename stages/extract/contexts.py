@@ -1,6 +1,6 @@
 """Documents -> contexts: rows of a fixed number of tokens that the model reads, BOS first, padding last."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def until(contexts: Iterable[Row], rows: int) -> Iterator[Row]:
         yield context
 
 
-def write(splits: dict[str, Iterable[Row]], layout: Layout, folder: Path, total: int) -> dict[str, Any]:
+def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, total: int) -> dict[str, Any]:
     """Write the contexts of all splits, one after the other; return what meta.json says of them."""
     files: list[dict[str, Any]] = []
     ranges: dict[str, dict[str, list[int]]] = {"contexts": {}, "splits": {}}

@@ -39,7 +39,9 @@ def check_room(folder: Path, params: Extract, layers: int, width: int, weights: 
     files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
     needed, free = weights + 10**9, psutil.virtual_memory().available
     if needed > free:
-        raise BadInput(f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB); {free / 1e9:.1f} are free")
+        raise BadInput(
+            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB); {free / 1e9:.1f} are free"
+        )
 
 
 def layout(lm: LanguageModel, params: Extract) -> Layout:
@@ -51,7 +53,11 @@ def layout(lm: LanguageModel, params: Extract) -> Layout:
 
 
 def write_contexts(
-    corpus: dict[str, Iterator[dict[str, Any]]], counts: dict[str, int], lm: LanguageModel, params: Extract, folder: Path
+    corpus: dict[str, Iterator[dict[str, Any]]],
+    counts: dict[str, int],
+    lm: LanguageModel,
+    params: Extract,
+    folder: Path,
 ) -> dict[str, Any]:
     """Tokenise each split's documents up to its share of ``params.tokens`` (``counts``: its number of documents)."""
     plan = layout(lm, params)

@@ -132,7 +132,9 @@ def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
     """Map the shards that ``meta`` lists."""
     shards = enumerate(meta["shards"])
     return Activations(
-        folder, meta, [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number)) for number, s in shards]
+        folder,
+        meta,
+        [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number)) for number, s in shards],
     )
 
 

@@ -43,7 +43,7 @@ class LM(Section):
 def fetch(params: LM, folder: Path) -> dict[str, Any]:
     """Put the model into ``folder``, which is there, or a hub model into the hub's cache; return what meta.json says.
 
-    BadInput when it is missing, truncated, pickled, not pinned, or of an unknown architecture.
+    BadInput when it is missing, truncated, unsafe to open, not pinned, or of an unknown architecture.
     """
     prefix, colon, name = params.source.partition(":")
     if colon and prefix == "package":
@@ -148,8 +148,8 @@ def check_folder(folder: Path, where: str) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{where} holds no config.json, so it is no model that transformers could load")
     if not any(folder.glob(WEIGHTS)):
-        pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
-        held = f"only {pickled[0]}, which can run code when it is opened; convert it to" if pickled else "no weights in"
+        unsafe = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
+        held = f"only {unsafe[0]}, which can run code when it is opened; convert it to" if unsafe else "no weights in"
         raise BadInput(f"{where} holds {held} safetensors")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise BadInput(f"{where} holds no tokenizer (none of {', '.join(TOKENIZERS)})")

@@ -61,8 +61,8 @@ class Autoencoder(nn.Module):
     def auxk(self, y: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """How well the ``k`` strongest of the ``dead`` latents explain the residual; gradients to both their sides.
 
-        Σ‖r − z W_dec[dead]‖² / Σ‖r − mean r‖² (Gao et al. 2024, appendix A.2). Dense on the gathered dead rows, which are
-        few. Encoder and decoder biases of the living take no part.
+        Σ‖r − z W_dec[dead]‖² / Σ‖r − mean r‖² (Gao et al. 2024, appendix A.2). Dense on the gathered dead rows, which
+        are few. Encoder and decoder biases of the living take no part.
         """
         h = torch.addmm(self.b_enc[dead], y, self.encoder[dead].T)
         values, chosen = h.topk(min(k, len(dead)), dim=1)

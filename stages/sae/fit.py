@@ -110,10 +110,9 @@ def fit(
 ) -> Fitted:
     """Train ``model`` on ``batches`` of the training scale, (row, width) float32, ``steps_per_epoch`` to an epoch.
 
-    loss = ‖y − ŷ‖² / (rows · width · variance) + the rule's penalty + ``auxk`` × AuxK on the dead latents. After each epoch
-    ``judge`` gets the folded SAE and the share of latents silent for that epoch; it
-    returns its validation score. ``watch`` sees every logged
-    step; it cannot change anything.
+    loss = ‖y − ŷ‖² / (rows · width · variance) + the rule's penalty + ``auxk`` × AuxK on the dead latents. After each
+    epoch ``judge`` gets the folded SAE and the share of latents silent in that epoch, and gives its validation score.
+    ``watch`` sees every logged step; it cannot change anything.
 
     Raises BadInput when the loss stops being finite, naming the step.
     """
@@ -168,7 +167,12 @@ def fit(
                     asleep = float((silent > steps_per_epoch * knobs.batch_size).float().mean())
                     sae = fold(model, rule, scale)
                     judged = judge(sae, asleep)
-                    values |= {"validation_fvu": judged.fvu, "validation_l0": judged.l0, "validation_dead": asleep, "score": judged.score}
+                    values |= {
+                        "validation_fvu": judged.fvu,
+                        "validation_l0": judged.l0,
+                        "validation_dead": asleep,
+                        "score": judged.score,
+                    }
                     _keep(fitted, sae, judged, step + 1, (step + 1) // steps_per_epoch, knobs)
                 fitted.history.append({"step": step + 1, "tokens": tokens, **values})
                 watch(step + 1, values)

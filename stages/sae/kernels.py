@@ -69,9 +69,7 @@ def pattern_of(mask: Tensor) -> Pattern:
 
 def from_entries(rows: Tensor, latents: Tensor, shape: torch.Size) -> Pattern:
     """The pattern of entries that are sorted by row."""
-    return Pattern(
-        torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device)), latents, shape[1]
-    )
+    return Pattern(torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device)), latents, shape[1])
 
 
 def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:

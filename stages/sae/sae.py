@@ -1,6 +1,6 @@
 """A finished sparse autoencoder, acting on raw activations.
 
-    h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h > θ]·1[h > 0]        x̂ = f W_dec + b_dec
+h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h > θ]·1[h > 0]        x̂ = f W_dec + b_dec
 """
 
 from collections.abc import Iterable

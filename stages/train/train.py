@@ -1,5 +1,7 @@
 """Train one layer's SAE and measure it, beside its controls, on held-out text."""
 
+import csv
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,14 +24,25 @@ from stages.targets import Targets, penalty
 from stages.train import controls
 from stages.train.batches import Shuffled
 
-HISTORY = ("step", "tokens", "lr", "loss", "mse", "fvu", "l0", "dead", "validation_fvu", "validation_l0", "validation_dead", "score")
+HISTORY: tuple[str, ...] = (
+    "step",
+    "tokens",
+    "lr",
+    "loss",
+    "mse",
+    "fvu",
+    "l0",
+    "dead",
+    "validation_fvu",
+    "validation_l0",
+    "validation_dead",
+    "score",
+)
 
 
 def knobs_of(train: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
     """The section ``train`` with what ``by_layer`` says of one layer on top."""
-    unknown = {key: value for key, value in override.items() if key not in Train.model_fields}
-    check(unknown, dict[str, Any] if not unknown else Train, f"params.yaml: by_layer.{layer}")
-    return check({**train, **override}, Train, "params.yaml: train" + f" (with by_layer.{layer})" * bool(override))
+    return check({**train, **override}, Train, "params.yaml: train" + f" with by_layer.{layer}" * bool(override))
 
 
 def scale_of(activations: Activations) -> Scale:
@@ -114,7 +127,9 @@ def measure(
         name: quality.reconstruction(f, test(), activations.scale, activations.median_norm)
         for name, f in candidates.items()
     }
-    counts = {name: quality.firing_counts(s, everything(activations)) for name, s in (("sae", sae), ("untrained", untrained))}
+    counts = {
+        name: quality.firing_counts(s, everything(activations)) for name, s in (("sae", sae), ("untrained", untrained))
+    }
     for name in found:
         found[name]["dead"] = float((counts[name] == 0).float().mean()) if name in counts else None
     ce, ce_tokens = _cross_entropy(lm, contexts, activations, candidates, knobs.ce_tokens)
@@ -124,7 +139,8 @@ def measure(
     tokens, _ = contexts.rows("test")
     outliers = quality.outliers(test(), torch.from_numpy(tokens), activations.median_norm)
     outliers["tokens"] = [
-        {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count} for token, count in outliers["tokens"]
+        {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
+        for token, count in outliers["tokens"]
     ]
     rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
     frequency = counts["sae"].double() / activations.rows
@@ -161,8 +177,8 @@ def _cross_entropy(
     tokens, documents = contexts.read(first, end)
     kept = documents >= 0
     enough = int(np.searchsorted(kept[:, 1:].sum(1).cumsum(), budget)) + 1
-    replaces = {name: lambda x, f=f: f(x.float())[0] for name, f in candidates.items()}
-    replaces["zero"] = torch.zeros_like
+    replaces: dict[str, splice.Replace] = {name: lambda x, f=f: f(x.float())[0] for name, f in candidates.items()}
+    replaces["zero"] = lambda x: torch.zeros_like(x)
     verdicts = splice.verdict(
         lm,
         torch.from_numpy(tokens[:enough]),
@@ -185,7 +201,9 @@ def check_origin(activations: Activations, contexts: Contexts, model: dict[str, 
     """Refuse activations that another model or another text gave."""
     for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
         if meta["model"] != model:
-            raise BadInput(f"{folder} was extracted from {meta['model']['name']}, not from the model that is there now; run extract")
+            raise BadInput(
+                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
+            )
     if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
         raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
 
@@ -210,3 +228,12 @@ def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: d
             "median_norm": activations.median_norm,
         },
     }
+
+
+def history_csv(history: list[dict[str, Any]]) -> str:
+    """The history as CSV; a validation column is empty where nothing was validated."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

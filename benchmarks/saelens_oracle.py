@@ -1,0 +1,83 @@
+"""The real SAELens opens a folder of ours and must give our codes and our reconstructions.
+
+Runs in an environment of its own (`benchmarks/requirements-saelens.txt`), on what
+`benchmarks.saelens_export` wrote in ours.
+
+Two programs sum in different orders, so a pre-activation within rounding of the cut (the threshold, or the k-th largest
+of its row) may fall on either side of it. Such a flip is counted, and its row is left out of the errors that decide,
+if it is as near to the cut as rounding explains: within TOLERANCE of the norm of its row's codes. Any other flip fails.
+"""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.door import BadInput, run
+
+TOLERANCE = 1e-4
+
+
+def errors(ours: Tensor, theirs: Tensor, prefix: str) -> dict[str, float]:
+    """‖ours − theirs‖ / ‖theirs‖: of the worst row, and of all rows as one vector."""
+    difference, size = (ours - theirs).double(), theirs.double()
+    rows = difference.norm(dim=1) / size.norm(dim=1).clamp(min=1e-30)
+    return {
+        f"{prefix}_worst_row": float(rows.max()),
+        f"{prefix}_overall": float(difference.norm() / size.norm()),
+    }
+
+
+def flips(ours: Tensor, theirs: Tensor, threshold: Tensor | None) -> tuple[Tensor, float]:
+    """Where one side alone has an active latent, and the largest distance from the cut there, over the row's norm."""
+    flipped = (ours > 0) != (theirs > 0)
+    value = torch.maximum(ours, theirs)
+    if threshold is None:
+        active = [torch.where(x > 0, x, torch.inf).amin(1, keepdim=True) for x in (ours, theirs)]
+        cut = torch.minimum(*active)
+    else:
+        cut = threshold.clamp(min=0)
+    distance = (value - cut).abs() / theirs.norm(dim=1, keepdim=True)
+    return flipped, float(distance[flipped].max()) if flipped.any() else 0.0
+
+
+@torch.inference_mode()
+def main(sae: str, rows: str) -> None:
+    """Load the folder SAE with SAELens and compare with ROWS, the file that benchmarks.saelens_export wrote."""
+    if not Path(rows).is_file():
+        raise BadInput(f"{rows} is missing; write it with `python -m benchmarks.saelens_export`")
+    from sae_lens import SAE  # pyright: ignore[reportMissingImports]
+
+    tensors = load_file(rows)
+    x, codes, reconstruction = tensors["x"], tensors["codes"], tensors["reconstruction"]
+    loaded = SAE.load_from_disk(sae)
+    theirs = loaded.encode(x)
+    found = loaded.decode(theirs)
+    flipped, distance = flips(codes, theirs, getattr(loaded, "threshold", None))
+    same = ~flipped.any(1)
+    decide = errors(codes[same], theirs[same], "codes") | errors(reconstruction[same], found[same], "reconstruction")
+    passed = max(*decide.values(), distance) <= TOLERANCE and bool(same.any())
+    report = {
+        "sae": sae,
+        "sae_lens": importlib.metadata.version("sae-lens"),
+        "architecture": loaded.cfg.architecture(),
+        "rows": len(x),
+        "active": int((theirs > 0).sum()),
+        "flipped_codes": int(flipped.sum()),
+        "flipped_rows": int((~same).sum()),
+        "flip_distance": distance,
+        **decide,
+        "all_rows": errors(codes, theirs, "codes") | errors(reconstruction, found, "reconstruction"),
+        "tolerance": TOLERANCE,
+        "pass": passed,
+    }
+    print(json.dumps(report, indent=2))
+    if not passed:
+        raise BadInput(f"SAELens and Strata differ on {sae} by more than {TOLERANCE}")
+
+
+if __name__ == "__main__":
+    run(main)

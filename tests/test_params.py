@@ -1,0 +1,207 @@
+"""params.yaml: what is written wrong is said in one sentence. And the door, where every stage says it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import door, params
+from stages.door import BadInput
+from stages.fetch.corpus import Corpus
+from stages.machine import Machine
+from stages.sae.fit import Train
+from stages.targets import Targets
+from stages.train.train import knobs_of
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def changed(folder: Path, old: str, new: str) -> Path:
+    """The real params.yaml with one line changed, as a user would."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    return written(folder, text.replace(old, new, 1))
+
+
+def refused(section: str, kind: Any, path: Path) -> str:
+    with pytest.raises(BadInput) as refusal:
+        params.load(section, kind, path)
+    return str(refusal.value).removeprefix(f"{path}")
+
+
+def test_the_defaults_are_good():
+    path = ROOT / "params.yaml"
+    assert list(params.read(path)) == list(params.SECTIONS)
+    assert params.load("train", Train, path).model_dump() == WHOLE["train"]
+    assert params.load("machine", Machine, path).threads == WHOLE["machine"]["threads"]
+    assert params.load("layers", list[int], path) == WHOLE["layers"]
+    assert set(params.load("targets", Targets, path).bounds) == set(WHOLE["targets"]) - {"enforce"}
+
+
+@pytest.mark.parametrize(
+    "old, new, sentence",
+    [
+        ("  clip: 1.0", "  clip: 1.0\n  clp: 1.0", ": train.clp is not a known key"),
+        ("  clip: 1.0", "  # clip: 1.0", ": train.clip is missing"),
+        (
+            "lr: 3.0e-3",
+            "lr: 1e-4",
+            ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4",
+        ),
+        (
+            "  k: 64",
+            "  k: many",
+            ": train.k is the text 'many', not a number; YAML reads 1e-4 as text, so write 1.0e-4",
+        ),
+        ("  k: 64", "  k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
+        ("  k: 64", "  k: true", ": train.k is True, but it should be a valid integer"),
+        ("  k: 64", "  k: 0", ": train.k is 0, but it should be greater than 0"),
+        ("skip_outliers: false", "skip_outliers: 0", ": train.skip_outliers is 0, but it should be a valid boolean"),
+        ("rule: batchtopk", "rule: top", ": train.rule is 'top', but it should be 'topk', 'batchtopk' or 'jumprelu'"),
+        ("  k: 64", "  k: 4097", ": train: k is 4097, more than the 4096 latents of the dictionary; lower k"),
+    ],
+)
+def test_a_wrong_knob_is_one_sentence(tmp_path: Path, old: str, new: str, sentence: str):
+    assert refused("train", Train, changed(tmp_path, old, new)) == sentence
+
+
+@pytest.mark.parametrize(
+    "section, kind, old, new, sentence",
+    [
+        ("layers", list[int], "layers: [3, 6, 9]", "layers: 9", ": layers is 9, but it should be a valid list"),
+        ("targets", Targets, "{max: 0.10}", "{most: 0.10}", ": targets.dead.most is not a known key"),
+        (
+            "targets",
+            Targets,
+            "{max: 0.10}",
+            "{}",
+            ": targets.dead: a target needs min, max or both, else it cannot fail",
+        ),
+        ("machine", Machine, "device: auto", "device: gpu", ": machine.device is 'gpu', but it should be"),
+    ],
+)
+def test_other_sections_are_as_strict(tmp_path: Path, section: str, kind: Any, old: str, new: str, sentence: str):
+    assert refused(section, kind, changed(tmp_path, old, new)).startswith(sentence)
+
+
+def test_a_key_deep_inside_is_named_by_its_whole_place():
+    value = {**WHOLE["fetch"]["corpus"], "sources": [{"source": "a.csv"}, {"source": "b.csv", "seperator": ";"}]}
+    with pytest.raises(BadInput, match=r"^params.yaml: fetch.corpus.sources.1.seperator is not a known key$"):
+        params.check(value, Corpus, "params.yaml: fetch.corpus")
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("", " must be a mapping of sections, one a stage"),
+        ("- 1\n", " must be a mapping of sections, one a stage"),
+        ("seed: [1\n", " is not valid YAML: "),
+        (yaml.safe_dump({**WHOLE, "trian": {}}), " has an unknown section 'trian'; the known ones are seed, layers, "),
+        (yaml.safe_dump({k: v for k, v in WHOLE.items() if k != "by_layer"}), " lacks the section 'by_layer'"),
+    ],
+)
+def test_the_file_as_a_whole(tmp_path: Path, text: str, sentence: str):
+    found = refused("seed", int, written(tmp_path, text))
+    assert found.startswith(sentence) and "\n" not in found
+
+
+def test_no_file_at_all(tmp_path: Path):
+    assert refused("seed", int, tmp_path / "params.yaml") == " is missing; run from the root of the project"
+
+
+def test_sections_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        params.check(WHOLE["train"], Train, "train").k = 3
+
+
+# --- by_layer -----------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_can_have_knobs_of_its_own():
+    knobs = knobs_of(WHOLE["train"], {"k": 48, "lr": 1.0e-3}, 9)
+    assert (knobs.k, knobs.lr, knobs.latents) == (48, 1.0e-3, WHOLE["train"]["latents"])
+    assert knobs_of(WHOLE["train"], {}, 9).model_dump() == WHOLE["train"]
+
+
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ({"kk": 48}, "params.yaml: train with by_layer.9.kk is not a known key"),
+        ({"k": "1e2"}, "params.yaml: train with by_layer.9.k is the text '1e2', not a number; YAML reads"),
+        ({"k": 5000}, "params.yaml: train with by_layer.9: k is 5000, more than the 4096 latents of the dictionary"),
+        ({"latents": 32}, "params.yaml: train with by_layer.9: k is 64, more than the 32 latents of the dictionary"),
+    ],
+)
+def test_a_wrong_knob_of_a_layer_names_the_layer(override: dict[str, Any], sentence: str):
+    with pytest.raises(BadInput) as refusal:
+        knobs_of(WHOLE["train"], override, 9)
+    assert str(refusal.value).startswith(sentence)
+
+
+# --- the door -----------------------------------------------------------------------------------------------------
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, main: Any, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["src/it.py", *words])
+    with pytest.raises(SystemExit) as end:
+        door.run(main)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_bad_input_is_one_sentence_and_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def main(path: str) -> None:
+        raise BadInput(f"{path} is empty; give it a line")
+
+    assert enter(monkeypatch, main, "a.txt") == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.endswith("a.txt is empty; give it a line\n")
+
+
+@pytest.mark.parametrize("words", [(), ("a",), ("a", "b", "c", "d")])
+def test_a_wrong_number_of_words_shows_the_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+):
+    def main(source: str, target: str, third: str = "") -> None:
+        """SOURCE: what is read; TARGET: what is written."""
+        raise AssertionError("must not be called")
+
+    assert enter(monkeypatch, main, *words) == 2
+    _, err = capsys.readouterr()
+    assert " SOURCE TARGET THIRD\n" in err and err.endswith("SOURCE: what is read; TARGET: what is written.\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def main() -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["src/it.py"])
+    with pytest.raises(TypeError, match="a bug"):
+        door.run(main)
+
+
+def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
+    changed(tmp_path, "by_layer: {}", "by_layer: 9")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def select(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "src.select", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    ended = select("layers")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "select: params.yaml: by_layer is 9, but it should be a valid dictionary\n"
+    assert not (tmp_path / "layers").exists()
+    ended = select()
+    assert ended.returncode == 2 and ended.stderr.startswith("usage: python -m src.select TARGET HOMES\n")

@@ -1,0 +1,305 @@
+"""The whole pipeline as a user meets it: DVC, its experiments, its remote, MLflow, a kill, and mistakes.
+
+One tiny project in a git repository of its own, on a tiny random model and made-up text; a stage costs seconds there
+only because a process imports torch. The first run is killed in the middle of extract and goes on, so that all that
+follows, `--force` above all, also compares against that.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import WORDS, save_tiny_lm
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+LAYERS = [0, 2]
+STAGES = ["select", "fetch_lm", "fetch_corpus", "extract", *(f"train@{layer}" for layer in LAYERS), "report", "track"]
+PARAMS = {
+    "layers": LAYERS,
+    "machine.threads": 1,
+    "fetch.lm.source": "inputs/lm",
+    "fetch.corpus.sources": [{"source": "inputs/text.jsonl", "label": "animal"}],
+    "extract.tokens": 6000,
+    "extract.context": 16,
+    "extract.batch_size": 1,  # slow, so that there is time to kill it
+    "extract.shard_rows": 128,
+    "train.latents": 64,
+    "train.k": 8,
+    "train.auxk_latents": 16,
+    "train.epochs": 2,
+    "train.batch_size": 256,
+    "train.ce_tokens": 200,
+}
+
+
+@dataclass
+class Project:
+    """A checkout, and how to run things in it as a user with an empty home folder would."""
+
+    folder: Path
+    env: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *words: str, code: int | None = 0) -> str:
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert code is None or done.returncode == code, (
+            f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}"
+        )
+        return done.stdout
+
+    def dvc(self, *words: str, code: int | None = 0) -> str:
+        return self.run("dvc", *words, code=code)
+
+    def git(self, *words: str) -> str:
+        return self.run("git", *words)
+
+    def commit(self, message: str) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
+        return self.git("rev-parse", "HEAD").strip()
+
+    def lock(self, revision: str | None = None) -> dict[str, Any]:
+        text = self.git("show", f"{revision}:dvc.lock") if revision else (self.folder / "dvc.lock").read_text()
+        return yaml.safe_load(text)["stages"]
+
+    def hashes(self, *folders: str) -> dict[str, str]:
+        files = [path for name in folders for path in sorted((self.folder / name).rglob("*")) if path.is_file()]
+        return {str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def set(self, **changes: Any) -> None:
+        """Change params.yaml; a key is written `train__k`."""
+        set_params(self.folder, {name.replace("__", "."): value for name, value in changes.items()})
+
+    def runs(self, **tags: str) -> list[dict[str, Any]]:
+        """The runs in MLflow's database that have these tags: name, tags, metrics, parameters."""
+        with closing(sqlite3.connect(f"file:{self.folder}/mlflow.db?mode=ro", uri=True)) as database:
+            found = []
+            for uuid, name in database.execute(
+                "select run_uuid, name from runs where lifecycle_stage = 'active' order by start_time"
+            ).fetchall():
+                table = {
+                    what: dict(database.execute(f"select key, value from {what} where run_uuid = ?", [uuid]))
+                    for what in ("tags", "latest_metrics", "params")
+                }
+                if tags.items() <= table["tags"].items():
+                    found.append({"name": name, **table})
+        return found
+
+
+def set_params(folder: Path, changes: dict[str, Any]) -> None:
+    path = folder / "params.yaml"
+    whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        *parents, key = name.split(".")
+        place = whole
+        for parent in parents:
+            place = place[parent]
+        assert key in place, name
+        place[key] = value
+    path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC really ran, not skipped and not taken from its cache."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+
+
+def wait_for(what: Callable[[], Any], seconds: float, pause: float = 0.2) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(pause)
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    foreign = ("DVC_", "GIT_", "MLFLOW_", "STRATA_", "XDG_", "HF_")
+    home.mkdir()
+    (home / ".gitconfig").write_text(
+        "[user]\n\tname = Someone\n\temail = someone@example.org\n[init]\n\tdefaultBranch = main\n"
+    )
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        "DVC_NO_ANALYTICS": "true",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def text(documents: int = 160) -> str:
+    random = np.random.default_rng(0)
+    rows = [
+        {"text": " ".join(random.choice(WORDS, 60)), "animal": ("cat", "dog")[number % 2]}
+        for number in range(documents)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first `dvc repro`, which was killed in the middle of extract and started again."""
+    root = tmp_path_factory.mktemp("pipeline")
+    folder = root / "project"
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".dvc").mkdir()
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+        shutil.copyfile(ROOT / name, folder / name)
+    (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    set_params(folder, PARAMS)
+    save_tiny_lm(folder / "inputs" / "lm", "gpt2")
+    (folder / "inputs" / "text.jsonl").write_text(text())
+    project = Project(folder, environment(root / "home"))
+    project.git("init", "-q")
+    project.commit("start")
+
+    process = project.start("dvc", "repro")
+    scratch = folder / ".scratch"
+    wait_for(
+        lambda: process.poll() is not None or list(scratch.glob(f"extract-*/{LAYERS[1]}/shard-00001.safetensors")),
+        120, pause=0.002,
+    )  # fmt: skip
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    project.facts["killed"] = process.returncode, output
+    project.facts["scratch"] = sorted(path.name for path in scratch.glob(f"extract-*/{LAYERS[0]}/*"))
+    project.facts["resumed"] = project.dvc("repro")
+    project.facts["base"] = project.commit("base")
+    project.facts["lock"] = (folder / "dvc.lock").read_bytes()
+    project.facts["hashes"] = project.hashes("data", "reports")
+    return project
+
+
+def test_a_killed_extract_goes_on_where_it_was(project: Project):
+    code, output = project.facts["killed"]
+    assert code == -signal.SIGKILL and ran(output) == STAGES[:4]
+    kept = [name for name in project.facts["scratch"] if name.startswith("shard-")]
+    assert len(kept) >= 2 and "meta.json" not in project.facts["scratch"]  # it was in the middle
+    assert ran(project.facts["resumed"]) == STAGES[3:]
+    shards = json.loads((project.folder / "data/activations/0/meta.json").read_text())["shards"]
+    assert len(shards) > len(kept)
+    assert not list((project.folder / ".scratch").glob("*"))
+
+
+def test_every_artifact_is_there(project: Project):
+    expected = [
+        "data/lm/meta.json",
+        "data/corpus/corpus.parquet",
+        "data/activations/tokens/meta.json",
+        "reports/scorecard.json",
+        "reports/summary.json",
+        "reports/report.html",
+    ]
+    for layer in LAYERS:
+        expected += [f"data/activations/{layer}/meta.json", f"data/sae/{layer}/cfg.json"]
+        expected += [f"data/sae/{layer}/sae_weights.safetensors", f"data/sae/{layer}/final/sae_weights.safetensors"]
+        expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv"]
+    assert set(expected) <= set(project.facts["hashes"])
+    assert list((project.folder / "reports/plots").glob("*.png"))
+    card = json.loads((project.folder / "reports/scorecard.json").read_text())
+    assert {line["layer"] for line in card["targets"]} == set(LAYERS)
+    assert project.git("status", "--porcelain") == ""  # all else is ignored
+
+
+def test_a_second_run_does_nothing(project: Project):
+    output = project.dvc("repro")
+    assert ran(output) == [] and "up to date" in output
+    assert (project.folder / "dvc.lock").read_bytes() == project.facts["lock"]
+    assert project.dvc("status").strip() == "Data and pipelines are up to date."
+
+
+def test_a_forced_run_writes_the_same_bytes(project: Project):
+    """So the run that was killed ended with the bytes of one that was not."""
+    assert ran(project.dvc("repro", "--force")) == STAGES
+    assert (project.folder / "dvc.lock").read_bytes() == project.facts["lock"]
+    assert project.hashes("data", "reports") == project.facts["hashes"]
+    assert len(project.runs(role="pipeline")) == 1
+
+
+@pytest.fixture(scope="module")
+def experiments(project: Project) -> dict[str, str]:
+    """What DVC said of: k changed in the workspace, the same again in a temporary one, and two from the queue."""
+    said = {"k4": project.dvc("exp", "run", "--name", "k4", "-S", "train.k=4")}
+    project.facts["k4"] = project.commit("k is 4")
+    project.facts["k4 hashes"] = project.hashes("data", "reports")
+    said["cached"] = project.dvc("exp", "run", "--temp", "--name", "cached", "-S", "train.k=4")
+    project.dvc("exp", "run", "--queue", "--name", "one-layer", "-S", "layers=[2]")
+    project.dvc("exp", "run", "--queue", "--name", "seeded", "-S", "layers=[2]", "-S", "seed=1")
+    project.dvc("queue", "start", "-j", "2")
+
+    def ended() -> bool:
+        state = project.dvc("queue", "status")
+        return not any(word in state for word in ("Queued", "Running"))
+
+    wait_for(ended, 240, pause=2)
+    said["status"] = project.dvc("queue", "status")
+    for name in ("one-layer", "seeded"):
+        said[name] = project.dvc("queue", "logs", name)
+    return said
+
+
+def test_an_experiment_runs_only_what_it_touches(experiments: dict[str, str]):
+    assert ran(experiments["k4"]) == ["train@0", "train@2", "report", "track"]
+    assert ran(experiments["cached"]) == ["track"]
+
+
+def test_queued_experiments_run_side_by_side(project: Project, experiments: dict[str, str]):
+    assert experiments["status"].count("Success") == 2
+    assert ran(experiments["one-layer"]) == ["select", "extract", "report", "track"]  # layer 2 is the same bytes
+    assert ran(experiments["seeded"]) == ["select", "fetch_corpus", "extract", "train@2", "report", "track"]
+    weights = {name: project.lock(name)["train@2"]["outs"][0]["md5"] for name in ("one-layer", "seeded")}
+    assert weights["one-layer"] == project.lock("main")["train@2"]["outs"][0]["md5"] != weights["seeded"]
+
+
+def test_every_experiment_is_one_comparable_row(project: Project, experiments: dict[str, str]):
+    assert experiments
+    rows = {run["name"]: run for run in project.runs(role="pipeline")}
+    base = f"repro-{project.git('rev-parse', project.facts['base'] + '~').strip()[:7]}"
+    assert len(project.runs(role="pipeline")) == len(rows)
+    assert set(rows) == {base, "k4", "cached", "one-layer", "seeded"}
+    columns = {name: set(run["latest_metrics"]) for name, run in rows.items()}
+    assert columns[base] == columns["k4"] == columns["cached"]
+    assert columns["one-layer"] == columns["seeded"] < columns["k4"]
+    assert rows["k4"]["latest_metrics"] == rows["cached"]["latest_metrics"] != rows[base]["latest_metrics"]
+    targets = yaml.safe_load((project.folder / "params.yaml").read_text())["targets"]
+    for metric in set(targets) - {"enforce"}:
+        for layer in LAYERS:
+            assert {f"target/{metric}/{layer}/value", f"target/{metric}/{layer}/pass"} <= columns[base]
+    assert rows["seeded"]["params"]["seed"] == "1" and rows["k4"]["params"]["train.k"] == "4"
+
+
+def test_tracking_again_adds_nothing(project: Project, experiments: dict[str, str]):
+    assert experiments
+    # The commit has moved since, so this is an experiment of a new name; only its second time adds nothing.
+    project.dvc("repro", "-f", "-s", "track")
+    before = project.runs()
+    assert ran(project.dvc("repro", "-f", "-s", "track")) == ["track"]
+    assert project.runs() == before

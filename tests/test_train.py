@@ -1,0 +1,174 @@
+"""Training: one loop, shuffled rows, the same bytes for the same seed; controls and results."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_extract import extract
+from test_extract import knobs as extract_knobs
+
+from stages import params, splice
+from stages.door import BadInput
+from stages.extract.shards import Activations, open_activations, open_contexts
+from stages.files import sha256
+from stages.lm import load
+from stages.params import check
+from stages.quality import reconstruction
+from stages.sae import disk
+from stages.sae.fit import Train, learning_rate
+from stages.targets import Targets
+from stages.train import controls
+from stages.train import train as room
+from stages.train.batches import CHUNK, Shuffled
+
+WIDTH, ATOMS = 32, 64
+MEASURED = {"mse", "fvu", "fvu_inlier", "l0", "cosine", "dead", *splice.METRICS}
+TARGETS = check({"enforce": False, "l0": {"min": 2, "max": 8}, "dead": {"max": 0.1}}, Targets, "targets")
+
+
+def knobs(**changes: Any) -> Train:
+    small = {"latents": ATOMS, "k": 4, "epochs": 4, "batch_size": 256, "window_rows": 4096, "bandwidth": 0.3}
+    return room.knobs_of(params.read()["train"], {**small, **changes}, 0)
+
+
+def stored(x: torch.Tensor, splits: dict[str, list[int]]) -> Activations:
+    """Activations in memory, as the reader would map them."""
+    train = x[slice(*splits["train"])].double()
+    meta = {
+        "rows": len(x), "width": x.shape[1], "layer": 0, "splits": splits, "shard_rows": 5000,
+        "scale": float((x.shape[1] / train.square().sum(1).mean()).sqrt()),
+        "median_norm": float(train.norm(dim=1).median()),
+        "mean": train.mean(0).tolist(),
+    }  # fmt: skip
+    return Activations(Path("memory"), meta, list(x.bfloat16().split(5000)))
+
+
+@pytest.fixture(scope="module")
+def planted() -> Activations:
+    """4 of 64 unit atoms a row, on an offset: a dictionary that can be found."""
+    random = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(ATOMS, WIDTH, generator=random), dim=1)
+    chosen = torch.rand(24_000, ATOMS, generator=random).topk(4, dim=1).indices
+    codes = torch.zeros(24_000, ATOMS).scatter(1, chosen, 1 + torch.rand(24_000, 4, generator=random))
+    return stored(codes @ atoms + 0.3, {"train": [0, 20_000], "validation": [20_000, 22_000], "test": [22_000, 24_000]})
+
+
+def test_every_row_at_most_once_an_epoch_and_mixed(planted: Activations):
+    rows = torch.arange(10_000, dtype=torch.float32)[:, None].expand(-1, 2)
+    numbered = stored(rows, {"train": [100, 9_900], "validation": [0, 0], "test": [0, 0]})
+    numbered.shards[:] = [rows[:5000], rows[5000:]]  # float32 here, so that a row's number survives
+    for window in (10_000, 2 * CHUNK * 8):
+        batches = Shuffled(numbered, 100, 9_900, batch=64, window=window, seed=3)
+        epochs = [torch.cat(list(batches.epoch(number)))[:, 0] for number in (0, 1)]
+        for seen in epochs:
+            assert len(seen) == batches.steps_per_epoch() * 64
+            assert len(seen.unique()) == len(seen) >= 9_800 - 64
+            assert seen.min() >= 100 and seen.max() < 9_900
+            neighbours = float((seen.diff().abs() == 1).float().mean())
+            assert neighbours < 0.02
+        assert not torch.equal(*epochs)
+        again = torch.cat(list(Shuffled(numbered, 100, 9_900, 64, window, 3).epoch(0)))[:, 0]
+        assert torch.equal(epochs[0], again)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
+def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Activations, rule: str, tmp_path: Path):
+    fitted, untrained = room.train(planted, knobs(rule=rule), TARGETS, 0)
+
+    def fvu(reconstruct):
+        return reconstruction(reconstruct, planted.blocks(*planted.split("test")), planted.scale, planted.median_norm)
+
+    ours = fvu(fitted.best.reconstruct)
+    pca = fvu(controls.pca(planted.blocks(*planted.split("train")), planted.mean, 4))
+    assert ours["fvu"] < 0.35 < 0.6 < pca["fvu"]
+    assert ours["fvu"] < fvu(untrained.reconstruct)["fvu"] / 2
+    assert ours["l0"] == pytest.approx(4, rel=0.1)
+    norms = fitted.best.decoder.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(ATOMS), rtol=0, atol=1e-4)
+    if rule == "jumprelu":
+        assert fitted.best.threshold is not None and fitted.best.threshold.std() > 1e-3  # learned, each its own
+
+    again, _ = room.train(planted, knobs(rule=rule), TARGETS, 0)
+    other, _ = room.train(planted, knobs(rule=rule, epochs=1), TARGETS, 1)
+    for name, sae in (("one", fitted.best), ("two", again.best), ("other", other.best)):
+        disk.save(tmp_path / name, sae, {})
+    one, two, third = (sha256(tmp_path / name / "sae_weights.safetensors") for name in ("one", "two", "other"))
+    assert one == two != third
+
+
+def test_nan_stops_training_with_the_step(planted: Activations):
+    splits = {"train": [0, 2000], "validation": [2000, 2500], "test": [2500, 3000]}
+    broken = stored(planted.read(0, 3000).float(), splits)
+    broken.shards[0][700] = float("nan")
+    with pytest.raises(BadInput, match=r"the loss of train 0 is nan at step [0-7]; lower train.lr"):
+        room.train(broken, knobs(), TARGETS, 0)
+
+
+def test_learning_rate_by_hand():
+    plan = knobs(lr=1.0, warmup=0.1, decay_from=0.5, decay="linear")
+    assert [learning_rate(step, 100, plan) for step in (0, 10, 49, 50, 75, 99)] == pytest.approx(
+        [1 / 11, 1, 1, 1, 0.5, 0.02]
+    )
+    assert learning_rate(75, 100, knobs(lr=1.0, decay_from=0.5, decay="cosine")) == pytest.approx(0.5)
+
+
+def test_kept_epochs_history_and_best(planted: Activations):
+    fitted, _ = room.train(planted, knobs(epochs=3, keep_every=1), TARGETS, 0)
+    assert sorted(fitted.kept) == [1, 2]
+    ends = [row for row in fitted.history if "score" in row]
+    assert len(ends) == 3 and fitted.best_score == min(row["score"] for row in ends)
+    assert set(fitted.history[-1]) == set(room.HISTORY)
+    assert fitted.history[-1]["lr"] < fitted.history[0]["lr"] * 10
+
+
+def test_knobs_of_one_layer():
+    section = params.read()["train"]
+    assert room.knobs_of(section, {"k": 7}, 9).k == 7
+    with pytest.raises(BadInput, match="k is 5000, more than the 4096 latents"):
+        room.knobs_of(section, {"k": 5000}, 9)
+    with pytest.raises(BadInput, match=r"train with by_layer.9.kk is not a known key"):
+        room.knobs_of(section, {"kk": 7}, 9)
+
+
+def test_too_few_rows_for_a_batch(planted: Activations):
+    with pytest.raises(BadInput, match=r"train.batch_size is 30000, but there are 20000 training rows"):
+        room.train(planted, knobs(batch_size=30_000), TARGETS, 0)
+
+
+def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
+    """What goes into reports/train/<L>.json, controls included, from a tiny model end to end."""
+    extract(tmp_path, gpt2, [1], extract_knobs())
+    rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
+    lm = load(gpt2, torch.float32, torch.device("cpu"))
+    plan = knobs(batch_size=64, ce_tokens=30)
+    fitted, untrained = room.train(rows, plan, TARGETS, 0)
+    found, frequency = room.measure(fitted.best, untrained, rows, contexts, lm, plan)
+    assert set(found["controls"]) == {"mean", "pca", "untrained"}
+    for values in (found["test"], *found["controls"].values()):
+        assert set(values) == MEASURED
+    assert found["controls"]["mean"]["ce_sae"] == found["test"]["ce_mean"]
+    assert found["rows"]["ce_tokens"] >= 30
+    alive = int((frequency > 0).sum())
+    assert sum(found["density"]["counts"]) == alive == round((1 - found["test"]["dead"]) * ATOMS)
+    without, _ = room.measure(fitted.best, untrained, rows, contexts, None, plan)
+    assert without["test"]["delta_ce"] is None and without["test"]["fvu"] == found["test"]["fvu"]
+
+
+def test_activations_of_another_model_or_text_are_refused(gpt2: Path, tmp_path: Path):
+    extract(tmp_path, gpt2, [1], extract_knobs())
+    rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
+    room.check_origin(rows, contexts, rows.meta["model"])
+    with pytest.raises(BadInput, match="was extracted from tiny, not from the model"):
+        room.check_origin(rows, contexts, {**rows.meta["model"], "fingerprint": "other"})
+    contexts.meta["corpus"] = "another"
+    with pytest.raises(BadInput, match="do not come from one text"):
+        room.check_origin(rows, contexts, rows.meta["model"])
+
+
+def test_pca_of_all_components_is_the_identity():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32))
+    output, active = controls.pca([x[:70], x[70:]], x.mean(0), 6)(x)
+    torch.testing.assert_close(output, x, rtol=1e-4, atol=1e-4)
+    assert active.tolist() == [6] * 200
