@@ -47,6 +47,8 @@ def flips(ours: Tensor, theirs: Tensor, threshold: Tensor | None) -> tuple[Tenso
 @torch.inference_mode()
 def main(sae: str, rows: str) -> None:
     """Load the folder SAE with SAELens and compare with ROWS, the file that benchmarks.saelens_export wrote."""
+    if not (Path(sae) / "cfg.json").is_file():
+        raise BadInput(f"{sae} is no SAE folder: it has no cfg.json")
     if not Path(rows).is_file():
         raise BadInput(f"{rows} is missing; write it with `python -m benchmarks.saelens_export`")
     from sae_lens import SAE  # pyright: ignore[reportMissingImports]
@@ -58,8 +60,10 @@ def main(sae: str, rows: str) -> None:
     found = loaded.decode(theirs)
     flipped, distance = flips(codes, theirs, getattr(loaded, "threshold", None))
     same = ~flipped.any(1)
+    if not same.any():
+        raise BadInput(f"SAELens and Strata agree on no row of {rows} about which latents are active in {sae}")
     decide = errors(codes[same], theirs[same], "codes") | errors(reconstruction[same], found[same], "reconstruction")
-    passed = max(*decide.values(), distance) <= TOLERANCE and bool(same.any())
+    passed = all(value <= TOLERANCE for value in (*decide.values(), distance))  # NaN fails
     report = {
         "sae": sae,
         "sae_lens": importlib.metadata.version("sae-lens"),

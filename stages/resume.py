@@ -17,8 +17,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stages.door import BadInput
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -41,23 +39,28 @@ def code_hash() -> str:
 def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
     """Yield the folder of unfinished work that belongs to ``facts`` (plain JSON values) and today's code.
 
-    It is locked while in use and removed when the block ends well; after an error or a kill it stays.
+    It is locked while in use and removed when the block ends well; after an error or a kill it stays, but for files
+    that were not whole. Two queued experiments may want the same: the second waits, then does it for itself.
     """
     key = hashlib.sha256(json.dumps([facts, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = main_root() / ".scratch" / f"{stage}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BadInput(f"another process is running {stage} on the same inputs; wait for it ({folder})") from None
+        sys.stderr.write(f"{stage}: another process is running it on the same inputs; waiting for that one\n")
+        lock.acquire()
     try:
+        folder.mkdir(exist_ok=True)
+        for half in folder.rglob(".*.tmp"):  # what `files.replacing` had begun; delivered, it would change the bytes
+            half.unlink()
         yield folder
         shutil.rmtree(folder)
     finally:
-        lock.release()
         if not folder.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def deliver(work: Path, target: Path, names: list[str]) -> None:

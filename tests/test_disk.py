@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.saelens_oracle import flips
 from stages.door import BadInput
 from stages.files import sha256
 from stages.sae import disk
@@ -164,8 +165,10 @@ def cut(path: Path) -> None:
 BROKEN = {
     "cfg.json is missing": lambda folder: (folder / "cfg.json").unlink(),
     "cfg.json is not valid JSON": lambda folder: cut(folder / "cfg.json"),
-    "cfg.json lacks d_sae": lambda folder: rewrite(folder, d_sae=None),
-    "cfg.json lacks k": lambda folder: rewrite(folder, k=None),
+    "d_sae is None, not a whole number": lambda folder: rewrite(folder, d_sae=None),
+    "k is None, not a whole number": lambda folder: rewrite(folder, k=None),
+    "k is 5.0, not a whole number": lambda folder: rewrite(folder, k=5.0),
+    "k is 0, but": lambda folder: rewrite(folder, k=0),
     "k is 41, but there are 40 latents": lambda folder: rewrite(folder, k=LATENTS + 1),
     "cfg.json is not an object": lambda folder: (folder / "cfg.json").write_text("[]"),
     "architecture 'gated'": lambda folder: rewrite(folder, architecture="gated"),
@@ -213,3 +216,18 @@ def test_folding_the_scale_in_leaves_the_function_alone(kind: str):
     torch.testing.assert_close(scale.factor * found.pattern.dense(found.values), trained, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(folded.decode(found), reconstruction / scale.factor + scale.mean, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(folded.decoder.norm(dim=1), torch.ones(LATENTS))
+
+
+def test_the_comparison_with_saelens_tells_a_tie_from_a_mistake():
+    """A latent on one side alone: near the cut that is rounding, far from it a fault. In units of the norm."""
+    theirs = torch.tensor([[3.0, 0.0, 4.0], [3.0, 4.0, 0.0]])
+    near = torch.tensor([[0.0, 3.00001, 4.0], [3.0, 4.0, 0.0]])
+    flipped, distance = flips(near, theirs, None)
+    assert flipped.tolist() == [[True, True, False], [False, False, False]]
+    assert 0 < distance < 1e-5
+    assert flips(theirs, theirs, None)[1] == 0
+    far = torch.tensor([[3.5, 3.8, 0.0], [3.0, 4.0, 0.0]])
+    assert flips(far, theirs, None)[1] == pytest.approx((4 - 3) / 5)
+    lost = torch.tensor([[0.0, 0.0, 4.0], [3.0, 4.0, 0.0]])
+    assert flips(lost, theirs, torch.tensor([1.0, -1.0, 1.0]))[1] == pytest.approx((3 - 1) / 5)
+    assert flips(lost, theirs, torch.tensor([3.0, -1.0, 1.0]))[1] == 0

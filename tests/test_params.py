@@ -1,6 +1,7 @@
 """params.yaml: what is written wrong is said in one sentence. And the door, where every stage says it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,14 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def changed(folder: Path, old: str, new: str) -> Path:
-    """The real params.yaml with one line changed, as a user would."""
+def changed(folder: Path, section: str, line: str) -> Path:
+    """The real params.yaml with another ``line`` for the same key of ``section``, as a user would write it."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert old in text
-    return written(folder, text.replace(old, new, 1))
+    key = line.partition(":")[0].lstrip("# ")
+    start = 0 if key == section else text.index(f"\n{section}:")
+    place = re.compile(rf"^( *){key}: .*$", re.MULTILINE).search(text, start)
+    assert place
+    return written(folder, text[: place.start()] + place[1] + line.replace("\n", "\n" + place[1]) + text[place.end() :])
 
 
 def refused(section: str, kind: Any, path: Path) -> str:
@@ -50,49 +54,35 @@ def test_the_defaults_are_good():
 
 
 @pytest.mark.parametrize(
-    "old, new, sentence",
+    "line, sentence",
     [
-        ("  clip: 1.0", "  clip: 1.0\n  clp: 1.0", ": train.clp is not a known key"),
-        ("  clip: 1.0", "  # clip: 1.0", ": train.clip is missing"),
-        (
-            "lr: 3.0e-3",
-            "lr: 1e-4",
-            ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4",
-        ),
-        (
-            "  k: 64",
-            "  k: many",
-            ": train.k is the text 'many', not a number; YAML reads 1e-4 as text, so write 1.0e-4",
-        ),
-        ("  k: 64", "  k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
-        ("  k: 64", "  k: true", ": train.k is True, but it should be a valid integer"),
-        ("  k: 64", "  k: 0", ": train.k is 0, but it should be greater than 0"),
-        ("skip_outliers: false", "skip_outliers: 0", ": train.skip_outliers is 0, but it should be a valid boolean"),
-        ("rule: batchtopk", "rule: top", ": train.rule is 'top', but it should be 'topk', 'batchtopk' or 'jumprelu'"),
-        ("  k: 64", "  k: 4097", ": train: k is 4097, more than the 4096 latents of the dictionary; lower k"),
+        ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key"),
+        ("# clip: 1.0", ": train.clip is missing"),
+        ("lr: 1e-4", ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
+        ("k: many", ": train.k is the text 'many', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
+        ("k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
+        ("k: true", ": train.k is True, but it should be a valid integer"),
+        ("k: 0", ": train.k is 0, but it should be greater than 0"),
+        ("skip_outliers: 0", ": train.skip_outliers is 0, but it should be a valid boolean"),
+        ("rule: top", ": train.rule is 'top', but it should be 'topk', 'batchtopk' or 'jumprelu'"),
+        ("latents: 7", f": train: k is {WHOLE['train']['k']}, more than the 7 latents of the dictionary; lower k"),
     ],
 )
-def test_a_wrong_knob_is_one_sentence(tmp_path: Path, old: str, new: str, sentence: str):
-    assert refused("train", Train, changed(tmp_path, old, new)) == sentence
+def test_a_wrong_knob_is_one_sentence(tmp_path: Path, line: str, sentence: str):
+    assert refused("train", Train, changed(tmp_path, "train", line)) == sentence
 
 
 @pytest.mark.parametrize(
-    "section, kind, old, new, sentence",
+    "section, kind, line, sentence",
     [
-        ("layers", list[int], "layers: [3, 6, 9]", "layers: 9", ": layers is 9, but it should be a valid list"),
-        ("targets", Targets, "{max: 0.10}", "{most: 0.10}", ": targets.dead.most is not a known key"),
-        (
-            "targets",
-            Targets,
-            "{max: 0.10}",
-            "{}",
-            ": targets.dead: a target needs min, max or both, else it cannot fail",
-        ),
-        ("machine", Machine, "device: auto", "device: gpu", ": machine.device is 'gpu', but it should be"),
+        ("layers", list[int], "layers: 9", ": layers is 9, but it should be a valid list"),
+        ("targets", Targets, "dead: {most: 0.1}", ": targets.dead.most is not a known key"),
+        ("targets", Targets, "dead: {}", ": targets.dead: a target needs min, max or both, else it cannot fail"),
+        ("machine", Machine, "threads: two", ": machine.threads is the text 'two', not a number; YAML reads 1e-4"),
     ],
 )
-def test_other_sections_are_as_strict(tmp_path: Path, section: str, kind: Any, old: str, new: str, sentence: str):
-    assert refused(section, kind, changed(tmp_path, old, new)).startswith(sentence)
+def test_other_sections_are_as_strict(tmp_path: Path, section: str, kind: Any, line: str, sentence: str):
+    assert refused(section, kind, changed(tmp_path, section, line)).startswith(sentence)
 
 
 def test_a_key_deep_inside_is_named_by_its_whole_place():
@@ -139,8 +129,8 @@ def test_a_layer_can_have_knobs_of_its_own():
     [
         ({"kk": 48}, "params.yaml: train with by_layer.9.kk is not a known key"),
         ({"k": "1e2"}, "params.yaml: train with by_layer.9.k is the text '1e2', not a number; YAML reads"),
-        ({"k": 5000}, "params.yaml: train with by_layer.9: k is 5000, more than the 4096 latents of the dictionary"),
-        ({"latents": 32}, "params.yaml: train with by_layer.9: k is 64, more than the 32 latents of the dictionary"),
+        ({"k": 33, "latents": 32}, "params.yaml: train with by_layer.9: k is 33, more than the 32 latents of the"),
+        ({"latents": 7}, f"params.yaml: train with by_layer.9: k is {WHOLE['train']['k']}, more than the 7 latents"),
     ],
 )
 def test_a_wrong_knob_of_a_layer_names_the_layer(override: dict[str, Any], sentence: str):
@@ -192,7 +182,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
-    changed(tmp_path, "by_layer: {}", "by_layer: 9")
+    changed(tmp_path, "by_layer", "by_layer: 9")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def select(*words: str) -> subprocess.CompletedProcess[str]:

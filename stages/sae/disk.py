@@ -52,19 +52,27 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
 def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     """Read an SAE and its configuration; shapes and names are checked."""
     config = read_json(folder / "cfg.json")
+    if not isinstance(config, dict):
+        raise BadInput(f"{folder / 'cfg.json'} is not an object, so it is no configuration of an SAE")
+    kind = config.get("architecture")
+    if kind not in ("topk", "jumprelu"):
+        raise BadInput(f"{folder / 'cfg.json'} is of architecture {kind!r}; Strata reads topk and jumprelu")
+    for key in ("d_in", "d_sae", *["k"] * (kind == "topk")):
+        if not isinstance(config.get(key), int):
+            raise BadInput(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}, not a whole number")
+    width, latents = config["d_in"], config["d_sae"]
+    if kind == "topk" and not 0 < config["k"] <= latents:
+        raise BadInput(f"{folder / 'cfg.json'}: k is {config['k']}, but there are {latents} latents")
     path = folder / "sae_weights.safetensors"
     try:
-        tensors = load_file(path)
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}  # other tools store halves too
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
-    kind, width, latents = config.get("architecture"), config["d_in"], config["d_sae"]
     shapes = {"W_enc": (width, latents), "b_enc": (latents,), "W_dec": (latents, width), "b_dec": (width,)}
     if kind == "jumprelu":
         shapes["threshold"] = (latents,)
-    elif kind != "topk":
-        raise BadInput(f"{folder / 'cfg.json'} is of architecture {kind!r}; Strata reads topk and jumprelu")
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
         raise BadInput(f"{path} holds {found}, but cfg.json asks for {shapes}")

@@ -61,7 +61,7 @@ class SAE:
             pattern = Pattern(starts, latents.flatten(), self.latents)
             return Codes(values[values > 0], pattern.keep(values > 0))
         assert self.threshold is not None
-        entries = ((h > self.threshold) & (h > 0)).flatten().nonzero().flatten()
+        entries = (h > self.threshold.clamp(min=0)).flatten().nonzero().flatten()
         return Codes(h.flatten()[entries], from_entries(entries // self.latents, entries % self.latents, h.shape))
 
     def decode(self, codes: Codes) -> Tensor:

@@ -1,9 +1,9 @@
 """Stored rows -> shuffled batches, in memory that does not depend on how many rows there are.
 
-An epoch visits chunks of neighbouring rows in a random order, gathers as many as fit a window, and shuffles the rows of
-the window. With a window as large as the data that is a perfect shuffle. Each row comes at most once an epoch: what does
-not fill a last batch of a window is left out, other rows each time. Which rows a step sees is a function of the seed and
-the step alone, so that training can go on anywhere.
+An epoch visits chunks of neighbouring rows in a random order, gathers as many as fit a window, and shuffles the rows
+of the window. With a window as large as the data that is a perfect shuffle. Each row comes at most once an epoch: what
+does not fill a last batch of a window is left out, other rows each time. Which rows a step sees is a function of the
+seed and the step alone, so that training can go on anywhere.
 """
 
 from collections.abc import Iterator

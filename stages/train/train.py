@@ -127,11 +127,10 @@ def measure(
         name: quality.reconstruction(f, test(), activations.scale, activations.median_norm)
         for name, f in candidates.items()
     }
-    counts = {
-        name: quality.firing_counts(s, everything(activations)) for name, s in (("sae", sae), ("untrained", untrained))
-    }
-    for name in found:
-        found[name]["dead"] = float((counts[name] == 0).float().mean()) if name in counts else None
+    counts = quality.firing_counts(sae, activations.blocks(0, activations.rows))
+    for values in found.values():
+        values["dead"] = None  # one pass over all stored rows is for the SAE alone
+    found["sae"]["dead"] = float((counts == 0).float().mean())
     ce, ce_tokens = _cross_entropy(lm, contexts, activations, candidates, knobs.ce_tokens)
     for name in found:
         found[name] |= ce[name]
@@ -143,7 +142,7 @@ def measure(
         for token, count in outliers["tokens"]
     ]
     rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
-    frequency = counts["sae"].double() / activations.rows
+    frequency = counts.double() / activations.rows
     return {
         "layer": activations.layer,
         "model": {**activations.meta["model"], "hook": activations.meta["hook"], "width": activations.width},
@@ -156,11 +155,6 @@ def measure(
         "outliers": outliers,
         "density": _histogram(frequency),
     }, frequency
-
-
-def everything(activations: Activations) -> Iterator[Tensor]:
-    """All stored rows in blocks."""
-    return activations.blocks(0, activations.rows)
 
 
 def _cross_entropy(
