@@ -21,11 +21,10 @@ class Errors:
 
     def add(self, x: Tensor, reconstruction: Tensor, active: Tensor) -> None:
         """``x``, ``reconstruction``: (row, width); ``active``: (row,) active latents."""
-        x, reconstruction = x.double(), reconstruction.double()
         self.rows += len(x)
-        self.error += float((x - reconstruction).square().sum())
-        self.squares += float(x.square().sum())
-        self.total = self.total + x.sum(0)
+        self.error += float((x - reconstruction).square().sum(dtype=torch.float64))
+        self.squares += float(x.square().sum(dtype=torch.float64))
+        self.total = self.total + x.sum(0, dtype=torch.float64)
         self.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).sum())
         self.active += int(active.sum())
 

@@ -20,13 +20,13 @@ def mean(mean_row: Tensor) -> Reconstruct:
 def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstruct:
     """x̂ from the ``components`` leading principal components of the training rows: as many numbers a token as l0.
 
-    The covariance is summed in float64 over ``blocks``: one pass, (width, width) of memory.
+    One pass: the covariance of each block in float32, their sum in float64; (width, width) of memory.
     """
     width = len(mean_row)
     covariance = torch.zeros(width, width, dtype=torch.float64)
     for block in blocks:
-        centred = (block.float() - mean_row).double()
-        covariance += centred.T @ centred
+        centred = block.float() - mean_row
+        covariance += (centred.T @ centred).double()
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -min(components, width) :].float()
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
