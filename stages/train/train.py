@@ -67,6 +67,8 @@ def train(
 
     Returns the result and the untrained SAE that it started from, a control.
     """
+    if activations.split("validation")[0] == activations.split("validation")[1]:
+        raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
     scale = scale_of(activations)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
     model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed))
