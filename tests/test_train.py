@@ -160,7 +160,7 @@ def test_activations_of_another_model_or_text_are_refused(gpt2: Path, tmp_path: 
     extract(tmp_path, gpt2, [1], extract_knobs())
     rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
     room.check_origin(rows, contexts, rows.meta["model"])
-    with pytest.raises(BadInput, match="was extracted from tiny, not from the model"):
+    with pytest.raises(BadInput, match="was extracted from tiny, not from today's model"):
         room.check_origin(rows, contexts, {**rows.meta["model"], "fingerprint": "other"})
     contexts.meta["corpus"] = "another"
     with pytest.raises(BadInput, match="do not come from one text"):
