@@ -11,6 +11,8 @@ from torch import Tensor
 
 from stages.sae.kernels import Pattern, decode, from_entries
 
+FLOOR_ROWS = 256  # rows that a threshold's search takes its floor from
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -77,18 +79,21 @@ class SAE:
 def threshold_for(sae: SAE, blocks: Iterable[Tensor], per_row: float) -> float:
     """The one threshold at which ``sae`` has ``per_row`` active latents a row over ``blocks`` of raw activations.
 
-    It is the exact quantile of all positive h. Only those above a floor are kept, which is taken from the first block
-    at eight times its share; that the cut does not fall below it is checked.
+    It is the exact quantile of all positive h. Only those above a floor are kept, which is where the first rows have
+    eight times their share; that the cut does not fall below it is checked.
     """
     kept, wanted, floor = [], 0.0, None
     for x in blocks:
-        h = sae.preactivations(x).flatten()
+        h = sae.preactivations(x)
         wanted += per_row * len(x)
         if floor is None:
-            floor = float(h.topk(min(h.numel(), round(8 * per_row * len(x)))).values[-1].clamp(min=0))
-        kept.append(h[h > floor])
+            sample = h[:FLOOR_ROWS].flatten()
+            share = min(sample.numel(), round(8 * per_row * min(len(h), FLOOR_ROWS)))
+            floor = float(sample.topk(share).values[-1].clamp(min=0))
+        h = h.flatten()
+        kept.append(h[(h > floor).nonzero().flatten()])
     largest = torch.cat(kept)
     if len(largest) <= wanted:
-        assert not floor, "the first block holds less than an eighth of the share of active latents that others do"
+        assert not floor, "the first rows hold more than eight times the share of large h that all rows do"
         return 0.0
     return float(largest.topk(round(wanted) + 1).values[-2:].double().mean())

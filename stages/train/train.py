@@ -99,7 +99,9 @@ def train(
         untrained = with_threshold(untrained, knobs.k, validation())
     steps = shuffled.steps_per_epoch()
     fitted = fit(batches(), steps, model, make_rule(knobs), scale, knobs, judge, watch, f"train {activations.layer}")
-    fitted.best, fitted.final = settled(fitted.best), settled(fitted.final)
+    last_is_best = fitted.final is fitted.best
+    fitted.best = settled(fitted.best)
+    fitted.final = fitted.best if last_is_best else settled(fitted.final)
     fitted.kept = {epoch: settled(sae) for epoch, sae in fitted.kept.items()}
     return fitted, untrained
 
