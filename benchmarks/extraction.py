@@ -20,8 +20,9 @@ import torch
 from stages import params
 from stages.door import BadInput, run
 from stages.extract import extract as room
-from stages.extract.shards import SPLITS, Contexts
+from stages.extract.shards import Contexts
 from stages.fetch import read
+from stages.fetch.read import SPLITS
 from stages.lm import DTYPES, LanguageModel, check_layers, forward_until, load
 from stages.machine import Machine, start
 

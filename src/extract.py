@@ -5,8 +5,9 @@ from pathlib import Path
 from stages import params, resume
 from stages.door import run
 from stages.extract import extract as room
-from stages.extract.shards import SPLITS, Contexts
+from stages.extract.shards import Contexts
 from stages.fetch import read
+from stages.fetch.read import SPLITS
 from stages.files import read_json, write_json
 from stages.lm import DTYPES, check_layers, load
 from stages.machine import Machine, start

@@ -1,6 +1,7 @@
 """Stage select: the layers of this run, each with its own overrides; removes what a dropped layer left behind."""
 
 import shutil
+import sys
 from pathlib import Path
 
 from stages import params
@@ -13,6 +14,8 @@ def main(target: str, *homes: str) -> None:
     layers = params.load("layers", list[int])
     overrides = {str(layer): knobs for layer, knobs in params.load("by_layer", dict[int | str, dict]).items()}
     names = {str(layer) for layer in layers}
+    if stray := sorted(overrides.keys() - names):
+        print(f"select: by_layer.{', '.join(stray)} changes nothing: layers are {layers}", file=sys.stderr)
     for home in map(Path, homes):
         for stale in home.glob("[0-9]*") if home.exists() else ():
             if stale.name.partition(".")[0] not in names:

@@ -14,7 +14,8 @@ from stages import lm as language
 from stages.door import BadInput
 from stages.extract import extract as room
 from stages.extract.contexts import Layout, fill
-from stages.extract.shards import SPLITS, open_activations, open_contexts, verify
+from stages.extract.shards import open_activations, open_contexts, verify
+from stages.fetch.read import SPLITS
 from stages.files import sha256, write_json
 
 CPU = torch.device("cpu")

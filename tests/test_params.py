@@ -195,3 +195,6 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     assert not (tmp_path / "layers").exists()
     ended = select()
     assert ended.returncode == 2 and ended.stderr.startswith("usage: python -m src.select TARGET HOMES\n")
+    changed(tmp_path, "by_layer", "by_layer: {77: {k: 3}}")
+    ended = select("layers")
+    assert ended.returncode == 0 and ended.stderr.startswith("select: by_layer.77 changes nothing: layers are [")

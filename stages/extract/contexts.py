@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from stages.extract.shards import SPLITS
+from stages.fetch.read import SPLITS
 from stages.files import sha256, write_tensors
 
 FILE_CONTEXTS = 8192  # contexts in a file: 8 MB at 128 tokens

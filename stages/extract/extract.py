@@ -15,7 +15,8 @@ from tqdm import tqdm
 from stages import files
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise, until, write
-from stages.extract.shards import DTYPE, SPLITS, Activations, Contexts, identity, mapped, shard_name, writing
+from stages.extract.shards import DTYPE, Activations, Contexts, identity, mapped, shard_name, writing
+from stages.fetch.read import SPLITS
 from stages.lm import Hook, LanguageModel, capture, forward_until
 from stages.params import Section
 
@@ -123,13 +124,14 @@ def _rows(
     count = contexts.meta["contexts"][SPLITS[-1]][1]
     for first in range(0, count, params.batch_size):
         tokens, documents = contexts.read(first, min(first + params.batch_size, count))
-        kept = torch.from_numpy(documents >= 0)
-        if skip >= int(kept.sum()):
-            skip -= int(kept.sum())
+        kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()
+        if skip >= len(kept):
+            skip -= len(kept)
             continue
         with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
             forward_until(lm, torch.from_numpy(tokens).to(lm.device, torch.long), max(layers))
-        batch = {layer: _clean(seen[layer].to("cpu")[kept], layer, first, len(tokens)) for layer in layers}
+        flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
+        batch = {layer: _clean(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
         yield {layer: x[skip:] for layer, x in batch.items()}
         skip = 0
 
@@ -160,15 +162,19 @@ def _finish(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _statistics(activations: Activations) -> dict[str, Any]:
-    """Mean, scale and median norm of the training rows, summed in float64 over fixed blocks: the same for any batch."""
+    """Mean, scale and median norm of the training rows, over fixed blocks: the same for any batch.
+
+    A block is summed in float32, the blocks in float64.
+    """
     first, end = activations.split("train")
     total, squares, norms = torch.zeros(activations.width, dtype=torch.float64), 0.0, []
     for block in activations.blocks(first, end):
-        block = block.double()
+        block = block.float()
         total += block.sum(0)
+        norm = block.norm(dim=1)
+        squares += float(norm.double().square().sum())
         if len(norms) < MEDIAN_BLOCKS:
-            norms.append(block.norm(dim=1).numpy())
-        squares += float(block.square().sum())
+            norms.append(norm.numpy())
     rows = max(end - first, 1)
     if squares == 0:
         raise BadInput(f"layer {activations.layer}: every activation of the training split is zero, or there is none")

@@ -19,7 +19,6 @@ from torch import Tensor
 from stages.door import BadInput
 from stages.files import read_json, replacing, sha256
 
-SPLITS = ("train", "validation", "test")
 DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in
 
 

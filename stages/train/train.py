@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stages import quality, splice
 from stages.door import BadInput
-from stages.extract.shards import SPLITS, Activations, Contexts
+from stages.extract.shards import Activations, Contexts
+from stages.fetch.read import SPLITS
 from stages.lm import LanguageModel
 from stages.metrics import OUTLIER
 from stages.params import check
