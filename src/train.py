@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages import params, tracking
+from stages import params, resume, tracking
 from stages.door import run
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch import read
@@ -10,35 +10,43 @@ from stages.files import read_json, write_json, write_text
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
-from stages.targets import Targets
+from stages.targets import CHECKPOINT, Targets
 from stages.train import train as room
 
 
 def main(activations: str, tokens: str, lm: str, override: str, target: str, report: str, curve: str) -> None:
     """ACTIVATIONS of a layer, their TOKENS, the LM, OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
-    device = start(params.load("machine", Machine))
+    machine = params.load("machine", Machine)
+    device = start(machine)
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     room.check_origin(rows, contexts, read.model_facts(model))
     knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
     targets, seed = params.load("targets", Targets), params.load("seed", int)
 
-    with tracking.live(
-        f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
-    ) as watch:
-        fitted, untrained = room.train(rows, knobs, targets, seed, watch)
-    source, options = read.lm_path(Path(lm))
-    loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
-    found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)
-    found["best"] = {"step": fitted.best_step, "score": fitted.best_score}
+    facts = {
+        "activations": rows.meta,
+        "train": knobs.model_dump(),
+        "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
+        "seed": seed,
+        "machine": machine.model_dump(),
+    }
+    with resume.scratch(f"train-{rows.layer}", facts) as work:
+        with tracking.live(
+            f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
+        ) as watch:
+            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work)
+        source, options = read.lm_path(Path(lm))
+        loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
+        found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)
+        found["best"] = {"step": fitted.best_step, "score": fitted.best_score}
 
-    metadata = room.metadata(rows, contexts, knobs, found["test"])
-    disk.save(Path(target), fitted.best, metadata, frequency)
-    disk.save(Path(target) / "final", fitted.final, metadata)
-    for epoch, sae in fitted.kept.items():
-        disk.save(Path(target) / f"epoch-{epoch}", sae, metadata)
-    write_json(Path(report), found)
-    write_text(Path(curve), room.history_csv(fitted.history))
+        metadata = room.metadata(rows, contexts, knobs, found["test"])
+        for name, sae in fitted.saes.items():
+            best = name == "best"
+            disk.save(Path(target) if best else Path(target) / name, sae, metadata, frequency if best else None)
+        write_json(Path(report), found)
+        write_text(Path(curve), room.history_csv(fitted.history))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
     key = hashlib.sha256(json.dumps([facts, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = main_root() / ".scratch" / f"{stage}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        _tell_of_others(folder, stage)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -61,6 +63,14 @@ def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
         if not folder.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _tell_of_others(folder: Path, stage: str) -> None:
+    """Say that there is unfinished work which cannot be used, so that nobody waits for it to go on."""
+    for other in sorted(folder.parent.glob(f"{stage}-{'[0-9a-f]' * 16}")):
+        with suppress(Timeout), FileLock(other.with_suffix(".lock"), timeout=0):
+            name = other.relative_to(main_root())
+            sys.stderr.write(f"{stage}: starts anew; {name} is of other inputs, params or code, and may be deleted\n")
 
 
 def deliver(work: Path, target: Path, names: list[str]) -> None:

@@ -79,6 +79,8 @@ class Targets(Section):
         return self
 
 
+CHECKPOINT = ("l0", "dead")  # the targets that choose a checkpoint
+
 # A line of the scorecard; ``pass`` is None where the metric does not apply.
 Verdict = TypedDict(
     "Verdict", {"metric": str, "value": float | None, "min": float | None, "max": float | None, "pass": bool | None}
@@ -115,6 +117,6 @@ def penalty(l0: float, dead: float, targets: Targets) -> float:
     """
     return sum(
         targets.bounds[metric].excess(value)
-        for metric, value in (("l0", l0), ("dead", dead))
+        for metric, value in zip(CHECKPOINT, (l0, dead), strict=True)
         if metric in targets.bounds
     )

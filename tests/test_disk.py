@@ -14,7 +14,9 @@ from stages.door import BadInput
 from stages.files import sha256
 from stages.sae import disk
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.rules import JumpReLU, Rule, TopK
+from stages.sae.rules.base import Rule
+from stages.sae.rules.jumprelu import JumpReLU
+from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
 from stages.train.train import with_threshold
 
@@ -207,14 +209,14 @@ def test_folding_the_scale_in_leaves_the_function_alone(kind: str):
         parameter.data += torch.randn(parameter.shape, generator=generator)
     scale, x = Scale(0.037, torch.randn(WIDTH, generator=generator), 1.0), 27 * rows()
     with torch.no_grad():
-        reconstruction, codes, _, pattern = model(scale.apply(x), rule, torch.float32)
+        run = model(scale.apply(x), rule, torch.float32, generator)
     folded = fold(model, rule, scale)
     found = folded.encode(x)
     assert (folded.k == K) == (kind == "topk")
     assert found.active().sum() > ROWS
-    trained = pattern.dense(codes)
+    trained = run.pattern.dense(run.codes)
     torch.testing.assert_close(scale.factor * found.pattern.dense(found.values), trained, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(folded.decode(found), reconstruction / scale.factor + scale.mean, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(folded.decode(found), run.outputs[-1] / scale.factor + scale.mean, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(folded.decoder.norm(dim=1), torch.ones(LATENTS))
 
 

@@ -6,7 +6,10 @@ from torch import Tensor
 
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import Pattern, decode, pattern_of, sampled
-from stages.sae.rules import BatchTopK, JumpReLU, TopK
+from stages.sae.rules.base import Rule
+from stages.sae.rules.jumprelu import JumpReLU, Reward
+from stages.sae.rules.relu import Gated, ReLU
+from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
 
 ROWS, WIDTH, LATENTS = 33, 16, 64
 
@@ -52,42 +55,86 @@ def test_gradients_equal_dense_ones(pattern: Pattern):
     torch.testing.assert_close(ours, theirs)
 
 
-def dense_codes(h: Tensor, rule: TopK | JumpReLU) -> Tensor:
-    """The rule's equation on a dense h, gradients by autograd alone (for jumprelu: those to h)."""
+RULES: dict[str, Rule] = {
+    "topk": TopK(4),
+    "batchtopk": BatchTopK(4),
+    "matryoshka": Matryoshka(4, [8, 24, LATENTS]),
+    "jumprelu": JumpReLU(4, LATENTS, 0.1, 0.3),
+    "relu": ReLU(4, 0.2, 0.0, 0.0),
+    "gated": Gated(4, LATENTS, 0.2, 0.0, 0.0),
+    "reward": Reward(4, LATENTS, 0.1, 0.01, 0.1),
+}
+
+
+def dense_codes(h: Tensor, rule: Rule, model: Autoencoder, drawn: Tensor) -> tuple[Tensor, Tensor | float]:
+    """The rule's equations on a dense h: codes and penalty (its unit is 1), gradients by autograd alone.
+
+    ``drawn``: where reward's mask is 1. jumprelu's surrogate is stated by hand in test_rules; here θ is left alone.
+    """
     if isinstance(rule, JumpReLU):
-        return h * (h > rule.threshold).detach()
+        return h * (h > rule.threshold).detach(), 0.0
+    if isinstance(rule, Reward):
+        logit = (h - rule.threshold) / rule.bandwidth
+        window = (h > rule.threshold - rule.reach).detach() & (h > 0)
+        log_p = torch.where(drawn, -torch.log1p(torch.exp(-logit)), -torch.log1p(torch.exp(logit.clamp(max=20))))
+        return h.relu() * drawn, log_p.where(window, 0.0)
+    if isinstance(rule, Gated):
+        return (rule.r.exp() * h + rule.c).relu() * (h > 0), rule.coefficient * h.relu().sum()
+    if isinstance(rule, ReLU):
+        return h.relu(), rule.coefficient * h.relu().sum()
     if isinstance(rule, BatchTopK):
         cut = h.flatten().topk(rule.k * len(h)).values.min()
-        return torch.where(h >= cut, h.relu(), 0.0)
+        return torch.where(h >= cut, h.relu(), 0.0), 0.0
+    assert isinstance(rule, TopK)
     cut = h.topk(rule.k, dim=1).values[:, -1:]
-    return torch.where(h >= cut, h.relu(), 0.0)
+    return torch.where(h >= cut, h.relu(), 0.0), 0.0
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("name", RULES)
 def test_training_gradients_equal_dense_autograd(name: str):
-    """The whole loss, AuxK included: relative error under 1e-4 for every parameter."""
-    rule = {"topk": TopK(4), "batchtopk": BatchTopK(4), "jumprelu": JumpReLU(4, LATENTS, 0.1, 0.0)}[name]
+    """The whole loss, penalty and AuxK included: relative error under 1e-4 for every parameter."""
+    rule = RULES[name]
     model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0))
     model.b_enc.data = random(LATENTS, seed=5) * 0.1
     y, dead = random(ROWS, WIDTH, seed=6), torch.tensor([1, 7, 40])
-    rule.start(model.fast_preactivations(y, torch.float32))
-    parameters = dict(model.named_parameters())
+    rule.start(model, y)
+    rule.schedule(1.0)
+    parameters = {**dict(model.named_parameters()), **dict(rule.named_parameters())}
 
-    reconstruction, *_ = model(y, rule, torch.float32)
-    loss = (y - reconstruction).square().sum() + model.auxk(y, (y - reconstruction).detach(), dead, 2)
-    ours = torch.autograd.grad(loss, list(parameters.values()))
+    run = model(y, rule, torch.float32, torch.Generator().manual_seed(7))
+    loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
+    if not isinstance(rule, JumpReLU):
+        loss = loss + rule.penalty(model, run, 1.0)
+    loss = loss + model.auxk(y, run.residual.detach(), dead, 2)
+    ours = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
     h = y @ model.encoder.T + model.b_enc
-    dense = dense_codes(h, rule) @ model.decoder + model.b_dec
+    drawn = run.pattern.dense(run.codes.detach()) > 0
+    codes, penalty = dense_codes(h, rule, model, drawn)
+    ends = rule.ends if isinstance(rule, Matryoshka) else [LATENTS]
+    outputs = [codes[:, :end] @ model.decoder[:end] + model.b_dec for end in ends]
+    residual = (y - outputs[-1]).detach()
+    if isinstance(rule, Gated):
+        penalty = penalty + (y - h.relu() @ model.decoder.detach() - model.b_dec.detach()).square().sum()
+    if isinstance(rule, Reward):
+        assert isinstance(penalty, Tensor)
+        counts, share = drawn.sum(1), drawn.float().mean(0)
+        novelty = (drawn * (1 - share)).sum(1) / counts.clamp(min=1)
+        reward = -residual.square().sum(1) * ROWS + 0.1 * novelty - 0.01 * counts
+        penalty = -((reward - reward.mean())[:, None] * penalty).sum() / ROWS
     revived = torch.zeros_like(h[:, dead])
     best = h[:, dead].topk(2, dim=1)
     revived = revived.scatter(1, best.indices, best.values.relu())
-    residual = (y - dense).detach()
     aux = (residual - revived @ model.decoder[dead]).square().sum() / (residual - residual.mean(0)).square().sum()
-    theirs = torch.autograd.grad((y - dense).square().sum() + aux, list(parameters.values()))
+    error = torch.stack([(y - output).square().sum() for output in outputs]).mean()
+    theirs = torch.autograd.grad(error + penalty + aux, list(parameters.values()), allow_unused=True)
 
     for parameter, a, b in zip(parameters, ours, theirs, strict=True):
+        if isinstance(rule, JumpReLU) and parameter == "threshold":
+            continue
+        assert a is not None and b is not None
         assert float((a - b).norm() / b.norm()) < 1e-4, parameter
+    assert ours[0] is not None and ours[1] is not None
     assert float(ours[1].norm()) > 0 and float(ours[0].norm()) > 0
 
 

@@ -14,7 +14,7 @@ from stages import door, params
 from stages.door import BadInput
 from stages.fetch.corpus import Corpus
 from stages.machine import Machine
-from stages.sae.fit import Train
+from stages.sae.knobs import Train
 from stages.targets import Targets
 from stages.train.train import knobs_of
 
@@ -64,7 +64,11 @@ def test_the_defaults_are_good():
         ("k: true", ": train.k is True, but it should be a valid integer"),
         ("k: 0", ": train.k is 0, but it should be greater than 0"),
         ("skip_outliers: 0", ": train.skip_outliers is 0, but it should be a valid boolean"),
-        ("rule: top", ": train.rule is 'top', but it should be 'topk', 'batchtopk' or 'jumprelu'"),
+        (
+            "rule: top",
+            ": train.rule is 'top', but it should be 'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'relu', 'gated' "
+            "or 'reward'",
+        ),
         ("latents: 7", f": train: k is {WHOLE['train']['k']}, more than the 7 latents of the dictionary; lower k"),
     ],
 )

@@ -1,16 +1,34 @@
-"""Sparsity rules: exact selection, and jumprelu's surrogate gradients by hand."""
+"""Sparsity rules: exact selection, and gradients and penalties by hand."""
+
+import math
 
 import pytest
 import torch
 
-from stages.sae.kernels import pattern_of
-from stages.sae.rules import BatchTopK, JumpReLU, TopK, above
+from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.kernels import Pattern, pattern_of
+from stages.sae.rules.base import Pass
+from stages.sae.rules.jumprelu import JumpReLU, Reward
+from stages.sae.rules.relu import Gated, ReLU
+from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK, above
+
+NOW = torch.Generator().manual_seed(0)
+
+
+def tiny(width: int, latents: int) -> Autoencoder:
+    model = Autoencoder(width, latents, torch.Generator().manual_seed(0))
+    model.b_enc.data = 0.1 * torch.randn(latents, generator=torch.Generator().manual_seed(5))
+    return model
+
+
+def a_pass(pattern: Pattern, h: torch.Tensor, codes: torch.Tensor, y: torch.Tensor, output: torch.Tensor) -> Pass:
+    return Pass(y, pattern, h, codes, [output])
 
 
 def test_topk_takes_the_k_largest_of_each_row():
     pattern = TopK(2).select(torch.tensor([[1.0, 5.0, 3.0], [0.1, -1.0, -2.0]]))
     assert pattern.dense(torch.ones(4)).tolist() == [[0, 1, 1], [1, 1, 0]]
-    assert TopK(2).codes(torch.tensor([5.0, 3.0, 0.1, -1.0]), pattern)[-1] == 0  # negative ones are cut off
+    assert TopK(2).codes(torch.tensor([5.0, 3.0, 0.1, -1.0]), pattern, NOW)[-1] == 0  # negative ones are cut off
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,22 +64,114 @@ def test_jumprelu_surrogate_gradients_by_hand():
     rule.threshold.data.fill_(1.0)
     h = torch.tensor([0.5, 0.9, 1.1, 3.0], requires_grad=True)
     pattern = pattern_of(torch.ones(1, 4, dtype=torch.bool))
-    z = rule.codes(h, pattern)
+    z = rule.codes(h, pattern, NOW)
     assert z.tolist() == pytest.approx([0, 0, 1.1, 3.0])
     to_h, to_threshold = torch.autograd.grad(z.sum(), [h, rule.threshold])
     assert to_h.tolist() == [0, 0, 1, 1]
     assert to_threshold.tolist() == [0, -2, -2, 0]
     # two of four are active and one is wanted: penalty (2/1 − 1)² = 1, its derivative by l0 is 2
-    penalty = rule.penalty(h, pattern)
+    penalty = rule.penalty(tiny(1, 4), a_pass(pattern, h, z, torch.zeros(1, 1), torch.zeros(1, 1)), 1.0)
     assert penalty.item() == 1.0
     assert torch.autograd.grad(penalty, rule.threshold)[0].tolist() == [0, -4, -4, 0]
 
 
 def test_jumprelu_starts_with_k_active_latents_a_row_and_selects_its_window():
-    h = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    model, y = tiny(8, 32), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    h = y @ model.encoder.T + model.b_enc
     rule = JumpReLU(k=4, latents=32, bandwidth=0.1, coefficient=1.0)
-    rule.start(h)
+    rule.start(model, y)
     active = (h > rule.threshold).sum() / 64
     assert float(active) == pytest.approx(4, abs=0.02)
     chosen = rule.select(h).dense(torch.ones(len(rule.select(h).latents))).bool()
     assert bool((chosen == (h > rule.threshold - 0.05)).all())
+
+
+def test_relu_starts_with_k_active_latents_and_its_penalty_rises():
+    model, y = tiny(8, 32), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    rule = ReLU(k=4, coefficient=0.5, warmup=0.2, delay=0.1)
+    rule.start(model, y)
+    h = y @ model.encoder.T + model.b_enc
+    pattern = rule.select(h.detach())
+    assert len(pattern.latents) == pytest.approx(4 * 64, abs=2)
+    strengths = []
+    for done in (0.0, 0.1, 0.2, 0.3, 1.0):
+        rule.schedule(done)
+        strengths.append(rule.strength)
+    assert strengths == pytest.approx([0, 0, 0.25, 0.5, 0.5])
+    values = h[pattern.row_of, pattern.latents]
+    run = a_pass(pattern, values, values.relu(), y, y)
+    assert rule.penalty(model, run, 10.0).item() == pytest.approx(0.5 * h.relu().sum().item() / 10, rel=1e-5)
+
+
+def test_gated_by_hand():
+    """r = ln 2, c = −1: h = 0.4 is open but 2 · 0.4 − 1 < 0; h = 2 gives 3; h = −1 is shut."""
+    rule = Gated(k=1, latents=3, coefficient=0.0, warmup=0.0, delay=0.0)
+    rule.r.data.fill_(math.log(2))
+    rule.c.data.fill_(-1.0)
+    pattern = pattern_of(torch.ones(1, 3, dtype=torch.bool))
+    h = torch.tensor([0.4, 2.0, -1.0])
+    assert rule.codes(h, pattern, NOW).tolist() == pytest.approx([0, 3, 0])
+
+
+def test_matryoshka_reconstructs_by_every_prefix():
+    model, y = tiny(8, 32), torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    rule = Matryoshka(4, [4, 16, 32])
+    run = model(y, rule, torch.float32, NOW)
+    codes = run.pattern.dense(run.codes)
+    for end, output in zip(rule.ends, run.outputs, strict=True):
+        torch.testing.assert_close(output, codes[:, :end] @ model.decoder[:end] + model.b_dec)
+    (whole,) = BatchTopK(4).outputs(model, run.codes, run.pattern)
+    torch.testing.assert_close(run.outputs[-1], whole)
+
+
+def test_reward_gradient_is_that_of_the_expectation():
+    """Two latents, four masks: E[R] is a finite sum. Its exact gradient is the mean of many drawn ones."""
+    rule = Reward(k=1, latents=2, bandwidth=0.5, coefficient=0.1, diversity=0.0)
+    rule.threshold.data = torch.tensor([0.4, 0.9])
+    rows, h = 200_000, torch.tensor([0.6, 0.8])
+    y = torch.tensor([[1.0, 0.5]])
+    pattern = pattern_of(torch.ones(rows, 2, dtype=torch.bool))
+    drawn = rule.codes(h.repeat(rows), pattern, torch.Generator().manual_seed(1)).view(rows, 2)
+    run = a_pass(pattern, h.repeat(rows), drawn.flatten(), y.expand(rows, 2), drawn)  # the decoder is the identity
+    loss = rule.penalty(tiny(2, 2), run, rows * 2.0)
+    ours = torch.autograd.grad(loss, rule.threshold)[0]
+
+    threshold = rule.threshold.detach().clone().requires_grad_()
+    p = ((h - threshold) / 0.5).sigmoid()
+    expected = torch.zeros(())
+    for mask in ([0, 0], [0, 1], [1, 0], [1, 1]):
+        m = torch.tensor(mask, dtype=torch.float32)
+        reward = -(y[0] - m * h).square().sum() / 2 - 0.1 * m.sum()
+        expected = expected + (p * m + (1 - p) * (1 - m)).prod() * reward
+    theirs = torch.autograd.grad(-expected, threshold)[0]
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "jumprelu", "matryoshka"])
+def test_a_folded_rule_is_the_same_function_on_raw_rows(name: str):
+    """Reconstruction of the SAE on x = the one of training on s (x − μ), back on the scale of x."""
+    model = tiny(8, 32)
+    model.b_dec.data = torch.linspace(-1, 1, 8)
+    rule = {
+        "relu": ReLU(4, 0.1, 0.0, 0.0),
+        "gated": Gated(4, 32, 0.1, 0.0, 0.0),
+        "jumprelu": JumpReLU(4, 32, 0.1, 1.0),
+        "matryoshka": Matryoshka(4, [8, 32]),
+    }[name]
+    if isinstance(rule, Gated):
+        rule.r.data = torch.linspace(-0.5, 0.5, 32)
+        rule.c.data = torch.linspace(-0.2, 0.2, 32)
+    x = 3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1)) + 2
+    scale = Scale(0.5, torch.full((8,), 1.7), 1.0)
+    y = scale.apply(x)
+    rule.start(model, y)
+    run = model(y, rule, torch.float32, NOW)
+    sae = fold(model, rule, scale)
+    if isinstance(rule, Matryoshka):  # at rest it has a threshold: the batch's own cut gives the batch's own codes
+        values = run.codes.detach()
+        sae = fold(model, JumpReLU(4, 32, 0.1, 1.0), scale)
+        assert sae.threshold is not None
+        sae.threshold.fill_(float(values.min() * 0.9999 / scale.factor))
+    output, active = sae.reconstruct(x)
+    torch.testing.assert_close(output, run.outputs[-1].detach() / scale.factor + scale.mean, rtol=1e-4, atol=1e-4)
+    assert int(active.sum()) == int((run.codes > 0).sum())

@@ -4,13 +4,18 @@ Training sees y = s (x − μ), with s and μ from the data; :func:`fold` turns 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from stages.sae.kernels import Pattern, decode, sampled
-from stages.sae.rules import Rule, TopK
+from stages.sae.kernels import sampled
+from stages.sae.rules.base import Pass, Rule, preactivations
+from stages.sae.rules.topk import BatchTopK, TopK
 from stages.sae.sae import SAE
+
+Init = Literal["kaiming", "orthogonal", "data"]
 
 
 @dataclass(frozen=True)
@@ -26,37 +31,49 @@ class Scale:
 
 
 class Autoencoder(nn.Module):
-    """``encoder`` and ``decoder`` (latent, width), ``b_enc`` (latent,), ``b_dec`` (width,)."""
+    """``encoder`` and ``decoder`` (latent, width), ``b_enc`` (latent,), ``b_dec`` (width,).
 
-    def __init__(self, width: int, latents: int, generator: torch.Generator) -> None:
+    Decoder rows have norm 1 and a random direction (``kaiming``: independent; ``orthogonal``: so within each ``width``
+    of them); the encoder begins as the decoder transposed. ``data`` takes the first batch's rows in :meth:`start`.
+    """
+
+    encoder: nn.Parameter
+    decoder: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
+
+    def __init__(self, width: int, latents: int, generator: torch.Generator, init: Init = "kaiming") -> None:
         super().__init__()
+        self.from_data = init == "data"
         directions = torch.randn(latents, width, generator=generator)
-        directions /= directions.norm(dim=1, keepdim=True)
+        if init == "orthogonal":
+            directions = torch.cat([torch.linalg.qr(part.T).Q.T for part in directions.split(width)])
+        directions = normalize(directions, dim=1)
         self.decoder = nn.Parameter(directions)
         self.encoder = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(width))
 
     @torch.no_grad()
-    def start(self, y: Tensor, k: int) -> None:
+    def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:
         """Scale the encoder so that the error on a first batch is least: c = ⟨y, ŷ⟩ / ⟨ŷ, ŷ⟩ with k latents a row.
 
         Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added up several times.
         """
-        reconstruction, *_ = self(y, TopK(k), torch.float32)
-        self.encoder *= ((y * reconstruction).sum() / reconstruction.square().sum()).clamp(1e-3, 1)
+        if self.from_data:
+            rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator)]
+            noise = torch.randn(rows.shape, generator=generator) * rows.std() / 10  # rows come twice in a large F
+            self.decoder.copy_(normalize(rows + noise, dim=1))
+            self.encoder.copy_(self.decoder)
+        output = self(y, TopK(k), torch.float32, generator).outputs[-1]
+        self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
 
-    def fast_preactivations(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """h for choosing the active latents, in ``dtype``; no gradient."""
-        with torch.no_grad():
-            return torch.addmm(self.b_enc.to(dtype), y.to(dtype), self.encoder.to(dtype).T)
-
-    def forward(self, y: Tensor, rule: Rule, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Pattern]:
-        """Reconstruction, codes and exact h at the chosen entries, and their pattern."""
-        pattern = rule.select(self.fast_preactivations(y, dtype))
+    def forward(self, y: Tensor, rule: Rule, dtype: torch.dtype, generator: torch.Generator) -> Pass:
+        """Choose latents by h in ``dtype``, then compute exactly there."""
+        pattern = rule.select(preactivations(self, y, dtype))
         h = sampled(y, self.encoder, pattern) + self.b_enc.index_select(0, pattern.latents)
-        codes = rule.codes(h, pattern)
-        return decode(codes, self.decoder, pattern) + self.b_dec, codes, h, pattern
+        codes = rule.codes(h, pattern, generator)
+        return Pass(y, pattern, h, codes, rule.outputs(self, codes, pattern))
 
     def auxk(self, y: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """How well the ``k`` strongest of the ``dead`` latents explain the residual; gradients to both their sides.
@@ -64,11 +81,25 @@ class Autoencoder(nn.Module):
         Σ‖r − z W_dec[dead]‖² / Σ‖r − mean r‖² (Gao et al. 2024, appendix A.2). Dense on the gathered dead rows, which
         are few. Encoder and decoder biases of the living take no part.
         """
-        h = torch.addmm(self.b_enc[dead], y, self.encoder[dead].T)
+        encoder, bias, decoder = (p.index_select(0, dead) for p in (self.encoder, self.b_enc, self.decoder))
+        h = torch.addmm(bias, y, encoder.T)
         values, chosen = h.topk(min(k, len(dead)), dim=1)
         z = torch.zeros_like(h).scatter(1, chosen, values.relu())
-        error = (residual - z @ self.decoder[dead]).square().sum()
+        error = (residual - z @ decoder).square().sum()
         return error / (residual - residual.mean(0)).square().sum().clamp(min=1e-12)
+
+    @torch.no_grad()
+    def resample(self, run: Pass, dead: Tensor, generator: torch.Generator) -> None:
+        """Give each of ``dead`` the direction of a badly reconstructed row, drawn by its squared error.
+
+        Encoder rows get a fifth of the mean norm of the others, biases 0 (Bricken et al. 2023, appendix).
+        """
+        weight = run.residual.square().sum(1).square()
+        rows = torch.multinomial(weight, len(dead), replacement=True, generator=generator)
+        directions = normalize(run.y[rows], dim=1)
+        self.decoder[dead] = directions
+        self.encoder[dead] = directions * self.encoder.norm(dim=1).mean() / 5
+        self.b_enc[dead] = 0.0
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:
@@ -80,19 +111,22 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Unit decoder rows; the encoder is left alone."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
 @torch.no_grad()
 def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
     """The same function on raw activations, codes in raw units, decoder rows still of unit norm.
 
-    With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s.   A batchtopk rule is folded as topk; its
-    threshold is calibrated afterwards.
+    With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s.
     """
-    b_enc = (model.b_enc + model.encoder @ model.b_dec) / scale.factor
-    b_dec = scale.mean + model.b_dec / scale.factor
-    parts = (model.encoder.detach().clone(), b_enc, model.decoder.detach().clone(), b_dec)
-    if isinstance(rule, TopK):
-        return SAE(*parts, k=rule.k)
-    return SAE(*parts, threshold=rule.threshold.detach() / scale.factor)
+    k = rule.k if isinstance(rule, TopK) and not isinstance(rule, BatchTopK) else None
+    encoder, b_enc, threshold = rule.settled(model) if k is None else (model.encoder, model.b_enc, None)
+    return SAE(
+        encoder=encoder.detach().clone(),
+        b_enc=(b_enc + encoder @ model.b_dec) / scale.factor,
+        decoder=model.decoder.detach().clone(),
+        b_dec=scale.mean + model.b_dec / scale.factor,
+        k=k,
+        threshold=None if threshold is None else threshold.detach() / scale.factor,
+    )

@@ -49,8 +49,8 @@ class Shuffled:
         unit = int(np.lcm(self.batch, CHUNK))
         return max(self.window // unit, 1) * unit
 
-    def epoch(self, number: int) -> Iterator[Tensor]:
-        """Batches (row, width) in bfloat16 of epoch ``number``."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Tensor]:
+        """Batches (row, width) in bfloat16 of epoch ``number``, without the first ``skip``, which are not read."""
         random = np.random.default_rng([self.seed, number])
         rows = self.end - self.first
         chunks = random.permutation(-(-rows // CHUNK))
@@ -58,19 +58,23 @@ class Shuffled:
         chunks = np.concatenate([chunks[~short], chunks[short]])
         step = self._window_rows // CHUNK
         for start in range(0, len(chunks), step):
-            parts = [self._chunk(int(chunk)) for chunk in chunks[start : start + step]]
-            window = torch.cat(parts)
-            order = torch.from_numpy(random.permutation(len(window)))
-            for at in range(0, len(window) - self.batch + 1, self.batch):
-                yield window[order[at : at + self.batch]]
+            spans = [self._span(int(chunk)) for chunk in chunks[start : start + step]]
+            size = sum(end - first for first, end in spans)
+            order = torch.from_numpy(random.permutation(size))
+            batches = size // self.batch
+            if skip < batches:
+                window = torch.cat([self.activations.read(*span) for span in spans])
+                for at in range(skip * self.batch, batches * self.batch, self.batch):
+                    yield window[order[at : at + self.batch]]
+            skip = max(0, skip - batches)
 
-    def _chunk(self, number: int) -> Tensor:
-        first = self.first + number * CHUNK
-        return self.activations.read(first, min(first + CHUNK, self.end))
+    def _span(self, chunk: int) -> tuple[int, int]:
+        first = self.first + chunk * CHUNK
+        return first, min(first + CHUNK, self.end)
 
-    def endless(self) -> Iterator[Tensor]:
-        """One epoch after another."""
-        number = 0
+    def endless(self, step: int = 0) -> Iterator[Tensor]:
+        """One epoch after another, from ``step`` on."""
+        number, skip = divmod(step, self.steps_per_epoch())
         while True:
-            yield from self.epoch(number)
-            number += 1
+            yield from self.epoch(number, skip)
+            number, skip = number + 1, 0

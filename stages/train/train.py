@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from stages.lm import LanguageModel
 from stages.metrics import OUTLIER
 from stages.params import check
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.fit import Fitted, Judgement, Train, fit, make_rule
-from stages.sae.rules import TopK
+from stages.sae.fit import SAVE_EVERY, Fitted, Judgement, fit
+from stages.sae.knobs import BY_BATCH, Train, make_rule
+from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
+from stages.sae.trainer import Trainer
 from stages.targets import Targets, penalty
 from stages.train import controls
 from stages.train.batches import Shuffled
@@ -63,26 +66,29 @@ def train(
     targets: Targets,
     seed: int,
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    work: Path | None = None,
+    save_every: float = SAVE_EVERY,
 ) -> tuple[Fitted, SAE]:
     """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
 
-    Returns the result and the untrained SAE that it started from, a control.
+    ``work``: where the state of an unfinished training is kept and looked for. Returns the result and the untrained
+    SAE that it started from, a control.
     """
     if activations.split("validation")[0] == activations.split("validation")[1]:
         raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
     scale = scale_of(activations)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
-    model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed))
+    model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed), knobs.init)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
         first, end = activations.split("validation")
         return activations.blocks(first, min(end, first + limit) if limit else end)
 
     def settled(sae: SAE, limit: int | None = None) -> SAE:
-        return with_threshold(sae, knobs.k, validation(limit)) if knobs.rule == "batchtopk" else sae
+        return with_threshold(sae, knobs.k, validation(limit)) if knobs.rule in BY_BATCH else sae
 
-    def batches() -> Iterator[Tensor]:
-        for x in shuffled.endless():
+    def batches(step: int) -> Iterator[Tensor]:
+        for x in shuffled.endless(step):
             if knobs.skip_outliers:
                 x = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
             yield scale.apply(x)
@@ -98,12 +104,10 @@ def train(
     untrained = fold(model, TopK(knobs.k), scale)
     if knobs.rule != "topk":
         untrained = with_threshold(untrained, knobs.k, validation())
-    steps = shuffled.steps_per_epoch()
-    fitted = fit(batches(), steps, model, make_rule(knobs), scale, knobs, judge, watch, f"train {activations.layer}")
-    last_is_best = fitted.final is fitted.best
-    fitted.best = settled(fitted.best)
-    fitted.final = fitted.best if last_is_best else settled(fitted.final)
-    fitted.kept = {epoch: settled(sae) for epoch, sae in fitted.kept.items()}
+    trainer = Trainer(model, make_rule(knobs), scale, knobs, shuffled.steps_per_epoch(), seed)
+    fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
+    once = {id(sae): settled(sae) for sae in fitted.saes.values()}
+    fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
 
 

@@ -1,0 +1,161 @@
+"""SAELens's side of benchmarks.training, in an environment of its own (`benchmarks/requirements-saelens.txt`).
+
+Reads one JSON command a line from stdin, and answers each by one JSON line on stdout (all other output goes to stderr):
+
+    {"build": {…}, "as": name}      {}                          a fresh SAETrainer; the fields are those of `Peer`
+    {"run": steps, "as": name}      {"seconds": …, "l0": …}     the time of so many steps, the mean l0 of their batches
+    {"keep": [name, …]}             {}                          forget the others
+
+A command that SAELens refuses is answered by {"error": text}. Between commands the process sleeps on the pipe.
+"""
+
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.door import BadInput, run
+
+LEARNING_RATE = 1e-6  # small, so that l0 stays what it was set to; the arithmetic of a step does not depend on it
+SETTLE_ROWS = 8192  # rows that a cut is taken from, spread over all: neighbours are of one document
+DEAD_AFTER = 1_000_000  # steps without firing; so many that only latents which are marked as dead are
+GROUPS = [0.125, 0.25, 0.5, 1.0]  # matryoshka: shares of the latents
+ARCHITECTURES = {
+    "topk": "topk",
+    "batchtopk": "batchtopk",
+    "matryoshka": "matryoshka_batchtopk",
+    "jumprelu": "jumprelu",
+    "relu": "standard",
+}
+
+
+def cut_of(preactivations: Callable[[Tensor], Tensor], rows: Tensor, l0: int, block: int = 2048) -> float:
+    """The value that ``l0`` pre-activations a row exceed on the average over SETTLE_ROWS of ``rows``.
+
+    Exact for them unless a block holds more than twice its share.
+    """
+    best = torch.empty(0)
+    rows = rows[:: max(1, len(rows) // SETTLE_ROWS)]
+    for x in rows.split(block):
+        h = preactivations(x).float().flatten()
+        best = torch.cat([best, h.topk(min(2 * l0 * len(x), len(h)), sorted=False).values])
+    return float(best.topk(l0 * len(rows), sorted=False).values.min())
+
+
+def shuffled(rows: Tensor, batch: int) -> Iterator[Tensor]:
+    """Endless epochs of ``rows`` in random batches; what does not fill a last batch is left out."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        order = torch.randperm(len(rows), generator=generator)
+        for at in range(0, len(rows) - batch + 1, batch):
+            yield rows[order[at : at + batch]]
+
+
+class Peer:
+    """A real SAETrainer, stepped as its own `fit` does, without logging and checkpoints.
+
+    ``setting``: rule, latents, l0, dead (indices of the latents to keep dead), and options: autocast, compile and what
+    else SAELens's own configuration of the SAE knows.
+    """
+
+    def __init__(self, rows: Tensor, batch: int, setting: dict[str, Any]) -> None:
+        from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
+        from sae_lens.registry import get_sae_training_class  # pyright: ignore[reportMissingImports]
+        from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
+
+        rule, latents, l0 = setting["rule"], setting["latents"], setting["l0"]
+        options = dict(setting["options"])
+        autocast, compiled = options.pop("autocast"), options.pop("compile")
+        if rule in ("topk", "batchtopk", "matryoshka"):
+            options["k"] = l0
+        if rule == "matryoshka":
+            options["matryoshka_widths"] = [round(share * latents) for share in GROUPS]
+        if rule == "jumprelu":
+            options |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": l0}
+        kind, config = get_sae_training_class(ARCHITECTURES[rule])
+        sae = kind(config(d_in=rows.shape[1], d_sae=latents, **options))
+        if options.get("use_sparse_activations") and not hasattr(sae.activation_fn, "use_sparse_activations"):
+            raise ValueError(f"{type(sae.activation_fn).__name__} ignores use_sparse_activations: its codes are dense")
+        with torch.no_grad():
+            if rule in ("jumprelu", "relu"):
+                cut = cut_of(lambda x: sae.encode_with_hidden_pre(x)[1], rows, l0)
+                if rule == "jumprelu":
+                    sae.threshold.fill_(cut)
+                else:
+                    sae.b_enc.sub_(cut)
+        if compiled:  # what compile_sae does in SAELens's runner
+            sae.training_forward_pass = torch.compile(sae.training_forward_pass)
+        self.trainer = SAETrainer(
+            SAETrainerConfig(
+                total_training_samples=10**12,
+                train_batch_size_samples=batch,
+                lr=LEARNING_RATE,
+                lr_end=LEARNING_RATE,
+                autocast=autocast,
+                dead_feature_window=DEAD_AFTER,
+            ),
+            sae,
+            shuffled(rows, batch),
+        )
+        self.dead = torch.tensor(setting["dead"], dtype=torch.long)
+
+    def advance(self, steps: int) -> dict[str, float]:
+        """Take so many steps."""
+        trainer = self.trainer
+        fired, samples = trainer.act_freq_scores.double().sum(), trainer.n_frac_active_samples
+        before = time.perf_counter()
+        for _ in range(steps):
+            trainer.n_forward_passes_since_fired[self.dead] = DEAD_AFTER + 1
+            trainer.step(next(trainer.data_provider))
+            trainer.n_training_steps += 1
+        seconds = time.perf_counter() - before
+        fired = trainer.act_freq_scores.double().sum() - fired
+        return {"seconds": seconds, "l0": float(fired) / (trainer.n_frac_active_samples - samples)}
+
+
+def serve(rows: Tensor, batch: int, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Do what stdin says until it ends."""
+    peers: dict[str, Peer] = {}
+    for line in sys.stdin:
+        command, found = json.loads(line), {}
+        try:
+            if "build" in command:
+                peers[command["as"]] = Peer(rows, batch, command["build"])
+            elif "run" in command:
+                found = peers[command["as"]].advance(command["run"])
+            else:
+                peers = {name: peer for name, peer in peers.items() if name in command["keep"]}
+                gc.collect()
+        except Exception as error:  # whatever SAELens raises is a finding, and the next setting may work
+            found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        answer(found)
+
+
+def main(rows: str, batch: str, threads: str) -> None:
+    """Serve the tensor ``rows`` of the safetensors file ROWS in batches of BATCH rows, with so many THREADS."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(found: dict[str, Any]) -> None:
+        print(json.dumps(found), file=answers)
+
+    if importlib.util.find_spec("sae_lens") is None:
+        raise BadInput(f"{sys.executable} has no SAELens; install benchmarks/requirements-saelens.txt there")
+    torch.set_num_threads(int(threads))
+    import sae_lens  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    answer({"sae_lens": importlib.metadata.version("sae-lens"), "torch": torch.__version__})
+    serve(load_file(rows)["rows"], int(batch), answer)
+
+
+if __name__ == "__main__":
+    run(main)

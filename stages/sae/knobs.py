@@ -1,0 +1,80 @@
+"""The knobs of training, and the rule that they name."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.params import Section
+from stages.sae.autoencoder import Init
+from stages.sae.rules.base import Rule
+from stages.sae.rules.jumprelu import JumpReLU, Reward
+from stages.sae.rules.relu import Gated, ReLU
+from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
+
+RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
+BY_BATCH = ("batchtopk", "matryoshka")  # rules whose threshold is settled on validation rows
+
+
+class Train(Section):
+    """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml."""
+
+    rule: RuleName
+    latents: int = Field(gt=0)
+    k: int = Field(gt=0)
+    groups: list[float] = Field(min_length=1)
+    bandwidth: float = Field(gt=0)
+    l0_coefficient: float = Field(ge=0)
+    l1_coefficient: float = Field(ge=0)
+    l1_warmup: float = Field(ge=0, le=1)
+    l1_delay: float = Field(ge=0, le=1)
+    activity_cost: float = Field(ge=0)
+    diversity: float = Field(ge=0)
+    init: Init
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    window_rows: int = Field(gt=0)
+    skip_outliers: bool
+    lr: float = Field(gt=0)
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, le=1)
+    decay: Literal["cosine", "linear"]
+    decay_from: float = Field(ge=0, le=1)
+    clip: float = Field(gt=0)
+    auxk: float = Field(ge=0)
+    auxk_latents: int = Field(gt=0)
+    dead_after: float = Field(gt=0)
+    resample_every: int | None = Field(gt=0)
+    log_every: int = Field(gt=0)
+    validation_rows: int = Field(gt=0)
+    keep_every: int | None = Field(gt=0)
+    ce_tokens: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Train":
+        if self.k > self.latents:
+            raise ValueError(f"k is {self.k}, more than the {self.latents} latents of the dictionary; lower k")
+        if self.groups != sorted(set(self.groups)) or self.groups[0] <= 0 or self.groups[-1] != 1:
+            raise ValueError(f"groups is {self.groups}; it must rise from above 0 to 1, e.g. [0.125, 0.25, 0.5, 1]")
+        return self
+
+
+def make_rule(knobs: Train) -> Rule:
+    """The sparsity rule by name."""
+    k, latents = knobs.k, knobs.latents
+    match knobs.rule:
+        case "topk":
+            return TopK(k)
+        case "batchtopk":
+            return BatchTopK(k)
+        case "matryoshka":
+            return Matryoshka(k, [round(share * latents) for share in knobs.groups])
+        case "jumprelu":
+            return JumpReLU(k, latents, knobs.bandwidth, knobs.l0_coefficient)
+        case "relu":
+            return ReLU(k, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
+        case "gated":
+            return Gated(k, latents, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
+        case "reward":
+            return Reward(k, latents, knobs.bandwidth, knobs.activity_cost, knobs.diversity)

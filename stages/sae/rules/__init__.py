@@ -1,0 +1,1 @@
+"""Sparsity rules, one file a family."""

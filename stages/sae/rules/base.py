@@ -1,0 +1,78 @@
+"""What a sparsity rule is: which latents of a token are active, and what pushes them to be few.
+
+A rule is an argument of the one `fit` loop. It is written for pre-activations h = y W_enc + b_enc, (row, latent).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stages.sae.kernels import Pattern, decode
+
+
+class Weights(Protocol):
+    """What a rule sees of the autoencoder; shapes as in `stages/sae/autoencoder.py`."""
+
+    encoder: nn.Parameter
+    decoder: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: ``h`` and ``codes`` (entries,) at ``pattern``; ``outputs``, reconstructions, the whole last."""
+
+    y: Tensor
+    pattern: Pattern
+    h: Tensor
+    codes: Tensor
+    outputs: list[Tensor]
+
+    @property
+    def residual(self) -> Tensor:
+        return self.y - self.outputs[-1]
+
+
+class Rule(nn.Module):
+    """The defaults: nothing to start or to schedule, one reconstruction, no penalty."""
+
+    def start(self, weights: Weights, y: Tensor) -> None:
+        """Fit what depends on the data to the first batch, (row, width)."""
+
+    def schedule(self, done: float) -> None:
+        """``done``: share of the training that lies behind."""
+
+    def select(self, h: Tensor) -> Pattern:
+        """The entries worth computing, from a cheap h; no gradient."""
+        raise NotImplementedError
+
+    def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
+        """The codes at those entries, from exact h; gradients to h and to the rule's own parameters."""
+        raise NotImplementedError
+
+    def outputs(self, weights: Weights, codes: Tensor, pattern: Pattern) -> list[Tensor]:
+        """Reconstructions, each (row, width); the error is the mean of theirs, the last is that of all latents."""
+        return [decode(codes, weights.decoder, pattern) + weights.b_dec]
+
+    def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor | float:
+        """What it adds to the loss. ``unit``: rows × width × variance, which turns a squared error into an fvu."""
+        return 0.0
+
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder, b_enc and threshold of the jumprelu that does the same: f = h · 1[h > θ]·1[h > 0]."""
+        raise NotImplementedError
+
+
+def preactivations(weights: Weights, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """h for choosing the active latents, (row, latent) in ``dtype``; no gradient."""
+    with torch.no_grad():
+        return torch.addmm(weights.b_enc.to(dtype), y.to(dtype), weights.encoder.to(dtype).T)
+
+
+def cut(h: Tensor, per_row: float) -> Tensor:
+    """The value that ``per_row`` entries of a row of ``h`` exceed, on average over all rows."""
+    flat = h.float().flatten()
+    return flat.kthvalue(flat.numel() - round(per_row * len(h))).values

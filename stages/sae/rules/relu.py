@@ -1,0 +1,72 @@
+"""Rules that an L1 penalty makes sparse."""
+
+import torch
+from torch import Tensor, nn
+
+from stages.sae.kernels import Pattern, decode, from_entries
+from stages.sae.rules.base import Pass, Rule, Weights, cut, preactivations
+from stages.sae.rules.topk import above
+
+
+class ReLU(Rule):
+    """z = relu(h), penalty λ Σ z ‖W_dec row‖ a token. Bricken et al. 2023; weighted as in Anthropic, April 2024.
+
+    Decoder rows have norm 1 here, so that the weighting is there without being computed. λ is in units of an fvu: the
+    penalty is divided by the width × variance like the squared error, so that λ means the same at any scale. λ rises
+    linearly over the share ``warmup`` of the run, beginning at the share ``delay``.
+
+    Biases start where ``k`` latents a token are active, so that the work is sparse from the first step; where l0 ends
+    is up to λ.
+    """
+
+    def __init__(self, k: int, coefficient: float, warmup: float, delay: float) -> None:
+        super().__init__()
+        self.k, self.coefficient, self.warmup, self.delay = k, coefficient, warmup, delay
+        self.strength = 0.0
+
+    @torch.no_grad()
+    def start(self, weights: Weights, y: Tensor) -> None:
+        weights.b_enc.sub_(cut(preactivations(weights, y, torch.float32), self.k).clamp(min=0))
+
+    def schedule(self, done: float) -> None:
+        rise = 1.0 if self.warmup == 0 else (done - self.delay) / self.warmup
+        self.strength = self.coefficient * min(max(rise, 0.0), 1.0) * (done >= self.delay)
+
+    def select(self, h: Tensor) -> Pattern:
+        entries = above(h.flatten(), 0.0)
+        return from_entries(entries // h.shape[1], entries % h.shape[1], h.shape)
+
+    def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
+        return h.relu()
+
+    def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
+        return self.strength * run.h.relu().sum() / unit
+
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        return weights.encoder, weights.b_enc, torch.zeros_like(weights.b_enc)
+
+
+class Gated(ReLU):
+    """z = 1[h > 0] · relu(e^r h + c): h says whether, e^r h + c how much. Rajamanoharan et al. 2024, "Improving
+    dictionary learning with gated sparse autoencoders", eq. 5 to 8, with c = b_mag − e^r b_gate.
+
+    The penalty is λ Σ relu(h) and the error of decode(relu(h)) through a decoder that it does not train. It is the
+    jumprelu e^r h + c with θ = c (the paper's section 3.2), and is stored as that.
+    """
+
+    def __init__(self, k: int, latents: int, coefficient: float, warmup: float, delay: float) -> None:
+        super().__init__(k, coefficient, warmup, delay)
+        self.r = nn.Parameter(torch.zeros(latents))
+        self.c = nn.Parameter(torch.zeros(latents))
+
+    def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
+        gain, offset = (p.index_select(0, pattern.latents) for p in (self.r, self.c))
+        return (gain.exp() * h + offset).relu() * (h > 0)
+
+    def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
+        gate = decode(run.h.relu(), weights.decoder.detach(), run.pattern) + weights.b_dec.detach()
+        return super().penalty(weights, run, unit) + (run.y - gate).square().sum() / unit
+
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        gain = self.r.exp()
+        return weights.encoder * gain[:, None], weights.b_enc * gain + self.c, self.c
