@@ -28,10 +28,11 @@ from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.files import write_tensors
 from stages.sae.autoencoder import Autoencoder
+from stages.sae.kernels import fast_dtype
 from stages.sae.knobs import RuleName, Train, make_rule
 from stages.sae.rules.base import preactivations
 from stages.sae.rules.jumprelu import JumpReLU
-from stages.sae.trainer import Trainer, fast_dtype
+from stages.sae.trainer import Trainer
 from stages.train.batches import Shuffled
 from stages.train.train import scale_of
 

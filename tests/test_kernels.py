@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import Pattern, decode, pattern_of, sampled
+from stages.sae.kernels import Pattern, above, decode, kth, largest, pattern_of, sampled
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
 from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
+from stages.sae.sae import SAE
 
 ROWS, WIDTH, LATENTS = 33, 16, 64
 
@@ -33,6 +34,23 @@ def test_pattern_of_a_mask_by_hand():
     assert pattern.row_of.tolist() == [0, 0, 2]
     assert pattern.dense(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 0, 2], [0, 0, 0], [0, 3, 0]]
     assert pattern.keep(torch.tensor([False, True, True])).starts.tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("latents", [64, 61])
+def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
+    h = random(ROWS, latents).to(dtype)
+    for low in (torch.tensor(0.0), torch.tensor(1.3), random(latents, seed=1).abs()):
+        entries = above(h, low)
+        assert bool(((entries // latents).diff() >= 0).all())
+        assert entries.sort().values.equal((h > low.to(dtype)).flatten().nonzero().flatten())
+    for k in (1, 3, 40):
+        found = largest(h, k)
+        assert found.shape == (ROWS, k) and all(len(row.unique()) == k for row in found)
+        assert h.gather(1, found).sort(dim=1).values.equal(h.topk(k, dim=1).values.sort(dim=1).values)
+    positive = h[h > 0]
+    for k in (1, 7, len(positive)):
+        assert kth(positive, k) == positive.float().topk(k).values[-1]
 
 
 def test_products_equal_dense_ones(pattern: Pattern):
@@ -136,6 +154,20 @@ def test_training_gradients_equal_dense_autograd(name: str):
         assert float((a - b).norm() / b.norm()) < 1e-4, parameter
     assert ours[0] is not None and ours[1] is not None
     assert float(ours[1].norm()) > 0 and float(ours[0].norm()) > 0
+
+
+def test_the_fast_encoder_gives_the_codes_of_the_plain_product():
+    """Thresholds of all sizes, rows of very different norms; nothing is lost to bfloat16."""
+    x = random(400, 96) * torch.logspace(-1, 3, 400)[:, None]
+    encoder, b_enc, b_dec = random(512, 96, seed=1) / 10, random(512, seed=2), random(96, seed=3)
+    sae = SAE(encoder, b_enc, random(512, 96, seed=4), b_dec, threshold=random(512, seed=5).exp())
+    h = sae.preactivations(x)
+    assert sae.threshold is not None
+    expected = h * (h > sae.threshold)
+    codes = sae.encode(x)
+    assert bool((codes.values > 0).all()) and len(codes.values) > 50_000
+    torch.testing.assert_close(codes.pattern.dense(codes.values), expected, rtol=1e-4, atol=1e-3)
+    assert codes.active().equal((expected > 0).sum(1))
 
 
 def test_auxk_reaches_encoder_and_decoder_of_the_dead_alone():

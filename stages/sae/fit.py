@@ -117,7 +117,7 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
     for name, sae in fitted.saes.items():
         same[name] = names.setdefault(id(sae), name)
         if same[name] == name:
-            tensors |= {f"sae.{name}.{part}": t for part, t in vars(sae).items() if isinstance(t, Tensor)}
+            tensors |= {f"sae.{name}.{part}": t for part, t in sae.tensors().items()}
     facts = {
         "same": same,
         "k": fitted.best.k if fitted.saes else None,

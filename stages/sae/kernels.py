@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+GROUP = 8  # latents of which only the largest is looked at first
+
 with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta; let it say so here
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
@@ -63,13 +65,62 @@ class Pattern:
 
 def pattern_of(mask: Tensor) -> Pattern:
     """The pattern of a dense boolean (row, latent) matrix."""
-    rows, latents = mask.nonzero(as_tuple=True)
-    return from_entries(rows, latents, mask.shape)
+    return from_entries(mask.flatten().nonzero().flatten(), mask.shape)
 
 
-def from_entries(rows: Tensor, latents: Tensor, shape: torch.Size) -> Pattern:
-    """The pattern of entries that are sorted by row."""
-    return Pattern(torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device)), latents, shape[1])
+def from_entries(entries: Tensor, shape: torch.Size) -> Pattern:
+    """The pattern of flat indices into a matrix of that shape, sorted by row."""
+    ends = torch.arange(0, (shape[0] + 1) * shape[1], shape[1], device=entries.device)
+    rows = entries.div(shape[1], rounding_mode="floor") * shape[1]
+    return Pattern(torch.searchsorted(rows, ends), entries - rows, shape[1])
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 for choosing latents where the hardware multiplies it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def above(h: Tensor, low: Tensor) -> Tensor:
+    """The entries of ``h`` (row, latent) above ``low``, () or (latent,), not negative: flat indices, sorted by row.
+
+    Few are, so the largest of every eight latents is looked at first: one fast pass over h in place of three. Bits are
+    compared as integers: floats that are not negative are in the order of their bits, negative ones have the sign bit.
+    """
+    rows, latents = h.shape
+    whole = torch.int16 if h.dtype is torch.bfloat16 else torch.int32
+    bits, low = h.view(whole), low.to(h.dtype).view(whole)
+    if latents % GROUP:
+        return (bits > low).flatten().nonzero().flatten()
+    low = low.expand(latents)
+    columns = latents // GROUP
+    hits = (bits.view(rows, GROUP, columns).amax(1) > low.view(GROUP, columns).amin(0)).flatten().nonzero()
+    column = hits % columns
+    latent = column + torch.arange(0, latents, columns, device=h.device)
+    entries = (hits - column) * GROUP + latent
+    return entries.flatten()[(bits.take(entries) > low.take(latent)).flatten().nonzero().flatten()]
+
+
+def largest(h: Tensor, k: int) -> Tensor:
+    """(row, k): the latents of the ``k`` largest entries of each row, in no order. The largest of every eight first."""
+    rows, latents = h.shape
+    columns = latents // GROUP
+    if latents % GROUP or columns <= 2 * k:
+        return h.topk(k, dim=1, sorted=False).indices
+    grouped = h.view(rows, GROUP, columns)
+    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices[:, None].expand(-1, GROUP, -1)
+    chosen = grouped.gather(2, best).flatten(1).topk(k, dim=1, sorted=False).indices
+    return chosen // k * columns + best.flatten(1).gather(1, chosen)
+
+
+def kth(values: Tensor, k: int) -> Tensor:
+    """The ``k``-th largest of positive ``values``; for bfloat16 by counting its 32,768 positive bit patterns."""
+    if values.dtype is not torch.bfloat16:
+        return values.kthvalue(len(values) - k + 1).values
+    counts = torch.bincount(values.view(torch.int16), minlength=2**15)
+    least = (counts.flip(0).cumsum(0) >= k).nonzero()[0]
+    return (2**15 - 1 - least).to(torch.int16).view(torch.bfloat16)[0]
 
 
 def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:

@@ -4,13 +4,15 @@ h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, decode, from_entries
+from stages.sae.kernels import Pattern, above, decode, fast_dtype, from_entries, sampled
 
+ROUNDING = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 FLOOR_ROWS = 256  # rows that a threshold's search takes its floor from
 
 
@@ -48,14 +50,19 @@ class SAE:
     def width(self) -> int:
         return len(self.b_dec)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by field."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
     def preactivations(self, x: Tensor) -> Tensor:
         """h, (row, latent), in float32."""
         return torch.addmm(self.b_enc, x.float() - self.b_dec, self.encoder.T)
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of raw activations ``x`` (row, width)."""
-        h = self.preactivations(x)
         if self.k is not None:
+            h = self.preactivations(x)
             values, latents = h.topk(self.k, dim=1)
             latents, order = latents.sort(dim=1)
             values = values.gather(1, order).flatten()
@@ -63,8 +70,34 @@ class SAE:
             pattern = Pattern(starts, latents.flatten(), self.latents)
             return Codes(values[values > 0], pattern.keep(values > 0))
         assert self.threshold is not None
-        entries = (h > self.threshold.clamp(min=0)).flatten().nonzero().flatten()
-        return Codes(h.flatten()[entries], from_entries(entries // self.latents, entries % self.latents, h.shape))
+        threshold = self.threshold.clamp(min=0)
+        if fast_dtype(x.device) is torch.bfloat16:
+            pattern = from_entries(above(self._upper_bound(x), threshold * (1 - 2 * ROUNDING)), self._shape(x))
+            values = sampled(x.float() - self.b_dec, self.encoder, pattern) + self.b_enc[pattern.latents]
+            active = values > threshold[pattern.latents]
+            return Codes(values[active], pattern.keep(active))
+        h = self.preactivations(x)
+        pattern = from_entries(above(h, threshold), self._shape(x))
+        return Codes(h[pattern.row_of, pattern.latents], pattern)
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        return torch.Size((len(x), self.latents))
+
+    def _upper_bound(self, x: Tensor) -> Tensor:
+        """At least h, and little more, (row, latent) in bfloat16: three times as fast as h itself.
+
+        Rounding x and w moves x · w by at most 2.1 ε ‖x‖ ‖w‖, with ε = 2⁻⁸ (Cauchy and Schwarz); that is added as one
+        more column of the product. The rounding of the sum is left to the caller.
+        """
+        centred = x.float() - self.b_dec
+        margin = 2.2 * ROUNDING * centred.norm(dim=1, keepdim=True)
+        bias, weights = self._rounded
+        return torch.addmm(bias, torch.cat([centred, margin], dim=1).bfloat16(), weights.T)
+
+    @cached_property
+    def _rounded(self) -> tuple[Tensor, Tensor]:
+        weights = torch.cat([self.encoder, self.encoder.norm(dim=1, keepdim=True) * (1 + 2 * ROUNDING)], dim=1)
+        return (self.b_enc + 2 * ROUNDING * self.b_enc.abs()).bfloat16(), weights.bfloat16()
 
     def decode(self, codes: Codes) -> Tensor:
         """Reconstruction, (row, width)."""

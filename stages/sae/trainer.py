@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stages.door import BadInput
 from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.kernels import fast_dtype
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
@@ -23,13 +24,6 @@ class Step:
     fvu: float
     active: float
     dead: int
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 for choosing latents where the hardware multiplies it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def learning_rate(step: int, steps: int, knobs: Train) -> float:

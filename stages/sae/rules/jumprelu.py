@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, from_entries
+from stages.sae.kernels import Pattern, above, from_entries
 from stages.sae.rules.base import Pass, Rule, Weights, cut, preactivations
 
 
@@ -22,9 +22,7 @@ class _Threshold(Rule):
         self.threshold.fill_(float(cut(preactivations(weights, y, torch.float32), self.k).clamp(min=self.bandwidth)))
 
     def select(self, h: Tensor) -> Pattern:
-        low = (self.threshold.detach() - self.reach).clamp(min=0)
-        entries = (h > low.to(h.dtype)).flatten().nonzero().flatten()
-        return from_entries(entries // h.shape[1], entries % h.shape[1], h.shape)
+        return from_entries(above(h, (self.threshold.detach() - self.reach).clamp(min=0)), h.shape)
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         return weights.encoder, weights.b_enc, self.threshold

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, decode, from_entries
+from stages.sae.kernels import Pattern, above, decode, from_entries
 from stages.sae.rules.base import Pass, Rule, Weights, cut, preactivations
-from stages.sae.rules.topk import above
 
 
 class ReLU(Rule):
@@ -33,8 +32,7 @@ class ReLU(Rule):
         self.strength = self.coefficient * min(max(rise, 0.0), 1.0) * (done >= self.delay)
 
     def select(self, h: Tensor) -> Pattern:
-        entries = above(h.flatten(), 0.0)
-        return from_entries(entries // h.shape[1], entries % h.shape[1], h.shape)
+        return from_entries(above(h, torch.zeros((), device=h.device)), h.shape)
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
         return h.relu()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, decode, from_entries
+from stages.sae.kernels import Pattern, above, decode, from_entries, kth, largest
 from stages.sae.rules.base import Rule, Weights
 
 
@@ -17,7 +17,7 @@ class TopK(Rule):
         self.k = k
 
     def select(self, h: Tensor) -> Pattern:
-        latents = h.topk(self.k, dim=1, sorted=False).indices.sort(dim=1).values
+        latents = largest(h, self.k)
         starts = torch.arange(0, latents.numel() + 1, self.k, device=h.device)
         return Pattern(starts, latents.flatten(), h.shape[1])
 
@@ -40,16 +40,17 @@ class BatchTopK(TopK):
 
     def select(self, h: Tensor) -> Pattern:
         wanted = self.k * len(h)
-        flat = h.flatten()
-        entries = above(flat, float(self.guess))
+        entries = above(h, self.guess)
         if len(entries) < wanted:
-            entries = above(flat, 0.0)
-        values = flat[entries].float()
+            entries = above(h, torch.zeros_like(self.guess))
         if len(entries) > wanted:
-            best = values.topk(wanted, sorted=False)
-            self.guess.copy_(best.values.min() * self.GENEROSITY)
-            entries = entries[best.indices.sort().values]
-        return from_entries(entries // h.shape[1], entries % h.shape[1], h.shape)
+            values = h.take(entries)
+            cut = kth(values, wanted)
+            keep = values > cut
+            keep[(values == cut).nonzero().flatten()[: wanted - int(keep.sum())]] = True  # of equals, the first
+            entries = entries[keep.nonzero().flatten()]
+            self.guess.copy_(cut * self.GENEROSITY)
+        return from_entries(entries, h.shape)
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
@@ -76,15 +77,3 @@ class Matryoshka(BatchTopK):
             found.append(output)
             first = end
         return found
-
-
-def above(values: Tensor, threshold: float) -> Tensor:
-    """Indices of the entries of a flat tensor above a threshold that is not negative.
-
-    For bfloat16 the bits are compared as integers, ten times faster: floats that are not negative are in the order of
-    their bits, and negative ones have the sign bit.
-    """
-    if values.dtype is torch.bfloat16:
-        bits = torch.tensor(threshold, dtype=torch.bfloat16).view(torch.int16)
-        return (values.view(torch.int16) > int(bits)).nonzero().flatten()
-    return (values > threshold).nonzero().flatten()
