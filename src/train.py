@@ -29,13 +29,13 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
         "train": knobs.model_dump(),
         "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
         "seed": seed,
-        "machine": machine.model_dump(),
+        "machine": [str(device), machine.threads],
     }
     with resume.scratch(f"train-{rows.layer}", facts) as work:
         with tracking.live(
             f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
         ) as watch:
-            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work)
+            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every)
         source, options = read.lm_path(Path(lm))
         loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
         found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)

@@ -10,10 +10,14 @@ from stages.params import Section
 
 
 class Machine(Section):
-    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it."""
+    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it.
+
+    ``save_every``: seconds between the states that an interrupted training goes on from.
+    """
 
     device: str
     threads: int = Field(gt=0)
+    save_every: float = Field(ge=0)
 
 
 def start(machine: Machine) -> torch.device:

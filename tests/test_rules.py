@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.conventions import l1_coefficient
 from stages.sae.kernels import Pattern, pattern_of
 from stages.sae.rules.base import Pass
 from stages.sae.rules.jumprelu import JumpReLU, Reward
@@ -176,3 +177,17 @@ def test_a_folded_rule_is_the_same_function_on_raw_rows(name: str):
     output, active = sae.reconstruct(x)
     torch.testing.assert_close(output, run.outputs[-1].detach() / scale.factor + scale.mean, rtol=1e-4, atol=1e-4)
     assert int(active.sum()) == int((run.codes > 0).sum())
+
+
+def test_l1_conventions_by_hand():
+    """The loss of the other convention is ours times a constant, on numbers."""
+    error, codes = torch.randn(6, 4).square(), torch.randn(6, 10).abs()
+    ours = {
+        name: error.sum() + l1_coefficient(0.02, name, 6, 4, 10) * codes.sum()
+        for name in ("mean", "batch_sum", "token_sum")
+    }
+    torch.testing.assert_close(ours["mean"] / 24, error.mean() + 0.02 * codes.mean())
+    torch.testing.assert_close(ours["batch_sum"] / 24, error.mean() + 0.02 * codes.sum())
+    torch.testing.assert_close(ours["token_sum"] / 6, (error.sum(1) + 0.02 * codes.sum(1)).mean())
+    assert l1_coefficient(1e-3, "mean", 128, 384, 500) == pytest.approx(7.68e-4)
+    assert l1_coefficient(0.1, "batch_sum", 128, 768, 4096) == pytest.approx(9830.4)

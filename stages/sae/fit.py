@@ -17,7 +17,6 @@ from stages.files import write_tensors
 from stages.sae.sae import SAE
 from stages.sae.trainer import Trainer, learning_rate
 
-SAVE_EVERY = 60.0  # seconds between states
 STATE = "state.safetensors"
 
 
@@ -59,7 +58,7 @@ def fit(
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     title: str = "train",
     work: Path | None = None,
-    save_every: float = SAVE_EVERY,
+    save_every: float = 60.0,
 ) -> Fitted:
     """Train to the end, from where the state in ``work`` stands, if there is one.
 

@@ -19,7 +19,7 @@ from stages.lm import LanguageModel
 from stages.metrics import OUTLIER
 from stages.params import check
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.fit import SAVE_EVERY, Fitted, Judgement, fit
+from stages.sae.fit import Fitted, Judgement, fit
 from stages.sae.knobs import BY_BATCH, Train, make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
@@ -67,12 +67,12 @@ def train(
     seed: int,
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     work: Path | None = None,
-    save_every: float = SAVE_EVERY,
+    save_every: float = 60.0,
 ) -> tuple[Fitted, SAE]:
     """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
 
-    ``work``: where the state of an unfinished training is kept and looked for. Returns the result and the untrained
-    SAE that it started from, a control.
+    ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
+    the result and the untrained SAE that it started from, a control.
     """
     if activations.split("validation")[0] == activations.split("validation")[1]:
         raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
