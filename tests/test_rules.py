@@ -27,7 +27,7 @@ def a_pass(pattern: Pattern, h: torch.Tensor, codes: torch.Tensor, y: torch.Tens
 
 
 def test_topk_takes_the_k_largest_of_each_row():
-    pattern = TopK(2).select(torch.tensor([[1.0, 5.0, 3.0], [0.1, -1.0, -2.0]]))
+    pattern = TopK(2).select(torch.tensor([[1.0, 5.0, 3.0], [0.1, 0.05, -2.0]]))
     assert pattern.dense(torch.ones(4)).tolist() == [[0, 1, 1], [1, 1, 0]]
     assert TopK(2).codes(torch.tensor([5.0, 3.0, 0.1, -1.0]), pattern, NOW)[-1] == 0  # negative ones are cut off
 

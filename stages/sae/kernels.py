@@ -89,8 +89,7 @@ def above(h: Tensor, low: Tensor) -> Tensor:
     compared as integers: floats that are not negative are in the order of their bits, negative ones have the sign bit.
     """
     rows, latents = h.shape
-    whole = torch.int16 if h.dtype is torch.bfloat16 else torch.int32
-    bits, low = h.view(whole), low.to(h.dtype).view(whole)
+    bits, low = h.view(_bits(h.dtype)), low.to(h.dtype).view(_bits(h.dtype))
     if latents % GROUP:
         return (bits > low).flatten().nonzero().flatten()
     low = low.expand(latents)
@@ -103,15 +102,24 @@ def above(h: Tensor, low: Tensor) -> Tensor:
 
 
 def largest(h: Tensor, k: int) -> Tensor:
-    """(row, k): the latents of the ``k`` largest entries of each row, in no order. The largest of every eight first."""
+    """(row, k): the latents of the ``k`` largest entries of each row, in no order, exact where they are not negative.
+
+    The largest of every eight first; bits as integers, as in :func:`above`. Negative entries may take each other's
+    place, which no code can tell: they are cut off.
+    """
     rows, latents = h.shape
     columns = latents // GROUP
+    bits = h.view(_bits(h.dtype))
     if latents % GROUP or columns <= 2 * k:
-        return h.topk(k, dim=1, sorted=False).indices
-    grouped = h.view(rows, GROUP, columns)
+        return bits.topk(k, dim=1, sorted=False).indices
+    grouped = bits.view(rows, GROUP, columns)
     best = grouped.amax(1).topk(k, dim=1, sorted=False).indices[:, None].expand(-1, GROUP, -1)
     chosen = grouped.gather(2, best).flatten(1).topk(k, dim=1, sorted=False).indices
     return chosen // k * columns + best.flatten(1).gather(1, chosen)
+
+
+def _bits(dtype: torch.dtype) -> torch.dtype:
+    return torch.int16 if dtype is torch.bfloat16 else torch.int32
 
 
 def kth(values: Tensor, k: int) -> Tensor:

@@ -100,7 +100,10 @@ class Trainer:
         self.silent[run.pattern.latents[active]] = 0
         self.done += 1
         self.tokens += len(y)
-        if knobs.resample_every and self.done % (knobs.resample_every * self.steps // knobs.epochs) == 0:
+        if (
+            knobs.resample_every
+            and self.done % (knobs.resample_every * self.steps // knobs.epochs) == 0 < self.steps - self.done
+        ):
             self._resample(run)
         return step
 
