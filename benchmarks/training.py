@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,7 @@ from stages.extract.shards import Activations, open_activations
 from stages.files import write_tensors
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import fast_dtype
-from stages.sae.knobs import RuleName, Train, make_rule
+from stages.sae.knobs import Train, make_rule
 from stages.sae.rules.base import preactivations
 from stages.sae.rules.jumprelu import JumpReLU
 from stages.sae.trainer import Trainer
@@ -74,10 +74,8 @@ class Refused(Exception):
     """SAELens cannot do what it was asked; the message is its own."""
 
 
-def strata(setting: Setting, activations: Activations) -> Advance | None:
-    """Our training loop as `train` runs it, from stored shards on; None for a rule that we do not have."""
-    if setting.rule not in get_args(RuleName):
-        return None
+def strata(setting: Setting, activations: Activations) -> Advance:
+    """Our training loop as `train` runs it, from stored shards on."""
     first, end = training_rows(activations)
     scale, section = scale_of(activations), params.load("train", Train)
     model = Autoencoder(activations.width, setting.latents, torch.Generator().manual_seed(0))
@@ -255,8 +253,7 @@ def measure(
     if peer:
         sides["peer"], choice, trials = fastest(peer, setting, steps, compiled)
     present = {name: advance for name, advance in sides.items() if advance}
-    if "ours" in present:
-        present["ours"](WARM_UP)
+    present["ours"](WARM_UP)
     count = {name: steps or pace(advance, PIECE) for name, advance in present.items()}
     pieces: dict[str, list[Timed]] = {name: [] for name in present}
     for _ in range(rounds):

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import save_tiny_lm
 from safetensors import SafetensorError, safe_open
@@ -96,6 +95,7 @@ def test_the_state_of_other_params_is_not_used(project: Path):
     write_params(project, "topk")
     process = start(project, "other")
     while steps_done(project) < 10:
+        assert process.poll() is None, (project / "said").read_text()
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -107,4 +107,4 @@ def test_the_state_of_other_params_is_not_used(project: Path):
     assert process.wait() == 0
     said = (project / "said").read_text()
     assert f"train-1: starts anew; .scratch/{state.name} is of other inputs, params or code" in said
-    assert state.exists() and torch.isfinite(torch.tensor(steps_done(project)))
+    assert steps_done(project) >= 10  # it is left alone

@@ -18,6 +18,7 @@ from stages.lm import load
 from stages.params import check
 from stages.quality import reconstruction
 from stages.sae import disk
+from stages.sae.autoencoder import Autoencoder
 from stages.sae.fit import STATE, Fitted
 from stages.sae.knobs import Train
 from stages.sae.trainer import learning_rate
@@ -185,9 +186,20 @@ def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
 
 
 def test_other_first_directions(planted: Activations):
-    for init in ("orthogonal", "data"):
+    y = room.scale_of(planted).apply(planted.read(0, 500))
+    rows = torch.nn.functional.normalize(y, dim=1)
+    nearest = {}
+    for init in ("kaiming", "orthogonal", "data"):
+        model = Autoencoder(WIDTH, ATOMS, torch.Generator().manual_seed(1), init)
+        model.start(y, 4, torch.Generator().manual_seed(2))
+        directions = model.decoder.detach()
+        for block in directions.split(WIDTH):
+            apart = float((block @ block.T - torch.eye(WIDTH)).abs().max())
+            assert (apart < 1e-5) == (init == "orthogonal")
+        nearest[init] = float((directions @ rows.T).max(1).values.mean())
         fitted, _ = room.train(planted, knobs(init=init), TARGETS, 0)
         assert fitted.history[-1]["fvu"] < 0.35
+    assert nearest["data"] > 0.9 > nearest["kaiming"]
 
 
 def test_learning_rate_by_hand():

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from stages.sae.kernels import sampled
 from stages.sae.rules.base import Pass, Rule, preactivations
-from stages.sae.rules.topk import BatchTopK, TopK
+from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
 
 Init = Literal["kaiming", "orthogonal", "data"]
@@ -120,13 +120,12 @@ def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
 
     With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s.
     """
-    k = rule.k if isinstance(rule, TopK) and not isinstance(rule, BatchTopK) else None
-    encoder, b_enc, threshold = rule.settled(model) if k is None else (model.encoder, model.b_enc, None)
+    encoder, b_enc, threshold = rule.settled(model)
     return SAE(
         encoder=encoder.detach().clone(),
         b_enc=(b_enc + encoder @ model.b_dec) / scale.factor,
         decoder=model.decoder.detach().clone(),
         b_dec=scale.mean + model.b_dec / scale.factor,
-        k=k,
+        k=rule.k if threshold is None else None,
         threshold=None if threshold is None else threshold.detach() / scale.factor,
     )

@@ -124,14 +124,14 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
         "best_score": fitted.best_score,
         "history": fitted.history,
     }
-    tensors["facts"] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
     write_tensors(work / STATE, {name: t.cpu() for name, t in tensors.items()})
 
 
 def load(work: Path, trainer: Trainer) -> Fitted:
     """Put ``trainer`` where the state in ``work`` stands, and give what had been kept by then."""
     tensors = load_file(work / STATE)
-    facts = json.loads(bytes(tensors.pop("facts").tolist()))
+    facts = json.loads(tensors.pop("facts").numpy().tobytes())
     trainer.restore(tensors)
     empty = SAE(*[torch.empty(0)] * 4, k=facts["k"])
     saes: dict[str, SAE] = {}

@@ -68,7 +68,7 @@ class Trainer:
         """One step on ``y``, (row, width) float32 on the training scale.
 
         loss = ‖y − ŷ‖² / (rows · width · variance) + the rule's penalty + ``auxk`` × AuxK on the dead latents.
-        Raises BadInput, and changes nothing, when the loss is not finite or far above that of predicting the mean.
+        Raises BadInput, and takes no step, when the loss is not finite or far above that of predicting the mean.
         """
         knobs, model, generator = self.knobs, self.model, self.generator()
         if self.done == 0:

@@ -37,7 +37,9 @@ class Pass:
 
 
 class Rule(nn.Module):
-    """The defaults: nothing to start or to schedule, one reconstruction, no penalty."""
+    """The defaults: nothing to start or to schedule, one reconstruction, no penalty. ``k``: see params.yaml."""
+
+    k: int
 
     def start(self, weights: Weights, y: Tensor) -> None:
         """Fit what depends on the data to the first batch, (row, width)."""
@@ -61,8 +63,8 @@ class Rule(nn.Module):
         """What it adds to the loss. ``unit``: rows × width × variance, which turns a squared error into an fvu."""
         return 0.0
 
-    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoder, b_enc and threshold of the jumprelu that does the same: f = h · 1[h > θ]·1[h > 0]."""
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Encoder, b_enc and θ of f = h · 1[h > θ]·1[h > 0], which does the same; θ None: the top ``k`` of a token."""
         raise NotImplementedError
 
 

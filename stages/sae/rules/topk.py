@@ -10,8 +10,6 @@ from stages.sae.rules.base import Rule, Weights
 class TopK(Rule):
     """z = relu(top-k of h by token). Gao et al. 2024, "Scaling and evaluating sparse autoencoders", eq. 4."""
 
-    k: int
-
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
@@ -23,6 +21,9 @@ class TopK(Rule):
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
         return h.relu()
+
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
+        return weights.encoder, weights.b_enc, None
 
 
 class BatchTopK(TopK):
@@ -52,7 +53,7 @@ class BatchTopK(TopK):
             self.guess.copy_(cut * self.GENEROSITY)
         return from_entries(entries, h.shape)
 
-    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
         threshold = torch.full_like(weights.b_enc, float(self.guess) / self.GENEROSITY)
         return weights.encoder, weights.b_enc, threshold
