@@ -122,6 +122,27 @@ def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], T
         yield
 
 
+@contextmanager
+def shared_start(lm: LanguageModel, layer: int) -> Iterator[None]:
+    """Inside the block, forward passes must be of the same tokens: blocks before ``layer`` run in the first alone."""
+    with ExitStack() as stack:
+        for block in lm.blocks[:layer]:
+            block.forward = _once(block.forward)
+            stack.callback(delattr, block, "forward")  # the class's own is seen again
+        yield
+
+
+def _once(run: Callable[..., Any]) -> Callable[..., Any]:
+    outputs: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(run(*args, **kwargs))
+        return outputs[0]
+
+    return forward
+
+
 class _Stop(Exception):
     """Ends a forward pass from inside a hook."""
 

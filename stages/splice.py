@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.lm import Hook, LanguageModel, edit, final_states, logits
+from stages.lm import Hook, LanguageModel, edit, final_states, logits, shared_start
 from stages.metrics import ce_recovered
 
 Replace = Callable[[Tensor], Tensor]  # raw rows (row, width) -> rows
@@ -42,10 +42,11 @@ def verdict(
         ids = tokens[first : first + batch].to(lm.device, torch.long)
         kept = rows[first : first + batch].to(lm.device)
         targets = ids[:, 1:][kept[:, 1:]]
-        states = {"clean": final_states(lm, ids)}
-        for name, replace in variants.items():
-            with edit(lm, hook, layer, lambda x, replace=replace, kept=kept: _replaced(x, kept, replace)):
-                states[name] = final_states(lm, ids)
+        with shared_start(lm, layer):
+            states = {"clean": final_states(lm, ids)}
+            for name, replace in variants.items():
+                with edit(lm, hook, layer, lambda x, replace=replace, kept=kept: _replaced(x, kept, replace)):
+                    states[name] = final_states(lm, ids)
         before = {name: state[:, :-1][kept[:, 1:]] for name, state in states.items()}
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from stages.door import BadInput
-from stages.lm import LanguageModel, capture, check_layers, edit, final_states, forward_until, load, logits
+from stages.lm import (
+    LanguageModel,
+    capture,
+    check_layers,
+    edit,
+    final_states,
+    forward_until,
+    load,
+    logits,
+    shared_start,
+)
 
 CPU = torch.device("cpu")
 TOKENS = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10], [1, 11, 12, 4, 5, 0, 0, 0]])
@@ -73,3 +83,20 @@ def test_layers_are_checked_at_the_door():
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path):
     with pytest.raises(BadInput, match="no language model could be loaded"):
         load(tmp_path, torch.float32, CPU)
+
+
+def test_passes_that_share_their_start_are_the_same_passes(tiny_lm: Path):
+    lm = load(tiny_lm, torch.bfloat16, CPU)
+    with edit(lm, "resid_post", 2, torch.square):
+        squared = final_states(lm, TOKENS)
+    clean, ran = final_states(lm, TOKENS), []
+    watched = [block.get_submodule("mlp" if hasattr(block, "mlp") else "fc1") for block in lm.blocks]
+    handles = [part.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, part in enumerate(watched)]
+    with shared_start(lm, 2):
+        assert torch.equal(final_states(lm, TOKENS), clean)
+        with edit(lm, "resid_post", 2, torch.square):
+            assert torch.equal(final_states(lm, TOKENS), squared)
+    assert ran == [0, 1, 2, 3, 2, 3]
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(final_states(lm, TOKENS[:1]), final_states(lm, TOKENS)[:1])  # nothing is remembered
