@@ -28,9 +28,8 @@ from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.files import write_tensors
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import fast_dtype
 from stages.sae.knobs import Train, make_rule
-from stages.sae.rules.base import preactivations
+from stages.sae.preactivations import product_dtype
 from stages.sae.rules.jumprelu import JumpReLU
 from stages.sae.trainer import Trainer
 from stages.train.batches import Shuffled
@@ -104,7 +103,7 @@ def strata(setting: Setting, activations: Activations) -> Advance:
     with torch.no_grad():
         if setting.rule in ("jumprelu", "relu"):  # the first batch alone does not place l0 well enough
             y = scale.apply(activations.read(first, end))
-            cut = cut_of(lambda x: preactivations(model, x, torch.float32), y, setting.l0)
+            cut = cut_of(lambda x: torch.addmm(model.b_enc, x, model.encoder.T), y, setting.l0)
             if isinstance(trainer.rule, JumpReLU):
                 trainer.rule.threshold.fill_(cut)
             else:
@@ -310,7 +309,7 @@ def machine(threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": threads,
         "torch": torch.__version__,
-        "selection": str(fast_dtype(torch.device("cpu"))).removeprefix("torch."),
+        "selection": str(product_dtype(torch.device("cpu"), 2**30)).removeprefix("torch."),
     }
 
 

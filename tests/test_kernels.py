@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import Pattern, above, decode, kth, largest, pattern_of, sampled
+from stages.sae.kernels import Pattern, decode, joined, pattern_of, sampled, top_of_rows
+from stages.sae.preactivations import BLOCK, SMALL, Block, Preactivations, product_dtype
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
@@ -39,34 +40,68 @@ def test_pattern_of_a_mask_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("latents", [64, 61])
 def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
-    h = random(ROWS, latents).to(dtype)
-    for low in (torch.tensor(0.0), torch.tensor(1.3), random(latents, seed=1).abs()):
-        entries = above(h, low)
-        assert bool(((entries // latents).diff() >= 0).all())
-        assert entries.sort().values.equal((h > low.to(dtype)).flatten().nonzero().flatten())
-    for k in (1, 3, 40):
-        found = largest(h, k)
-        assert found.shape == (ROWS, k) and all(len(row.unique()) == k for row in found)
-        values = h.gather(1, found).relu().sort(dim=1).values
-        assert values.equal(h.topk(k, dim=1).values.relu().sort(dim=1).values)
-    positive = h[h > 0]
-    for k in (1, 7, len(positive)):
-        assert kth(positive, k) == positive.float().topk(k).values[-1]
+    block = Block(random(ROWS, latents).to(dtype), random(ROWS, seed=2).abs() + 0.5, random(latents, seed=3) / 4)
+    h = block.product.float() * block.scale[:, None] + block.bias
+    for low in (torch.tensor(0.0), torch.tensor(1.3), random(latents, seed=1)):
+        assert block.above(low).dense(torch.ones(10**4)[: int((h > low).sum())]).bool().equal(h > low)
+    for least in (1, 3, 20, latents + 5):
+        found = block.strongest(least)
+        assert int(found.starts.diff().max()) <= least + least // 4 + 2  # two: as bfloat16 some are equal
+        chosen = found.dense(torch.ones(len(found.latents))).bool()
+        best = h.topk(min(least, latents), dim=1).values
+        assert bool((h.where(chosen, 0).topk(min(least, latents), dim=1).values == best.relu()).all())
+        for k in (1, least):
+            values = h[found.row_of, found.latents]
+            top = found.keep(top_of_rows(values, found, k))
+            expected = h.topk(min(k, latents), dim=1).values.relu()
+            assert top.dense(values[top_of_rows(values, found, k)]).sum(1).allclose(expected.sum(1))
+            assert bool((top.starts.diff() == (expected > 0).sum(1)).all())
+
+
+def test_joined_patterns_are_the_rows_one_below_the_other(pattern: Pattern):
+    mask = pattern.dense(torch.ones(len(pattern.latents))).bool()
+    parts = joined([pattern_of(part) for part in mask.split(10)])
+    assert parts.starts.equal(pattern.starts) and parts.latents.equal(pattern.latents)
+
+
+@pytest.mark.parametrize("product", [torch.int8, torch.bfloat16])
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_the_cheap_product_loses_nothing(product: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch):
+    """Columns and rows of very different size, as in residual streams: the chosen are those of the exact h."""
+    if product is torch.int8 and product_dtype(torch.device("cpu"), SMALL) is not product:
+        pytest.skip("this CPU does not multiply bytes")
+    monkeypatch.setattr("stages.sae.preactivations.product_dtype", lambda *_: product)
+    monkeypatch.setitem(BLOCK, "cpu", 2**16)
+    y = random(500, 320) * torch.logspace(-1, 1, 320) * torch.logspace(-1, 1, 500)[:, None]
+    model = Autoencoder(320, 1024, torch.Generator().manual_seed(0))
+    model.b_enc.data = random(1024, seed=5)
+    model.start(y, 16, torch.Generator().manual_seed(1))
+    rule = {"topk": TopK(16), "batchtopk": BatchTopK(16)}[name]
+    rule.start(model, y)
+    pattern, values = rule.select(Preactivations(y, model.encoder, model.b_enc, model.balance))
+    h = (y @ model.encoder.T + model.b_enc).detach()
+    torch.testing.assert_close(values, h[pattern.row_of, pattern.latents], rtol=1e-4, atol=1e-4)
+    exact = h.topk(16, dim=1).values if name == "topk" else h.flatten().topk(16 * 500).values
+    torch.testing.assert_close(values.sum(), exact.relu().sum(), rtol=1e-6, atol=0)
 
 
 def test_products_equal_dense_ones(pattern: Pattern):
     x, weight, values = random(ROWS, WIDTH), random(LATENTS, WIDTH, seed=1), random(len(pattern.latents), seed=2)
-    torch.testing.assert_close(sampled(x, weight, pattern), (x @ weight.T)[pattern.row_of, pattern.latents])
+    bias = random(LATENTS, seed=3)
+    expected = (x @ weight.T + bias)[pattern.row_of, pattern.latents]
+    torch.testing.assert_close(sampled(x, weight, bias, pattern), expected)
     torch.testing.assert_close(decode(values, weight, pattern), pattern.dense(values) @ weight)
 
 
 def test_gradients_equal_dense_ones(pattern: Pattern):
     x, weight = random(ROWS, WIDTH).requires_grad_(), random(LATENTS, WIDTH, seed=1).requires_grad_()
+    bias = random(LATENTS, seed=5).requires_grad_()
     values = random(len(pattern.latents), seed=2).requires_grad_()
     out, back = random(ROWS, WIDTH, seed=3), random(len(pattern.latents), seed=4)
 
-    ours = torch.autograd.grad((sampled(x, weight, pattern) * back).sum(), [x, weight])
-    theirs = torch.autograd.grad(((x @ weight.T)[pattern.row_of, pattern.latents] * back).sum(), [x, weight])
+    ours = torch.autograd.grad((sampled(x, weight, bias, pattern) * back).sum(), [x, weight, bias])
+    dense = (x @ weight.T + bias)[pattern.row_of, pattern.latents]
+    theirs = torch.autograd.grad((dense * back).sum(), [x, weight, bias])
     torch.testing.assert_close(ours, theirs)
 
     ours = torch.autograd.grad((decode(values, weight, pattern) * out).sum(), [values, weight])
@@ -120,7 +155,7 @@ def test_training_gradients_equal_dense_autograd(name: str):
     rule.schedule(1.0)
     parameters = {**dict(model.named_parameters()), **dict(rule.named_parameters())}
 
-    run = model(y, rule, torch.float32, torch.Generator().manual_seed(7))
+    run = model(y, rule, torch.Generator().manual_seed(7))
     loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
     if not isinstance(rule, JumpReLU):
         loss = loss + rule.penalty(model, run, 1.0)

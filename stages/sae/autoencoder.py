@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stages.sae.kernels import sampled
-from stages.sae.rules.base import Pass, Rule, preactivations
+from stages.sae.preactivations import Preactivations
+from stages.sae.rules.base import Pass, Rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
 
@@ -27,7 +28,7 @@ class Scale:
     variance: float
 
     def apply(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) * self.factor
+        return (x - self.mean).mul_(self.factor)  # float32 by promotion, in one pass
 
 
 class Autoencoder(nn.Module):
@@ -53,6 +54,8 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(width))
+        self.register_buffer("balance", torch.ones(width))
+        self.balance: Tensor  # of columns, for the cheap product
 
     @torch.no_grad()
     def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:
@@ -65,13 +68,14 @@ class Autoencoder(nn.Module):
             noise = torch.randn(rows.shape, generator=generator) * rows.std() / 10  # rows come twice in a large F
             self.decoder.copy_(normalize(rows + noise, dim=1))
             self.encoder.copy_(self.decoder)
-        output = self(y, TopK(k), torch.float32, generator).outputs[-1]
+        self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
+        output = self(y, TopK(k), generator).outputs[-1]
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
 
-    def forward(self, y: Tensor, rule: Rule, dtype: torch.dtype, generator: torch.Generator) -> Pass:
-        """Choose latents by h in ``dtype``, then compute exactly there."""
-        pattern = rule.select(preactivations(self, y, dtype))
-        h = sampled(y, self.encoder, pattern) + self.b_enc.index_select(0, pattern.latents)
+    def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
+        """Choose latents, and compute at those alone."""
+        pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
+        h = sampled(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
         return Pass(y, pattern, h, codes, rule.outputs(self, codes, pattern))
 
@@ -106,7 +110,8 @@ class Autoencoder(nn.Module):
         """Take out the part along each decoder row, which renormalising would undo."""
         grad = self.decoder.grad
         assert grad is not None
-        grad -= (grad * self.decoder).sum(1, keepdim=True) * self.decoder
+        along = torch.linalg.vecdot(grad, self.decoder)[:, None]
+        grad.addcmul_(along, self.decoder, value=-1)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

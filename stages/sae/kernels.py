@@ -3,7 +3,7 @@
 A code matrix is (row, latent) with few entries a row; its pattern is in CSR form. Two products carry all of training,
 and each is the other's gradient:
 
-    sampled(x, W)    v[e]    = x[row(e)] · W[latent(e)]       the encoder, at the pattern only
+    sampled(x, W, b) v[e]    = x[row(e)] · W[latent(e)] + b   the encoder, at the pattern only
     decode(v, W)     y[row]  = Σ_e v[e] W[latent(e)]          the decoder
 
 Weights are (latent, width), so that a latent's weights are contiguous for both.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-GROUP = 8  # latents of which only the largest is looked at first
+from stages.sae import cpu
 
 with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta; let it say so here
     warnings.simplefilter("ignore")
@@ -65,73 +65,36 @@ class Pattern:
 
 def pattern_of(mask: Tensor) -> Pattern:
     """The pattern of a dense boolean (row, latent) matrix."""
-    return from_entries(mask.flatten().nonzero().flatten(), mask.shape)
+    counts = mask.sum(1)
+    return Pattern(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), mask.nonzero()[:, 1], mask.shape[1])
 
 
-def from_entries(entries: Tensor, shape: torch.Size) -> Pattern:
-    """The pattern of flat indices into a matrix of that shape, sorted by row."""
-    ends = torch.arange(0, (shape[0] + 1) * shape[1], shape[1], device=entries.device)
-    rows = entries.div(shape[1], rounding_mode="floor") * shape[1]
-    return Pattern(torch.searchsorted(rows, ends), entries - rows, shape[1])
+def joined(parts: list[Pattern]) -> Pattern:
+    """The rows of all ``parts``, one below the other."""
+    ends = torch.tensor([len(part.latents) for part in parts]).cumsum(0).tolist()
+    starts = [part.starts[:-1] + first for part, first in zip(parts, [0, *ends], strict=False)]
+    last = parts[0].starts.new_tensor(ends[-1:])
+    return Pattern(torch.cat([*starts, last]), torch.cat([part.latents for part in parts]), parts[0].width)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 for choosing latents where the hardware multiplies it, else float32."""
+    """bfloat16 where the hardware multiplies it, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def above(h: Tensor, low: Tensor) -> Tensor:
-    """The entries of ``h`` (row, latent) above ``low``, () or (latent,), not negative: flat indices, sorted by row.
-
-    Few are, so the largest of every eight latents is looked at first: one fast pass over h in place of three. Bits are
-    compared as integers: floats that are not negative are in the order of their bits, negative ones have the sign bit.
-    """
-    rows, latents = h.shape
-    bits, low = h.view(_bits(h.dtype)), low.to(h.dtype).view(_bits(h.dtype))
-    if latents % GROUP:
-        return (bits > low).flatten().nonzero().flatten()
-    low = low.expand(latents)
-    columns = latents // GROUP
-    hits = (bits.view(rows, GROUP, columns).amax(1) > low.view(GROUP, columns).amin(0)).flatten().nonzero()
-    column = hits % columns
-    latent = column + torch.arange(0, latents, columns, device=h.device)
-    entries = (hits - column) * GROUP + latent
-    return entries.flatten()[(bits.take(entries) > low.take(latent)).flatten().nonzero().flatten()]
+def top_of_rows(values: Tensor, pattern: Pattern, k: int) -> Tensor:
+    """(entries,) which ones are among the ``k`` largest positive of their row."""
+    if not values.is_cuda:
+        return torch.from_numpy(cpu.top_of_rows(pattern.starts.numpy(), values.view(torch.int32).numpy(), k))
+    rows = values.view(pattern.rows, -1)  # on CUDA all have as many candidates
+    best = rows.topk(min(k, rows.shape[1]), dim=1).indices
+    return (torch.zeros_like(rows, dtype=torch.bool).scatter(1, best, True) & (rows > 0)).flatten()
 
 
-def largest(h: Tensor, k: int) -> Tensor:
-    """(row, k): the latents of the ``k`` largest entries of each row, in no order, exact where they are not negative.
-
-    The largest of every eight first; bits as integers, as in :func:`above`. Negative entries may take each other's
-    place, which no code can tell: they are cut off.
-    """
-    rows, latents = h.shape
-    columns = latents // GROUP
-    bits = h.view(_bits(h.dtype))
-    if latents % GROUP or columns <= 2 * k:
-        return bits.topk(k, dim=1, sorted=False).indices
-    grouped = bits.view(rows, GROUP, columns)
-    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices[:, None].expand(-1, GROUP, -1)
-    chosen = grouped.gather(2, best).flatten(1).topk(k, dim=1, sorted=False).indices
-    return chosen // k * columns + best.flatten(1).gather(1, chosen)
-
-
-def _bits(dtype: torch.dtype) -> torch.dtype:
-    return torch.int16 if dtype is torch.bfloat16 else torch.int32
-
-
-def kth(values: Tensor, k: int) -> Tensor:
-    """The ``k``-th largest of positive ``values``; for bfloat16 by counting its 32,768 positive bit patterns."""
-    if values.dtype is not torch.bfloat16:
-        return values.kthvalue(len(values) - k + 1).values
-    counts = torch.bincount(values.view(torch.int16), minlength=2**15)
-    least = (counts.flip(0).cumsum(0) >= k).nonzero()[0]
-    return (2**15 - 1 - least).to(torch.int16).view(torch.bfloat16)[0]
-
-
-def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+def sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    """(entries,) x[row] · weight[latent], without gradient."""
     zeros = torch.zeros(len(pattern.latents), dtype=x.dtype, device=x.device)
     shape = (pattern.rows, pattern.width)
     blank = torch.sparse_csr_tensor(pattern.starts, pattern.latents, zeros, shape, check_invariants=False)
@@ -151,17 +114,18 @@ def _sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
 
 class _Sampled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.pattern = pattern
-        return _sample(x, weight, pattern)
+        return sample(x, weight, pattern) + bias[pattern.latents] if known is None else known.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         to_x = _sum_rows(grad, ctx.pattern, weight) if ctx.needs_input_grad[0] else None
-        return to_x, _sum_latents(grad, ctx.pattern, x), None
+        to_bias = torch.zeros(len(weight), device=grad.device).index_add_(0, ctx.pattern.latents, grad)
+        return to_x, _sum_latents(grad, ctx.pattern, x), to_bias, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -175,12 +139,15 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
-        return _sample(grad, weight, ctx.pattern), _sum_latents(values, ctx.pattern, grad), None
+        return sample(grad, weight, ctx.pattern), _sum_latents(values, ctx.pattern, grad), None
 
 
-def sampled(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
-    """(entries,): x[row] · weight[latent] at each entry; gradients to both."""
-    values = _Sampled.apply(x, weight, pattern)
+def sampled(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None = None) -> Tensor:
+    """(entries,): x[row] · weight[latent] + bias[latent] at each entry; gradients to all three.
+
+    ``known``: the values, where they have been computed already.
+    """
+    values = _Sampled.apply(x, weight, bias, pattern, known)
     assert isinstance(values, Tensor)
     return values
 

@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, above, decode, fast_dtype, from_entries, sampled
+from stages.sae.kernels import Pattern, decode, fast_dtype, sampled
+from stages.sae.preactivations import Block
 
 ROUNDING = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 FLOOR_ROWS = 256  # rows that a threshold's search takes its floor from
@@ -72,16 +73,13 @@ class SAE:
         assert self.threshold is not None
         threshold = self.threshold.clamp(min=0)
         if fast_dtype(x.device) is torch.bfloat16:
-            pattern = from_entries(above(self._upper_bound(x), threshold * (1 - 2 * ROUNDING)), self._shape(x))
-            values = sampled(x.float() - self.b_dec, self.encoder, pattern) + self.b_enc[pattern.latents]
+            pattern = _above(self._upper_bound(x), threshold * (1 - 2 * ROUNDING))
+            values = sampled(x.float() - self.b_dec, self.encoder, self.b_enc, pattern)
             active = values > threshold[pattern.latents]
             return Codes(values[active], pattern.keep(active))
         h = self.preactivations(x)
-        pattern = from_entries(above(h, threshold), self._shape(x))
+        pattern = _above(h, threshold)
         return Codes(h[pattern.row_of, pattern.latents], pattern)
-
-    def _shape(self, x: Tensor) -> torch.Size:
-        return torch.Size((len(x), self.latents))
 
     def _upper_bound(self, x: Tensor) -> Tensor:
         """At least h, and little more, (row, latent) in bfloat16: three times as fast as h itself.
@@ -107,6 +105,10 @@ class SAE:
         """Reconstruction (row, width) and the number of active latents (row,)."""
         codes = self.encode(x)
         return self.decode(codes), codes.active()
+
+
+def _above(h: Tensor, low: Tensor) -> Pattern:
+    return Block(h, torch.ones(len(h), device=h.device), torch.zeros_like(low)).above(low)
 
 
 def threshold_for(sae: SAE, blocks: Iterable[Tensor], per_row: float) -> float:

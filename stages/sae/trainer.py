@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from stages.door import BadInput
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.kernels import fast_dtype
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
@@ -50,7 +50,6 @@ class Trainer:
         self.steps, self.done, self.tokens = steps_per_epoch * knobs.epochs, 0, 0
         self.epoch_tokens = steps_per_epoch * knobs.batch_size
         self.device = model.decoder.device
-        self.dtype = fast_dtype(self.device)
         self.silent = torch.zeros(knobs.latents, dtype=torch.long, device=self.device)  # tokens since last active
         self.optimizer = torch.optim.AdamW(
             [*model.parameters(), *rule.parameters()],
@@ -79,8 +78,8 @@ class Trainer:
         self.rule.schedule(self.done / self.steps)
 
         unit = y.numel() * self.scale.variance
-        run = model(y, self.rule, self.dtype, generator)
-        errors = [(y - output).square().sum() / unit for output in run.outputs]
+        run = model(y, self.rule, generator)
+        errors = [mse_loss(output, y, reduction="sum") / unit for output in run.outputs]
         loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
         dead = (self.silent > knobs.dead_after * self.epoch_tokens).nonzero().flatten()
         if knobs.auxk and len(dead):

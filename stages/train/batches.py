@@ -65,7 +65,7 @@ class Shuffled:
             if skip < batches:
                 window = torch.cat([self.activations.read(*span) for span in spans])
                 for at in range(skip * self.batch, batches * self.batch, self.batch):
-                    yield window[order[at : at + self.batch]]
+                    yield window.index_select(0, order[at : at + self.batch])
             skip = max(0, skip - batches)
 
     def _span(self, chunk: int) -> tuple[int, int]:

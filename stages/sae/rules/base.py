@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.sae.kernels import Pattern, decode
+from stages.sae.preactivations import Preactivations
+
+START_ROWS = 512  # by which a rule places its first threshold
 
 
 class Weights(Protocol):
@@ -47,8 +50,8 @@ class Rule(nn.Module):
     def schedule(self, done: float) -> None:
         """``done``: share of the training that lies behind."""
 
-    def select(self, h: Tensor) -> Pattern:
-        """The entries worth computing, from a cheap h; no gradient."""
+    def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
+        """The entries that take part, and the exact h there."""
         raise NotImplementedError
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
@@ -68,13 +71,17 @@ class Rule(nn.Module):
         raise NotImplementedError
 
 
-def preactivations(weights: Weights, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """h for choosing the active latents, (row, latent) in ``dtype``; no gradient."""
-    with torch.no_grad():
-        return torch.addmm(weights.b_enc.to(dtype), y.to(dtype), weights.encoder.to(dtype).T)
+def exact_above(h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
+    """The entries above ``low``, () or (latent,), and the exact h there.
+
+    What is within the error of the cheap product of ``low``, less than a hundredth of the row's norm, is there or not.
+    """
+    pattern = h.choose(lambda block: block.above(low))
+    return pattern, h.at(pattern)
 
 
-def cut(h: Tensor, per_row: float) -> Tensor:
-    """The value that ``per_row`` entries of a row of ``h`` exceed, on average over all rows."""
-    flat = h.float().flatten()
-    return flat.kthvalue(flat.numel() - round(per_row * len(h))).values
+@torch.no_grad()
+def cut(weights: Weights, y: Tensor, per_row: float) -> Tensor:
+    """The value that ``per_row`` entries of a row of h exceed, on average over the first rows of ``y``."""
+    h = torch.addmm(weights.b_enc, y[:START_ROWS], weights.encoder.T)
+    return h.flatten().kthvalue(h.numel() - round(per_row * len(h))).values

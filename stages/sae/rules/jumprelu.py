@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, above, from_entries
-from stages.sae.rules.base import Pass, Rule, Weights, cut, preactivations
+from stages.sae.kernels import Pattern
+from stages.sae.preactivations import Preactivations
+from stages.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 
 
 class _Threshold(Rule):
@@ -19,10 +20,10 @@ class _Threshold(Rule):
 
     @torch.no_grad()
     def start(self, weights: Weights, y: Tensor) -> None:
-        self.threshold.fill_(float(cut(preactivations(weights, y, torch.float32), self.k).clamp(min=self.bandwidth)))
+        self.threshold.fill_(float(cut(weights, y, self.k).clamp(min=self.bandwidth)))
 
-    def select(self, h: Tensor) -> Pattern:
-        return from_entries(above(h, (self.threshold.detach() - self.reach).clamp(min=0)), h.shape)
+    def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
+        return exact_above(h, (self.threshold.detach() - self.reach).clamp(min=0))
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         return weights.encoder, weights.b_enc, self.threshold

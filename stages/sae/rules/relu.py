@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, above, decode, from_entries
-from stages.sae.rules.base import Pass, Rule, Weights, cut, preactivations
+from stages.sae.kernels import Pattern, decode
+from stages.sae.preactivations import Preactivations
+from stages.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 
 
 class ReLU(Rule):
@@ -25,14 +26,14 @@ class ReLU(Rule):
 
     @torch.no_grad()
     def start(self, weights: Weights, y: Tensor) -> None:
-        weights.b_enc.sub_(cut(preactivations(weights, y, torch.float32), self.k).clamp(min=0))
+        weights.b_enc.sub_(cut(weights, y, self.k).clamp(min=0))
 
     def schedule(self, done: float) -> None:
         rise = 1.0 if self.warmup == 0 else (done - self.delay) / self.warmup
         self.strength = self.coefficient * min(max(rise, 0.0), 1.0) * (done >= self.delay)
 
-    def select(self, h: Tensor) -> Pattern:
-        return from_entries(above(h, torch.zeros((), device=h.device)), h.shape)
+    def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
+        return exact_above(h, torch.zeros((), device=h.y.device))
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
         return h.relu()

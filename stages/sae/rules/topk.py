@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, above, decode, from_entries, kth, largest
-from stages.sae.rules.base import Rule, Weights
+from stages.sae.kernels import Pattern, decode, top_of_rows
+from stages.sae.preactivations import Preactivations
+from stages.sae.rules.base import Rule, Weights, cut
+
+TINY = 1e-6  # a cut that is no cut
 
 
 class TopK(Rule):
@@ -14,10 +17,12 @@ class TopK(Rule):
         super().__init__()
         self.k = k
 
-    def select(self, h: Tensor) -> Pattern:
-        latents = largest(h, self.k)
-        starts = torch.arange(0, latents.numel() + 1, self.k, device=h.device)
-        return Pattern(starts, latents.flatten(), h.shape[1])
+    def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
+        spare = max(self.k // 4, 8)  # the cheap product may rank one of the k a little too low
+        candidates = h.choose(lambda block: block.strongest(self.k + spare))
+        values = h.at(candidates)
+        keep = top_of_rows(values, candidates, self.k)
+        return candidates.keep(keep), values[keep]
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
         return h.relu()
@@ -29,34 +34,42 @@ class TopK(Rule):
 class BatchTopK(TopK):
     """z = relu(the k × rows largest h of the batch). Bussmann et al. 2024, "BatchTopK sparse autoencoders", eq. 5.
 
-    The cut is exact: a threshold guessed from the last batch leaves few survivors, and the top-k is taken among them.
+    The cut is exact: a threshold guessed from the last batch's cut leaves few survivors, and the top-k is taken among
+    them. A guess that proves too high is halved.
     """
 
-    GENEROSITY = 0.9  # the guess, as a share of the last cut; lower leaves more survivors and fails less often
+    GENEROSITY = 0.9  # survivors begin at so much of the last cut; lower leaves more of them and fails less often
+    SURE = 1.03  # the cut must lie so far above where survivors begin, lest the cheap product has lost some
 
     def __init__(self, k: int) -> None:
         super().__init__(k)
         self.register_buffer("guess", torch.tensor(0.0))
         self.guess: Tensor
 
-    def select(self, h: Tensor) -> Pattern:
-        wanted = self.k * len(h)
-        entries = above(h, self.guess)
-        if len(entries) < wanted:
-            entries = above(h, torch.zeros_like(self.guess))
-        if len(entries) > wanted:
-            values = h.take(entries)
-            cut = kth(values, wanted)
-            keep = values > cut
-            keep[(values == cut).nonzero().flatten()[: wanted - int(keep.sum())]] = True  # of equals, the first
-            entries = entries[keep.nonzero().flatten()]
-            self.guess.copy_(cut * self.GENEROSITY)
-        return from_entries(entries, h.shape)
+    def start(self, weights: Weights, y: Tensor) -> None:
+        self.guess.copy_(cut(weights, y, self.k).clamp(min=0))
+
+    def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
+        wanted = self.k * h.rows
+        while True:
+            low = self.guess * self.GENEROSITY
+            survivors = h.choose(lambda block, low=low: block.above(low))
+            values = h.at(survivors)
+            if len(values) > wanted:
+                last = values.kthvalue(len(values) - wanted + 1).values
+                if last > low * self.SURE or low == 0:
+                    break
+            elif low == 0:
+                return survivors, values
+            self.guess.copy_(torch.where(self.guess > TINY, self.guess / 2, 0.0))
+        keep = values > last
+        keep[(values == last).nonzero().flatten()[: wanted - int(keep.sum())]] = True  # of equals, the first
+        self.guess.copy_(last.clamp(min=0))
+        return survivors.keep(keep), values[keep]
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
-        threshold = torch.full_like(weights.b_enc, float(self.guess) / self.GENEROSITY)
-        return weights.encoder, weights.b_enc, threshold
+        return weights.encoder, weights.b_enc, torch.full_like(weights.b_enc, float(self.guess))
 
 
 class Matryoshka(BatchTopK):

@@ -1,0 +1,152 @@
+"""The loops of choosing latents on the CPU, compiled by Numba: each reads the product once, a row at a time in cache.
+
+A product is given as the bits of its floats, int16 for bfloat16 and int32 for float32, and stands for
+h = scale[row] · product + bias[latent]. The result is in CSR form: the first entry of each row, and the latents.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+FLOAT = 32  # bits
+Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+@njit(inline="always")
+def _fill(bits, row, scale, bias, ints):  # pragma: no cover
+    """h of a row into ``ints``, as bits."""
+    shift = FLOAT - 8 * bits.itemsize
+    source, factor, h = bits[row], scale[row], ints.view(np.float32)
+    for j in range(len(ints)):
+        ints[j] = np.int32(source[j]) << shift
+    for j in range(len(ints)):
+        h[j] = h[j] * factor + bias[j]
+
+
+@njit(inline="always")
+def _collect(values, low, found):  # pragma: no cover
+    """Write where ``values`` exceed ``low`` to the front of ``found``; how many do. Without a branch to mispredict."""
+    n = 0
+    for j in range(len(values)):
+        found[n] = j
+        n += values[j] > low[j]
+    return n
+
+
+@njit(parallel=True, nogil=True)
+def _joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
+    starts = np.zeros(len(counts) + 1, np.int64)
+    starts[1:] = counts.cumsum()
+    latents = np.empty(starts[-1], np.int64)
+    for row in prange(len(counts)):
+        latents[starts[row] : starts[row + 1]] = found[row, : counts[row]]
+    return starts, latents
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def above(bits, scale, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
+    """The entries where h exceeds ``low`` (latent,)."""
+    rows, latents = bits.shape
+    found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    for row in prange(rows):
+        ints = np.empty(latents, np.int32)
+        _fill(bits, row, scale, bias, ints)
+        counts[row] = _collect(ints.view(np.float32), low, found[row])
+    return _joined(found, counts)
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def strongest(bits, scale, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
+    """The positive entries of each row that are among its ``least`` largest, and up to a quarter more."""
+    rows, latents = bits.shape
+    found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    for row in prange(rows):
+        ints, halves = np.empty(latents, np.int32), np.empty(latents, np.int16)
+        _fill(bits, row, scale, bias, ints)
+        for j in range(latents):
+            halves[j] = ints[j] >> 16  # the bits of a bfloat16, rounded down: half as much to pass over
+        cut, _ = _cut(halves, 0x7F80, least, least + least // 4)
+        counts[row] = _collect(halves, np.full(latents, cut, np.int16), found[row])
+    return _joined(found, counts)
+
+
+@njit(inline="always")
+def _cut(ints, infinity, least, most):  # pragma: no cover
+    """Bits c ≥ 0 of a float which at least ``least`` and at the most ``most`` exceed, where that can be; their number.
+
+    By bisection: floats that are not negative are in the order of their bits. Each count is one pass over a short row.
+    """
+    low, high, found = 0, infinity, len(ints)
+    while high - low > 1 and found > most:
+        middle = low + (high - low) // 2
+        bound = ints.dtype.type(middle)
+        n = np.int32(0)
+        for j in range(len(ints)):
+            n += np.int32(ints[j] > bound)
+        if n >= least:
+            low, found = middle, n
+        else:
+            high = middle
+    return low, found
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def top_of_rows(starts, bits, k) -> NDArray[np.bool_]:  # pyright: ignore[reportReturnType]
+    """Which entries, given as int32 bits of floats, are among the ``k`` largest positive ones of their row.
+
+    Of equals, the first.
+    """
+    keep = np.zeros(len(bits), np.bool_)
+    for row in prange(len(starts) - 1):
+        first, end = starts[row], starts[row + 1]
+        cut, n = _cut(bits[first:end], 0x7F800000, k, k)
+        surplus = n - k
+        for i in range(end - 1, first - 1, -1):
+            if surplus > 0 and bits[i] == cut + 1:
+                surplus -= 1
+            elif bits[i] > cut:
+                keep[i] = True
+    return keep
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def eight_bit_rows(x, columns) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # pyright: ignore[reportReturnType]
+    """x[row] · columns ≈ scale[row] · (q[row] − 128)."""
+    rows, width = x.shape
+    q, scales = np.empty((rows, width), np.uint8), np.empty(rows, np.float32)
+    for row in prange(rows):
+        scale = _scale(x, row, columns)
+        scales[row] = scale
+        for j in range(width):
+            q[row, j] = np.uint8(x[row, j] * columns[j] / scale + np.float32(128.5))
+    return q, scales
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def eight_bit_columns(x, columns) -> tuple[NDArray[np.int8], NDArray[np.float32]]:  # pyright: ignore[reportReturnType]
+    """x[row] · columns ≈ scale[row] · q[:, row]."""
+    rows, width = x.shape
+    q, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
+    tile = 64  # rows that are turned together: writes of single bytes far apart would cost ten times more
+    for block in prange(math.ceil(rows / tile)):
+        first, end = block * tile, min((block + 1) * tile, rows)
+        turned = np.empty((tile, width), np.int8)
+        for row in range(first, end):
+            scale = _scale(x, row, columns)
+            scales[row] = scale
+            for j in range(width):
+                turned[row - first, j] = np.int8(math.floor(x[row, j] * columns[j] / scale + np.float32(0.5)))
+        for j in range(width):
+            for row in range(first, end):
+                q[j, row] = turned[row - first, j]
+    return q, scales
+
+
+@njit(inline="always", fastmath=True)
+def _scale(x, row, columns):  # pragma: no cover
+    largest = np.float32(1e-30)
+    for j in range(x.shape[1]):
+        largest = max(largest, abs(x[row, j] * columns[j]))
+    return largest / np.float32(127)
