@@ -1,8 +1,9 @@
 """Stage train@L: one layer's SAE, judged on held-out text."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from stages import params, resume, tracking
+from stages import launch, params, resume, tracking
 from stages.door import run
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch import read
@@ -14,28 +15,31 @@ from stages.targets import CHECKPOINT, Targets
 from stages.train import train as room
 
 
+@launch.several
 def main(activations: str, tokens: str, lm: str, override: str, target: str, report: str, curve: str) -> None:
     """ACTIVATIONS of a layer, their TOKENS, the LM, OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
-    machine = params.load("machine", Machine)
-    device = start(machine)
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     room.check_origin(rows, contexts, read.model_facts(model))
     knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
+    launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
     targets, seed = params.load("targets", Targets), params.load("seed", int)
+    machine = params.load("machine", Machine)
+    device = start(machine)
 
     facts = {
         "activations": rows.meta,
         "train": knobs.model_dump(),
         "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
         "seed": seed,
-        "machine": [str(device), machine.threads],
+        "machine": [device.type, machine.threads],
     }
-    with resume.scratch(f"train-{rows.layer}", facts) as work:
-        with tracking.live(
-            f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
-        ) as watch:
+    live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
+    with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
+        with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
             fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every)
+        if launch.rank():
+            return
         source, options = read.lm_path(Path(lm))
         loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
         found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)

@@ -19,15 +19,16 @@ def run(main: Callable[..., None]) -> None:
         inspect.signature(main).bind(*words)
     except TypeError:
         usage = " ".join(name.upper() for name in inspect.signature(main).parameters)
-        print(f"usage: python -m {_module()} {usage}\n\n{inspect.getdoc(main) or ''}", file=sys.stderr)
+        print(f"usage: python -m {module()} {usage}\n\n{inspect.getdoc(main) or ''}", file=sys.stderr)
         raise SystemExit(2) from None
     try:
         main(*words)
     except BadInput as refusal:
-        print(f"{_module().rpartition('.')[2]}: {refusal}", file=sys.stderr)
+        print(f"{module().rpartition('.')[2]}: {refusal}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def _module() -> str:
+def module() -> str:
+    """The module that runs, by the name that `python -m` knows it by."""
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else sys.argv[0]

@@ -5,6 +5,7 @@ import ctypes
 import torch
 from pydantic import Field
 
+from stages import launch
 from stages.door import BadInput
 from stages.params import Section
 
@@ -21,7 +22,10 @@ class Machine(Section):
 
 
 def start(machine: Machine) -> torch.device:
-    """Pin the threads and choose the device; ``auto`` is the first CUDA device, else the CPU."""
+    """Pin the threads, choose the device and meet the stage's other processes, if it has several.
+
+    ``auto`` is CUDA where there is one, else the CPU; ``cuda`` the first device, or one for each process.
+    """
     torch.set_num_threads(machine.threads)
     _keep_memory()
     name = machine.device
@@ -33,6 +37,8 @@ def start(machine: Machine) -> torch.device:
         raise BadInput(f"params.yaml: machine.device is {name!r}; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("params.yaml: machine.device is cuda, but this machine has no CUDA device")
+    device = launch.local_device(device)
+    launch.join(device)
     return device
 
 

@@ -141,6 +141,20 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(gpt2: Path, tmp_path
     assert (part / "0" / "shard-00001.safetensors").stat().st_mtime_ns == stamp  # it was not written again
 
 
+def test_only_the_shards_that_are_not_there_are_computed(gpt2: Path, tmp_path: Path):
+    """As processes leave it that took turns and were killed."""
+    whole = hashes(extract(tmp_path / "whole", gpt2, [0, 2], knobs()))
+    part = extract(tmp_path / "part", gpt2, [0, 2], knobs())
+    for layer, number in ((0, 1), (2, 1), (2, 4), (0, 5), (2, 5)):
+        (part / str(layer) / f"shard-{number:05d}.safetensors").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in part.glob("*/shard-*")}
+    extract(part, gpt2, [0, 2], knobs())
+    assert hashes(part) == whole
+    assert {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp} == {
+        "shard-00004.safetensors"
+    }
+
+
 def test_a_damaged_or_foreign_shard_is_named(gpt2: Path, tmp_path: Path):
     extract(tmp_path, gpt2, [0, 2], knobs())
     shard = tmp_path / "0" / "shard-00001.safetensors"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import save_tiny_lm
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from test_extract import extract
 from test_extract import knobs as extract_knobs
 
@@ -58,9 +58,8 @@ def steps_done(root: Path) -> int:
     """Where the state of the unfinished training stands; 0 without one."""
     for state in (root / ".scratch").glob("train-1-*/state.safetensors"):
         try:
-            with safe_open(state, "pt") as tensors:
-                return int(tensors.get_tensor("counts")[0])
-        except (SafetensorError, FileNotFoundError):  # replaced this very moment
+            return int(load(state.read_bytes())["counts"][0])  # opened once: it is replaced at every moment
+        except FileNotFoundError:
             return 0
     return 0
 

@@ -1,6 +1,6 @@
 """One forward pass, stopped after the last wanted block, writes the activations of every wanted layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import files
+from stages import files, launch
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise, until, write
 from stages.extract.shards import DTYPE, Activations, Contexts, identity, mapped, shard_name, writing
@@ -35,13 +35,15 @@ class Extract(Section):
     shard_rows: int = Field(gt=0)
 
 
-def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int) -> None:
-    """Refuse before the start what disk or memory cannot hold. ``weights``: bytes of the model."""
+def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:
+    """Refuse before the start what disk or memory cannot hold. ``weights``: bytes of the model, which each of the
+    ``processes`` on this machine loads."""
     files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
-    needed, free = weights + 10**9, psutil.virtual_memory().available
+    needed, free = (weights + 10**9) * processes, psutil.virtual_memory().available
     if needed > free:
+        each = f" in each of {processes} processes" * (processes > 1)
         raise BadInput(
-            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB); {free / 1e9:.1f} are free"
+            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB{each}); {free / 1e9:.1f} are free"
         )
 
 
@@ -78,17 +80,19 @@ def write_shards(
 ) -> None:
     """Write `<folder>/<L>/shard-*.safetensors` and, at the end, `<folder>/<L>/meta.json` for each layer.
 
-    Shards that are whole are kept: a killed pass goes on after them. ``facts`` go into meta.json and, in part, into the
-    shards' headers. Rows do not depend on the batch size, because a context always has the same length.
+    Shards that are whole are kept: a killed pass goes on after them. Several processes take turns, a shard each, and
+    the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards' headers. Rows do not depend
+    on the batch size or the number of processes, because a context always has the same length.
     """
     total, size = contexts.meta["rows"], params.shard_rows
     metas = {layer: {**facts, "layer": layer, "width": lm.width, "rows": total, "shard_rows": size} for layer in layers}
-    done = _whole_shards(folder, layers)
-    with tqdm(total=total, initial=min(total, done * size), desc="extract", unit=" rows", disable=None) as bar:
-        passing = _rows(lm, contexts, layers, params, skip=done * size)
-        held: dict[int, Tensor] = {}
-        for number in range(done, -(-total // size)):
-            rows = min(size, total - number * size)
+    mine = {n: min(size, total - n * size) for n in range(launch.rank(), -(-total // size), launch.world())}
+    wanted = {number: rows for number, rows in mine.items() if not _is_whole(folder, layers, number)}
+    pieces = _pieces(lm, contexts, layers, params, wanted)
+    share, done = sum(mine.values()), sum(mine.values()) - sum(wanted.values())
+    silent = None if launch.rank() == 0 else True
+    with tqdm(total=share, initial=done, desc="extract", unit=" rows", disable=silent) as bar:
+        for number, rows in wanted.items():
             with ExitStack() as stack:
                 writers = {
                     layer: stack.enter_context(
@@ -97,43 +101,49 @@ def write_shards(
                     for layer, meta in metas.items()
                 }
                 while rows:
-                    if not held:
-                        held = next(passing)
-                    ready = min(rows, len(held[layers[0]]))
+                    piece = next(pieces)
                     for layer in layers:
-                        writers[layer].append(held[layer][:ready])
-                    held = {layer: x[ready:] for layer, x in held.items()} if ready < len(held[layers[0]]) else {}
-                    rows -= ready
-                    bar.update(ready)
-    for layer, meta in metas.items():
+                        writers[layer].append(piece[layer])
+                    rows -= len(piece[layers[0]])
+                    bar.update(len(piece[layers[0]]))
+    launch.barrier()
+    for layer, meta in metas.items() if launch.rank() == 0 else ():
         _finish(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
 
 
-def _whole_shards(folder: Path, layers: Sequence[int]) -> int:
-    """How many shards every layer has; one that only some layers have is written again."""
-    number = 0
-    while all((folder / str(layer) / shard_name(number)).exists() for layer in layers):
-        number += 1
-    return number
+def _is_whole(folder: Path, layers: Sequence[int], number: int) -> bool:
+    """Whether every layer has that shard; one that only some layers have is written again."""
+    return all((folder / str(layer) / shard_name(number)).exists() for layer in layers)
 
 
-def _rows(
-    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, skip: int
+def _pieces(
+    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, wanted: Collection[int]
 ) -> Iterator[dict[int, Tensor]]:
-    """The rows of each batch of contexts, {layer: (row, width)}, after the first ``skip`` rows of all."""
-    count = contexts.meta["contexts"][SPLITS[-1]][1]
+    """The rows of the ``wanted`` shards in order, {layer: (row, width)}, cut where a batch or a shard ends.
+
+    The model sees only batches of contexts that have such rows; batches are the same whatever is wanted.
+    """
+    count, size, at = contexts.meta["contexts"][SPLITS[-1]][1], params.shard_rows, 0
     for first in range(0, count, params.batch_size):
         tokens, documents = contexts.read(first, min(first + params.batch_size, count))
         kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()
-        if skip >= len(kept):
-            skip -= len(kept)
-            continue
-        with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
-            forward_until(lm, torch.from_numpy(tokens).to(lm.device, torch.long), max(layers))
-        flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
-        batch = {layer: _clean(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
-        yield {layer: x[skip:] for layer, x in batch.items()}
-        skip = 0
+        end = at + len(kept)
+        here = [number for number in range(at // size, -(-end // size)) if number in wanted and end > at]
+        batch = _rows(lm, tokens, kept, layers, params.hook, first) if here else {}
+        for number in here:
+            part = slice(max(number * size - at, 0), min((number + 1) * size, end) - at)
+            yield {layer: x[part] for layer, x in batch.items()}
+        at = end
+
+
+def _rows(
+    lm: LanguageModel, tokens: np.ndarray, kept: Tensor, layers: Sequence[int], hook: Hook, first: int
+) -> dict[int, Tensor]:
+    """The ``kept`` rows of a batch of contexts, {layer: (row, width)}."""
+    with torch.inference_mode(), capture(lm, hook, layers) as seen:
+        forward_until(lm, torch.from_numpy(tokens).to(lm.device, torch.long), max(layers))
+    flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
+    return {layer: _clean(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
 
 
 def _clean(rows: Tensor, layer: int, first: int, count: int) -> Tensor:

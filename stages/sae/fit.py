@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from stages import launch
 from stages.files import write_tensors
 from stages.sae.sae import SAE
 from stages.sae.trainer import Trainer, learning_rate
@@ -67,16 +68,23 @@ def fit(
     ``watch`` sees every logged step; it cannot change anything. ``save_every``: seconds between states; a kill loses
     no more than the work since the last one, and the result is the same to the bit.
 
+    Of several processes the first alone judges, watches and saves, and has the result; all of them go on from its
+    state. The others return an empty one.
+
     Raises BadInput when training diverges; the last state stays in ``work``.
     """
     knobs, steps = trainer.knobs, trainer.steps
     epoch_steps = steps // knobs.epochs
-    fitted = load(work, trainer) if work and (work / STATE).exists() else Fitted()
+    first = launch.rank() == 0
+    begun = launch.told("begun" if work and (work / STATE).exists() else "")
+    fitted = load(work, trainer) if work and begun else Fitted()
     rows = batches(trainer.done)
     saved = time.monotonic()
-    with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None) as bar:
+    with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None if first else True) as bar:
         while trainer.done < steps:
             step = trainer.advance(next(rows))
+            if not first:
+                continue
             number = trainer.done
             epoch_ends = number % epoch_steps == 0
             if (number - 1) % knobs.log_every == 0 or epoch_ends:

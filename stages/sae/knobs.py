@@ -32,6 +32,7 @@ class Train(Section):
     init: Init
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    micro_batches: int = Field(gt=0)
     window_rows: int = Field(gt=0)
     skip_outliers: bool
     lr: float = Field(gt=0)
@@ -57,6 +58,8 @@ class Train(Section):
             raise ValueError(f"k is {self.k}, more than the {self.latents} latents of the dictionary; lower k")
         if self.groups != sorted(set(self.groups)) or self.groups[0] <= 0 or self.groups[-1] != 1:
             raise ValueError(f"groups is {self.groups}; it must rise from above 0 to 1, e.g. [0.125, 0.25, 0.5, 1]")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
         return self
 
 

@@ -1,12 +1,14 @@
 """One step of training, and all the state that the next step depends on."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from stages import launch
 from stages.door import BadInput
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.knobs import Train
@@ -41,6 +43,10 @@ class Trainer:
     """Model, rule, optimiser and counters; ``done`` steps lie behind.
 
     What is drawn at a step depends on ``seed`` and the step's number alone, so there is no generator to keep.
+
+    A batch of several micro-batches is shared among the stage's processes. Each micro-batch is a batch of its own to
+    the rule, AuxK and the generator; what they leave is summed in their order, so that every process takes the same
+    step, and the same as one process alone. Raises BadInput when the processes cannot share them equally.
     """
 
     def __init__(
@@ -49,19 +55,21 @@ class Trainer:
         self.model, self.rule, self.scale, self.knobs, self.seed = model, rule, scale, knobs, seed
         self.steps, self.done, self.tokens = steps_per_epoch * knobs.epochs, 0, 0
         self.epoch_tokens = steps_per_epoch * knobs.batch_size
+        self.mine = launch.share(knobs.micro_batches, "train.micro_batches")
         self.device = model.decoder.device
         self.silent = torch.zeros(knobs.latents, dtype=torch.long, device=self.device)  # tokens since last active
         self.optimizer = torch.optim.AdamW(
-            [*model.parameters(), *rule.parameters()],
+            self._parameters(),
             betas=(knobs.beta1, knobs.beta2),
             weight_decay=knobs.weight_decay,
             eps=1e-8,
             fused=True,
         )
 
-    def generator(self) -> torch.Generator:
-        """This step's own."""
-        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.done)
+    def generator(self, part: int = 0) -> torch.Generator:
+        """This step's own, for one micro-batch."""
+        seed = self.seed * 1_000_003 + self.done + part * 0x9E3779B1  # the CPU's looks at the lowest 32 bits alone
+        return torch.Generator(self.device).manual_seed(seed)
 
     def advance(self, y: Tensor) -> Step:
         """One step on ``y``, (row, width) float32 on the training scale.
@@ -77,26 +85,18 @@ class Trainer:
             group["lr"] = learning_rate(self.done, self.steps, knobs)
         self.rule.schedule(self.done / self.steps)
 
-        unit = y.numel() * self.scale.variance
-        run = model(y, self.rule, generator)
-        errors = [mse_loss(output, y, reduction="sum") / unit for output in run.outputs]
-        loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
         dead = (self.silent > knobs.dead_after * self.epoch_tokens).nonzero().flatten()
-        if knobs.auxk and len(dead):
-            loss = loss + knobs.auxk * model.auxk(y, run.residual.detach(), dead, knobs.auxk_latents)
-        active = run.codes.detach() > 0
-        step = Step(loss.item(), errors[-1].item(), float(active.sum()) / len(y), len(dead))
+        gradients = self._gradients if knobs.micro_batches == 1 else self._summed_gradients
+        step, fired, run = gradients(y, dead, generator)
         self._check(step)
 
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         model.project_decoder_gradient()
         torch.nn.utils.clip_grad_norm_(model.parameters(), knobs.clip)
         self.optimizer.step()
         model.normalise_decoder()
 
         self.silent += len(y)
-        self.silent[run.pattern.latents[active]] = 0
+        self.silent[fired] = 0
         self.done += 1
         self.tokens += len(y)
         if (
@@ -105,6 +105,71 @@ class Trainer:
         ):
             self._resample(run)
         return step
+
+    def _gradients(
+        self, y: Tensor, dead: Tensor, generator: torch.Generator, share: float = 1.0
+    ) -> tuple[Step, Tensor, Pass]:
+        """Leave the gradients of ``share`` × the loss on ``y`` with the parameters.
+
+        Returns what was seen, an index of the latents that were active, and the forward pass.
+        """
+        knobs, model = self.knobs, self.model
+        unit = y.numel() * self.scale.variance
+        run = model(y, self.rule, generator)
+        errors = [mse_loss(output, y, reduction="sum") / unit for output in run.outputs]
+        loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
+        if knobs.auxk and len(dead):
+            loss = loss + knobs.auxk * model.auxk(y, run.residual.detach(), dead, knobs.auxk_latents)
+        active = run.codes.detach() > 0
+        step = Step(loss.item(), errors[-1].item(), float(active.sum()) / len(y), len(dead))
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss * share).backward()
+        return step, run.pattern.latents[active], run
+
+    def _summed_gradients(self, y: Tensor, dead: Tensor, generator: torch.Generator) -> tuple[Step, Tensor, Pass]:
+        """The same over the micro-batches of all processes; the pass is that of this process's first.
+
+        Each begins with the rule's buffers as the step found them, and the mean of what they leave there stays.
+        """
+        parts = y.tensor_split(self.knobs.micro_batches)
+        found = [buffer.clone() for buffer in self.rule.buffers()]
+        passes: list[Pass] = []
+
+        def vectors() -> Iterator[Tensor]:
+            for number in self.mine:
+                for buffer, value in zip(self.rule.buffers(), found, strict=True):
+                    buffer.copy_(value)
+                part, share = parts[number], len(parts[number]) / len(y)
+                random = self.generator(number) if number else generator
+                step, fired, run = self._gradients(part, dead, random, share)
+                passes.extend([run] if not passes else [])
+                yield self._packed(step, fired, share)
+
+        step, fired = self._unpacked(launch.sum_in_order(vectors()), len(dead))
+        return step, fired, passes[0]
+
+    def _packed(self, step: Step, fired: Tensor, share: float) -> Tensor:
+        """All that a micro-batch leaves in one vector: gradients, buffers, what was seen, a mark for who fired."""
+        marks = torch.zeros(len(self.silent), device=self.device)
+        marks[fired] = 1
+        seen = marks.new_tensor([step.loss, step.fvu, step.active])
+        gradients = [p.grad.flatten() for p in self._parameters() if p.grad is not None]
+        return torch.cat([*gradients, *(b.flatten() * share for b in self.rule.buffers()), seen * share, marks])
+
+    def _unpacked(self, vector: Tensor, dead: int) -> tuple[Step, Tensor]:
+        """Put gradients and buffers from the sum of such vectors where they belong; what was seen, and who fired."""
+        parameters, buffers = self._parameters(), list(self.rule.buffers())
+        sizes = [tensor.numel() for tensor in (*parameters, *buffers)]
+        *pieces, seen, marks = vector.split([*sizes, 3, len(self.silent)])
+        for parameter, piece in zip(parameters, pieces[: len(parameters)], strict=True):
+            parameter.grad = piece.view_as(parameter)
+        for buffer, piece in zip(buffers, pieces[len(parameters) :], strict=True):
+            buffer.copy_(piece.view_as(buffer))
+        loss, fvu, active = seen.tolist()
+        return Step(loss, fvu, active, dead), marks > 0
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [*self.model.parameters(), *self.rule.parameters()]
 
     def _check(self, step: Step) -> None:
         if math.isfinite(step.loss) and step.fvu < DIVERGED:
@@ -116,8 +181,11 @@ class Trainer:
         dead = (self.silent > self.epoch_tokens).nonzero().flatten()
         if not len(dead):
             return
-        self.model.resample(run, dead, self.generator())
-        for parameter in (self.model.encoder, self.model.decoder, self.model.b_enc):
+        changed = (self.model.encoder, self.model.decoder, self.model.b_enc)
+        if launch.rank() == 0:  # whose pass is that of the first micro-batch
+            self.model.resample(run, dead, self.generator())
+        launch.broadcast(*(parameter.detach() for parameter in changed))
+        for parameter in changed:
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[parameter][moment][dead] = 0
         self.silent[dead] = 0
