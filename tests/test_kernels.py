@@ -110,17 +110,17 @@ def dense_codes(h: Tensor, rule: Rule, model: Autoencoder, drawn: Tensor) -> tup
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_training_gradients_equal_dense_autograd(name: str):
+def test_training_gradients_equal_dense_autograd(name: str, device: str = "cpu"):
     """The whole loss, penalty and AuxK included: relative error under 1e-4 for every parameter."""
-    rule = RULES[name]
-    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0))
-    model.b_enc.data = random(LATENTS, seed=5) * 0.1
-    y, dead = random(ROWS, WIDTH, seed=6), torch.tensor([1, 7, 40])
+    rule = RULES[name].to(device)
+    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0)).to(device)
+    model.b_enc.data = random(LATENTS, seed=5).to(device) * 0.1
+    y, dead = random(ROWS, WIDTH, seed=6).to(device), torch.tensor([1, 7, 40], device=device)
     rule.start(model, y)
     rule.schedule(1.0)
     parameters = {**dict(model.named_parameters()), **dict(rule.named_parameters())}
 
-    run = model(y, rule, torch.float32, torch.Generator().manual_seed(7))
+    run = model(y, rule, torch.float32, torch.Generator(device).manual_seed(7))
     loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
     if not isinstance(rule, JumpReLU):
         loss = loss + rule.penalty(model, run, 1.0)

@@ -12,6 +12,7 @@ Weights are (latent, width), so that a latent's weights are contiguous for both.
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class Pattern:
     @cached_property
     def row_of(self) -> Tensor:
         """(entries,) the row of each entry."""
-        return torch.repeat_interleave(torch.arange(self.rows, device=self.latents.device), self.starts.diff())
+        rows = torch.arange(self.rows, device=self.latents.device)
+        return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.latents))
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +80,7 @@ def from_entries(entries: Tensor, shape: torch.Size) -> Pattern:
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 for choosing latents where the hardware multiplies it, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
@@ -131,7 +133,15 @@ def kth(values: Tensor, k: int) -> Tensor:
     return (2**15 - 1 - least).to(torch.int16).view(torch.bfloat16)[0]
 
 
+def _triton() -> ModuleType:
+    from stages.sae import cuda  # Triton is there on Linux alone
+
+    return cuda
+
+
 def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    if x.is_cuda:
+        return _triton().sample(x, weight, pattern)
     zeros = torch.zeros(len(pattern.latents), dtype=x.dtype, device=x.device)
     shape = (pattern.rows, pattern.width)
     blank = torch.sparse_csr_tensor(pattern.starts, pattern.latents, zeros, shape, check_invariants=False)
@@ -140,11 +150,15 @@ def _sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
 
 def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
     """(row, width): Σ over a row's entries of value × weight[latent]."""
+    if weight.is_cuda:
+        return _triton().sum_rows(values, pattern, weight)
     return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
 
 
 def _sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     """(latent, width): Σ over a latent's entries of value × x[row]."""
+    if x.is_cuda:
+        return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
     return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
 
