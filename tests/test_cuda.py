@@ -7,12 +7,14 @@ its own, because Triton decides on being imported.
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import test_kernels
 import torch
 from test_kernels import RULES, random
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import relu
 
 from stages.sae import kernels
@@ -41,6 +43,19 @@ def test_all_of_this_holds_in_the_interpreter():
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(words, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@outside
+def test_tensors_on_cuda_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch):
+    names = ("sample", "sum_rows", "sum_latents")
+    stub = SimpleNamespace(**{name: lambda *args, name=name: name for name in names})
+    monkeypatch.setattr(kernels, "_triton", lambda: stub)
+    pattern = pattern_of(torch.ones(2, 2, dtype=torch.bool))
+    with FakeTensorMode():
+        x, values = torch.empty(2, 2, device="cuda"), torch.empty(4, device="cuda")
+        assert kernels._sample(x, x, pattern) == names[0]
+        assert kernels._sum_rows(values, pattern, x) == names[1]
+        assert kernels._sum_latents(values, pattern, x) == names[2]
 
 
 MASKS = {
