@@ -60,7 +60,11 @@ def steps_done(root: Path) -> int:
         try:
             with safe_open(state, "pt") as tensors:
                 return int(tensors.get_tensor("counts")[0])
-        except (SafetensorError, FileNotFoundError):  # replaced this very moment
+        except (
+            SafetensorError,
+            FileNotFoundError,
+            RuntimeError,
+        ):  # replaced this very moment, by a shorter one perhaps
             return 0
     return 0
 
