@@ -35,7 +35,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
         with tracking.live(
             f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed}
         ) as watch:
-            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every)
+            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         source, options = read.lm_path(Path(lm))
         loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
         found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)

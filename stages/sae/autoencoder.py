@@ -61,9 +61,9 @@ class Autoencoder(nn.Module):
         Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added up several times.
         """
         if self.from_data:
-            rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator)]
-            noise = torch.randn(rows.shape, generator=generator) * rows.std() / 10  # rows come twice in a large F
-            self.decoder.copy_(normalize(rows + noise, dim=1))
+            rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator, device=y.device)]
+            noise = torch.randn(rows.shape, generator=generator, device=y.device) * rows.std() / 10
+            self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
             self.encoder.copy_(self.decoder)
         output = self(y, TopK(k), torch.float32, generator).outputs[-1]
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
