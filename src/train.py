@@ -37,7 +37,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
     with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
-            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every)
+            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         if launch.rank():
             return
         source, options = read.lm_path(Path(lm))

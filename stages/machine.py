@@ -1,13 +1,17 @@
 """Where the arithmetic runs."""
 
 import ctypes
+import os
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from stages import launch
 from stages.door import BadInput
 from stages.params import Section
+
+CPU = torch.device("cpu")
 
 
 class Machine(Section):
@@ -39,7 +43,22 @@ def start(machine: Machine) -> torch.device:
         raise BadInput("params.yaml: machine.device is cuda, but this machine has no CUDA device")
     device = launch.local_device(device)
     launch.join(device)
+    if device.type == "cuda":
+        _repeatable()
     return device
+
+
+def put(x: Tensor, device: torch.device) -> Tensor:
+    """``x``, which is on the CPU, on ``device``; from pinned memory, so that the CPU need not wait for a copy."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def _repeatable() -> None:
+    """Have CUDA sum in one order. An operation that cannot says so in a warning and goes on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # SAE.encode bounds the rounding
 
 
 def _keep_memory() -> None:

@@ -24,7 +24,7 @@ class Errors:
         self.rows += len(x)
         self.error += float((x - reconstruction).square().sum(dtype=torch.float64))
         self.squares += float(x.square().sum(dtype=torch.float64))
-        self.total = self.total + x.sum(0, dtype=torch.float64)
+        self.total = self.total + x.sum(0, dtype=torch.float64).cpu()
         self.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).sum())
         self.active += int(active.sum())
 

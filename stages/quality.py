@@ -38,7 +38,7 @@ def firing_counts(sae: SAE, blocks: Iterable[Tensor]) -> Tensor:
     """(latent,) how many of the rows each latent is active on."""
     counts = torch.zeros(sae.latents, dtype=torch.long)
     for block in blocks:
-        counts += torch.bincount(sae.encode(block.float()).pattern.latents, minlength=sae.latents)
+        counts += torch.bincount(sae.encode(block.float()).pattern.latents, minlength=sae.latents).cpu()
     return counts
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import Pattern, decode, joined, pattern_of, sampled, top_of_rows
-from stages.sae.preactivations import BLOCK, SMALL, Block, Preactivations, product_dtype
+from stages.sae.preactivations import SMALL, Block, Preactivations, product_dtype
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
@@ -71,7 +71,7 @@ def test_the_cheap_product_loses_nothing(product: torch.dtype, name: str, monkey
     if product is torch.int8 and product_dtype(torch.device("cpu"), SMALL) is not product:
         pytest.skip("this CPU does not multiply bytes")
     monkeypatch.setattr("stages.sae.preactivations.product_dtype", lambda *_: product)
-    monkeypatch.setitem(BLOCK, "cpu", 2**16)
+    monkeypatch.setattr("stages.sae.preactivations.BLOCK", 2**16)
     y = random(500, 320) * torch.logspace(-1, 1, 320) * torch.logspace(-1, 1, 500)[:, None]
     model = Autoencoder(320, 1024, torch.Generator().manual_seed(0))
     model.b_enc.data = random(1024, seed=5)
@@ -145,17 +145,17 @@ def dense_codes(h: Tensor, rule: Rule, model: Autoencoder, drawn: Tensor) -> tup
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_training_gradients_equal_dense_autograd(name: str):
+def test_training_gradients_equal_dense_autograd(name: str, device: str = "cpu"):
     """The whole loss, penalty and AuxK included: relative error under 1e-4 for every parameter."""
-    rule = RULES[name]
-    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0))
-    model.b_enc.data = random(LATENTS, seed=5) * 0.1
-    y, dead = random(ROWS, WIDTH, seed=6), torch.tensor([1, 7, 40])
+    rule = RULES[name].to(device)
+    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0)).to(device)
+    model.b_enc.data = random(LATENTS, seed=5).to(device) * 0.1
+    y, dead = random(ROWS, WIDTH, seed=6).to(device), torch.tensor([1, 7, 40], device=device)
     rule.start(model, y)
     rule.schedule(1.0)
     parameters = {**dict(model.named_parameters()), **dict(rule.named_parameters())}
 
-    run = model(y, rule, torch.Generator().manual_seed(7))
+    run = model(y, rule, torch.Generator(device).manual_seed(7))
     loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
     if not isinstance(rule, JumpReLU):
         loss = loss + rule.penalty(model, run, 1.0)

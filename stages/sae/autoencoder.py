@@ -64,9 +64,9 @@ class Autoencoder(nn.Module):
         Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added up several times.
         """
         if self.from_data:
-            rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator)]
-            noise = torch.randn(rows.shape, generator=generator) * rows.std() / 10  # rows come twice in a large F
-            self.decoder.copy_(normalize(rows + noise, dim=1))
+            rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator, device=y.device)]
+            noise = torch.randn(rows.shape, generator=generator, device=y.device) * rows.std() / 10
+            self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
             self.encoder.copy_(self.decoder)
         self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
         output = self(y, TopK(k), generator).outputs[-1]

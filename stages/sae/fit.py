@@ -138,8 +138,8 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
 
 def load(work: Path, trainer: Trainer) -> Fitted:
     """Put ``trainer`` where the state in ``work`` stands, and give what had been kept by then."""
-    tensors = load_file(work / STATE)
-    facts = json.loads(tensors.pop("facts").numpy().tobytes())
+    tensors = load_file(work / STATE, device=str(trainer.device))
+    facts = json.loads(tensors.pop("facts").cpu().numpy().tobytes())
     trainer.restore(tensors)
     empty = SAE(*[torch.empty(0)] * 4, k=facts["k"])
     saes: dict[str, SAE] = {}

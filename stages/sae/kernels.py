@@ -12,6 +12,7 @@ Weights are (latent, width), so that a latent's weights are contiguous for both.
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class Pattern:
     @cached_property
     def row_of(self) -> Tensor:
         """(entries,) the row of each entry."""
-        return torch.repeat_interleave(torch.arange(self.rows, device=self.latents.device), self.starts.diff())
+        rows = torch.arange(self.rows, device=self.latents.device)
+        return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.latents))
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,36 +67,45 @@ class Pattern:
 
 def pattern_of(mask: Tensor) -> Pattern:
     """The pattern of a dense boolean (row, latent) matrix."""
-    counts = mask.sum(1)
-    return Pattern(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), mask.nonzero()[:, 1], mask.shape[1])
+    return Pattern(_starts(mask.sum(1)), mask.nonzero()[:, 1], mask.shape[1])
 
 
 def joined(parts: list[Pattern]) -> Pattern:
     """The rows of all ``parts``, one below the other."""
-    ends = torch.tensor([len(part.latents) for part in parts]).cumsum(0).tolist()
-    starts = [part.starts[:-1] + first for part, first in zip(parts, [0, *ends], strict=False)]
-    last = parts[0].starts.new_tensor(ends[-1:])
-    return Pattern(torch.cat([*starts, last]), torch.cat([part.latents for part in parts]), parts[0].width)
+    latents = torch.cat([part.latents for part in parts])
+    return Pattern(_starts(torch.cat([part.starts.diff() for part in parts])), latents, parts[0].width)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def top_of_rows(values: Tensor, pattern: Pattern, k: int) -> Tensor:
     """(entries,) which ones are among the ``k`` largest positive of their row."""
-    if not values.is_cuda:
+    if values.device.type == "cpu":
         return torch.from_numpy(cpu.top_of_rows(pattern.starts.numpy(), values.view(torch.int32).numpy(), k))
-    rows = values.view(pattern.rows, -1)  # on CUDA all have as many candidates
+    rows = values.view(pattern.rows, -1)  # elsewhere all have as many candidates
     best = rows.topk(min(k, rows.shape[1]), dim=1).indices
     return (torch.zeros_like(rows, dtype=torch.bool).scatter(1, best, True) & (rows > 0)).flatten()
 
 
+def _triton() -> ModuleType:
+    from stages.sae import cuda  # Triton is there on Linux alone
+
+    return cuda
+
+
 def sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
     """(entries,) x[row] · weight[latent], without gradient."""
+    if x.is_cuda:
+        return _triton().sample(x, weight, pattern)
     zeros = torch.zeros(len(pattern.latents), dtype=x.dtype, device=x.device)
     shape = (pattern.rows, pattern.width)
     blank = torch.sparse_csr_tensor(pattern.starts, pattern.latents, zeros, shape, check_invariants=False)
@@ -103,11 +114,15 @@ def sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
 
 def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
     """(row, width): Σ over a row's entries of value × weight[latent]."""
+    if weight.is_cuda:
+        return _triton().sum_rows(values, pattern, weight)
     return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
 
 
 def _sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     """(latent, width): Σ over a latent's entries of value × x[row]."""
+    if x.is_cuda:
+        return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
     return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from stages.sae import cpu
-from stages.sae.kernels import Pattern, fast_dtype, joined, sample
+from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
-BLOCK = {"cpu": 2**22, "cuda": 2**26}  # entries of h at a time: 8 MB of bfloat16 on a CPU
+BLOCK = 2**22  # entries of h at a time on a CPU: 8 MB of bfloat16
+LARGE_BLOCK = 2**26  # elsewhere
 SMALL = 2**17  # weights of an encoder for which a float32 product costs nothing
 
 
@@ -38,18 +39,17 @@ class Block:
     def above(self, low: Tensor) -> Pattern:
         """The entries above ``low``, () or (latent,)."""
         low = low.float().expand(len(self.bias))
-        if self.product.is_cuda:
-            mask = self._h() > low
-            return Pattern(_starts(mask.sum(1)), mask.nonzero()[:, 1], len(low))
-        return self._pattern(partial(cpu.above, low=low.contiguous().numpy()))
+        if self.product.device.type == "cpu":
+            return self._pattern(partial(cpu.above, low=low.contiguous().numpy()))
+        return pattern_of(self._h() > low)
 
     def strongest(self, least: int) -> Pattern:
-        """At least the ``least`` largest positive entries of each row; on CUDA perhaps some that are not positive."""
-        if self.product.is_cuda:
-            latents = self._h().topk(min(least, len(self.bias)), dim=1).indices
-            each = torch.full((len(latents),), latents.shape[1], device=latents.device)
-            return Pattern(_starts(each), latents.flatten(), len(self.bias))
-        return self._pattern(partial(cpu.strongest, least=least))
+        """At least the ``least`` largest positive entries of each row; elsewhere than on a CPU exactly so many."""
+        if self.product.device.type == "cpu":
+            return self._pattern(partial(cpu.strongest, least=least))
+        latents = self._h().topk(min(least, len(self.bias)), dim=1).indices.sort(dim=1).values
+        starts = torch.arange(0, latents.numel() + 1, latents.shape[1], device=latents.device)
+        return Pattern(starts, latents.flatten(), len(self.bias))
 
     def _h(self) -> Tensor:
         return self.product.float() * self.scale[:, None] + self.bias
@@ -58,10 +58,6 @@ class Block:
         bits = self.product.view(torch.int16 if self.product.dtype is torch.bfloat16 else torch.int32)
         starts, latents = find(bits.numpy(), self.scale.numpy(), self.bias.numpy())
         return Pattern(torch.from_numpy(starts), torch.from_numpy(latents), len(self.bias))
-
-
-def _starts(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class Preactivations:
@@ -74,7 +70,8 @@ class Preactivations:
 
     def choose(self, candidates: Callable[[Block], Pattern]) -> Pattern:
         """The ``candidates`` of all blocks."""
-        return joined([candidates(block) for block in self._blocks(max(1, BLOCK[self.y.device.type] // self.latents))])
+        entries = BLOCK if self.y.device.type == "cpu" else LARGE_BLOCK
+        return joined([candidates(block) for block in self._blocks(max(1, entries // self.latents))])
 
     def at(self, pattern: Pattern) -> Tensor:
         """(entries,) the exact h."""

@@ -12,7 +12,7 @@ def mean(mean_row: Tensor) -> Reconstruct:
     """x̂ = the mean of the training rows; nothing is active."""
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        return mean_row.expand_as(x), torch.zeros(len(x))
+        return mean_row.expand_as(x), torch.zeros(len(x), device=x.device)
 
     return reconstruct
 
@@ -23,13 +23,13 @@ def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstr
     One pass: the covariance of each block in float32, their sum in float64; (width, width) of memory.
     """
     width = len(mean_row)
-    covariance = torch.zeros(width, width, dtype=torch.float64)
+    covariance = torch.zeros(width, width, dtype=torch.float64, device=mean_row.device)
     for block in blocks:
         centred = block.float() - mean_row
         covariance += (centred.T @ centred).double()
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -min(components, width) :].float()
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - mean_row) @ basis @ basis.T + mean_row, torch.full((len(x),), basis.shape[1])
+        return (x - mean_row) @ basis @ basis.T + mean_row, torch.full((len(x),), basis.shape[1], device=x.device)
 
     return reconstruct

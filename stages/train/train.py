@@ -16,6 +16,7 @@ from stages.door import BadInput
 from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
 from stages.lm import LanguageModel
+from stages.machine import CPU, put
 from stages.metrics import OUTLIER
 from stages.params import check
 from stages.sae.autoencoder import Autoencoder, Scale, fold
@@ -49,15 +50,15 @@ def knobs_of(train: dict[str, Any], override: dict[str, Any], layer: int) -> Tra
     return check({**train, **override}, Train, "params.yaml: train" + f" with by_layer.{layer}" * bool(override))
 
 
-def scale_of(activations: Activations) -> Scale:
-    """The training scale: mean 0, and the mean of ‖s x‖² is the width."""
+def scale_of(activations: Activations, device: torch.device = CPU) -> Scale:
+    """The training scale, for rows on ``device``: mean 0, and the mean of ‖s x‖² is the width."""
     s, mean = activations.scale, activations.mean
-    return Scale(s, mean, 1 - s**2 * float(mean.double().square().sum()) / activations.width)
+    return Scale(s, mean.to(device), 1 - s**2 * float(mean.double().square().sum()) / activations.width)
 
 
 def with_threshold(sae: SAE, per_row: float, blocks: Iterator[Tensor]) -> SAE:
     """The same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks``."""
-    return replace(sae, k=None, threshold=torch.full((sae.latents,), threshold_for(sae, blocks, per_row)))
+    return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
 
 
 def train(
@@ -68,27 +69,29 @@ def train(
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     work: Path | None = None,
     save_every: float = 60.0,
+    device: torch.device = CPU,
 ) -> tuple[Fitted, SAE]:
     """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
 
     ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
-    the result and the untrained SAE that it started from, a control.
+    the result and the untrained SAE that it started from, a control, both on ``device``.
     """
     if activations.split("validation")[0] == activations.split("validation")[1]:
         raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
-    scale = scale_of(activations)
+    scale = scale_of(activations, device)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
-    model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed), knobs.init)
+    model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed), knobs.init).to(device)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
         first, end = activations.split("validation")
-        return activations.blocks(first, min(end, first + limit) if limit else end)
+        return _blocks(activations, first, min(end, first + limit) if limit else end, device)
 
     def settled(sae: SAE, limit: int | None = None) -> SAE:
         return with_threshold(sae, knobs.k, validation(limit)) if knobs.rule in BY_BATCH else sae
 
     def batches(step: int) -> Iterator[Tensor]:
-        for x in shuffled.endless(step):
+        for rows in shuffled.endless(step):
+            x = put(rows, device)
             if knobs.skip_outliers:
                 x = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
             yield scale.apply(x)
@@ -104,11 +107,16 @@ def train(
     untrained = fold(model, TopK(knobs.k), scale)
     if knobs.rule != "topk":
         untrained = with_threshold(untrained, knobs.k, validation())
-    trainer = Trainer(model, make_rule(knobs), scale, knobs, shuffled.steps_per_epoch(), seed)
+    trainer = Trainer(model, make_rule(knobs).to(device), scale, knobs, shuffled.steps_per_epoch(), seed)
     fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
     once = {id(sae): settled(sae) for sae in fitted.saes.values()}
     fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
+
+
+def _blocks(activations: Activations, first: int, end: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows first … end-1 in order, in blocks on ``device``."""
+    return (put(block, device) for block in activations.blocks(first, end))
 
 
 @torch.inference_mode()
@@ -123,20 +131,23 @@ def measure(
     if end == first:
         raise BadInput("there are no test rows to judge on; extract more tokens, or raise fetch.corpus.test")
 
-    def test() -> Iterator[Tensor]:
-        return activations.blocks(first, end)
+    device = sae.decoder.device
+    mean = activations.mean.to(device)
+
+    def blocks(first: int, end: int) -> Iterator[Tensor]:
+        return _blocks(activations, first, end, device)
 
     candidates = {
         "sae": sae.reconstruct,
-        "mean": controls.mean(activations.mean),
-        "pca": controls.pca(activations.blocks(*activations.split("train")), activations.mean, knobs.k),
+        "mean": controls.mean(mean),
+        "pca": controls.pca(blocks(*activations.split("train")), mean, knobs.k),
         "untrained": untrained.reconstruct,
     }
     found = {
-        name: quality.reconstruction(f, test(), activations.scale, activations.median_norm)
+        name: quality.reconstruction(f, blocks(first, end), activations.scale, activations.median_norm)
         for name, f in candidates.items()
     }
-    counts = quality.firing_counts(sae, activations.blocks(0, activations.rows))
+    counts = quality.firing_counts(sae, blocks(0, activations.rows))
     for values in found.values():
         values["dead"] = None  # one pass over all stored rows is for the SAE alone
     found["sae"]["dead"] = float((counts == 0).float().mean())
@@ -145,7 +156,7 @@ def measure(
         found[name] |= ce[name]
 
     tokens, _ = contexts.rows("test")
-    outliers = quality.outliers(test(), torch.from_numpy(tokens), activations.median_norm)
+    outliers = quality.outliers(activations.blocks(first, end), torch.from_numpy(tokens), activations.median_norm)
     outliers["tokens"] = [
         {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
         for token, count in outliers["tokens"]
