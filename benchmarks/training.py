@@ -41,6 +41,7 @@ L0 = 32  # active latents a token
 DENSE = 20  # the second relu row: one latent in so many is active
 PIECE = 1.5  # seconds that a piece should take, if --steps does not say how many steps
 TRIAL = 1.0  # the same for trying an option of SAELens
+BANDWIDTH = 0.05  # of jumprelu; SAELens's default
 TURNS = 3  # pieces of a trial; the fastest counts, which was disturbed least
 WARM_UP = 1  # steps; one more goes into finding the length of a piece
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,7 @@ def strata(setting: Setting, activations: Activations) -> Advance:
         "latents": setting.latents,
         "k": setting.l0,
         "groups": GROUPS,
+        "bandwidth": BANDWIDTH,
         "l1_warmup": 0.0,
         "l1_delay": 0.0,
         "epochs": 1_000_000,  # no end is reached, so that lr stays
