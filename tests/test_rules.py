@@ -114,6 +114,19 @@ def test_relu_starts_with_k_active_latents_and_its_penalty_rises():
     assert rule.penalty(model, run, 10.0).item() == pytest.approx(0.5 * h.relu().sum().item() / 10, rel=1e-5)
 
 
+def test_kl_penalty_by_hand():
+    """Two latents, k = 1: ρ = 1/2. Mean codes 1/4 and 1/2: KL = ½ ln 2 + ½ ln ⅔ and 0, times two rows."""
+    rule = ReLU(k=1, coefficient=1.0, warmup=0.0, delay=0.0, kl=True)
+    rule.schedule(1.0)
+    pattern, y = pattern_of(torch.tensor([[True, True], [False, True]])), torch.zeros(2, 2)
+    h = torch.tensor([0.5, 0.4, 0.6], requires_grad=True)
+    found = rule.penalty(tiny(2, 2), a_pass(pattern, h, h, y, y), 1.0)
+    assert isinstance(found, torch.Tensor)
+    assert found.item() == pytest.approx(math.log(2) + math.log(2 / 3))
+    # ∂/∂ρ̂ = −ρ/ρ̂ + (1−ρ)/(1−ρ̂) = −2 + 2/3, and a code moves ρ̂ by a half: two rows cancel it
+    assert torch.autograd.grad(found, h)[0].tolist() == pytest.approx([-4 / 3, 0, 0], abs=1e-6)
+
+
 def test_gated_by_hand():
     """r = ln 2, c = −1: h = 0.4 is open but 2 · 0.4 − 1 < 0; h = 2 gives 3; h = −1 is shut."""
     rule = Gated(k=1, latents=3, coefficient=0.0, warmup=0.0, delay=0.0)

@@ -15,6 +15,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -88,12 +89,24 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def top_of_rows(values: Tensor, pattern: Pattern, k: int) -> Tensor:
-    """(entries,) which ones are among the ``k`` largest positive of their row."""
+    """(entries,) which ones are among the ``k`` largest positive of their row; of equals, the first."""
     if values.device.type == "cpu":
         return torch.from_numpy(cpu.top_of_rows(pattern.starts.numpy(), values.view(torch.int32).numpy(), k))
-    rows = values.view(pattern.rows, -1)  # elsewhere all have as many candidates
-    best = rows.topk(min(k, rows.shape[1]), dim=1).indices
-    return (torch.zeros_like(rows, dtype=torch.bool).scatter(1, best, True) & (rows > 0)).flatten()
+    return _top(values.view(pattern.rows, -1), k)  # elsewhere all rows have as many candidates
+
+
+def top_of_all(values: Tensor, k: int) -> Tensor:
+    """(entries,) which ones are among the ``k`` largest positive of all; of equals, the first."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(cpu.top_of_rows(np.array([0, len(values)]), values.view(torch.int32).numpy(), k))
+    return _top(values[None], k)
+
+
+def _top(rows: Tensor, k: int) -> Tensor:
+    last = rows.topk(min(k, rows.shape[1]), dim=1).values[:, -1:]
+    above, equal = rows > last, rows == last
+    left = k - above.sum(1, keepdim=True)
+    return ((above | (equal & (equal.cumsum(1) <= left))) & (rows > 0)).flatten()
 
 
 def _triton() -> ModuleType:
@@ -155,6 +168,26 @@ class _Decode(torch.autograd.Function):
         values, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         return sample(grad, weight, ctx.pattern), _sum_latents(values, ctx.pattern, grad), None
+
+
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, y: Tensor) -> Tensor:
+        difference = (output - y).flatten()
+        ctx.save_for_backward(difference)
+        ctx.shape = output.shape
+        return difference.dot(difference)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (ctx.saved_tensors[0] * (2 * grads[0])).view(ctx.shape), None
+
+
+def squared_error(output: Tensor, y: Tensor) -> Tensor:
+    """Σ (output − y)², in half the passes over memory that autograd makes of it; gradient to ``output`` alone."""
+    error = _SquaredError.apply(output, y)
+    assert isinstance(error, Tensor)
+    return error
 
 
 def sampled(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ class Train(Section):
     groups: list[float] = Field(min_length=1)
     bandwidth: float = Field(gt=0)
     l0_coefficient: float = Field(ge=0)
+    penalty: Literal["l1", "kl"]
     l1_coefficient: float = Field(ge=0)
     l1_warmup: float = Field(ge=0, le=1)
     l1_delay: float = Field(ge=0, le=1)
@@ -76,7 +77,7 @@ def make_rule(knobs: Train) -> Rule:
         case "jumprelu":
             return JumpReLU(k, latents, knobs.bandwidth, knobs.l0_coefficient)
         case "relu":
-            return ReLU(k, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
+            return ReLU(k, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay, kl=knobs.penalty == "kl")
         case "gated":
             return Gated(k, latents, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
         case "reward":

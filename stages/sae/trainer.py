@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from stages import launch
 from stages.door import BadInput
 from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.kernels import squared_error
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
@@ -116,7 +116,7 @@ class Trainer:
         knobs, model = self.knobs, self.model
         unit = y.numel() * self.scale.variance
         run = model(y, self.rule, generator)
-        errors = [mse_loss(output, y, reduction="sum") / unit for output in run.outputs]
+        errors = [squared_error(output, y) / unit for output in run.outputs]
         loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
         if knobs.auxk and len(dead):
             loss = loss + knobs.auxk * model.auxk(y, run.residual.detach(), dead, knobs.auxk_latents)

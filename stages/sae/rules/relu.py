@@ -7,6 +7,8 @@ from stages.sae.kernels import Pattern, decode
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 
+EDGE = 1e-6  # a mean code is held so far from 0 and 1, where the divergence is infinite
+
 
 class ReLU(Rule):
     """z = relu(h), penalty λ Σ z ‖W_dec row‖ a token. Bricken et al. 2023; weighted as in Anthropic, April 2024.
@@ -15,13 +17,16 @@ class ReLU(Rule):
     penalty is divided by the width × variance like the squared error, so that λ means the same at any scale. λ rises
     linearly over the share ``warmup`` of the run, beginning at the share ``delay``.
 
+    With ``kl`` the penalty is λ · rows · Σ_j KL(ρ ‖ ρ̂_j) instead, ρ̂_j the mean code of latent j over the batch and
+    ρ = k / F, of Bernoulli variables (Ng 2011, "Sparse autoencoder", section 2): each latent is drawn to the same mean.
+
     Biases start where ``k`` latents a token are active, so that the work is sparse from the first step; where l0 ends
     is up to λ.
     """
 
-    def __init__(self, k: int, coefficient: float, warmup: float, delay: float) -> None:
+    def __init__(self, k: int, coefficient: float, warmup: float, delay: float, kl: bool = False) -> None:
         super().__init__()
-        self.k, self.coefficient, self.warmup, self.delay = k, coefficient, warmup, delay
+        self.k, self.coefficient, self.warmup, self.delay, self.kl = k, coefficient, warmup, delay, kl
         self.strength = 0.0
 
     @torch.no_grad()
@@ -39,7 +44,15 @@ class ReLU(Rule):
         return h.relu()
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
-        return self.strength * run.h.relu().sum() / unit
+        codes = run.h.relu()
+        return self.strength * (self._divergence(codes, run.pattern) if self.kl else codes.sum()) / unit
+
+    def _divergence(self, codes: Tensor, pattern: Pattern) -> Tensor:
+        target = self.k / pattern.width
+        mean = codes.new_zeros(pattern.width).index_add(0, pattern.latents, codes) / pattern.rows
+        mean = mean.clamp(EDGE, 1 - EDGE)
+        off = (1 - target) * ((1 - target) / (1 - mean)).log()
+        return pattern.rows * (target * (target / mean).log() + off).sum()
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         return weights.encoder, weights.b_enc, torch.zeros_like(weights.b_enc)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, decode, top_of_rows
+from stages.sae.kernels import Pattern, decode, top_of_all, top_of_rows
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Rule, Weights, cut
 
@@ -50,22 +50,18 @@ class BatchTopK(TopK):
         self.guess.copy_(cut(weights, y, self.k).clamp(min=0))
 
     def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
-        wanted = self.k * h.rows
         while True:
             low = self.guess * self.GENEROSITY
             survivors = h.choose(lambda block, low=low: block.above(low))
             values = h.at(survivors)
-            if len(values) > wanted:
-                last = values.kthvalue(len(values) - wanted + 1).values
-                if last > low * self.SURE or low == 0:
-                    break
-            elif low == 0:
-                return survivors, values
+            keep = top_of_all(values, self.k * h.rows)
+            kept = values[keep]
+            if low == 0 or (len(kept) == self.k * h.rows and kept.min() > low * self.SURE):
+                break
             self.guess.copy_(torch.where(self.guess > TINY, self.guess / 2, 0.0))
-        keep = values > last
-        keep[(values == last).nonzero().flatten()[: wanted - int(keep.sum())]] = True  # of equals, the first
-        self.guess.copy_(last.clamp(min=0))
-        return survivors.keep(keep), values[keep]
+        if len(kept):
+            self.guess.copy_(kept.min())
+        return survivors.keep(keep), kept
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
@@ -85,9 +81,12 @@ class Matryoshka(BatchTopK):
 
     def outputs(self, weights: Weights, codes: Tensor, pattern: Pattern) -> list[Tensor]:
         output, found, first = weights.b_dec, [], 0
-        for end in self.ends:
-            inside = (pattern.latents >= first) & (pattern.latents < end)
-            output = output + decode(codes[inside], weights.decoder, pattern.keep(inside))
+        sizes = [end - begin for begin, end in zip([0, *self.ends], self.ends, strict=False)]
+        for part in weights.decoder.split(sizes):  # the backward of a split is one copy
+            inside = (pattern.latents >= first) & (pattern.latents < first + len(part))
+            group = pattern.keep(inside)
+            group = Pattern(group.starts, group.latents - first, len(part))
+            output = output + decode(codes[inside], part, group)
             found.append(output)
-            first = end
+            first += len(part)
         return found
