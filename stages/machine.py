@@ -3,7 +3,9 @@
 import ctypes
 import os
 
+import numba
 import torch
+from numba.core.config import NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 from pydantic import Field
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def start(machine: Machine) -> torch.device:
     ``auto`` is CUDA where there is one, else the CPU; ``cuda`` the first device, or one for each process.
     """
     torch.set_num_threads(machine.threads)
+    numba.set_num_threads(min(machine.threads, NUMBA_NUM_THREADS))  # it has at the most as many as there are cores
     _keep_memory()
     name = machine.device
     if name == "auto":
