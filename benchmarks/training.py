@@ -8,25 +8,21 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
+from benchmarks.saelens_peer import SAELens, fastest, saelens
 from benchmarks.saelens_training import ARCHITECTURES, DEAD_AFTER, GROUPS, LEARNING_RATE, cut_of
 from stages import params
 from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
-from stages.files import write_tensors
+from stages.machine import Machine, start
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.knobs import Train, make_rule
 from stages.sae.preactivations import product_dtype
@@ -35,43 +31,11 @@ from stages.sae.trainer import Trainer
 from stages.train.batches import Shuffled
 from stages.train.train import scale_of
 
-BATCH = 4096  # rows of a step
 ROWS = 65536  # training rows that both sides shuffle
 L0 = 32  # active latents a token
 DENSE = 20  # the second relu row: one latent in so many is active
 PIECE = 1.5  # seconds that a piece should take, if --steps does not say how many steps
-TRIAL = 1.0  # the same for trying an option of SAELens
 BANDWIDTH = 0.05  # of jumprelu; SAELens's default
-TURNS = 3  # pieces of a trial; the fastest counts, which was disturbed least
-WARM_UP = 1  # steps; one more goes into finding the length of a piece
-ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table. ``l0``: active latents a token. ``dead``: the latents that AuxK is to revive.
-
-    SAELens has no AuxK for jumprelu and relu; ours has it for every rule.
-    """
-
-    rule: str
-    latents: int
-    l0: int
-    dead: list[int]
-
-
-class Timed(NamedTuple):
-    """How long some steps took, and the mean l0 of their batches."""
-
-    seconds: float
-    l0: float
-
-
-Advance = Callable[[int], Timed]  # takes so many steps
-
-
-class Refused(Exception):
-    """SAELens cannot do what it was asked; the message is its own."""
 
 
 def strata(setting: Setting, activations: Activations) -> Advance:
@@ -130,119 +94,6 @@ def training_rows(activations: Activations) -> tuple[int, int]:
     if end - first < BATCH:
         raise BadInput(f"{activations.folder} has {end - first} training rows, fewer than a batch of {BATCH}")
     return first, min(end, first + ROWS)
-
-
-@dataclass(frozen=True)
-class SAELens:
-    """The other process. ``facts``: its versions."""
-
-    process: subprocess.Popen[str]
-    facts: dict[str, Any]
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Send one command and wait for its answer."""
-        found = talk(self.process, command)
-        if "error" in found:
-            raise Refused(found["error"])
-        return found
-
-    def build(self, name: str, setting: Setting, options: dict[str, bool]) -> Advance:
-        """A fresh trainer of that name, warmed up."""
-        self.ask({"build": {**asdict(setting), "options": options}, "as": name})
-        self.ask({"run": WARM_UP, "as": name})
-        return lambda steps: Timed(**self.ask({"run": steps, "as": name}))
-
-    def keep(self, *names: str) -> None:
-        """Forget the trainers of other names."""
-        self.ask({"keep": names})
-
-
-def talk(process: subprocess.Popen[str], command: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One answer of the other process, after one command or unasked."""
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        if command is not None:
-            process.stdin.write(json.dumps(command) + "\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    if not line:
-        raise BadInput(f"SAELens's process ended with exit code {process.wait()}; what it said is above")
-    try:
-        return json.loads(line)
-    except ValueError:
-        raise BadInput(f"the program of --saelens answers {line.strip()!r}; give the Python that has SAELens") from None
-
-
-@contextmanager
-def saelens(python: str, activations: Activations, threads: int) -> Iterator[SAELens]:
-    """Start SAELens in its own environment, on the rows that ours trains on, on the same scale."""
-    if shutil.which(python) is None:
-        raise BadInput(f"--saelens: {python} is no program; give the Python that has SAELens")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.safetensors"
-        write_tensors(path, {"rows": scale_of(activations).apply(activations.read(*training_rows(activations)))})
-        words = [python, "-m", "benchmarks.saelens_training", str(path), str(BATCH), str(threads)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        try:
-            yield SAELens(process, talk(process))
-        finally:
-            process.kill()  # it holds nothing that could be lost
-            process.communicate()
-
-
-def options(rule: str) -> Iterator[dict[str, bool]]:
-    """What SAELens offers that changes its speed, in its own words; sparse codes rule out rescaling."""
-    for autocast in (False, True):
-        if rule in ("jumprelu", "relu"):
-            yield {"autocast": autocast, "compile": False}
-            continue
-        for sparse, rescale in ((False, True), (False, False), (True, False)):
-            codes = {"use_sparse_activations": sparse, "rescale_acts_by_decoder_norm": rescale}
-            yield {"autocast": autocast, "compile": False, **codes}
-
-
-def fastest(
-    peer: SAELens, setting: Setting, steps: int | None, compiled: bool
-) -> tuple[Advance | None, dict[str, bool] | None, list[dict[str, Any]]]:
-    """SAELens with the fastest of its options, those options, and every trial (tokens/s, or its error)."""
-    trials: list[dict[str, Any]] = []
-    ready: dict[int, tuple[Advance, int]] = {}
-    choices: list[dict[str, bool]] = []
-
-    def attempt(new: list[dict[str, bool]]) -> int | None:
-        """Try ``new`` options in turns; the number of the fastest of all so far."""
-        for choice in new:
-            number = len(choices)
-            choices.append(choice)
-            trials.append({**choice, "tokens_per_second": None, "error": None})
-            try:
-                advance = peer.build(str(number), setting, choice)
-                ready[number] = advance, steps or pace(advance, TRIAL)
-            except Refused as refusal:
-                trials[number]["error"] = str(refusal)
-        added = [number for number in ready if choices[number] in new]
-        for number in added * TURNS:
-            advance, count = ready[number]
-            speed = count * BATCH / advance(count).seconds
-            trials[number]["tokens_per_second"] = max(trials[number]["tokens_per_second"] or 0, speed)
-        return max(ready, key=lambda number: trials[number]["tokens_per_second"], default=None)
-
-    best = attempt(list(options(setting.rule)))
-    if compiled and best is not None:
-        best = attempt([{**choices[best], "compile": True}])
-    for trial in trials:
-        say(f"  SAELens {json.dumps(trial)}")
-    if best is None:
-        return None, None, trials
-    peer.keep(str(best))
-    return ready[best][0], choices[best], trials
-
-
-def pace(advance: Advance, seconds: float) -> int:
-    """How many steps take about so many seconds."""
-    return max(1, round(seconds / advance(1).seconds))
 
 
 def measure(
@@ -315,11 +166,6 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def say(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def check(given: argparse.Namespace) -> None:
     """Turn away numbers that make no sense."""
     for name in ("rounds", "threads", "steps"):
@@ -348,7 +194,7 @@ def main(*words: str) -> None:
     )
     given = parser.parse_args(words)
     check(given)
-    torch.set_num_threads(given.threads)
+    start(Machine(device="cpu", threads=given.threads, save_every=60))
     activations = open_activations(given.activations)
     wanted = list(settings(given.rules, given.latents, given.dead))
 
@@ -364,7 +210,8 @@ def main(*words: str) -> None:
         "rounds": given.rounds,
     }
     if given.saelens:
-        with saelens(given.saelens, activations, given.threads) as peer:
+        same = scale_of(activations).apply(activations.read(first, end))
+        with saelens(given.saelens, same, given.threads) as peer:
             found |= {"peer": peer.facts, "rows": rows(peer)}
     else:
         found["rows"] = rows(None)

@@ -1,0 +1,136 @@
+"""SAELens in a process of its own, at its fastest: our end of the line to `benchmarks/saelens_training.py`."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
+from stages.door import BadInput
+from stages.files import write_tensors
+
+TRIAL = 1.0  # seconds that a piece should take while an option is tried
+TURNS = 3  # pieces of a trial; the fastest counts, which was disturbed least
+ROOT = Path(__file__).parents[1]
+MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # what `stages/machine.py` gives ours
+
+
+class Refused(Exception):
+    """SAELens cannot do what it was asked; the message is its own."""
+
+
+@dataclass(frozen=True)
+class SAELens:
+    """The other process. ``facts``: its versions."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send one command and wait for its answer."""
+        found = talk(self.process, command)
+        if "error" in found:
+            raise Refused(found["error"])
+        return found
+
+    def build(self, name: str, setting: Setting, options: dict[str, bool]) -> Advance:
+        """A fresh trainer of that name, warmed up."""
+        self.ask({"build": {**asdict(setting), "options": options}, "as": name})
+        self.ask({"run": WARM_UP, "as": name})
+        return lambda steps: Timed(**self.ask({"run": steps, "as": name}))
+
+    def keep(self, *names: str) -> None:
+        """Forget the trainers of other names."""
+        self.ask({"keep": names})
+
+
+def talk(process: subprocess.Popen[str], command: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One answer of the other process, after one command or unasked."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if command is not None:
+            process.stdin.write(json.dumps(command) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    if not line:
+        raise BadInput(f"SAELens's process ended with exit code {process.wait()}; what it said is above")
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise BadInput(f"the program of --saelens answers {line.strip()!r}; give the Python that has SAELens") from None
+
+
+@contextmanager
+def saelens(python: str, rows: Tensor, threads: int) -> Iterator[SAELens]:
+    """Start SAELens in its own environment, on the ``rows`` (row, width) that ours trains on, on the same scale."""
+    if shutil.which(python) is None:
+        raise BadInput(f"--saelens: {python} is no program; give the Python that has SAELens")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.safetensors"
+        write_tensors(path, {"rows": rows})
+        words = [python, "-m", "benchmarks.saelens_training", str(path), str(BATCH), str(threads)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **MEMORY}, **pipes)
+        try:
+            yield SAELens(process, talk(process))
+        finally:
+            process.kill()  # it holds nothing that could be lost
+            process.communicate()
+
+
+def options(rule: str) -> Iterator[dict[str, bool]]:
+    """What SAELens offers that changes its speed, in its own words; sparse codes rule out rescaling."""
+    for autocast in (False, True):
+        if rule in ("jumprelu", "relu"):
+            yield {"autocast": autocast, "compile": False}
+            continue
+        for sparse, rescale in ((False, True), (False, False), (True, False)):
+            codes = {"use_sparse_activations": sparse, "rescale_acts_by_decoder_norm": rescale}
+            yield {"autocast": autocast, "compile": False, **codes}
+
+
+def fastest(
+    peer: SAELens, setting: Setting, steps: int | None, compiled: bool
+) -> tuple[Advance | None, dict[str, bool] | None, list[dict[str, Any]]]:
+    """SAELens with the fastest of its options, those options, and every trial (tokens/s, or its error)."""
+    trials: list[dict[str, Any]] = []
+    ready: dict[int, tuple[Advance, int]] = {}
+    choices: list[dict[str, bool]] = []
+
+    def attempt(new: list[dict[str, bool]]) -> int | None:
+        """Try ``new`` options in turns; the number of the fastest of all so far."""
+        for choice in new:
+            number = len(choices)
+            choices.append(choice)
+            trials.append({**choice, "tokens_per_second": None, "error": None})
+            try:
+                advance = peer.build(str(number), setting, choice)
+                ready[number] = advance, steps or pace(advance, TRIAL)
+            except Refused as refusal:
+                trials[number]["error"] = str(refusal)
+        added = [number for number in ready if choices[number] in new]
+        for number in added * TURNS:
+            advance, count = ready[number]
+            speed = count * BATCH / advance(count).seconds
+            trials[number]["tokens_per_second"] = max(trials[number]["tokens_per_second"] or 0, speed)
+        return max(ready, key=lambda number: trials[number]["tokens_per_second"], default=None)
+
+    best = attempt(list(options(setting.rule)))
+    if compiled and best is not None:
+        best = attempt([{**choices[best], "compile": True}])
+    for trial in trials:
+        say(f"  SAELens {json.dumps(trial)}")
+    if best is None:
+        return None, None, trials
+    peer.keep(str(best))
+    return ready[best][0], choices[best], trials
