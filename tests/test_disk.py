@@ -209,7 +209,7 @@ def test_folding_the_scale_in_leaves_the_function_alone(kind: str):
         parameter.data += torch.randn(parameter.shape, generator=generator)
     scale, x = Scale(0.037, torch.randn(WIDTH, generator=generator), 1.0), 27 * rows()
     with torch.no_grad():
-        run = model(scale.apply(x), rule, torch.float32, generator)
+        run = model(scale.apply(x), rule, generator)
     folded = fold(model, rule, scale)
     found = folded.encode(x)
     assert (folded.k == K) == (kind == "topk")
