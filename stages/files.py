@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stages.door import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -58,11 +58,13 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
     """Write a safetensors file.
 
     No header metadata: with two or more keys safetensors orders them at random, and the bytes would not repeat.
     """
+    from safetensors.torch import save_file  # torch takes a second, which the stages without tensors do without
+
     with replacing(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -10,14 +10,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.door import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
@@ -32,8 +33,8 @@ ATTENTION_PARTS = ("self_attn", "attn", "attention", "self_attention")
 class LanguageModel:
     """A decoder-only model, its tokenizer and its blocks in order."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     blocks: nn.ModuleList
 
     @property
@@ -59,6 +60,9 @@ class LanguageModel:
 
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
     """Load a folder (or a name in the hub's cache) for inference, in ``dtype``."""
+    import transformers  # takes two seconds, which a stage that stops at the door, or only trains, does without
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
     bar()
     try:
@@ -71,7 +75,7 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
     return LanguageModel(model, tokenizer, find_blocks(model))
 
 
-def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+def find_blocks(model: "PreTrainedModel") -> nn.ModuleList:
     """The one list of modules as long as the model has layers."""
     depth = model.config.get_text_config().num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]

@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from stages.fetch.read import SPLITS
 from stages.files import sha256, write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE_CONTEXTS = 8192  # contexts in a file: 8 MB at 128 tokens
 
@@ -59,7 +61,7 @@ def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator
 
 
 def tokenise(
-    documents: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch: int = 64
+    documents: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", batch: int = 64
 ) -> Iterator[tuple[int, list[int]]]:
     """Number and token ids of each document, without special tokens around it."""
     waiting: list[dict[str, Any]] = []
