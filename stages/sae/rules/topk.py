@@ -5,9 +5,7 @@ from torch import Tensor
 
 from stages.sae.kernels import Pattern, decode, top_of_all, top_of_rows
 from stages.sae.preactivations import Preactivations
-from stages.sae.rules.base import Rule, Weights, cut
-
-TINY = 1e-6  # a cut that is no cut
+from stages.sae.rules.base import Rule, Weights, cut, exact_above
 
 
 class TopK(Rule):
@@ -34,11 +32,11 @@ class TopK(Rule):
 class BatchTopK(TopK):
     """z = relu(the k × rows largest h of the batch). Bussmann et al. 2024, "BatchTopK sparse autoencoders", eq. 5.
 
-    The cut is exact: a threshold guessed from the last batch's cut leaves few survivors, and the top-k is taken among
-    them. A guess that proves too high is halved.
+    The cut is exact: what exceeds a share of the last batch's cut is few, and the top-k is taken among it. If that
+    proves too little, a smaller share is tried.
     """
 
-    GENEROSITY = 0.9  # survivors begin at so much of the last cut; lower leaves more of them and fails less often
+    SHARES = (0.9, 0.6, 0.3)  # then none; smaller ones leave more to look at and fail less often
     SURE = 1.03  # the cut must lie so far above where survivors begin, lest the cheap product has lost some
 
     def __init__(self, k: int) -> None:
@@ -50,18 +48,21 @@ class BatchTopK(TopK):
         self.guess.copy_(cut(weights, y, self.k).clamp(min=0))
 
     def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
-        while True:
-            low = self.guess * self.GENEROSITY
-            survivors = h.choose(lambda block, low=low: block.above(low))
-            values = h.at(survivors)
-            keep = top_of_all(values, self.k * h.rows)
-            kept = values[keep]
-            if low == 0 or (len(kept) == self.k * h.rows and kept.min() > low * self.SURE):
+        for share in self.SHARES:
+            low = self.guess * share
+            pattern, values = self._largest_above(h, low)
+            if len(values) == self.k * h.rows and values.min() > low * self.SURE:
                 break
-            self.guess.copy_(torch.where(self.guess > TINY, self.guess / 2, 0.0))
-        if len(kept):
-            self.guess.copy_(kept.min())
-        return survivors.keep(keep), kept
+        else:
+            pattern, values = self._largest_above(h, torch.zeros_like(self.guess))
+        if len(values):
+            self.guess.copy_(values.min())
+        return pattern, values
+
+    def _largest_above(self, h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
+        survivors, values = exact_above(h, low)
+        keep = top_of_all(values, self.k * h.rows)
+        return survivors.keep(keep), values[keep]
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
