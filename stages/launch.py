@@ -45,9 +45,7 @@ def several(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _become(command: str, words: tuple[str, ...]) -> NoReturn:
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # else torchrun sets it, with a warning; machine.threads is what counts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun does, with a warning; machine.threads is what counts
     try:
         launcher = shlex.split(command)
         os.execvp(launcher[0], [*launcher, "-m", module(), *words])

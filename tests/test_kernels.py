@@ -52,9 +52,9 @@ def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
         assert bool((h.where(chosen, 0).topk(min(least, latents), dim=1).values == best.relu()).all())
         for k in (1, least):
             values = h[found.row_of, found.latents]
-            top = found.keep(top_of_rows(values, found, k))
+            top = found.keep(top_of_rows(values, found.starts, k))
             expected = h.topk(min(k, latents), dim=1).values.relu()
-            assert top.dense(values[top_of_rows(values, found, k)]).sum(1).allclose(expected.sum(1))
+            assert top.dense(values[top_of_rows(values, found.starts, k)]).sum(1).allclose(expected.sum(1))
             assert bool((top.starts.diff() == (expected > 0).sum(1)).all())
 
 

@@ -9,7 +9,7 @@ from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.conventions import l1_coefficient
 from stages.sae.kernels import Pattern, pattern_of
 from stages.sae.preactivations import Preactivations
-from stages.sae.rules.base import Pass
+from stages.sae.rules.base import Pass, Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
 from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
@@ -66,6 +66,14 @@ def test_batchtopk_with_too_few_positive_entries_takes_what_there_is():
     h = -torch.ones(4, 5)
     h[0, 1] = 2.0
     assert BatchTopK(2).select(given(h))[0].latents.tolist() == [1]
+
+
+@pytest.mark.parametrize("rule", [TopK(32), BatchTopK(32)])
+def test_k_may_be_the_whole_dictionary(rule: Rule):
+    model, y = tiny(8, 32), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    rule.start(model, y)
+    run = model(y, rule, NOW)
+    assert len(run.h) == int((y @ model.encoder.T + model.b_enc > 0).sum())  # what is not positive takes no part
 
 
 def test_jumprelu_surrogate_gradients_by_hand():

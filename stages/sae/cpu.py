@@ -35,7 +35,7 @@ def _collect(values, low, found):  # pragma: no cover
     return n
 
 
-@njit(parallel=True, nogil=True)
+@njit(parallel=True, nogil=True, cache=True)
 def _joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
     starts = np.zeros(len(counts) + 1, np.int64)
     starts[1:] = counts.cumsum()
@@ -74,22 +74,27 @@ def strongest(bits, scale, bias, least) -> Csr:  # pyright: ignore[reportReturnT
 
 @njit(inline="always")
 def _cut(ints, infinity, least, most):  # pragma: no cover
-    """Bits c ≥ 0 of a float which at least ``least`` and at the most ``most`` exceed, where that can be; their number.
+    """Bits c ≥ 0 of a float, and how many exceed it: at least ``least`` and at the most ``most``, where that can be.
 
     By bisection: floats that are not negative are in the order of their bits. Each count is one pass over a short row.
     """
-    low, high, found = 0, infinity, len(ints)
+    low, high, found = 0, infinity, _count(ints, ints.dtype.type(0))
     while high - low > 1 and found > most:
         middle = low + (high - low) // 2
-        bound = ints.dtype.type(middle)
-        n = np.int32(0)
-        for j in range(len(ints)):
-            n += np.int32(ints[j] > bound)
+        n = _count(ints, ints.dtype.type(middle))
         if n >= least:
             low, found = middle, n
         else:
             high = middle
     return low, found
+
+
+@njit(inline="always")
+def _count(ints, bound):  # pragma: no cover
+    n = np.int32(0)
+    for j in range(len(ints)):
+        n += np.int32(ints[j] > bound)
+    return n
 
 
 @njit(parallel=True, nogil=True, cache=True)

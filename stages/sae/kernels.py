@@ -15,7 +15,6 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -88,21 +87,14 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def top_of_rows(values: Tensor, pattern: Pattern, k: int) -> Tensor:
-    """(entries,) which ones are among the ``k`` largest positive of their row; of equals, the first."""
+def top_of_rows(values: Tensor, starts: Tensor, k: int) -> Tensor:
+    """(entries,) which ones are among the ``k`` largest positive of their row; of equals, the first.
+
+    ``starts``: where each row begins, and the end. Elsewhere than on a CPU all rows must have as many entries.
+    """
     if values.device.type == "cpu":
-        return torch.from_numpy(cpu.top_of_rows(pattern.starts.numpy(), values.view(torch.int32).numpy(), k))
-    return _top(values.view(pattern.rows, -1), k)  # elsewhere all rows have as many candidates
-
-
-def top_of_all(values: Tensor, k: int) -> Tensor:
-    """(entries,) which ones are among the ``k`` largest positive of all; of equals, the first."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(cpu.top_of_rows(np.array([0, len(values)]), values.view(torch.int32).numpy(), k))
-    return _top(values[None], k)
-
-
-def _top(rows: Tensor, k: int) -> Tensor:
+        return torch.from_numpy(cpu.top_of_rows(starts.numpy(), values.view(torch.int32).numpy(), k))
+    rows = values.reshape(len(starts) - 1, len(values) // (len(starts) - 1))
     last = rows.topk(min(k, rows.shape[1]), dim=1).values[:, -1:]
     above, equal = rows > last, rows == last
     left = k - above.sum(1, keepdim=True)

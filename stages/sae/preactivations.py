@@ -66,21 +66,21 @@ class Preactivations:
     def __init__(self, y: Tensor, encoder: Tensor, bias: Tensor, balance: Tensor) -> None:
         self.y, self.encoder, self.bias, self.balance = y, encoder.detach(), bias.detach(), balance
         self.rows, self.latents = len(y), len(encoder)
-        self._blocks = {torch.int8: self._bytes}.get(product_dtype(y.device, encoder.numel()), self._floats)
+        self.dtype = product_dtype(y.device, encoder.numel())
 
     def choose(self, candidates: Callable[[Block], Pattern]) -> Pattern:
         """The ``candidates`` of all blocks."""
         entries = BLOCK if self.y.device.type == "cpu" else LARGE_BLOCK
-        return joined([candidates(block) for block in self._blocks(max(1, entries // self.latents))])
+        blocks = self._bytes if self.dtype is torch.int8 else self._floats
+        return joined([candidates(block) for block in blocks(max(1, entries // self.latents))])
 
     def at(self, pattern: Pattern) -> Tensor:
         """(entries,) the exact h."""
         return sample(self.y, self.encoder, pattern) + self.bias[pattern.latents]
 
     def _floats(self, rows: int) -> Iterator[Block]:
-        dtype = product_dtype(self.y.device, self.encoder.numel())
-        weights = self.encoder.to(dtype).T
-        for part in self.y.to(dtype).split(rows):
+        weights = self.encoder.to(self.dtype).T
+        for part in self.y.to(self.dtype).split(rows):
             yield Block(part @ weights, torch.ones(len(part), device=part.device), self.bias)
 
     def _bytes(self, rows: int) -> Iterator[Block]:

@@ -74,7 +74,7 @@ class Rule(nn.Module):
 def exact_above(h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
     """The entries above ``low``, () or (latent,), and the exact h there.
 
-    What is within the error of the cheap product of ``low``, less than a hundredth of the row's norm, is there or not.
+    An entry that the cheap product's rounding puts on the other side of ``low`` is missing, or there in excess.
     """
     pattern = h.choose(lambda block: block.above(low))
     return pattern, h.at(pattern)
@@ -84,4 +84,4 @@ def exact_above(h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
 def cut(weights: Weights, y: Tensor, per_row: float) -> Tensor:
     """The value that ``per_row`` entries of a row of h exceed, on average over the first rows of ``y``."""
     h = torch.addmm(weights.b_enc, y[:START_ROWS], weights.encoder.T)
-    return h.flatten().kthvalue(h.numel() - round(per_row * len(h))).values
+    return h.flatten().kthvalue(max(1, h.numel() - round(per_row * len(h)))).values

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, decode, top_of_all, top_of_rows
+from stages.sae.kernels import Pattern, decode, top_of_rows
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Rule, Weights, cut, exact_above
 
@@ -19,7 +19,7 @@ class TopK(Rule):
         spare = max(self.k // 4, 8)  # the cheap product may rank one of the k a little too low
         candidates = h.choose(lambda block: block.strongest(self.k + spare))
         values = h.at(candidates)
-        keep = top_of_rows(values, candidates, self.k)
+        keep = top_of_rows(values, candidates.starts, self.k)
         return candidates.keep(keep), values[keep]
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
@@ -61,7 +61,7 @@ class BatchTopK(TopK):
 
     def _largest_above(self, h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
         survivors, values = exact_above(h, low)
-        keep = top_of_all(values, self.k * h.rows)
+        keep = top_of_rows(values, torch.tensor([0, len(values)]), self.k * h.rows)  # the batch as one row
         return survivors.keep(keep), values[keep]
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
