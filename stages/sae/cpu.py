@@ -11,6 +11,9 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 FLOAT = 32  # bits
+ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for
+STRETCH = 32  # entries that are passed over together
+TILE = 64  # neighbouring rows, whose cuts are searched one from the other
 Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -27,11 +30,20 @@ def _fill(bits, row, scale, bias, ints):  # pragma: no cover
 
 @njit(inline="always")
 def _collect(values, low, found):  # pragma: no cover
-    """Write where ``values`` exceed ``low`` to the front of ``found``; how many do. Without a branch to mispredict."""
+    """Write where ``values`` exceed ``low`` to the front of ``found``; how many do.
+
+    Few do: most stretches are passed over by one vector comparison, the others written without a branch to mispredict.
+    """
     n = 0
-    for j in range(len(values)):
-        found[n] = j
-        n += values[j] > low[j]
+    for first in range(0, len(values), STRETCH):
+        part, bound = values[first : first + STRETCH], low[first : first + STRETCH]
+        any_above = False
+        for j in range(len(part)):
+            any_above |= part[j] > bound[j]
+        if any_above:
+            for j in range(len(part)):
+                found[n] = first + j
+                n += part[j] > bound[j]
     return n
 
 
@@ -62,31 +74,40 @@ def strongest(bits, scale, bias, least) -> Csr:  # pyright: ignore[reportReturnT
     """The positive entries of each row that are among its ``least`` largest, and up to a quarter more."""
     rows, latents = bits.shape
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
-    for row in prange(rows):
-        ints, halves = np.empty(latents, np.int32), np.empty(latents, np.int16)
-        _fill(bits, row, scale, bias, ints)
-        for j in range(latents):
-            halves[j] = ints[j] >> 16  # the bits of a bfloat16, rounded down: half as much to pass over
-        cut, _ = _cut(halves, 0x7F80, least, least + least // 4)
-        counts[row] = _collect(halves, np.full(latents, cut, np.int16), found[row])
+    for tile in prange(math.ceil(rows / TILE)):
+        ints, halves, cut = np.empty(latents, np.int32), np.empty(latents, np.int16), ONE >> 16
+        for row in range(tile * TILE, min((tile + 1) * TILE, rows)):
+            _fill(bits, row, scale, bias, ints)
+            for j in range(latents):
+                halves[j] = ints[j] >> 16  # the bits of a bfloat16, rounded down: half as much to pass over
+            cut = _cut(halves, 0x7F80, least, least + least // 4, cut)
+            counts[row] = _collect(halves, np.full(latents, cut, np.int16), found[row])
     return _joined(found, counts)
 
 
 @njit(inline="always")
-def _cut(ints, infinity, least, most):  # pragma: no cover
-    """Bits c ≥ 0 of a float, and how many exceed it: at least ``least`` and at the most ``most``, where that can be.
+def _cut(ints, infinity, least, most, guess):  # pragma: no cover
+    """Bits c ≥ 0 of a float that at least ``least`` and at the most ``most`` exceed, where there is one.
 
-    By bisection: floats that are not negative are in the order of their bits. Each count is one pass over a short row.
+    Floats that are not negative are in the order of their bits: steps that double lead from ``guess`` past c, bisection
+    back to it. Each count is one pass over a short row.
     """
-    low, high, found = 0, infinity, _count(ints, ints.dtype.type(0))
+    low, high, found, step, middle = 0, infinity, len(ints) + 1, 8, guess
     while high - low > 1 and found > most:
-        middle = low + (high - low) // 2
+        middle = min(max(middle, low + 1), high - 1)
         n = _count(ints, ints.dtype.type(middle))
         if n >= least:
             low, found = middle, n
         else:
             high = middle
-    return low, found
+        if high == infinity:
+            middle = low + step
+        elif low == 0:
+            middle = high - step
+        else:
+            middle = low + (high - low) // 2
+        step *= 2
+    return low
 
 
 @njit(inline="always")
@@ -106,8 +127,8 @@ def top_of_rows(starts, bits, k) -> NDArray[np.bool_]:  # pyright: ignore[report
     keep = np.zeros(len(bits), np.bool_)
     for row in prange(len(starts) - 1):
         first, end = starts[row], starts[row + 1]
-        cut, n = _cut(bits[first:end], 0x7F800000, k, k)
-        surplus = n - k
+        cut = _cut(bits[first:end], 0x7F800000, k, k, ONE)
+        surplus = _count(bits[first:end], np.int32(cut)) - k
         for i in range(end - 1, first - 1, -1):
             if surplus > 0 and bits[i] == cut + 1:
                 surplus -= 1
