@@ -106,7 +106,7 @@ def test_the_same_bytes_twice():
 @on_device
 @pytest.mark.parametrize("name", RULES)
 def test_training_gradients_equal_dense_autograd(name: str):
-    test_kernels.test_training_gradients_equal_dense_autograd(name, DEVICE)
+    test_kernels.test_training_gradients_equal_dense_autograd(name, "identity", DEVICE)
 
 
 @on_device

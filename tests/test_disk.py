@@ -1,6 +1,7 @@
 """SAE folders: what other tools read from them, by hand, and what is turned away."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.door import BadInput
 from stages.files import sha256
 from stages.sae import disk
 from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU
 from stages.sae.rules.topk import TopK
@@ -55,7 +57,11 @@ def made(kind: str) -> SAE:
     if kind == "batchtopk":
         return with_threshold(sae, K, iter([rows()]))
     threshold = 8 * random(LATENTS)  # below 0 too: there only h > 0 cuts
-    return SAE(sae.encoder, sae.b_enc, sae.decoder, sae.b_dec, threshold=threshold)
+    sae = SAE(sae.encoder, sae.b_enc, sae.decoder, sae.b_dec, threshold=threshold)
+    if kind == "jumprelu":
+        return sae
+    assert kind in ("tanh", "sigmoid")
+    return replace(sae, decoder_activation=kind, scale=0.3, mean=random(WIDTH))
 
 
 def documented(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +75,26 @@ def documented(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         codes = h.relu() * (h > t["threshold"])
     return codes, codes @ t["W_dec"] + t["b_dec"]
+
+
+@pytest.mark.parametrize("kind", ["tanh", "sigmoid"])
+def test_another_ending_is_an_architecture_of_our_own(kind: str, tmp_path: Path):
+    """So that SAELens, which looks the name up, refuses; the files say all that the function needs."""
+    sae, x = made(kind), rows()
+    disk.save(tmp_path, sae, {})
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["architecture"] == f"strata_jumprelu_{kind}"
+    t = load_file(tmp_path / "sae_weights.safetensors")
+    codes, output = documented(tmp_path, x)
+    bent = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}[kind](config["scale"] * (output - t["mean"]))
+    ours = sae.encode(x)
+    torch.testing.assert_close(ours.pattern.dense(ours.values), codes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.decode(ours), t["mean"] + bent / config["scale"], rtol=1e-5, atol=1e-5)
+    assert sae.reconstruct(x)[0].equal(sae.decode(ours))
+    for wrong in (None, 0, "1"):
+        rewrite(tmp_path, scale=wrong)
+        with pytest.raises(BadInput, match=f"cfg.json: scale is {wrong!r}, not a number above 0"):
+            disk.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,15 +136,14 @@ def test_files_hold_exactly_what_saelens_asks_for(kind: str, tmp_path: Path):
     torch.testing.assert_close(sparsity["sparsity"], torch.log10(density + 1e-10))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "tanh", "sigmoid"])
 def test_what_is_read_is_what_was_written(kind: str, tmp_path: Path):
     sae = made(kind)
     disk.save(tmp_path, sae, {"l0": 3.5})
     loaded, config = disk.load(tmp_path)
-    assert loaded.k == sae.k
-    for name in ("encoder", "b_enc", "decoder", "b_dec", "threshold"):
-        before, after = getattr(sae, name), getattr(loaded, name)
-        assert before is after is None or before.equal(after), name
+    assert loaded.settings() == sae.settings() and loaded.tensors().keys() == sae.tensors().keys()
+    for name, tensor in sae.tensors().items():
+        assert tensor.equal(loaded.tensors()[name]), name
     assert config["metadata"]["l0"] == 3.5
     assert disk.load(tmp_path)[0].encode(rows()).values.equal(sae.encode(rows()).values)
 
@@ -196,11 +221,12 @@ def test_a_broken_folder_is_turned_away_with_one_sentence(sentence: str, tmp_pat
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("ending", ["identity", "tanh", "sigmoid"])
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_folding_the_scale_in_leaves_the_function_alone(kind: str):
+def test_folding_the_scale_in_leaves_the_function_alone(kind: str, ending: Nonlinearity):
     """Training sees y = s (x − μ); the folded SAE takes x, with codes smaller by s and the raw reconstruction."""
     generator = torch.Generator().manual_seed(3)
-    model = Autoencoder(WIDTH, LATENTS, generator)
+    model = Autoencoder(WIDTH, LATENTS, generator, decoder_activation=ending)
     rule: Rule = TopK(K)
     if kind == "jumprelu":
         rule = JumpReLU(K, LATENTS, bandwidth=0.2, coefficient=1.0)

@@ -1,11 +1,14 @@
 """Sparse products and their gradients equal the dense ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import Pattern, decode, joined, pattern_of, sampled, top_of_rows
+from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.preactivations import SMALL, Block, Preactivations, product_dtype
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
@@ -144,11 +147,19 @@ def dense_codes(h: Tensor, rule: Rule, model: Autoencoder, drawn: Tensor) -> tup
     return torch.where(h >= cut, h.relu(), 0.0), 0.0
 
 
+ENDINGS: dict[Nonlinearity, tuple[Any, Any]] = {  # g and g′
+    "identity": (lambda u: u, torch.ones_like),
+    "tanh": (torch.tanh, lambda u: 1 / torch.cosh(u) ** 2),
+    "sigmoid": (torch.sigmoid, lambda u: 1 / (2 + torch.exp(u) + torch.exp(-u))),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", RULES)
-def test_training_gradients_equal_dense_autograd(name: str, device: str = "cpu"):
+def test_training_gradients_equal_dense_autograd(name: str, ending: Nonlinearity, device: str = "cpu"):
     """The whole loss, penalty and AuxK included: relative error under 1e-4 for every parameter."""
-    rule = RULES[name].to(device)
-    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0)).to(device)
+    rule, (g, slope) = RULES[name].to(device), ENDINGS[ending]
+    model = Autoencoder(WIDTH, LATENTS, torch.Generator().manual_seed(0), decoder_activation=ending).to(device)
     model.b_enc.data = random(LATENTS, seed=5).to(device) * 0.1
     y, dead = random(ROWS, WIDTH, seed=6).to(device), torch.tensor([1, 7, 40], device=device)
     rule.start(model, y)
@@ -159,23 +170,25 @@ def test_training_gradients_equal_dense_autograd(name: str, device: str = "cpu")
     loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
     if not isinstance(rule, JumpReLU):
         loss = loss + rule.penalty(model, run, 1.0)
-    loss = loss + model.auxk(y, run.residual.detach(), dead, 2)
+    loss = loss + model.auxk(y, model.unexplained(run), dead, 2)
     ours = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
     h = y @ model.encoder.T + model.b_enc
     drawn = run.pattern.dense(run.codes.detach()) > 0
     codes, penalty = dense_codes(h, rule, model, drawn)
     ends = rule.ends if isinstance(rule, Matryoshka) else [LATENTS]
-    outputs = [codes[:, :end] @ model.decoder[:end] + model.b_dec for end in ends]
+    before = [codes[:, :end] @ model.decoder[:end] + model.b_dec for end in ends]
+    outputs = [g(u) for u in before]
     residual = (y - outputs[-1]).detach()
     if isinstance(rule, Gated):
-        penalty = penalty + (y - h.relu() @ model.decoder.detach() - model.b_dec.detach()).square().sum()
+        penalty = penalty + (y - g(h.relu() @ model.decoder.detach() + model.b_dec.detach())).square().sum()
     if isinstance(rule, Reward):
         assert isinstance(penalty, Tensor)
         counts, share = drawn.sum(1), drawn.float().mean(0)
         novelty = (drawn * (1 - share)).sum(1) / counts.clamp(min=1)
         reward = -residual.square().sum(1) * ROWS + 0.1 * novelty - 0.01 * counts
         penalty = -((reward - reward.mean())[:, None] * penalty).sum() / ROWS
+    residual = residual * slope(before[-1]).detach()
     revived = torch.zeros_like(h[:, dead])
     best = h[:, dead].topk(2, dim=1)
     revived = revived.scatter(1, best.indices, best.values.relu())

@@ -151,6 +151,22 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule
     assert pieces.history == whole.history and pieces.best_step == whole.best_step
 
 
+@pytest.mark.parametrize("ending", ["tanh", "sigmoid"])
+def test_a_bounded_decoder(planted: Activations, ending: str, tmp_path: Path):
+    """It learns what it can reach, and goes on with the same bytes."""
+    plan = knobs(rule="topk", decoder_activation=ending, epochs=2)
+    whole, _ = room.train(planted, plan, TARGETS, 0, work=tmp_path)
+    again, _ = room.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
+    assert hashes(again, tmp_path / "again") == hashes(whole, tmp_path / "whole")
+    x = planted.read(*planted.split("test")).float()
+    y = room.scale_of(planted).apply(x)
+    output = room.scale_of(planted).apply(again.best.reconstruct(x)[0])
+    low, high = (-1, 1) if ending == "tanh" else (0, 1)
+    assert low - 1e-5 <= output.min() < output.max() <= high + 1e-5
+    best = (y.clamp(low, high) - y).square().sum()
+    assert best < (output - y).square().sum() < (best + y.square().sum()) / 2
+
+
 def test_nan_stops_training_with_the_step_and_keeps_the_last_state(planted: Activations, tmp_path: Path):
     splits = {"train": [0, 2000], "validation": [2000, 2500], "test": [2500, 3000]}
     broken = stored(planted.read(0, 3000).float(), splits)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stages.sae.kernels import sampled
+from stages.sae.nonlinearity import Nonlinearity, bend, pull
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.rules.topk import TopK
@@ -36,6 +37,7 @@ class Autoencoder(nn.Module):
 
     Decoder rows have norm 1 and a random direction (``kaiming``: independent; ``orthogonal``: so within each ``width``
     of them); the encoder begins as the decoder transposed. ``data`` takes the first batch's rows in :meth:`start`.
+    Reconstructions are g(z W_dec + b_dec), g the ``decoder_activation``.
     """
 
     encoder: nn.Parameter
@@ -43,9 +45,17 @@ class Autoencoder(nn.Module):
     b_enc: nn.Parameter
     b_dec: nn.Parameter
 
-    def __init__(self, width: int, latents: int, generator: torch.Generator, init: Init = "kaiming") -> None:
+    def __init__(
+        self,
+        width: int,
+        latents: int,
+        generator: torch.Generator,
+        init: Init = "kaiming",
+        decoder_activation: Nonlinearity = "identity",
+    ) -> None:
         super().__init__()
         self.from_data = init == "data"
+        self.decoder_activation: Nonlinearity = decoder_activation
         directions = torch.randn(latents, width, generator=generator)
         if init == "orthogonal":
             directions = torch.cat([torch.linalg.qr(part.T).Q.T for part in directions.split(width)])
@@ -61,7 +71,8 @@ class Autoencoder(nn.Module):
     def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:
         """Scale the encoder so that the error on a first batch is least: c = ⟨y, ŷ⟩ / ⟨ŷ, ŷ⟩ with k latents a row.
 
-        Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added up several times.
+        ŷ is without g here. Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added
+        up several times.
         """
         if self.from_data:
             rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator, device=y.device)]
@@ -69,7 +80,9 @@ class Autoencoder(nn.Module):
             self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
             self.encoder.copy_(self.decoder)
         self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
-        output = self(y, TopK(k), generator).outputs[-1]
+        rule = TopK(k)
+        run = self(y, rule, generator)
+        (output,) = rule.outputs(self, run.codes, run.pattern)
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
 
     def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
@@ -77,7 +90,15 @@ class Autoencoder(nn.Module):
         pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
         h = sampled(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
-        return Pass(y, pattern, h, codes, rule.outputs(self, codes, pattern))
+        return Pass(y, pattern, h, codes, [self.bend(output) for output in rule.outputs(self, codes, pattern)])
+
+    def bend(self, output: Tensor) -> Tensor:
+        """g, element by element."""
+        return bend(self.decoder_activation, output)
+
+    def unexplained(self, run: Pass) -> Tensor:
+        """r, what the dead latents are to explain: y − ŷ, times g′ where the decoder ends in g."""
+        return pull(self.decoder_activation, run.residual, run.outputs[-1]).detach()
 
     def auxk(self, y: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """How well the ``k`` strongest of the ``dead`` latents explain the residual; gradients to both their sides.
@@ -123,9 +144,11 @@ class Autoencoder(nn.Module):
 def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
     """The same function on raw activations, codes in raw units, decoder rows still of unit norm.
 
-    With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s.
+    With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s. A g other than the identity keeps s and μ:
+    x̂ = μ + g(s (f W_dec + b − μ)) / s.
     """
     encoder, b_enc, threshold = rule.settled(model)
+    bent = model.decoder_activation != "identity"
     return SAE(
         encoder=encoder.detach().clone(),
         b_enc=(b_enc + encoder @ model.b_dec) / scale.factor,
@@ -133,4 +156,7 @@ def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
         b_dec=scale.mean + model.b_dec / scale.factor,
         k=rule.k if threshold is None else None,
         threshold=None if threshold is None else threshold.detach() / scale.factor,
+        decoder_activation=model.decoder_activation,
+        scale=scale.factor if bent else 1.0,
+        mean=scale.mean if bent else None,
     )

@@ -1,7 +1,9 @@
 """SAE folders in SAELens 6's own layout: `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors`.
 
 `SAE.load_from_disk` of SAELens opens them as they are. batchtopk is stored as jumprelu with its calibrated threshold,
-because SAELens can train batchtopk but not load it.
+because SAELens can train batchtopk but not load it. A decoder that ends in tanh or sigmoid, which that layout cannot
+say, gets an architecture of our own, which SAELens does not know and refuses: e.g. strata_jumprelu_tanh, with the
+``scale`` in `cfg.json` and the ``mean`` among the tensors.
 """
 
 from pathlib import Path
@@ -14,9 +16,18 @@ from torch import Tensor
 
 from stages.door import BadInput
 from stages.files import read_json, write_json, write_tensors
+from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.sae import SAE
 
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
+ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
+    "topk": ("topk", "identity"),
+    "jumprelu": ("jumprelu", "identity"),
+    "strata_topk_tanh": ("topk", "tanh"),
+    "strata_topk_sigmoid": ("topk", "sigmoid"),
+    "strata_jumprelu_tanh": ("jumprelu", "tanh"),
+    "strata_jumprelu_sigmoid": ("jumprelu", "sigmoid"),
+}
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
@@ -43,6 +54,9 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
         assert sae.threshold is not None
         config["architecture"] = "jumprelu"
         tensors["threshold"] = sae.threshold
+    if sae.mean is not None:
+        config |= {"architecture": f"strata_{config['architecture']}_{sae.decoder_activation}", "scale": sae.scale}
+        tensors["mean"] = sae.mean
     write_tensors(folder / "sae_weights.safetensors", {name: t.float().cpu() for name, t in tensors.items()})
     if density is not None:
         write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
@@ -54,15 +68,20 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     config = read_json(folder / "cfg.json")
     if not isinstance(config, dict):
         raise BadInput(f"{folder / 'cfg.json'} is not an object, so it is no configuration of an SAE")
-    kind = config.get("architecture")
-    if kind not in ("topk", "jumprelu"):
-        raise BadInput(f"{folder / 'cfg.json'} is of architecture {kind!r}; Strata reads topk and jumprelu")
+    name = config.get("architecture")
+    if name not in ARCHITECTURES:
+        raise BadInput(f"{folder / 'cfg.json'} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}")
+    kind, activation = ARCHITECTURES[name]
     for key in ("d_in", "d_sae", *["k"] * (kind == "topk")):
         if not isinstance(config.get(key), int):
             raise BadInput(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}, not a whole number")
     width, latents = config["d_in"], config["d_sae"]
     if kind == "topk" and not 0 < config["k"] <= latents:
         raise BadInput(f"{folder / 'cfg.json'}: k is {config['k']}, but there are {latents} latents")
+    bent = activation != "identity"
+    scale = config.get("scale") if bent else 1.0
+    if not isinstance(scale, int | float) or not scale > 0:
+        raise BadInput(f"{folder / 'cfg.json'}: scale is {scale!r}, not a number above 0")
     path = folder / "sae_weights.safetensors"
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}  # other tools store halves too
@@ -73,6 +92,8 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     shapes = {"W_enc": (width, latents), "b_enc": (latents,), "W_dec": (latents, width), "b_dec": (width,)}
     if kind == "jumprelu":
         shapes["threshold"] = (latents,)
+    if bent:
+        shapes["mean"] = (width,)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
         raise BadInput(f"{path} holds {found}, but cfg.json asks for {shapes}")
@@ -88,6 +109,9 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
             b_dec=tensors["b_dec"],
             k=config["k"] if kind == "topk" else None,
             threshold=tensors.get("threshold"),
+            decoder_activation=activation,
+            scale=float(scale),
+            mean=tensors.get("mean"),
         ),
         config,
     )

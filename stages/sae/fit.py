@@ -127,7 +127,7 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
             tensors |= {f"sae.{name}.{part}": t for part, t in sae.tensors().items()}
     facts = {
         "same": same,
-        "k": fitted.best.k if fitted.saes else None,
+        "settings": fitted.best.settings() if fitted.saes else {},
         "best_step": fitted.best_step,
         "best_score": fitted.best_score,
         "history": fitted.history,
@@ -141,7 +141,8 @@ def load(work: Path, trainer: Trainer) -> Fitted:
     tensors = load_file(work / STATE, device=str(trainer.device))
     facts = json.loads(tensors.pop("facts").cpu().numpy().tobytes())
     trainer.restore(tensors)
-    empty = SAE(*[torch.empty(0)] * 4, k=facts["k"])
+    none = torch.empty(0)
+    empty = SAE(none, none, none, none, **facts["settings"])
     saes: dict[str, SAE] = {}
     for name, source in facts["same"].items():
         prefix = f"sae.{source}."

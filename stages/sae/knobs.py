@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.params import Section
 from stages.sae.autoencoder import Init
+from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
@@ -31,6 +32,7 @@ class Train(Section):
     activity_cost: float = Field(ge=0)
     diversity: float = Field(ge=0)
     init: Init
+    decoder_activation: Nonlinearity
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     micro_batches: int = Field(gt=0)

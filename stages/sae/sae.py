@@ -6,11 +6,13 @@ h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.sae.kernels import Pattern, decode, fast_dtype, sampled
+from stages.sae.nonlinearity import Nonlinearity, bend
 from stages.sae.preactivations import Block
 
 ROUNDING = 2.0**-8  # the largest relative error of a number rounded to bfloat16
@@ -34,6 +36,9 @@ class SAE:
     """``encoder`` and ``decoder``: (latent, width); ``b_enc``: (latent,); ``b_dec``: (width,).
 
     Either ``k``, for topk, or ``threshold`` (latent,), for jumprelu and what is stored as such.
+
+    A ``decoder_activation`` g other than the identity acts on the training scale, ``scale`` s and ``mean`` μ (width,):
+    x̂ = μ + g(s (f W_dec + b_dec − μ)) / s.
     """
 
     encoder: Tensor
@@ -42,6 +47,9 @@ class SAE:
     b_dec: Tensor
     k: int | None = None
     threshold: Tensor | None = None
+    decoder_activation: Nonlinearity = "identity"
+    scale: float = 1.0
+    mean: Tensor | None = None
 
     @property
     def latents(self) -> int:
@@ -53,8 +61,14 @@ class SAE:
 
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by field."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
+
+    def settings(self) -> dict[str, Any]:
+        """What else it is made of."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor | None)}
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def preactivations(self, x: Tensor) -> Tensor:
         """h, (row, latent), in float32."""
@@ -99,7 +113,10 @@ class SAE:
 
     def decode(self, codes: Codes) -> Tensor:
         """Reconstruction, (row, width)."""
-        return decode(codes.values, self.decoder, codes.pattern) + self.b_dec
+        output = decode(codes.values, self.decoder, codes.pattern) + self.b_dec
+        if self.mean is None:
+            return output
+        return self.mean + bend(self.decoder_activation, self.scale * (output - self.mean)) / self.scale
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction (row, width) and the number of active latents (row,)."""

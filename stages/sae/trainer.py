@@ -119,7 +119,7 @@ class Trainer:
         errors = [squared_error(output, y) / unit for output in run.outputs]
         loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
         if knobs.auxk and len(dead):
-            loss = loss + knobs.auxk * model.auxk(y, run.residual.detach(), dead, knobs.auxk_latents)
+            loss = loss + knobs.auxk * model.auxk(y, model.unexplained(run), dead, knobs.auxk_latents)
         active = run.codes.detach() > 0
         step = Step(loss.item(), errors[-1].item(), float(active.sum()) / len(y), len(dead))
         self.optimizer.zero_grad(set_to_none=True)

@@ -80,7 +80,8 @@ def train(
         raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
     scale = scale_of(activations, device)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
-    model = Autoencoder(activations.width, knobs.latents, torch.Generator().manual_seed(seed), knobs.init).to(device)
+    random = torch.Generator().manual_seed(seed)
+    model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
         first, end = activations.split("validation")

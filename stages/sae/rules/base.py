@@ -23,6 +23,8 @@ class Weights(Protocol):
     b_enc: nn.Parameter
     b_dec: nn.Parameter
 
+    def bend(self, output: Tensor) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -59,7 +61,7 @@ class Rule(nn.Module):
         raise NotImplementedError
 
     def outputs(self, weights: Weights, codes: Tensor, pattern: Pattern) -> list[Tensor]:
-        """Reconstructions, each (row, width); the error is the mean of theirs, the last is that of all latents."""
+        """Reconstructions before g, each (row, width); the error is the mean of theirs, the last is of all latents."""
         return [decode(codes, weights.decoder, pattern) + weights.b_dec]
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor | float:

@@ -76,7 +76,7 @@ class Gated(ReLU):
         return (gain.exp() * h + offset).relu() * (h > 0)
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
-        gate = decode(run.h.relu(), weights.decoder.detach(), run.pattern) + weights.b_dec.detach()
+        gate = weights.bend(decode(run.h.relu(), weights.decoder.detach(), run.pattern) + weights.b_dec.detach())
         return super().penalty(weights, run, unit) + (run.y - gate).square().sum() / unit
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
