@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.sae import errors
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import Pattern, decode, joined, pattern_of, sampled, top_of_rows
 from stages.sae.nonlinearity import Nonlinearity
@@ -167,7 +168,7 @@ def test_training_gradients_equal_dense_autograd(name: str, ending: Nonlinearity
     parameters = {**dict(model.named_parameters()), **dict(rule.named_parameters())}
 
     run = model(y, rule, torch.Generator(device).manual_seed(7))
-    loss = torch.stack([(y - output).square().sum() for output in run.outputs]).mean()
+    loss = run.error
     if not isinstance(rule, JumpReLU):
         loss = loss + rule.penalty(model, run, 1.0)
     loss = loss + model.auxk(y, model.unexplained(run), dead, 2)
@@ -176,7 +177,7 @@ def test_training_gradients_equal_dense_autograd(name: str, ending: Nonlinearity
     h = y @ model.encoder.T + model.b_enc
     drawn = run.pattern.dense(run.codes.detach()) > 0
     codes, penalty = dense_codes(h, rule, model, drawn)
-    ends = rule.ends if isinstance(rule, Matryoshka) else [LATENTS]
+    ends = rule.ends(LATENTS)
     before = [codes[:, :end] @ model.decoder[:end] + model.b_dec for end in ends]
     outputs = [g(u) for u in before]
     residual = (y - outputs[-1]).detach()
@@ -203,6 +204,25 @@ def test_training_gradients_equal_dense_autograd(name: str, ending: Nonlinearity
         assert float((a - b).norm() / b.norm()) < 1e-4, parameter
     assert ours[0] is not None and ours[1] is not None
     assert float(ours[1].norm()) > 0 and float(ours[0].norm()) > 0
+
+
+@pytest.mark.parametrize("ends", [[LATENTS], [7, 8, 30, LATENTS]])
+def test_the_error_in_the_cache_is_that_of_the_products(ends: list[int], monkeypatch: pytest.MonkeyPatch):
+    """Rows and groups without entries included."""
+    mask = (random(ROWS, LATENTS) > 1.0) & (torch.arange(ROWS) % 5 > 0)[:, None]
+    mask[:, 7] = False
+    pattern = pattern_of(mask)
+    leaves = [random(len(pattern.latents), seed=1), random(LATENTS, WIDTH, seed=2), random(WIDTH, seed=3)]
+    found = []
+    for fused in (True, False):
+        monkeypatch.setattr(errors, "_fused", lambda kind, y, fused=fused: fused)
+        codes, decoder, b_dec = (leaf.clone().requires_grad_() for leaf in leaves)
+        y = random(ROWS, WIDTH, seed=4)
+        error, residual = errors.squared_error(codes, decoder, b_dec, y, pattern, ends, "identity")
+        found.append([error, residual, *torch.autograd.grad(3 * error, [codes, decoder, b_dec])])
+        assert not residual.requires_grad
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_fast_encoder_gives_the_codes_of_the_plain_product():

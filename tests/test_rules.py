@@ -7,6 +7,7 @@ import torch
 
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.conventions import l1_coefficient
+from stages.sae.errors import outputs
 from stages.sae.kernels import Pattern, pattern_of
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule
@@ -30,7 +31,7 @@ def given(h: torch.Tensor) -> Preactivations:
 
 
 def a_pass(pattern: Pattern, h: torch.Tensor, codes: torch.Tensor, y: torch.Tensor, output: torch.Tensor) -> Pass:
-    return Pass(y, pattern, h, codes, [output])
+    return Pass(y, pattern, h, codes, (y - output).square().sum(), y - output)
 
 
 def test_topk_takes_the_k_largest_of_each_row():
@@ -150,10 +151,11 @@ def test_matryoshka_reconstructs_by_every_prefix():
     rule = Matryoshka(4, [4, 16, 32])
     run = model(y, rule, NOW)
     codes = run.pattern.dense(run.codes)
-    for end, output in zip(rule.ends, run.outputs, strict=True):
+    found = outputs(run.codes, model.decoder, model.b_dec, run.pattern, rule.ends(32))
+    for end, output in zip(rule.ends(32), found, strict=True):
         torch.testing.assert_close(output, codes[:, :end] @ model.decoder[:end] + model.b_dec)
-    (whole,) = BatchTopK(4).outputs(model, run.codes, run.pattern)
-    torch.testing.assert_close(run.outputs[-1], whole)
+    torch.testing.assert_close(run.error, torch.stack([(y - output).square().sum() for output in found]).mean())
+    torch.testing.assert_close(run.residual, y - found[-1])
 
 
 def test_reward_gradient_is_that_of_the_expectation():
@@ -205,7 +207,7 @@ def test_a_folded_rule_is_the_same_function_on_raw_rows(name: str):
         assert sae.threshold is not None
         sae.threshold.fill_(float(values.min() * 0.9999 / scale.factor))
     output, active = sae.reconstruct(x)
-    torch.testing.assert_close(output, run.outputs[-1].detach() / scale.factor + scale.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output, (y - run.residual) / scale.factor + scale.mean, rtol=1e-4, atol=1e-4)
     assert int(active.sum()) == int((run.codes > 0).sum())
 
 

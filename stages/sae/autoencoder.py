@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from stages.sae.kernels import sampled
-from stages.sae.nonlinearity import Nonlinearity, bend, pull
+from stages.sae.errors import squared_error
+from stages.sae.kernels import decode, sampled
+from stages.sae.nonlinearity import Nonlinearity, pull
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.rules.topk import TopK
@@ -80,9 +81,8 @@ class Autoencoder(nn.Module):
             self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
             self.encoder.copy_(self.decoder)
         self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
-        rule = TopK(k)
-        run = self(y, rule, generator)
-        (output,) = rule.outputs(self, run.codes, run.pattern)
+        run = self(y, TopK(k), generator)
+        output = decode(run.codes, self.decoder, run.pattern)
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
 
     def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
@@ -90,15 +90,13 @@ class Autoencoder(nn.Module):
         pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
         h = sampled(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
-        return Pass(y, pattern, h, codes, [self.bend(output) for output in rule.outputs(self, codes, pattern)])
-
-    def bend(self, output: Tensor) -> Tensor:
-        """g, element by element."""
-        return bend(self.decoder_activation, output)
+        ends, kind = rule.ends(len(self.decoder)), self.decoder_activation
+        error, residual = squared_error(codes, self.decoder, self.b_dec, y, pattern, ends, kind)
+        return Pass(y, pattern, h, codes, error, residual)
 
     def unexplained(self, run: Pass) -> Tensor:
         """r, what the dead latents are to explain: y − ŷ, times g′ where the decoder ends in g."""
-        return pull(self.decoder_activation, run.residual, run.outputs[-1]).detach()
+        return pull(self.decoder_activation, run.residual, run.y - run.residual)
 
     def auxk(self, y: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """How well the ``k`` strongest of the ``dead`` latents explain the residual; gradients to both their sides.

@@ -15,6 +15,7 @@ ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for
 STRETCH = 32  # entries that are passed over together
 TILE = 64  # neighbouring rows, whose cuts are searched one from the other
 Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
+Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @njit(inline="always")
@@ -135,6 +136,46 @@ def top_of_rows(starts, bits, k) -> NDArray[np.bool_]:  # pyright: ignore[report
             elif bits[i] > cut:
                 keep[i] = True
     return keep
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> Floats:  # pyright: ignore[reportReturnType]
+    """Each row's Σ over g of ‖r_g‖², r_g = y − bias − Σ code · decoder[latent] over its entries with latent < ends[g],
+    and each entry's decoder[latent] · Σ r_g over the g with latent < ends[g].
+
+    ``below`` (g, row, width) gets Σ r_h over h ≥ g. Entries of a row are in the order of their latents.
+    """
+    rows, width = y.shape
+    errors, pulls = np.zeros(rows, np.float32), np.empty(len(latents), np.float32)
+    for row in prange(rows):
+        entry, end = starts[row], starts[row + 1]
+        for j in range(width):
+            below[0, row, j] = y[row, j] - bias[j]
+        for g in range(len(ends)):
+            left = below[g, row]
+            if g:
+                left[:] = below[g - 1, row]
+            while entry < end and latents[entry] < ends[g]:
+                weights, code = decoder[latents[entry]], codes[entry]
+                for j in range(width):
+                    left[j] -= code * weights[j]
+                entry += 1
+            error = np.float32(0)
+            for j in range(width):
+                error += left[j] * left[j]
+            errors[row] += error
+        for g in range(len(ends) - 1, -1, -1):
+            left = below[g, row]
+            if g + 1 < len(ends):
+                for j in range(width):
+                    left[j] += below[g + 1, row, j]
+            while entry > starts[row] and (g == 0 or latents[entry - 1] >= ends[g - 1]):
+                entry -= 1
+                weights, pull = decoder[latents[entry]], np.float32(0)
+                for j in range(width):
+                    pull += left[j] * weights[j]
+                pulls[entry] = pull
+    return errors, pulls
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

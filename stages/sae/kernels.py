@@ -124,11 +124,18 @@ def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
     return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
 
 
-def _sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
-    """(latent, width): Σ over a latent's entries of value × x[row]."""
+def sum_latents(values: Tensor, pattern: Pattern, x: Tensor, ends: list[int] | None = None) -> Tensor:
+    """(latent, width): Σ over a latent's entries of value × x[row].
+
+    With ``ends`` x has so many times the pattern's rows, and latents from one end to the next have their own.
+    """
     if x.is_cuda:
         return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
+    if ends and len(ends) > 1:
+        begins = torch.cat([firsts, firsts.new_tensor([len(order)])])[torch.tensor([0, *ends])]
+        group = torch.repeat_interleave(torch.arange(len(ends)), begins.diff(), output_size=len(order))
+        rows = rows + group * pattern.rows
     return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
 
 
@@ -145,7 +152,7 @@ class _Sampled(torch.autograd.Function):
         grad = grads[0].contiguous()
         to_x = _sum_rows(grad, ctx.pattern, weight) if ctx.needs_input_grad[0] else None
         to_bias = torch.zeros(len(weight), device=grad.device).index_add_(0, ctx.pattern.latents, grad)
-        return to_x, _sum_latents(grad, ctx.pattern, x), to_bias, None, None
+        return to_x, sum_latents(grad, ctx.pattern, x), to_bias, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -159,27 +166,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
-        return sample(grad, weight, ctx.pattern), _sum_latents(values, ctx.pattern, grad), None
-
-
-class _SquaredError(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, y: Tensor) -> Tensor:
-        difference = (output - y).flatten()
-        ctx.save_for_backward(difference)
-        ctx.shape = output.shape
-        return difference.dot(difference)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (ctx.saved_tensors[0] * (2 * grads[0])).view(ctx.shape), None
-
-
-def squared_error(output: Tensor, y: Tensor) -> Tensor:
-    """Σ (output − y)², in half the passes over memory that autograd makes of it; gradient to ``output`` alone."""
-    error = _SquaredError.apply(output, y)
-    assert isinstance(error, Tensor)
-    return error
+        return sample(grad, weight, ctx.pattern), sum_latents(values, ctx.pattern, grad), None
 
 
 def sampled(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None = None) -> Tensor:

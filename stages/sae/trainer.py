@@ -10,7 +10,6 @@ from torch import Tensor
 from stages import launch
 from stages.door import BadInput
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.kernels import squared_error
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
@@ -116,12 +115,11 @@ class Trainer:
         knobs, model = self.knobs, self.model
         unit = y.numel() * self.scale.variance
         run = model(y, self.rule, generator)
-        errors = [squared_error(output, y) / unit for output in run.outputs]
-        loss = torch.stack(errors).mean() + self.rule.penalty(model, run, unit)
+        loss = run.error / unit + self.rule.penalty(model, run, unit)
         if knobs.auxk and len(dead):
             loss = loss + knobs.auxk * model.auxk(y, model.unexplained(run), dead, knobs.auxk_latents)
         active = run.codes.detach() > 0
-        step = Step(loss.item(), errors[-1].item(), float(active.sum()) / len(y), len(dead))
+        step = Step(loss.item(), float(run.residual.square().sum()) / unit, float(active.sum()) / len(y), len(dead))
         self.optimizer.zero_grad(set_to_none=True)
         (loss * share).backward()
         return step, run.pattern.latents[active], run

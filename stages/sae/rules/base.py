@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, decode
+from stages.sae.kernels import Pattern
+from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.preactivations import Preactivations
 
 START_ROWS = 512  # by which a rule places its first threshold
@@ -23,22 +24,23 @@ class Weights(Protocol):
     b_enc: nn.Parameter
     b_dec: nn.Parameter
 
-    def bend(self, output: Tensor) -> Tensor: ...
+    decoder_activation: Nonlinearity
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: ``h`` and ``codes`` (entries,) at ``pattern``; ``outputs``, reconstructions, the whole last."""
+    """One forward pass: ``h`` and ``codes`` (entries,) at ``pattern``, the ``error`` and the ``residual`` y − ŷ.
+
+    The error is Σ (y − ŷ)² over the batch, of a rule with nested reconstructions their mean; the residual is that of
+    the whole and has no gradient.
+    """
 
     y: Tensor
     pattern: Pattern
     h: Tensor
     codes: Tensor
-    outputs: list[Tensor]
-
-    @property
-    def residual(self) -> Tensor:
-        return self.y - self.outputs[-1]
+    error: Tensor
+    residual: Tensor
 
 
 class Rule(nn.Module):
@@ -60,9 +62,9 @@ class Rule(nn.Module):
         """The codes at those entries, from exact h; gradients to h and to the rule's own parameters."""
         raise NotImplementedError
 
-    def outputs(self, weights: Weights, codes: Tensor, pattern: Pattern) -> list[Tensor]:
-        """Reconstructions before g, each (row, width); the error is the mean of theirs, the last is of all latents."""
-        return [decode(codes, weights.decoder, pattern) + weights.b_dec]
+    def ends(self, latents: int) -> list[int]:
+        """The prefixes of the latents that must reconstruct by themselves; the last is all of them."""
+        return [latents]
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor | float:
         """What it adds to the loss. ``unit``: rows × width × variance, which turns a squared error into an fvu."""

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from stages.sae.kernels import Pattern, decode
+from stages.sae.errors import squared_error
+from stages.sae.kernels import Pattern
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 
@@ -76,8 +77,10 @@ class Gated(ReLU):
         return (gain.exp() * h + offset).relu() * (h > 0)
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
-        gate = weights.bend(decode(run.h.relu(), weights.decoder.detach(), run.pattern) + weights.b_dec.detach())
-        return super().penalty(weights, run, unit) + (run.y - gate).square().sum() / unit
+        frozen = weights.decoder.detach(), weights.b_dec.detach()
+        ends, kind = self.ends(len(weights.decoder)), weights.decoder_activation
+        error, _ = squared_error(run.h.relu(), *frozen, run.y, run.pattern, ends, kind)
+        return super().penalty(weights, run, unit) + error / unit
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         gain = self.r.exp()

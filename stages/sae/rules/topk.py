@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, decode, top_of_rows
+from stages.sae.kernels import Pattern, top_of_rows
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Rule, Weights, cut, exact_above
 
@@ -78,16 +78,7 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, k: int, ends: list[int]) -> None:
         super().__init__(k)
-        self.ends = ends
+        self._ends = ends
 
-    def outputs(self, weights: Weights, codes: Tensor, pattern: Pattern) -> list[Tensor]:
-        output, found, first = weights.b_dec, [], 0
-        sizes = [end - begin for begin, end in zip([0, *self.ends], self.ends, strict=False)]
-        for part in weights.decoder.split(sizes):  # the backward of a split is one copy
-            inside = (pattern.latents >= first) & (pattern.latents < first + len(part))
-            group = pattern.keep(inside)
-            group = Pattern(group.starts, group.latents - first, len(part))
-            output = output + decode(codes[inside], part, group)
-            found.append(output)
-            first += len(part)
-        return found
+    def ends(self, latents: int) -> list[int]:
+        return self._ends

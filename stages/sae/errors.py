@@ -1,0 +1,71 @@
+"""How far a batch is from its reconstructions ŷ_g = g(z[:, :end] W_dec[:end] + b_dec), one for each of ``ends``.
+
+The error is the mean of Σ (y − ŷ_g)² over them; most rules have one, of all latents. On a CPU each row is decoded,
+compared and asked what its codes should have been while its decoder rows are in the cache, which is half the traffic
+of doing so one after the other.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.sae import cpu
+from stages.sae.kernels import Pattern, decode, sum_latents
+from stages.sae.nonlinearity import Nonlinearity, bend
+
+
+def squared_error(
+    codes: Tensor, decoder: Tensor, b_dec: Tensor, y: Tensor, pattern: Pattern, ends: list[int], kind: Nonlinearity
+) -> tuple[Tensor, Tensor]:
+    """The error, with gradients to ``codes``, ``decoder`` and ``b_dec``; and the whole residual y − ŷ, without.
+
+    ``ends`` rise to the number of latents; a row's entries are in the order of their latents.
+    """
+    if _fused(kind, y):
+        error, residual = _Nested.apply(codes, decoder, b_dec, y, pattern, ends)  # pyright: ignore[reportGeneralTypeIssues]
+        return error, residual
+    residuals = [y - bend(kind, output) for output in outputs(codes, decoder, b_dec, pattern, ends)]
+    return torch.stack([r.square().sum() for r in residuals]).mean(), residuals[-1].detach()
+
+
+def _fused(kind: Nonlinearity, y: Tensor) -> bool:
+    return kind == "identity" and y.device.type == "cpu"
+
+
+def outputs(codes: Tensor, decoder: Tensor, b_dec: Tensor, pattern: Pattern, ends: list[int]) -> list[Tensor]:
+    """z[:, :end] W_dec[:end] + b_dec for each end, (row, width)."""
+    output, found, first = b_dec, [], 0
+    sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    for part in decoder.split(sizes):  # the backward of a split is one copy
+        inside = (pattern.latents >= first) & (pattern.latents < first + len(part))
+        group = pattern.keep(inside)
+        output = output + decode(codes[inside], part, Pattern(group.starts, group.latents - first, len(part)))
+        found.append(output)
+        first += len(part)
+    return found
+
+
+class _Nested(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, codes: Tensor, decoder: Tensor, b_dec: Tensor, y: Tensor, pattern: Pattern, ends: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        below = torch.empty(len(ends), *y.shape)
+        starts, latents = pattern.starts.numpy(), pattern.latents.numpy()
+        values, weight, bias, rows = (t.detach().contiguous().numpy() for t in (codes, decoder, b_dec, y))
+        found = cpu.nested_residuals(starts, latents, values, weight, bias, rows, np.array(ends), below.numpy())
+        errors, pulls = map(torch.from_numpy, found)
+        ctx.save_for_backward(codes, below, pulls)
+        ctx.pattern, ctx.ends = pattern, ends
+        residual = below[-1]
+        ctx.mark_non_differentiable(residual)
+        return errors.sum() / len(ends), residual
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        codes, below, pulls = ctx.saved_tensors
+        slope, (_, decoder, b_dec, *_) = -2 * grads[0] / len(ctx.ends), ctx.needs_input_grad
+        to_decoder = sum_latents(codes * slope, ctx.pattern, below.flatten(0, 1), ctx.ends) if decoder else None
+        return pulls * slope, to_decoder, below[0].sum(0) * slope if b_dec else None, None, None, None
