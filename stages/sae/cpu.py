@@ -15,6 +15,7 @@ ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for
 STRETCH = 32  # entries that are passed over together
 TILE = 64  # neighbouring rows, whose cuts are searched one from the other
 Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
+Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -138,6 +139,22 @@ def top_of_rows(starts, bits, k) -> NDArray[np.bool_]:  # pyright: ignore[report
     return keep
 
 
+@njit(nogil=True, cache=True)
+def transposed(starts, latents, width) -> Csc:  # pyright: ignore[reportReturnType]
+    """Entries ordered by latent, rows rising within it: their order, the first of each latent, their rows."""
+    firsts = np.zeros(width + 1, np.int64)
+    for latent in latents:
+        firsts[latent + 1] += 1
+    firsts = firsts.cumsum()
+    free, order, rows = firsts[:-1].copy(), np.empty(len(latents), np.int64), np.empty(len(latents), np.int64)
+    for row in range(len(starts) - 1):
+        for entry in range(starts[row], starts[row + 1]):
+            place = free[latents[entry]]
+            order[place], rows[place] = entry, row
+            free[latents[entry]] += 1
+    return order, firsts[:-1], rows
+
+
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)
 def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> Floats:  # pyright: ignore[reportReturnType]
     """Each row's Σ over g of ‖r_g‖², r_g = y − bias − Σ code · decoder[latent] over its entries with latent < ends[g],
@@ -157,8 +174,9 @@ def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> F
                 left[:] = below[g - 1, row]
             while entry < end and latents[entry] < ends[g]:
                 weights, code = decoder[latents[entry]], codes[entry]
-                for j in range(width):
-                    left[j] -= code * weights[j]
+                if code != 0:  # in jumprelu's window most are
+                    for j in range(width):
+                        left[j] -= code * weights[j]
                 entry += 1
             error = np.float32(0)
             for j in range(width):

@@ -50,6 +50,10 @@ class Pattern:
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Entries ordered by latent: their order, the first entry of each latent, their rows."""
+        if self.latents.device.type == "cpu":
+            found = cpu.transposed(self.starts.numpy(), self.latents.numpy(), self.width)
+            order, firsts, rows = map(torch.from_numpy, found)
+            return order, firsts, rows
         latents, order = torch.sort(self.latents, stable=True)
         firsts = torch.searchsorted(latents, torch.arange(self.width, device=latents.device))
         return order, firsts, self.row_of[order]
