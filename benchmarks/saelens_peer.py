@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
@@ -47,6 +48,13 @@ class SAELens:
         self.ask({"run": WARM_UP, "as": name})
         return lambda steps: Timed(**self.ask({"run": steps, "as": name}))
 
+    def train(self, setting: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of a whole training; see `benchmarks/saelens_training.py`."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "sae.safetensors"
+            self.ask({"train": setting, "to": str(path)})
+            return load_file(path)
+
     def keep(self, *names: str) -> None:
         """Forget the trainers of other names."""
         self.ask({"keep": names})
@@ -71,14 +79,14 @@ def talk(process: subprocess.Popen[str], command: dict[str, Any] | None = None) 
 
 
 @contextmanager
-def saelens(python: str, rows: Tensor, threads: int) -> Iterator[SAELens]:
+def saelens(python: str, rows: Tensor, threads: int, batch: int = BATCH) -> Iterator[SAELens]:
     """Start SAELens in its own environment, on the ``rows`` (row, width) that ours trains on, on the same scale."""
     if shutil.which(python) is None:
         raise BadInput(f"--saelens: {python} is no program; give the Python that has SAELens")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows.safetensors"
         write_tensors(path, {"rows": rows})
-        words = [python, "-m", "benchmarks.saelens_training", str(path), str(BATCH), str(threads)]
+        words = [python, "-m", "benchmarks.saelens_training", str(path), str(batch), str(threads)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **MEMORY}, **pipes)
         try:

@@ -1,10 +1,11 @@
-"""SAELens's side of benchmarks.training, in an environment of its own (`benchmarks/requirements-saelens.txt`).
+"""SAELens's side of benchmarks.training and .quality, in its own environment (`benchmarks/requirements-saelens.txt`).
 
 Reads one JSON command a line from stdin, and answers each by one JSON line on stdout (all other output goes to stderr):
 
     {"build": {…}, "as": name}      {}                          a fresh SAETrainer; the fields are those of `Peer`
     {"run": steps, "as": name}      {"seconds": …, "l0": …}     the time of so many steps, the mean l0 of their batches
     {"keep": [name, …]}             {}                          forget the others
+    {"train": {…}, "to": path}      {}                          a whole training by `train`; its weights go to the path
 
 A command that SAELens refuses is answered by {"error": text}. Between commands the process sleeps on the pipe.
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.door import BadInput, run
@@ -51,13 +52,39 @@ def cut_of(preactivations: Callable[[Tensor], Tensor], rows: Tensor, l0: int, bl
     return float(best.topk(l0 * len(rows), sorted=False).values.min())
 
 
-def shuffled(rows: Tensor, batch: int) -> Iterator[Tensor]:
+def shuffled(rows: Tensor, batch: int, seed: int = 0) -> Iterator[Tensor]:
     """Endless epochs of ``rows`` in random batches; what does not fill a last batch is left out."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(rows), generator=generator)
         for at in range(0, len(rows) - batch + 1, batch):
             yield rows[order[at : at + batch]]
+
+
+def built(rows: Tensor, setting: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A fresh SAE of SAELens's in training, which starts at ``l0`` active latents a row where it can be told to."""
+    from sae_lens.registry import get_sae_training_class  # pyright: ignore[reportMissingImports]
+
+    rule, latents, l0 = setting["rule"], setting["latents"], setting["l0"]
+    options = dict(options)
+    if rule in ("topk", "batchtopk", "matryoshka"):
+        options["k"] = l0
+    if rule == "matryoshka":
+        options["matryoshka_widths"] = [round(share * latents) for share in GROUPS]
+    if rule == "jumprelu":
+        options |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": l0}
+    kind, config = get_sae_training_class(ARCHITECTURES[rule])
+    sae = kind(config(d_in=rows.shape[1], d_sae=latents, **options))
+    if options.get("use_sparse_activations") and not hasattr(sae.activation_fn, "use_sparse_activations"):
+        raise ValueError(f"{type(sae.activation_fn).__name__} ignores use_sparse_activations: its codes are dense")
+    with torch.no_grad():
+        if rule in ("jumprelu", "relu"):
+            cut = cut_of(lambda x: sae.encode_with_hidden_pre(x)[1], rows, l0)
+            if rule == "jumprelu":
+                sae.threshold.fill_(cut)
+            else:
+                sae.b_enc.sub_(cut)
+    return sae
 
 
 class Peer:
@@ -69,29 +96,11 @@ class Peer:
 
     def __init__(self, rows: Tensor, batch: int, setting: dict[str, Any]) -> None:
         from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
-        from sae_lens.registry import get_sae_training_class  # pyright: ignore[reportMissingImports]
         from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
-        rule, latents, l0 = setting["rule"], setting["latents"], setting["l0"]
         options = dict(setting["options"])
         autocast, compiled = options.pop("autocast"), options.pop("compile")
-        if rule in ("topk", "batchtopk", "matryoshka"):
-            options["k"] = l0
-        if rule == "matryoshka":
-            options["matryoshka_widths"] = [round(share * latents) for share in GROUPS]
-        if rule == "jumprelu":
-            options |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": l0}
-        kind, config = get_sae_training_class(ARCHITECTURES[rule])
-        sae = kind(config(d_in=rows.shape[1], d_sae=latents, **options))
-        if options.get("use_sparse_activations") and not hasattr(sae.activation_fn, "use_sparse_activations"):
-            raise ValueError(f"{type(sae.activation_fn).__name__} ignores use_sparse_activations: its codes are dense")
-        with torch.no_grad():
-            if rule in ("jumprelu", "relu"):
-                cut = cut_of(lambda x: sae.encode_with_hidden_pre(x)[1], rows, l0)
-                if rule == "jumprelu":
-                    sae.threshold.fill_(cut)
-                else:
-                    sae.b_enc.sub_(cut)
+        sae = built(rows, setting, options)
         if compiled:  # what compile_sae does in SAELens's runner
             sae.training_forward_pass = torch.compile(sae.training_forward_pass)
         self.trainer = SAETrainer(
@@ -122,6 +131,32 @@ class Peer:
         return {"seconds": seconds, "l0": float(fired) / (trainer.n_frac_active_samples - samples)}
 
 
+def train(rows: Tensor, batch: int, setting: dict[str, Any], target: str) -> None:
+    """Train by SAELens's own `fit`, with its defaults but for ``setting``; write the weights of its inference model.
+
+    ``setting``: rule, latents, l0, lr, decay (share of the steps over which lr falls to 0 at the end), tokens, seed,
+    autocast (to bfloat16), and window: the steps after which a silent latent counts as dead.
+    """
+    from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
+
+    torch.manual_seed(setting["seed"])  # noqa: TID251, SAELens draws its first weights from the global generator
+    sae = built(rows, setting, {})
+    config = SAETrainerConfig(
+        total_training_samples=setting["tokens"],
+        train_batch_size_samples=batch,
+        lr=setting["lr"],
+        lr_end=setting["lr"] / 10,  # what its runner fills in; a constant schedule does not look at it
+        lr_decay_steps=round(setting["decay"] * setting["tokens"] / batch),
+        autocast=setting["autocast"],
+        dead_feature_window=setting["window"],
+    )
+    SAETrainer(config, sae, shuffled(rows, batch, setting["seed"])).fit()
+    tensors = sae.state_dict()
+    sae.process_state_dict_for_saving_inference(tensors)
+    save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, target)
+
+
 def serve(rows: Tensor, batch: int, answer: Callable[[dict[str, Any]], None]) -> None:
     """Do what stdin says until it ends."""
     peers: dict[str, Peer] = {}
@@ -132,6 +167,8 @@ def serve(rows: Tensor, batch: int, answer: Callable[[dict[str, Any]], None]) ->
                 peers[command["as"]] = Peer(rows, batch, command["build"])
             elif "run" in command:
                 found = peers[command["as"]].advance(command["run"])
+            elif "train" in command:
+                train(rows, batch, command["train"], command["to"])
             else:
                 peers = {name: peer for name, peer in peers.items() if name in command["keep"]}
                 gc.collect()
