@@ -59,6 +59,7 @@ def strata(setting: Setting, activations: Activations) -> Advance:
         "auxk": 1 / 32,
         "auxk_latents": activations.width // 2,  # SAELens's number
         "dead_after": float(DEAD_AFTER),
+        "wake": 0.0,
         "resample_every": None,
     }
     knobs = params.check({**section.model_dump(), **chosen}, Train, "benchmark")

@@ -201,6 +201,16 @@ def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
     assert l0[1] < 0.8 * l0[0] and l0[2] < 0.8 * l0[1], l0
 
 
+def test_dead_latents_wake(planted: Activations):
+    """Twice as many latents as there are atoms: the surplus fires, if rarely."""
+    dead = {}
+    for wake in (0.0, 0.02):
+        plan = knobs(rule="topk", latents=2 * ATOMS, dead_after=0.1, wake=wake)
+        fitted, _ = room.train(planted, plan, TARGETS, 0)
+        dead[wake] = fitted.history[-1]["validation_dead"]
+    assert dead[0.02] < 0.05 < 0.2 < dead[0.0], dead
+
+
 def test_other_first_directions(planted: Activations):
     y = room.scale_of(planted).apply(planted.read(0, 500))
     rows = torch.nn.functional.normalize(y, dim=1)

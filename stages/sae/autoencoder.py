@@ -112,6 +112,14 @@ class Autoencoder(nn.Module):
         return error / (residual - residual.mean(0)).square().sum().clamp(min=1e-12)
 
     @torch.no_grad()
+    def wake(self, dead: Tensor, rise: float) -> None:
+        """Raise the biases of ``dead``, so that in the end each fires where it comes closest to, and learns there.
+
+        What Wang et al. 2024, "Auxiliary-loss-free load balancing", do for experts that get too few tokens.
+        """
+        self.b_enc.index_add_(0, dead, torch.full(dead.shape, rise, device=dead.device))
+
+    @torch.no_grad()
     def resample(self, run: Pass, dead: Tensor, generator: torch.Generator) -> None:
         """Give each of ``dead`` the direction of a badly reconstructed row, drawn by its squared error.
 

@@ -49,6 +49,7 @@ class Train(Section):
     auxk: float = Field(ge=0)
     auxk_latents: int = Field(gt=0)
     dead_after: float = Field(gt=0)
+    wake: float = Field(ge=0)
     resample_every: int | None = Field(gt=0)
     log_every: int = Field(gt=0)
     validation_rows: int = Field(gt=0)

@@ -84,7 +84,7 @@ class Trainer:
             group["lr"] = learning_rate(self.done, self.steps, knobs)
         self.rule.schedule(self.done / self.steps)
 
-        dead = (self.silent > knobs.dead_after * self.epoch_tokens).nonzero().flatten()
+        dead = self._dead()
         gradients = self._gradients if knobs.micro_batches == 1 else self._summed_gradients
         step, fired, run = gradients(y, dead, generator)
         self._check(step)
@@ -96,6 +96,8 @@ class Trainer:
 
         self.silent += len(y)
         self.silent[fired] = 0
+        if knobs.wake:
+            model.wake(self._dead(), knobs.wake)
         self.done += 1
         self.tokens += len(y)
         if (
@@ -104,6 +106,10 @@ class Trainer:
         ):
             self._resample(run)
         return step
+
+    def _dead(self) -> Tensor:
+        """An index of the latents that count as dead."""
+        return (self.silent > self.knobs.dead_after * self.epoch_tokens).nonzero().flatten()
 
     def _gradients(
         self, y: Tensor, dead: Tensor, generator: torch.Generator, share: float = 1.0
