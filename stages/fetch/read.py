@@ -45,6 +45,18 @@ def corpus_meta(folder: Path) -> dict[str, Any]:
     return read_json(folder / "meta.json")
 
 
+def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
+    """Title and label of every document, in the file's order."""
+    path = folder / "corpus.parquet"
+    try:
+        table = pq.read_table(path, columns=["title", "label"])
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run `dvc repro fetch`") from None
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
+    return table["title"].to_pylist(), table["label"].to_pylist()
+
+
 def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
     """The documents of one split, or all, in the file's order: document (its row in the file), title, label (or None),
     text, split. One batch is in memory at a time."""

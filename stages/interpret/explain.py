@@ -1,0 +1,188 @@
+"""Explanations by a language model, of a few latents: it is shown where a latent is active and where it is silent, and
+says in a few words what it stands for. The same model then reads those words beside texts that it was not shown, and
+says how strongly the latent is active in each; that is scored as token rules are.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from stages.files import sha256
+from stages.interpret.explanations import Case, Example, Explanation
+from stages.interpret.scoring import derangement, score
+from stages.interpret.writers import Patience, Replies, Writer, endpoint_writer, transformers_writer
+from stages.lm import LanguageModel, load
+from stages.params import Section
+from stages.resume import main_root
+
+WORDS = 8  # of an explanation, at the most
+STRONGEST = 10  # what the largest activation is called in a prompt
+MARKED = 0.3  # share of the largest activation from which on a token is marked
+NAMED = 3  # tokens of an example that are listed with their activation
+# Worked examples, without which a model that was never taught to answer goes on with more of the texts.
+SOLVED = (
+    "Active:",
+    '1. The treaty was signed in<< May>> and came into force in<< October>>. (" May" 10, " October" 9)',
+    '2. by the end of<< July>> the river had dried up (" July" 10)',
+    "Silent:",
+    "1. He may not have known of it.",
+    'In common: "names of months"',
+)
+ANSWERED = (
+    f"Unit: names of months\nText: The treaty was signed in May and came into force\nNumber: {STRONGEST}\n\n"
+    "Unit: names of months\nText: He may not have known of it before he\nNumber: 0\n\n"
+)
+EXPLANATION_TOKENS = 24
+ANSWER_TOKENS = 4
+
+
+class Explain(Section):
+    """Who explains which latents in words, and how much is shown and scored. See params.yaml.
+
+    ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: only latents from the first number to before the
+    second. ``items``: windows scored a latent, by token rules too, half of them active. ``timeout`` in seconds.
+    """
+
+    model: str | None
+    layers: list[int]
+    latents: int = Field(ge=0)
+    range: list[int] | None = Field(min_length=2, max_length=2)
+    shown: int = Field(gt=0)
+    silent: int = Field(ge=0)
+    items: int = Field(ge=2)
+    embedder: str | None
+    batch_size: int = Field(gt=0)
+    timeout: float = Field(gt=0)
+    retries: int = Field(ge=0)
+    parallel: int = Field(gt=0)
+
+
+def open_writer(params: Explain, lm: LanguageModel, fingerprint: str, replies: Path) -> tuple[Writer, str]:
+    """The writer that ``params.model`` names, and what to call it: lm or endpoint.
+
+    ``lm``: the model of `data/lm/`, with its ``fingerprint``; another one must be a folder or in the hub's cache.
+    ``replies``: the folder that keeps what was written.
+    """
+    kept = Replies(replies)
+    kind, colon, name = (params.model or "").partition(":")
+    if colon and kind == "endpoint":
+        return endpoint_writer(name, Patience(params.timeout, params.retries, params.parallel), kept), "endpoint"
+    if params.model != "lm":
+        source = str(params.model)
+        folder = next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
+        lm = load(folder or source, lm.model.dtype, lm.device, local_files_only=True)
+        weights = sorted(folder.glob("*.safetensors")) if folder else []
+        fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
+    return transformers_writer(lm, fingerprint, params.batch_size, kept), "lm"
+
+
+def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> list[Explanation]:
+    """Ask ``writer`` for an explanation of each case, and have it judge the scored windows by it.
+
+    Chance: the same windows, judged by another case's explanation. With one explanation alone there is no other.
+    """
+    replies = writer([explanation_prompt(case) for case in cases], EXPLANATION_TOKENS)
+    texts = [read_explanation(reply) for reply in replies]
+    found = [Explanation(case.latent, source, text) for case, text in zip(cases, texts, strict=True)]
+    for explanation in found:
+        explanation.unparsed += explanation.text is None
+    known = [i for i, text in enumerate(texts) if text is not None]
+    other = derangement(len(known), np.random.default_rng(seed))
+    own = [(i, texts[i] or "") for i in known]
+    permuted = [(i, texts[known[o]] or "") for i, o in zip(known, other, strict=True)] if len(known) > 1 else []
+    prompts = [answer_prompt(text, example) for i, text in own + permuted for example in cases[i].scored]
+    answers = iter([read_strength(reply) for reply in writer(prompts, ANSWER_TOKENS)] if prompts else [])
+    for end, pairs in (("", own), ("_chance", permuted)):
+        for i, _ in pairs:
+            said = np.array([next(answers) for _ in cases[i].scored], float)
+            found[i].scores |= {f"{name}{end}": value for name, value in score(cases[i].truth, said).items()}
+            if not end:
+                found[i].items = len(said)
+                found[i].unparsed += int(np.isnan(said).sum())
+    return found
+
+
+# --- what is asked, and how replies are read ------------------------------------------------------------------------
+
+
+def explanation_prompt(case: Case) -> str:
+    """Texts with the active tokens marked, texts without, and the question; before it one that is answered."""
+    most = max((max(example.values) for example in case.active), default=0.0)
+    active = [f"{i}. {_marked(example, most)}" for i, example in enumerate(case.active, 1)]
+    silent = [f"{i}. {_line(example.text)}" for i, example in enumerate(case.silent, 1)]
+    parts = [
+        "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>, and the "
+        f"strongest are listed with their activation from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the marked "
+        "tokens have in common. Reply with these words alone.",
+        "",
+        *SOLVED,
+        "",
+        "Active:",
+        *active,
+        *(["Silent:", *silent] if silent else []),
+        'In common: "',
+    ]
+    return "\n".join(parts)
+
+
+def answer_prompt(explanation: str, example: Example) -> str:
+    """One window, and the question how strongly the latent is active in it; before it two that are answered."""
+    return (
+        f"How strongly is a hidden unit of a language model active in a text, from 0 (silent) to {STRONGEST}? "
+        f"Reply with one number alone.\n\n{ANSWERED}Unit: {explanation}\nText: {_line(example.text)}\nNumber:"
+    )
+
+
+def _marked(example: Example, most: float) -> str:
+    text, inside = "", False
+    for piece, value in zip(example.pieces, example.values, strict=True):
+        mark = value >= MARKED * most and value > 0
+        text += ("<<" if mark else ">>") * (mark != inside) + piece
+        inside = mark
+    strongest = sorted(range(len(example.values)), key=lambda i: (-example.values[i], i))[:NAMED]
+    named = [
+        f"{json.dumps(example.pieces[i], ensure_ascii=False)} {round(STRONGEST * example.values[i] / most)}"
+        for i in strongest
+        if example.values[i] > 0
+    ]
+    return f"{_line(text + '>>' * inside)} ({', '.join(named)})"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read_explanation(reply: str) -> str | None:
+    """The first line of a reply if it has 1 to 8 words; None if it is longer, empty, or the form handed back."""
+    lines = [line for line in _said(reply).splitlines() if line.strip()]
+    text = re.sub(r"^\W*(explanation|answer|in common)\s*:", "", lines[0] if lines else "", flags=re.I)
+    text = _unquoted(re.sub(r"^\s*1[.)]\s+", "", text).strip(" \t'`*.")).strip(" \t'`*.")
+    placeholder = re.fullmatch(r"[\[<(].*[\])>]", text)
+    return text if 1 <= len(text.split()) <= WORDS and re.search(r"\w", text) and not placeholder else None
+
+
+def _unquoted(text: str) -> str:
+    """Without quotes around it, or what follows the end of a quotation that the prompt began."""
+    if text.count('"') % 2:
+        return text[1:] if text.startswith('"') else text.rpartition('"')[0]
+    return text[1:-1] if text.count('"') == 2 and text[0] == text[-1] == '"' else text
+
+
+def read_strength(reply: str) -> float:
+    """The number from 0 to 10 that a reply begins with; yes is 10 and no 0. NaN if it is neither."""
+    match = re.match(r"[^\w-]*(yes\b|no\b|\d+(?:\.\d+)?(?![\w.]*\d))", _said(reply), flags=re.I)
+    if not match:
+        return np.nan
+    word = match[1].lower()
+    number = {"yes": float(STRONGEST), "no": 0.0}.get(word)
+    number = float(word) if number is None else number
+    return number if number <= STRONGEST else np.nan
+
+
+def _said(reply: str) -> str:
+    """A reply without the thinking aloud that some models put before it."""
+    return reply.rpartition("</think>")[2].strip()

@@ -1,0 +1,248 @@
+"""All that is known of a layer's latents."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+
+from stages import files
+from stages.door import BadInput
+from stages.extract.shards import Activations, Contexts
+from stages.interpret import explanations, export, logit_lens, look, neighbours
+from stages.interpret import text as texts
+from stages.interpret.codes import write_codes
+from stages.interpret.enrichment import enrich
+from stages.interpret.examples import Examples, pool
+from stages.interpret.explain import Explain, explain, open_writer
+from stages.interpret.explanations import Explanation, Halves
+from stages.interpret.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
+from stages.interpret.read import Codes, open_codes
+from stages.interpret.statistics import Table, edges, geometry
+from stages.interpret.text import Text
+from stages.interpret.writers import embedder
+from stages.lm import LanguageModel
+from stages.machine import CPU
+from stages.params import Section
+from stages.resume import main_root
+from stages.sae.sae import SAE
+
+
+class Enrichment(Section):
+    """How many of a latent's strongest rows, and documents, are tested for labels."""
+
+    rows: int = Field(gt=0)
+    documents: int = Field(gt=0)
+
+
+class Interpret(Section):
+    """What is looked for, and how much of it is kept. See params.yaml."""
+
+    run: bool
+    window: int = Field(gt=0)
+    tokens: int = Field(ge=0)
+    logits: int = Field(ge=0)
+    neighbours: int = Field(ge=0)
+    examples: Examples
+    exports: list[Literal["jsonl", "npy"]]
+    filters: Filters
+    enrichment: Enrichment
+    explain: Explain
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a layer's latents are looked at on. ``titles`` and ``labels``: of every document of the corpus."""
+
+    activations: Activations
+    contexts: Contexts
+    titles: list[str | None]
+    labels: list[str | None]
+    lm: LanguageModel
+
+
+def check(sae: SAE, activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
+    """Refuse an SAE that is not of these activations, and activations that are not of these tokens or this model."""
+    if sae.width != activations.width:
+        raise BadInput(
+            f"the SAE reads vectors of width {sae.width}, but those of {activations.folder} have width "
+            f"{activations.width}; train it again"
+        )
+    for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
+        if meta["model"] != model:
+            raise BadInput(
+                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
+            )
+    if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
+        raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
+
+
+def interpret(
+    sae: SAE, source: Source, knobs: Interpret, seed: int, folder: Path, work: Path, device: torch.device = CPU
+) -> dict[str, Any]:
+    """Write `data/latents/<L>/` into ``folder``; return the report's numbers. ``work``: for files that are not kept."""
+    activations, lm = source.activations, source.lm
+    shards, largest = write_codes(sae, activations, folder, device)
+    codes, bins = open_codes(folder, shards, sae.latents), edges(largest)
+    text = texts.read_text(source.contexts, work, knobs.window)
+    halves = explanations.split(text, lm.bos, seed)
+    background = look.background_of(text, lm)
+    found = look.look(
+        codes,
+        look.Look(
+            activations,
+            text,
+            bins,
+            look.words(lm, background, source.titles, source.labels),
+            background,
+            halves,
+            pool(activations, text, knobs.examples.pool, seed),
+            look.Numbers(
+                knobs.tokens, knobs.enrichment.rows, knobs.enrichment.documents, knobs.explain.items, knobs.examples,
+                list(knobs.exports),
+            ),
+            seed,
+        ),
+        lm,
+        folder,
+    )  # fmt: skip
+    statistics = found.statistics | geometry(sae)
+    statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
+    statistics |= _logits(sae, lm, knobs.logits, folder)
+    export.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
+    near = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
+    export.write_table(folder / "neighbours.parquet", near, export.NEIGHBOURS)
+
+    counts = _counts(statistics)
+    report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
+    report["enrichment"] = _enrichment(found, source, text, seed, folder)
+    written = _explain(codes, statistics, found.rules, text, halves, source, knobs.explain, seed)
+    everything = sorted([*found.rules, *written], key=lambda e: (e.latent, e.source != "rule"))
+    rows = [explanation.row() for explanation in everything]
+    with export.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
+        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), export.GROUP)
+    report["rule"] = explanations.report(found.rules, seed)
+    if written:
+        report[written[0].source] = explanations.report(written, seed)
+    files.write_json(folder / "meta.json", _meta(source, sae, knobs, seed, text, bins, counts, shards, folder))
+    return report
+
+
+def _verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
+    """Quadrant, and whether the filters keep a latent and why not."""
+    quadrant = quadrants(statistics["entropy"], statistics["varentropy"], ~statistics["dead"])
+    firing = statistics["documents"] / documents
+    reasons = dropped(statistics["entropy_share"], firing, statistics["importance"], quadrant, filters)
+    return {"quadrant": quadrant, "dropped": reasons, "kept": np.array([reason is None for reason in reasons])}
+
+
+def _counts(statistics: Table) -> dict[str, Any]:
+    reasons, quadrant = statistics["dropped"], statistics["quadrant"]
+    return {
+        "latents": len(reasons),
+        "dead": int(statistics["dead"].sum()),
+        "kept": int(statistics["kept"].sum()),
+        "dropped": {name: reasons.count(name) for name in REASONS},
+        "quadrants": {name: quadrant.count(name) for name in QUADRANTS.values()},
+    }
+
+
+def _logits(sae: SAE, lm: LanguageModel, top: int, folder: Path) -> Table:
+    """Write `logits.parquet`; skew and kurtosis, NaN where the model's head is not understood."""
+    found = logit_lens.lens(sae.decoder, lm, top) if top else None
+    if found is None:
+        return dict.fromkeys(("skew", "kurtosis"), np.full(sae.latents, np.nan))
+    columns = found.columns()
+    tokens, number = np.unique(columns["token"], return_inverse=True)
+    names = pa.array(texts.pieces(lm.tokenizer, tokens.tolist()), pa.string())
+    export.write_table(folder / "logits.parquet", {**columns, "piece": names.take(pa.array(number))}, export.LOGITS)
+    return {"skew": found.skew, "kurtosis": found.kurtosis}
+
+
+def _enrichment(found: look.Looked, source: Source, text: Text, seed: int, folder: Path) -> dict[str, Any] | None:
+    """Write `enrichment.parquet`; None, said aloud, where there are not two labels to tell apart."""
+    names = sorted({label for label in source.labels if label is not None})
+    if len(names) < 2:
+        sys.stderr.write(
+            f"interpret: enrichment is skipped: the corpus has {len(names)} labels, and it takes two; "
+            "name the column in params.yaml: fetch.corpus.sources, as label\n"
+        )
+        return None
+    number = {name: place for place, name in enumerate(names)}
+    label = np.array([-1 if name is None else number[name] for name in source.labels])
+    owner = text.document_of(np.arange(text.rows))
+    rows, documents = look.joined(found.rows), look.joined(found.documents)
+    columns, report = enrich(rows, documents, owner, label, len(names), seed)
+    labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
+    export.write_table(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
+    return report
+
+
+def _explain(
+    codes: Codes,
+    statistics: Table,
+    rules: list[Explanation],
+    text: Text,
+    halves: Halves,
+    source: Source,
+    knobs: Explain,
+    seed: int,
+) -> list[Explanation]:
+    """Explanations in words of the most important latents that the filters keep, and embedding scores of these.
+
+    Those that can be scored come first: one that fires in every window has no silent one to be told from.
+    """
+    if knobs.model is None or source.activations.layer not in knobs.layers:
+        return []
+    low, high = knobs.range or (0, codes.latents)
+    full = np.array([rule.items == knobs.items for rule in rules])
+    order = np.lexsort((-statistics["importance"], ~(statistics["kept"] & full)))
+    chosen = [j for j in order.tolist() if low <= j < high and not statistics["dead"][j]][: knobs.latents]
+    shown = knobs.shown, knobs.silent, knobs.items, partial(texts.pieces, source.lm.tokenizer)
+    cases = [explanations.case(codes.columns(j, j + 1), j, halves, text, *shown) for j in sorted(chosen)]
+    fingerprint = source.activations.meta["model"]["fingerprint"]
+    writer, name = open_writer(knobs, source.lm, fingerprint, main_root() / ".replies")
+    found = explain(cases, writer, name, seed)
+    if knobs.embedder is not None and cases:
+        embed = embedder(knobs.embedder)
+        for some in (found, [rules[case.latent] for case in cases]):
+            explanations.add_embedding_score(some, cases, embed, seed)
+    return found
+
+
+def _meta(
+    source: Source,
+    sae: SAE,
+    knobs: Interpret,
+    seed: int,
+    text: Text,
+    bins: np.ndarray,
+    counts: dict[str, Any],
+    shards: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
+    meta = source.activations.meta
+    return {
+        "layer": meta["layer"],
+        "latents": sae.latents,
+        "width": sae.width,
+        "rows": meta["rows"],
+        "documents": len(text.documents),
+        "model": meta["model"],
+        "hook": meta["hook"],
+        "corpus": meta["corpus"],
+        "texts": "training",
+        "labels": sorted({label for label in source.labels if label is not None}) or None,
+        "context": source.contexts.meta["context"],
+        "seed": seed,
+        "counts": counts,
+        "histogram_edges": bins.tolist(),
+        "interpret": knobs.model_dump(),
+        "files": sorted(path.name for path in folder.iterdir() if path.is_file()),
+        "shards": shards,
+    }

@@ -1,0 +1,185 @@
+"""One pass over a layer's codes, a range of latents at a time: what goes by latent is computed and written there."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from stages.extract.shards import Activations
+from stages.interpret import examples as find
+from stages.interpret import export
+from stages.interpret.enrichment import Sets
+from stages.interpret.examples import Examples
+from stages.interpret.explanations import Explanation, Halves, by_rules
+from stages.interpret.read import Codes, Columns
+from stages.interpret.statistics import (
+    ByDocument,
+    Table,
+    by_document,
+    ranks,
+    statistics,
+    token_counts,
+    token_statistics,
+)
+from stages.interpret.text import Text, pieces
+from stages.lm import LanguageModel
+
+
+class Numbers(NamedTuple):
+    """How many: tokens of each latent's first-order statistics; strongest rows and documents for enrichment; scored
+    windows; windows of each kind."""
+
+    tokens: int
+    rows: int
+    documents: int
+    items: int
+    examples: Examples
+    exports: list[str]
+
+
+@dataclass
+class Looked:
+    """What the pass leaves in memory: some numbers a latent. ``rows`` and ``documents``: the strongest ones."""
+
+    statistics: Table = field(default_factory=dict)
+    rows: list[Sets] = field(default_factory=list)
+    documents: list[Sets] = field(default_factory=list)
+    rules: list[Explanation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that a range of latents is looked at with."""
+
+    activations: Activations
+    text: Text
+    bins: np.ndarray
+    words: export.Words
+    background: np.ndarray
+    halves: Halves
+    pool: find.Pool
+    numbers: Numbers
+    seed: int
+
+    def examples(self, columns: Columns, order: np.ndarray) -> list[find.Found]:
+        """Windows of every kind, the top ones first, the near ones last."""
+        text, knobs, seed = self.text, self.numbers.examples, self.seed
+        top = find.top(columns, order, text, knobs)
+        return [
+            top,
+            *find.deciles(columns, order, text, knobs, seed),
+            find.random(columns, text, top, knobs, seed),
+            find.zeros(columns, text, knobs, seed),
+            find.near(columns, text, top, self.pool, self.activations, knobs),
+        ]
+
+    def tokens(self, columns: Columns) -> Table:
+        """`tokens.parquet` for a range."""
+        found = token_statistics(columns, self.text, self.background, self.numbers.tokens)
+        return {**found, "piece": self.words.pieces.take(pa.array(found["token"]))}
+
+
+def words(
+    lm: LanguageModel, background: np.ndarray, titles: list[str | None], labels: list[str | None]
+) -> export.Words:
+    """The text of every token that occurs (the others are empty), and what documents are called."""
+    there = np.flatnonzero(background)
+    found = np.full(len(background), "", object)
+    found[there] = pieces(lm.tokenizer, there.tolist())
+    return export.Words(pa.array(found, WORD), pa.array(titles, WORD), pa.array(labels, WORD))
+
+
+WORD = pa.string()
+TABLES = {
+    "documents": export.DOCUMENTS,
+    "tokens": export.TOKENS,
+    "examples": export.EXAMPLES,
+    "rules": export.RULES,
+}
+
+
+def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
+    """Write what goes by latent into ``folder`` and return what is still to be put together."""
+    found, exports = Looked(), with_.numbers.exports
+    arrays = export.Arrays(codes.latents, with_.numbers.examples)
+    parts: list[Table] = []
+
+    @cache
+    def piece(token: int) -> str:
+        return pieces(lm.tokenizer, [token])[0]
+
+    with ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(export.writing(folder / f"{name}.parquet", schema))
+            for name, schema in TABLES.items()
+        }
+        path = folder / "examples.jsonl.gz" if "jsonl" in exports else None
+        file = stack.enter_context(export.lines(path, with_.words.pieces))
+        bar = stack.enter_context(tqdm(total=codes.latents, desc="latents", unit="", disable=None))
+        for first, end in codes.ranges():
+            columns = codes.columns(first, end)
+            spread, order = by_document(columns, with_.text), find.by_strength(columns)
+            parts.append(statistics(columns, spread, with_.text, with_.bins))
+            rules, explained = by_rules(columns, with_.halves, with_.numbers.items, piece)
+            windows = with_.examples(columns, order)
+            shown = export.examples(columns, windows, with_.text, with_.words)
+            for kind, some in zip(("topk", "random", "zero"), (windows[0], windows[-3], windows[-1]), strict=True):
+                arrays.add(kind, columns, some)
+            written = {
+                "documents": export.table(_documents(columns, spread), export.DOCUMENTS),
+                "tokens": export.table(with_.tokens(columns), export.TOKENS),
+                "examples": shown,
+                "rules": pa.Table.from_pylist(rules, export.RULES),
+            }
+            for name, table in written.items():
+                tables[name].write_table(table, export.GROUP)
+            if file is not None:
+                file.write(shown)
+            found.rules += explained
+            found.rows.append(_strongest(columns, order, with_.numbers.rows))
+            found.documents.append(_strongest_documents(spread, len(columns), with_.numbers.documents))
+            bar.update(end - first)
+    if "npy" in exports:
+        arrays.write(folder)
+    found.statistics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return found
+
+
+def _documents(columns: Columns, spread: ByDocument) -> dict[str, Any]:
+    latent = spread.latent + columns.first
+    return {"latent": latent, "document": spread.document, "mean": spread.mean, "max": spread.max}
+
+
+def _strongest(columns: Columns, order: np.ndarray, most: int) -> Sets:
+    """The ``most`` strongest rows of each latent; ``order``: the entries by latent and falling value."""
+    latent = columns.latents()[order]
+    order, latent = order[ranks(latent) < most], latent[ranks(latent) < most]
+    return _sets(latent, columns.rows[order], len(columns))
+
+
+def _strongest_documents(spread: ByDocument, latents: int, most: int) -> Sets:
+    """The ``most`` documents of each latent with the highest mean activation."""
+    order = np.lexsort((spread.document, -spread.mean, spread.latent))
+    latent = spread.latent[order]
+    order, latent = order[ranks(latent) < most], latent[ranks(latent) < most]
+    return _sets(latent, spread.document[order], latents)
+
+
+def _sets(latent: np.ndarray, items: np.ndarray, latents: int) -> Sets:
+    return Sets(np.searchsorted(latent, np.arange(latents + 1)), items)
+
+
+def joined(parts: list[Sets]) -> Sets:
+    """The sets of all ranges."""
+    counts = np.concatenate([np.diff(part.starts) for part in parts])
+    return Sets(np.concatenate([[0], counts.cumsum()]), np.concatenate([part.items for part in parts]))
+
+
+def background_of(text: Text, lm: LanguageModel) -> np.ndarray:
+    """(vocabulary,) on how many rows each token stands."""
+    return token_counts(text, len(lm.tokenizer))
