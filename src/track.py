@@ -18,7 +18,8 @@ def main(train: str, scorecard: str, summary: str, page: str, plots: str) -> Non
             summary=read_json(Path(summary)),
             scorecard=read_json(Path(scorecard)),
             histories={
-                f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])
+                **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])},
+                **{f"interpret@{layer}": [] for layer in load("layers", list[int])},  # numbers, but no curve
             },
             artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots)],
         )

@@ -40,7 +40,8 @@ class Experiment:
     def stage_params(self, stage: str) -> dict[str, Any]:
         """The params of ``train@9``: the section train, with what ``by_layer`` says of layer 9."""
         section, _, layer = stage.partition("@")
-        changes = {str(key): knobs for key, knobs in self.params["by_layer"].items()}.get(str(layer), {})
+        by_layer = self.params["by_layer"] if section == "train" else {}
+        changes = {str(key): knobs for key, knobs in by_layer.items()}.get(str(layer), {})
         return {**self.params[section], **changes, "layer": int(layer), "seed": self.params["seed"]}
 
     def stage_metrics(self, stage: str) -> dict[str, float]:

@@ -17,7 +17,12 @@ import yaml
 from stages.params import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-READERS = {"fetch": "read", "extract": "shards", "report": "results"}  # what a later room may open files with
+READERS = {
+    "fetch": "read",
+    "extract": "shards",
+    "interpret": "read",
+    "report": "results",
+}  # what a later room may open files with
 FLOORS = {"sae"}  # folders of the ground floor
 FORBIDDEN = re.compile(r"pickle|torch\.load")
 
@@ -319,7 +324,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         paths_are_edges,
-        lambda root: recommand(root, "data/layers data/sae reports/train", "data/layers data/sae reports/plots"),
+        lambda root: recommand(root, "data/latents reports/train", "data/latents reports/plots"),
         "select's command has reports/plots, which is no dep or out",
     ),
     (
@@ -339,8 +344,8 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         sections_are_known,
-        lambda root: add(root / "params.yaml", "\ninterpret: {}\n"),
-        "params.yaml has interpret, which SECTIONS lacks",
+        lambda root: add(root / "params.yaml", "\ncook: {}\n"),
+        "params.yaml has cook, which SECTIONS lacks",
     ),
     (
         sections_are_known,

@@ -30,7 +30,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
-STAGES = ["select", "fetch_lm", "fetch_corpus", "extract", *(f"train@{layer}" for layer in LAYERS), "report", "track"]
+STAGES = [
+    *("select", "fetch_lm", "fetch_corpus", "extract"),
+    *(f"{stage}@{layer}" for stage in ("train", "interpret") for layer in LAYERS),
+    *("report", "track"),
+]
 PARAMS = {
     "layers": LAYERS,
     "machine.threads": 1,
@@ -46,6 +50,8 @@ PARAMS = {
     "train.epochs": 2,
     "train.batch_size": 256,
     "train.ce_tokens": 200,
+    "interpret.window": 8,
+    "interpret.explain.model": None,
 }
 
 
@@ -223,7 +229,9 @@ def test_every_artifact_is_there(project: Project):
     for layer in LAYERS:
         expected += [f"data/activations/{layer}/meta.json", f"data/sae/{layer}/cfg.json"]
         expected += [f"data/sae/{layer}/sae_weights.safetensors", f"data/sae/{layer}/final/sae_weights.safetensors"]
-        expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv"]
+        expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv", f"reports/interpret/{layer}.json"]
+        expected += [f"reports/latents/{layer}/index.html"]
+        expected += [f"data/latents/{layer}/{name}" for name in ("meta.json", "statistics.parquet", "examples.parquet")]
     assert set(expected) <= set(project.facts["hashes"])
     assert list((project.folder / "reports/plots").glob("*.png"))
     card = json.loads((project.folder / "reports/scorecard.json").read_text())
@@ -267,14 +275,22 @@ def experiments(project: Project) -> dict[str, str]:
 
 
 def test_an_experiment_runs_only_what_it_touches(experiments: dict[str, str]):
-    assert ran(experiments["k4"]) == ["train@0", "train@2", "report", "track"]
+    assert ran(experiments["k4"]) == STAGES[4:]
     assert ran(experiments["cached"]) == ["track"]
 
 
 def test_queued_experiments_run_side_by_side(project: Project, experiments: dict[str, str]):
     assert experiments["status"].count("Success") == 2
     assert ran(experiments["one-layer"]) == ["select", "extract", "report", "track"]  # layer 2 is the same bytes
-    assert ran(experiments["seeded"]) == ["select", "fetch_corpus", "extract", "train@2", "report", "track"]
+    assert ran(experiments["seeded"]) == [
+        "select",
+        "fetch_corpus",
+        "extract",
+        "train@2",
+        "interpret@2",
+        "report",
+        "track",
+    ]
     commits = {"base": project.facts["base"], **project.experiments()}
     weights = {name: project.lock(commit)["train@2"]["outs"][0]["md5"] for name, commit in commits.items()}
     assert weights["one-layer"] == weights["base"] != weights["k4"] == weights["cached"]

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from planted import planted
 
 from stages.door import BadInput
 from stages.files import write_json, write_text
 from stages.params import check
+from stages.readable import number, visible
 from stages.report.glossary import GLOSSARY
-from stages.report.page import bound, number, visible
+from stages.report.page import bound
 from stages.report.results import Result, read_history, read_result
 from stages.report.scorecard import failures, scorecard, summary
 from stages.targets import Targets
@@ -105,12 +107,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with this project's params.yaml and three layers' measurements."""
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
+    for layer in range(18):  # as `interpret.run: false` leaves them
+        write_json(tmp_path / "interpret" / f"{layer}.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "train", "scorecard.json", "summary.json", "report.html", "plots"]
+    words = ["report", "train", "interpret", "latents"]
+    words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
 
@@ -175,6 +180,20 @@ def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPat
     for word in ("gemma-3-270m", "batchtopk", "resid_post", "160,000", "4,096", "package:gensim-wikipedia"):
         assert word in page
     assert all(entry.meaning in html.unescape(page) for entry in GLOSSARY.values())
+
+
+def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    assert "<h2>Latents" not in Path("report.html").read_text(encoding="utf-8"), "none was interpreted"
+    for layer in (3, 9):
+        planted(Path(f"latents/{layer}"), layer)
+        write_json(Path(f"interpret/{layer}.json"), {"layer": layer, "dead": 1})
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="latents/([^"]+)"', page)
+    assert {"index.html", "3/index.html", "9/index.html", "9/0.html"} <= set(links) and len(links) == 13
+    assert all((Path("pages") / link).exists() for link in links)
+    assert "latent 1 &#34; onmouseover" in page, "an explanation is text, not markup"
 
 
 def test_enforce_fails_after_writing_and_names_what_failed(

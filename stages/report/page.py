@@ -2,15 +2,16 @@
 
 import base64
 from collections.abc import Mapping
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import Field
 
 from stages.params import Section
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
+from stages.report.latents import Layer
 from stages.report.results import Result
 from stages.report.scorecard import Scorecard, failures
+from stages.report.templates import environment
 from stages.targets import Targets
 
 CAPTIONS = {
@@ -28,21 +29,22 @@ class Report(Section):
 
     title: str
     outlier_tokens: int
+    pages: int = Field(ge=0)
 
 
 def render(
-    results: list[Result], card: Scorecard, pictures: Mapping[str, bytes], targets: Targets, text: str, report: Report
+    results: list[Result],
+    card: Scorecard,
+    pictures: Mapping[str, bytes],
+    targets: Targets,
+    text: str,
+    report: Report,
+    latents: list[Layer],
 ) -> str:
-    """Return the page; ``text`` names the corpus."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "bound": bound, "token": visible}
-    return environment.get_template("page.html.j2").render(
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at."""
+    templates = environment()
+    templates.filters["bound"] = bound
+    return templates.get_template("page.html.j2").render(
         report=report,
         results=results,
         controls=list(results[0].controls),
@@ -58,16 +60,8 @@ def render(
         captions=CAPTIONS,
         glossary=GLOSSARY,
         text=text,
+        latents=latents,
     )
-
-
-def number(value: float | int | None) -> str:
-    """Three significant digits, or all of an integer's: 0.00412, 63.8, 160,000."""
-    if value is None:
-        return "–"
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def bound(line: Mapping[str, float | None]) -> str:
@@ -76,8 +70,3 @@ def bound(line: Mapping[str, float | None]) -> str:
     if low is None:
         return f"≤ {high:g}"
     return f"≥ {low:g}" if high is None else f"{low:g} – {high:g}"
-
-
-def visible(token: str) -> str:
-    """A token with its white space made visible: newline -> ``\\n``, a leading space -> ``␣``."""
-    return token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").replace(" ", "␣").replace("▁", "␣")

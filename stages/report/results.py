@@ -1,7 +1,8 @@
-"""Read what train wrote for one layer: ``<L>.json`` (measurements) and ``<L>.csv`` (history)."""
+"""Read what train wrote for a layer, ``<L>.json`` (measurements) and ``<L>.csv`` (history), and interpret's numbers."""
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -76,6 +77,12 @@ class Result(_Part):
 def read_result(path: Path) -> Result:
     """Read ``<L>.json``."""
     return check(read_json(path), Result, str(path))
+
+
+def read_interpreted(path: Path) -> dict[str, Any] | None:
+    """Read `reports/interpret/<L>.json`: its numbers, nested; None if the stage was skipped."""
+    found = read_json(path)
+    return None if found.get("skipped") else found
 
 
 def read_history(path: Path) -> History:

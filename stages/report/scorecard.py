@@ -1,5 +1,6 @@
 """Judge every layer and its controls; flatten every number for `dvc exp show`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from stages.report.results import Result
@@ -42,8 +43,12 @@ def scorecard(results: list[Result], targets: Targets) -> Scorecard:
     }
 
 
-def summary(results: list[Result], card: Scorecard) -> dict[str, float | int]:
+def summary(
+    results: list[Result], card: Scorecard, interpreted: Mapping[int, dict[str, Any]] | None = None
+) -> dict[str, float | int]:
     """Every number of the SAEs under a name that reads well as a column: ``train.9.fvu_inlier``.
+
+    ``interpreted``: layer -> what interpret measured, nested: ``interpret.9.dropped.dead``.
 
     The controls' numbers stay in the scorecard: three times as many columns would hide the ones that one compares.
     What does not apply is left out, because DVC warns of a null metric.
@@ -62,6 +67,19 @@ def summary(results: list[Result], card: Scorecard) -> dict[str, float | int]:
             "outlier_variance": result.outliers.share_of_variance,
         }
         numbers |= {f"train.{result.layer}.{name}": value for name, value in facts.items() if value is not None}
+    for layer, found in (interpreted or {}).items():
+        numbers |= _flat(found, f"interpret.{layer}.")
+    return numbers
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:
+    """The numbers among nested ``values``; text, lists, null and the layer's own number are left out."""
+    numbers: dict[str, float | int] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            numbers |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and name != "layer":
+            numbers[f"{prefix}{name}"] = value
     return numbers
 
 

@@ -1,0 +1,43 @@
+"""Stage interpret@L: what each latent of a layer fires on."""
+
+from pathlib import Path
+
+from stages import params, resume
+from stages.door import run
+from stages.extract.shards import open_activations, open_contexts
+from stages.fetch import read
+from stages.files import write_json
+from stages.interpret import interpret as room
+from stages.lm import DTYPES, load
+from stages.machine import Machine, start
+from stages.sae import disk
+
+
+def main(activations: str, tokens: str, corpus: str, sae: str, lm: str, target: str, report: str) -> None:
+    """ACTIVATIONS of a layer, their TOKENS, CORPUS, SAE and LM -> what its latents fire on in TARGET, and REPORT."""
+    knobs = params.load("interpret", room.Interpret)
+    if not knobs.run:
+        for path in (Path(target) / "meta.json", Path(report)):
+            write_json(path, {"skipped": True})
+        return
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    seed, machine = params.load("seed", int), params.load("machine", Machine)
+    coder, config = disk.load(Path(sae))
+    room.check(coder, rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    device = start(machine)
+    source, options = read.lm_path(Path(lm))
+    facts = {
+        "activations": rows.meta,
+        "sae": config,
+        "interpret": knobs.model_dump(),
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+    with resume.scratch(f"interpret-{rows.layer}", facts) as work:
+        loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
+        from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), loaded)
+        write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))
+
+
+if __name__ == "__main__":
+    run(main)

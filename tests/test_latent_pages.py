@@ -1,0 +1,339 @@
+"""The latents' pages: what a text holds stays text, every link leads somewhere, and the bytes repeat."""
+
+import json
+import math
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+from planted import DEAD, DENSE, EVIL, LATENTS, planted
+
+from stages.interpret.neighbours import nearest
+from stages.interpret.read import open_latents
+from stages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
+from stages.report.latents import chosen, context, histogram, inert, read_layer, site
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data/latents/` with two layers."""
+    root = tmp_path_factory.mktemp("latents")
+    for layer in (3, 9):
+        planted(root / str(layer), layer)
+    return root
+
+
+def files(latents: Path, pages: int = 10, selected: tuple[int, ...] = (DEAD,)) -> dict[str, str]:
+    return dict(site([read_layer(open_latents(latents / str(layer)), pages, selected) for layer in (3, 9)]))
+
+
+@pytest.fixture(scope="module")
+def written(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`reports/` with the pages in it."""
+    root = tmp_path_factory.mktemp("reports")
+    (root / "report.html").write_text("<!doctype html>", encoding="utf-8")
+    for name, text in files(latents).items():
+        (root / "latents" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "latents" / name).write_text(text, encoding="utf-8")
+    return root / "latents"
+
+
+class Parsed(HTMLParser):
+    """The tags, the attributes, the text and the scripts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attrs]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.scripts:
+            self.scripts[-1] += data
+        self.text += data
+
+
+def pages(root: Path) -> Iterator[tuple[Path, Parsed]]:
+    for file in sorted(root.rglob("*.html")):
+        yield file, Parsed(file.read_text(encoding="utf-8"))
+
+
+# --- the pages ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_text_holds_is_inert(written: Path):
+    for file, page in pages(written):
+        index = file.name == "index.html" and file.parent != written
+        assert page.tags.count("script") == (2 if index else 0), file
+        assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "autofocus"], file
+        assert not {"b", "img", "iframe"} & set(page.tags), file
+        if not index:
+            assert any(tag == "meta" and "script-src 'none'" in (value or "") for tag, _, value in page.attributes)
+        assert "\x1b" not in file.read_text(encoding="utf-8")
+    page = Parsed((written / "9" / "0.html").read_text(encoding="utf-8"))
+    for evil in EVIL:
+        assert evil in page.text, f"{evil} is shown as it is"
+
+
+def test_an_indexs_data_are_inert_and_whole(latents: Path, written: Path):
+    page = Parsed((written / "9" / "index.html").read_text(encoding="utf-8"))
+    data = json.loads(page.scripts[0])
+    assert not set("<>&") & set(page.scripts[0])
+    assert all(len(data[name]) == LATENTS for name in ("text", "tokens", "context", "state", "density", "importance"))
+    assert data["text"][1] == f"latent 1 {EVIL[1]}"
+    assert data["states"][data["state"][DEAD]] == "dead" and data["states"][data["state"][DENSE]] == "density"
+    assert data["importance"][4] == pytest.approx(6 / 5, rel=1e-3)
+    assert data["pages"] == read_layer(open_latents(latents / "9"), 10, [DEAD]).ids
+    assert inert({"a": EVIL[0] + "\u2028"}) == json.dumps({"a": EVIL[0] + "\u2028"}, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    ).replace(">", "\\u003e")
+
+
+def test_links_lead_somewhere_and_nothing_leaves_the_folder(written: Path):
+    links = 0
+    for file, page in pages(written):
+        ids = {value for _, name, value in page.attributes if name == "id"}
+        for tag, name, value in page.attributes:
+            if name not in ("href", "src"):
+                continue
+            assert value and not re.match(r"[a-z]+:|//", value), f"{file}: {tag} {value}"
+            path, _, fragment = value.partition("#")
+            assert (file.parent / path).resolve().exists(), f"{file}: {value}"
+            if path.endswith("index.html") and fragment:
+                assert int(fragment) < LATENTS
+            elif not path:
+                assert fragment in ids
+            links += 1
+    assert links > 100
+    for name in ("latents.css", "latents.js"):
+        assert not re.findall(r"https?:|@import|url\(", (written / name).read_text(encoding="utf-8"))
+
+
+def test_the_bytes_repeat(latents: Path):
+    assert files(latents) == files(latents)
+
+
+def test_which_latents_get_a_page(latents: Path):
+    statistics = read_layer(open_latents(latents / "9"), 0).statistics
+    by_importance = sorted((row for row in statistics if row["kept"]), key=lambda row: -row["importance"])
+    assert chosen(statistics, 10) == [row["latent"] for row in by_importance[:10]]
+    assert DENSE not in chosen(statistics, 38) and DENSE in chosen(statistics, 39)
+    assert set(chosen(statistics, LATENTS)) == set(range(LATENTS)) - {DEAD}, "living ones only"
+    assert set(chosen(statistics, 0, [DEAD, 5, 5, 4096])) == {DEAD, 5}
+
+
+def test_a_dead_latent_says_so_and_nothing_stands_in(written: Path):
+    page = Parsed((written / "9" / f"{DEAD}.html").read_text(encoding="utf-8"))
+    assert "Dead: never active on any of the 1,000 tokens." in page.text
+    assert "mark" not in page.tags and "svg" not in page.tags and "Strongest" not in page.text
+
+
+def test_a_page_says_what_is_known(written: Path):
+    text = (written / "9" / "0.html").read_text(encoding="utf-8")
+    page = Parsed(text)
+    for heading in (
+        "Strongest",
+        "From strong to weak",
+        "At random",
+        "Near misses",
+        "Silent",
+        "Logit lens",
+        "Neighbours",
+    ):
+        assert heading in page.text
+    assert page.text.index("Strongest") < page.text.index("From strong") < page.text.index("Near misses")
+    assert "rank 1 of 39" in page.text
+    assert page.text.index("rule latent 0") < page.text.index("lm latent 0"), "the better explanation first"
+    assert text.count("<svg") == 1 and "–0" not in text and "nan" not in page.text.lower()
+    assert 'class="a10 peak" data-v="8"' in text
+    assert re.search(r'<mark class="a\d+" data-v="[\d.]+">', text)
+
+
+def test_a_dropped_latent_says_why(latents: Path):
+    made = files(latents, 0, (DENSE,))
+    assert "dropped: density" in Parsed(made[f"9/{DENSE}.html"]).text
+
+
+def test_a_layer_without_language_model_labels_and_explanations(latents: Path, tmp_path: Path):
+    folder = planted(tmp_path / "9", 9)
+    for name in ("logits", "enrichment", "explanations", "rules", "neighbours"):
+        (folder / f"{name}.parquet").unlink()
+    made = dict(site([read_layer(open_latents(folder), 3)]))
+    page = Parsed(made["9/0.html"])
+    assert "Strongest" in page.text and "Logit lens" not in page.text and "Explanation" not in page.text
+    assert json.loads(Parsed(made["9/index.html"]).scripts[0])["text"] == [""] * LATENTS
+
+
+def test_nothing_interpreted_is_a_page_that_says_so():
+    assert "None was interpreted" in dict(site([]))["index.html"]
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_context_marks_what_is_active():
+    example = {"position": 5, "first": 4, "pieces": [" a", " <b>", "\n", " "], "values": [0.0, 4.0, 0.3, 1.0]}
+    assert context(example, 4.0) == (
+        'a <mark class="a10 peak" data-v="4">&lt;b&gt;</mark><mark class="a1" data-v="0.3">↵</mark>'
+        '<mark class="a3" data-v="1">␣</mark>'
+    )
+    assert [shade(value, 4.0, 10) for value in (1e-9, 0.4, 0.41, 4.0, 5.0)] == [1, 1, 2, 10, 10]
+
+
+def test_white_space_can_be_seen():
+    assert [inline(piece) for piece in (" of", "▁of", "a\nb", "\t", "\x1b[0m", "\u202e")] == [
+        " of", " of", "a↵b", "⇥", "\\x1b[0m", "\\x202e",
+    ]  # fmt: skip
+    assert [marked(piece) for piece in (" of", "  ", "of", "\n")] == [(" ", "of"), ("", "␣␣"), ("", "of"), ("", "↵")]
+    assert excerpt([" a", " b", "c", " d"], 1) == ("a ", "b", "c d")
+    assert excerpt([" a"], 0) == ("", "a", "")
+    assert percent(0.0312) == "3.12 %"
+
+
+def test_a_histogram_is_as_high_as_its_counts():
+    drawing = histogram([0, 1, 4, 0], [0.0, 1.0, 2.0, 4.0, 8.0], 2.5)
+    heights = [float(height) for height in re.findall(r'<rect .*? height="([\d.]+)"', drawing)]
+    assert heights == [20.5, 82.0]
+    assert "2 – 4: 4 tokens" in drawing and 'aria-label="' in drawing
+    assert histogram([0, 0], [0.0, 1.0, 2.0], 0.0) == ""
+
+
+def test_explanations_and_labels_are_ordered_by_what_they_prove():
+    notes = [{"balanced_accuracy": value, "balanced_accuracy_chance": chance} for value, chance in
+             ((None, None), (0.9, 0.8), (0.7, None), (0.8, 0.5))]  # fmt: skip
+    assert [note["balanced_accuracy"] for note in best_first(notes)] == [0.8, 0.7, 0.9, None]
+    tests = [{"label": label, "level": level, "q": q} for label, level, q in
+             (("a", "token", 0.0), ("b", "document", 0.1), ("b", "token", 0.9))]  # fmt: skip
+    assert [label for label, _ in by_label(tests)] == ["b", "a"]
+
+
+def test_neighbours_equal_brute_force():
+    rng = np.random.default_rng(0)
+    decoder = rng.normal(size=(1500, 12)).astype(np.float32)
+    alive = rng.random(1500) > 0.1
+    found = nearest(decoder, alive, 4)
+    unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
+    for latent in (0, 700, 1499):
+        cosine = np.where(alive, unit @ unit[latent], -2.0)
+        cosine[latent] = -2.0
+        mine = found["latent"] == latent
+        assert mine.sum() == (4 if alive[latent] else 0)
+        if alive[latent]:
+            assert found["neighbour"][mine].tolist() == np.argsort(-cosine)[:4].tolist()
+            assert found["cosine"][mine] == pytest.approx(np.sort(cosine)[::-1][:4], abs=1e-6)
+    assert len(nearest(decoder[:2], np.array([True, False]), 4)["latent"]) == 0, "one alone has none"
+
+
+# --- the card in the terminal ---------------------------------------------------------------------------------------
+
+
+def show(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["show", *words])
+    runpy.run_module("src.show", run_name="__main__")
+
+
+def test_show_prints_a_card(latents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    show(monkeypatch, "9", "0", str(latents))
+    said = capsys.readouterr().out
+    assert said.startswith("layer 9 · latent 0\n")
+    for word in ("rule: latent 0", "importance 2", "(rank 1 of 39)", "strongest", "neighbours", "«", "promoted"):
+        assert word in said
+    assert "\x1b" not in said, "no colour where nobody looks, and no escapes from the text"
+    assert max(map(len, said.splitlines())) <= 120
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show(monkeypatch, "9", "0", str(latents))
+    said = capsys.readouterr().out
+    assert "\x1b[1;4;38;5;16;48;5;208m" in said and "\x1b[31m" not in said
+    assert "«" not in said
+
+
+def test_show_says_that_a_latent_is_dead(
+    latents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    show(monkeypatch, "9", str(DEAD), str(latents))
+    assert capsys.readouterr().out == f"layer 9 · latent {DEAD}   dead\nnever active on any of the 1,000 tokens\n"
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["9", "40"], "latent 40 is out of range: layer 9 has latents 0 to 39"),
+        (["9", "-1"], "the latent is '-1', not a whole number"),
+        (["nine", "1"], "the layer is 'nine', not a whole number"),
+        (["12", "1"], "meta.json is missing"),
+    ],
+)
+def test_show_refuses_in_one_sentence(
+    latents: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    sentence: str,
+):
+    with pytest.raises(SystemExit) as end:
+        show(monkeypatch, *words, str(latents))
+    said = capsys.readouterr()
+    assert end.value.code == 1 and said.out == ""
+    assert sentence in said.err and said.err.count("\n") == 1
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    if (binary := browser.path()) is None:
+        pytest.skip("no Chromium is installed; CHROME_PATH may name one")
+    with browser.opened(binary, tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+def test_every_page_opens_without_complaints(written: Path, tab: browser.Page):
+    for width in (1280, 390):
+        tab.size(width, 900)
+        for file, _ in pages(written):
+            tab.open(file)
+            assert tab.complaints == [], file
+            assert tab.run("document.documentElement.scrollWidth") <= width, f"{file} is wider than {width}"
+
+
+def test_the_index_searches_and_sorts(written: Path, tab: browser.Page):
+    def shown() -> list[int]:
+        return tab.run("[...document.querySelectorAll('tbody tr td.id')].map((cell) => parseInt(cell.textContent))")
+
+    def search(words: str) -> list[int]:
+        tab.run(f"query.value = {json.dumps(words)}; query.dispatchEvent(new Event('input'))")
+        return shown()
+
+    tab.size(1280, 900)
+    tab.open(written / "9" / "index.html")
+    importance = {latent: (2.0 + latent % 5) / (latent + 1) for latent in range(LATENTS) if latent not in (DEAD, DENSE)}
+    falling = sorted(importance, key=lambda latent: (-importance[latent], latent))
+    assert shown() == falling, "what the filters kept, the most important first"
+    tab.run("document.querySelector('[data-sort=importance]').click()")
+    assert math.isclose(importance[shown()[0]], min(importance.values()))
+    tab.run("document.querySelector('[data-sort=id]').click()")
+    assert shown() == sorted(importance)
+    assert search("latent 12")[0] == 12
+    assert search("7")[0] == 7, "an id finds also what the filters dropped"
+    assert search("#7") == [7]
+    assert search("ALERT(1)") and search("nothing like this") == []
+    tab.open(written / "9" / "index.html", "#3")
+    assert shown() == [3]
+    assert tab.complaints == []
+    assert math.isclose(tab.run("document.querySelectorAll('tbody script').length"), 0)
