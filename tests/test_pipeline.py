@@ -362,7 +362,8 @@ def test_an_earlier_commit_comes_back_byte_for_byte(project: Project, experiment
         project.dvc("checkout")
         assert project.hashes("data", "reports") == project.facts[hashes]
     project.git("checkout", "-q", "main")
-    assert project.facts["hashes"].keys() == project.facts["k4 hashes"].keys()
+    names = [{name for name in project.facts[of] if "reports/latents" not in name} for of in ("hashes", "k4 hashes")]
+    assert names[0] == names[1]  # living latents have pages, and those differ
     assert project.facts["hashes"] != project.facts["k4 hashes"]
 
 
