@@ -32,6 +32,7 @@ from stages.extract.shards import (
 from stages.fetch import read
 from stages.files import need_disk, write_tensors
 from stages.interpret import interpret as room
+from stages.interpret.knobs import Interpret
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -76,7 +77,7 @@ def activations_of(stored: Activations, rows: int, folder: Path) -> Activations:
 def one(data: Path, layer: int, rows: int) -> dict[str, Any]:
     """Interpret ``rows`` rows in this process, which must be fresh."""
     device = start(params.load("machine", Machine))
-    knobs = params.load("interpret", room.Interpret)
+    knobs = params.load("interpret", Interpret)
     knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"model": None})})
     stored = open_activations(data / "activations" / str(layer))
     sae, _ = disk.load(data / "sae" / str(layer))

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from stages import params, resume
 from stages.door import run
-from stages.extract.shards import open_activations, open_contexts
+from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import write_json
 from stages.interpret import interpret as room
+from stages.interpret.knobs import Interpret
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -15,7 +16,7 @@ from stages.sae import disk
 
 def main(activations: str, tokens: str, corpus: str, sae: str, lm: str, target: str, report: str) -> None:
     """ACTIVATIONS of a layer, their TOKENS, CORPUS, SAE and LM -> what its latents fire on in TARGET, and REPORT."""
-    knobs = params.load("interpret", room.Interpret)
+    knobs = params.load("interpret", Interpret)
     if not knobs.run:
         for path in (Path(target) / "meta.json", Path(report)):
             write_json(path, {"skipped": True})
@@ -23,7 +24,8 @@ def main(activations: str, tokens: str, corpus: str, sae: str, lm: str, target: 
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, config = disk.load(Path(sae))
-    room.check(coder, rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    room.check(coder, rows)
     device = start(machine)
     source, options = read.lm_path(Path(lm))
     facts = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages import launch, params, resume, tracking
 from stages.door import run
-from stages.extract.shards import open_activations, open_contexts
+from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, write_json, write_text
 from stages.lm import DTYPES, load
@@ -20,7 +20,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     """ACTIVATIONS of a layer, their TOKENS, the LM, OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
-    room.check_origin(rows, contexts, read.model_facts(model))
+    check_origin(rows, contexts, read.model_facts(model))
     knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
     launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
     targets, seed = params.load("targets", Targets), params.load("seed", int)

@@ -16,11 +16,11 @@ from conftest import VOCABULARY
 
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, write
-from stages.extract.shards import DTYPE, Activations, Contexts, identity, mapped, shard_name, writing
+from stages.extract.shards import DTYPE, Contexts, identity, mapped, shard_name, writing
 from stages.interpret import examples as find
-from stages.interpret.codes import turn
 from stages.interpret.filters import Filters, dropped, quadrants
-from stages.interpret.interpret import Interpret, Source, check, interpret
+from stages.interpret.interpret import Source, check, interpret
+from stages.interpret.knobs import Interpret
 from stages.interpret.read import Columns, Latents, open_latents
 from stages.interpret.statistics import entropies
 from stages.interpret.text import Text, read_text
@@ -143,11 +143,6 @@ def test_ranges_hold_what_they_may_and_miss_nothing(layer: Layer):
     assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])] and ranges[-1][1] == LATENTS
     assert all(active[first:end].sum() <= 3000 or end == first + 1 for first, end in ranges)
     assert (ALWAYS, ALWAYS + 1) in ranges
-
-
-def test_turn_is_a_transposition():
-    starts, rows, values = turn(np.array([0, 2, 2, 3]), np.array([1, 3, 1]), np.array([5.0, 6.0, 7.0], np.float32), 4)
-    assert starts.tolist() == [0, 0, 2, 2, 3] and rows.tolist() == [0, 2, 0] and values.tolist() == [5, 7, 6]
 
 
 def test_a_damaged_shard_is_named(layer: Layer, tmp_path: Path):
@@ -457,15 +452,9 @@ def test_latents_that_never_fire_leave_empty_tables(layer: Layer, tmp_path: Path
     assert table is not None and table.num_rows == 0
 
 
-def test_what_does_not_belong_together_is_refused(layer: Layer):
-    source = layer.source
+def test_an_sae_of_another_width_is_refused(layer: Layer):
     with pytest.raises(BadInput, match="the SAE reads vectors of width 16"):
-        check(make_sae(16), source.activations, source.contexts, MODEL)
-    with pytest.raises(BadInput, match="not from today's model"):
-        check(layer.sae, source.activations, source.contexts, {**MODEL, "fingerprint": "other"})
-    other: Activations = replace(source.activations, meta={**source.activations.meta, "corpus": "other"})
-    with pytest.raises(BadInput, match="do not come from one text"):
-        check(layer.sae, other, source.contexts, MODEL)
+        check(make_sae(16), layer.source.activations)
 
 
 def test_a_skipped_layer_is_told(tmp_path: Path):

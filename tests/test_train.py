@@ -12,7 +12,7 @@ from test_extract import knobs as extract_knobs
 
 from stages import params, splice
 from stages.door import BadInput
-from stages.extract.shards import Activations, open_activations, open_contexts
+from stages.extract.shards import Activations, check_origin, open_activations, open_contexts
 from stages.files import sha256
 from stages.lm import load
 from stages.params import check
@@ -281,12 +281,12 @@ def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
 def test_activations_of_another_model_or_text_are_refused(gpt2: Path, tmp_path: Path):
     extract(tmp_path, gpt2, [1], extract_knobs())
     rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
-    room.check_origin(rows, contexts, rows.meta["model"])
+    check_origin(rows, contexts, rows.meta["model"])
     with pytest.raises(BadInput, match="was extracted from tiny, not from today's model"):
-        room.check_origin(rows, contexts, {**rows.meta["model"], "fingerprint": "other"})
+        check_origin(rows, contexts, {**rows.meta["model"], "fingerprint": "other"})
     contexts.meta["corpus"] = "another"
     with pytest.raises(BadInput, match="do not come from one text"):
-        room.check_origin(rows, contexts, rows.meta["model"])
+        check_origin(rows, contexts, rows.meta["model"])
 
 
 def test_pca_of_all_components_is_the_identity():

@@ -200,6 +200,17 @@ def open_contexts(folder: Path) -> Contexts:
     return Contexts(folder, read_json(folder / "meta.json"))
 
 
+def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
+    """Refuse activations that another model or another text gave."""
+    for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
+        if meta["model"] != model:
+            raise BadInput(
+                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
+            )
+    if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
+        raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
+
+
 def verify(folder: Path) -> int:
     """Hash every file that a folder's meta.json lists; return their number, or name the first that differs."""
     meta = read_json(folder / "meta.json")

@@ -18,6 +18,7 @@ from stages.interpret.explanations import ALL_SCORES
 from stages.interpret.read import Columns
 from stages.interpret.text import Text
 
+GROWTH_SIGNALS = {"top": ("topk", "values"), "random": ("random", "values"), "near": ("zero", "similarities")}
 GROUP = 4096  # rows in a row group: what is read to find one latent's
 
 INT, LONG, REAL, WORD, SHORT = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.float32()
@@ -178,21 +179,22 @@ class Arrays:
     """Row numbers and values of the examples as (latents, number) arrays; -1 and NaN where a latent has no more."""
 
     def __init__(self, latents: int, knobs: Examples) -> None:
-        numbers = {"topk": knobs.top, "random": knobs.random, "zero": knobs.near}
+        numbers = {"top": knobs.top, "random": knobs.random, "near": knobs.near}
         self.rows = {name: np.full((latents, number), -1, np.int32) for name, number in numbers.items()}
         self.values = {name: np.full((latents, number), np.nan, np.float32) for name, number in numbers.items()}
 
-    def add(self, name: str, columns: Columns, found: Found) -> None:
-        """Put in what was found for a range of latents."""
-        place = found.latent + columns.first, found.rank
-        self.rows[name][place] = found.row
-        self.values[name][place] = found.value if found.similarity is None else found.similarity
+    def add(self, columns: Columns, found: Found) -> None:
+        """Put in what was found for a range of latents, if it is of a kind that has arrays."""
+        if found.kind in self.rows:
+            place = found.latent + columns.first, found.rank
+            self.rows[found.kind][place] = found.row
+            self.values[found.kind][place] = found.value if found.similarity is None else found.similarity
 
     def write(self, folder: Path) -> None:
-        """The names of Growth Signals: `topk_indices_<number>_<latents>.npy` …"""
-        for name, rows in self.rows.items():
-            second = "similarities" if name == "zero" else "values"
-            for what, array in (("indices", rows), (second, self.values[name])):
+        """The names of Growth Signals, whose zero examples are near misses: `topk_indices_<number>_<latents>.npy` …"""
+        for kind, rows in self.rows.items():
+            name, second = GROWTH_SIGNALS[kind]
+            for what, array in (("indices", rows), (second, self.values[kind])):
                 latents, number = rows.shape
                 with (
                     replacing(folder / f"{name}_{what}_{number}_{latents}.npy") as temporary,

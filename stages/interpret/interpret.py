@@ -4,12 +4,11 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 
 from stages import files
 from stages.door import BadInput
@@ -18,41 +17,19 @@ from stages.interpret import explanations, export, logit_lens, look, neighbours
 from stages.interpret import text as texts
 from stages.interpret.codes import write_codes
 from stages.interpret.enrichment import enrich
-from stages.interpret.examples import Examples, pool
+from stages.interpret.examples import pool
 from stages.interpret.explain import Explain, explain, open_writer
 from stages.interpret.explanations import Explanation, Halves
 from stages.interpret.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
+from stages.interpret.knobs import Interpret
 from stages.interpret.read import Codes, open_codes
 from stages.interpret.statistics import Table, edges, geometry
 from stages.interpret.text import Text
 from stages.interpret.writers import embedder
 from stages.lm import LanguageModel
 from stages.machine import CPU
-from stages.params import Section
 from stages.resume import main_root
 from stages.sae.sae import SAE
-
-
-class Enrichment(Section):
-    """How many of a latent's strongest rows, and documents, are tested for labels."""
-
-    rows: int = Field(gt=0)
-    documents: int = Field(gt=0)
-
-
-class Interpret(Section):
-    """What is looked for, and how much of it is kept. See params.yaml."""
-
-    run: bool
-    window: int = Field(gt=0)
-    tokens: int = Field(ge=0)
-    logits: int = Field(ge=0)
-    neighbours: int = Field(ge=0)
-    examples: Examples
-    exports: list[Literal["jsonl", "npy"]]
-    filters: Filters
-    enrichment: Enrichment
-    explain: Explain
 
 
 @dataclass(frozen=True)
@@ -66,20 +43,13 @@ class Source:
     lm: LanguageModel
 
 
-def check(sae: SAE, activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
-    """Refuse an SAE that is not of these activations, and activations that are not of these tokens or this model."""
+def check(sae: SAE, activations: Activations) -> None:
+    """Refuse an SAE that cannot be of these activations."""
     if sae.width != activations.width:
         raise BadInput(
             f"the SAE reads vectors of width {sae.width}, but those of {activations.folder} have width "
             f"{activations.width}; train it again"
         )
-    for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
-        if meta["model"] != model:
-            raise BadInput(
-                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
-            )
-    if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
-        raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
 
 
 def interpret(
@@ -102,15 +72,12 @@ def interpret(
             background,
             halves,
             pool(activations, text, knobs.examples.pool, seed),
-            look.Numbers(
-                knobs.tokens, knobs.enrichment.rows, knobs.enrichment.documents, knobs.explain.items, knobs.examples,
-                list(knobs.exports),
-            ),
+            knobs,
             seed,
         ),
         lm,
         folder,
-    )  # fmt: skip
+    )
     statistics = found.statistics | geometry(sae)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, lm, knobs.logits, folder)
@@ -236,7 +203,6 @@ def _meta(
         "model": meta["model"],
         "hook": meta["hook"],
         "corpus": meta["corpus"],
-        "texts": "training",
         "labels": sorted({label for label in source.labels if label is not None}) or None,
         "context": source.contexts.meta["context"],
         "seed": seed,

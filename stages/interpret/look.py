@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,8 @@ from stages.extract.shards import Activations
 from stages.interpret import examples as find
 from stages.interpret import export
 from stages.interpret.enrichment import Sets
-from stages.interpret.examples import Examples
 from stages.interpret.explanations import Explanation, Halves, by_rules
+from stages.interpret.knobs import Interpret
 from stages.interpret.read import Codes, Columns
 from stages.interpret.statistics import (
     ByDocument,
@@ -28,18 +28,6 @@ from stages.interpret.statistics import (
 )
 from stages.interpret.text import Text, pieces
 from stages.lm import LanguageModel
-
-
-class Numbers(NamedTuple):
-    """How many: tokens of each latent's first-order statistics; strongest rows and documents for enrichment; scored
-    windows; windows of each kind."""
-
-    tokens: int
-    rows: int
-    documents: int
-    items: int
-    examples: Examples
-    exports: list[str]
 
 
 @dataclass
@@ -63,12 +51,12 @@ class Look:
     background: np.ndarray
     halves: Halves
     pool: find.Pool
-    numbers: Numbers
+    knobs: Interpret
     seed: int
 
     def examples(self, columns: Columns, order: np.ndarray) -> list[find.Found]:
         """Windows of every kind, the top ones first, the near ones last."""
-        text, knobs, seed = self.text, self.numbers.examples, self.seed
+        text, knobs, seed = self.text, self.knobs.examples, self.seed
         top = find.top(columns, order, text, knobs)
         return [
             top,
@@ -80,7 +68,7 @@ class Look:
 
     def tokens(self, columns: Columns) -> Table:
         """`tokens.parquet` for a range."""
-        found = token_statistics(columns, self.text, self.background, self.numbers.tokens)
+        found = token_statistics(columns, self.text, self.background, self.knobs.tokens)
         return {**found, "piece": self.words.pieces.take(pa.array(found["token"]))}
 
 
@@ -105,8 +93,8 @@ TABLES = {
 
 def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
     """Write what goes by latent into ``folder`` and return what is still to be put together."""
-    found, exports = Looked(), with_.numbers.exports
-    arrays = export.Arrays(codes.latents, with_.numbers.examples)
+    found, exports = Looked(), with_.knobs.exports
+    arrays = export.Arrays(codes.latents, with_.knobs.examples)
     parts: list[Table] = []
 
     @cache
@@ -125,11 +113,11 @@ def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
             columns = codes.columns(first, end)
             spread, order = by_document(columns, with_.text), find.by_strength(columns)
             parts.append(statistics(columns, spread, with_.text, with_.bins))
-            rules, explained = by_rules(columns, with_.halves, with_.numbers.items, piece)
+            rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
             windows = with_.examples(columns, order)
             shown = export.examples(columns, windows, with_.text, with_.words)
-            for kind, some in zip(("topk", "random", "zero"), (windows[0], windows[-3], windows[-1]), strict=True):
-                arrays.add(kind, columns, some)
+            for some in windows:
+                arrays.add(columns, some)
             written = {
                 "documents": export.table(_documents(columns, spread), export.DOCUMENTS),
                 "tokens": export.table(with_.tokens(columns), export.TOKENS),
@@ -141,8 +129,8 @@ def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
             if file is not None:
                 file.write(shown)
             found.rules += explained
-            found.rows.append(_strongest(columns, order, with_.numbers.rows))
-            found.documents.append(_strongest_documents(spread, len(columns), with_.numbers.documents))
+            found.rows.append(_strongest(columns, order, with_.knobs.enrichment.rows))
+            found.documents.append(_strongest_documents(spread, len(columns), with_.knobs.enrichment.documents))
             bar.update(end - first)
     if "npy" in exports:
         arrays.write(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from stages.sae import cpu
 from stages.sae.kernels import Pattern, decode, sum_latents
@@ -67,5 +68,15 @@ class _Nested(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes, below, pulls = ctx.saved_tensors
         slope, (_, decoder, b_dec, *_) = -2 * grads[0] / len(ctx.ends), ctx.needs_input_grad
-        to_decoder = sum_latents(codes * slope, ctx.pattern, below.flatten(0, 1), ctx.ends) if decoder else None
+        to_decoder = _by_latent(codes * slope, ctx.pattern, below, ctx.ends) if decoder else None
         return pulls * slope, to_decoder, below[0].sum(0) * slope if b_dec else None, None, None, None
+
+
+def _by_latent(values: Tensor, pattern: Pattern, below: Tensor, ends: list[int]) -> Tensor:
+    """(latent, width): Σ over a latent's entries of value × below[g, row], g the first whose end is past the latent."""
+    if len(ends) == 1:
+        return sum_latents(values, pattern, below[0])
+    order, firsts, rows = pattern.transposed
+    group = torch.bucketize(pattern.latents[order], torch.tensor(ends), right=True)
+    rows = rows + group * pattern.rows
+    return embedding_bag(rows, below.flatten(0, 1), firsts, mode="sum", per_sample_weights=values[order])

@@ -128,18 +128,11 @@ def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
     return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
 
 
-def sum_latents(values: Tensor, pattern: Pattern, x: Tensor, ends: list[int] | None = None) -> Tensor:
-    """(latent, width): Σ over a latent's entries of value × x[row].
-
-    With ``ends`` x has so many times the pattern's rows, and latents from one end to the next have their own.
-    """
+def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
+    """(latent, width): Σ over a latent's entries of value × x[row]."""
     if x.is_cuda:
         return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
-    if ends and len(ends) > 1:
-        begins = torch.cat([firsts, firsts.new_tensor([len(order)])])[torch.tensor([0, *ends])]
-        group = torch.repeat_interleave(torch.arange(len(ends)), begins.diff(), output_size=len(order))
-        rows = rows + group * pattern.rows
     return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
 
 

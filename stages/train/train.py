@@ -212,17 +212,6 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
     return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
 
 
-def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
-    """Refuse activations that another model or another text gave."""
-    for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
-        if meta["model"] != model:
-            raise BadInput(
-                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
-            )
-    if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
-        raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
-
-
 def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any]) -> dict[str, Any]:
     """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them."""
     meta = activations.meta
