@@ -16,10 +16,14 @@ from stages.machine import Machine, start
 @launch.several
 def main(lm: str, corpus: str, target: str) -> None:
     """LM and CORPUS: what fetch wrote; TARGET: the folder that gets `<layer>/` for each layer and `tokens/`."""
-    device = start(params.load("machine", Machine))
-    knobs = params.load("extract", room.Extract)
     layers = params.load("layers", list[int])
     model, text = read.lm_meta(Path(lm)), read.corpus_meta(Path(corpus))
+    if text.get("skipped"):
+        for name in ("tokens", *map(str, layers)) if launch.rank() == 0 else ():
+            write_json(Path(target) / name / "meta.json", text)
+        return
+    device = start(params.load("machine", Machine))
+    knobs = params.load("extract", room.Extract)
     check_layers(layers, model["blocks"])
     room.check_room(Path(target), knobs, len(layers), model["width"], model["bytes"], launch.local_world())
     launch.barrier()  # all have looked before any takes

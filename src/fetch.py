@@ -1,27 +1,51 @@
-"""Stage fetch: bring the language model or the text in, once and pinned."""
+"""Stage fetch: bring the language model or a text in, once and pinned."""
 
 from pathlib import Path
+from typing import Any
 
 from stages import params
 from stages.door import BadInput, run
 from stages.fetch.place import whole_folder
+from stages.files import write_json
 
 
 def main(what: str, target: str) -> None:
-    """WHAT: lm or corpus; TARGET: the folder that gets it."""
-    section = params.load("fetch", dict[str, dict])
+    """WHAT: lm, corpus, or texts, the other corpus that interpret looks at; TARGET: the folder that gets it."""
+    bring = {"lm": lm, "corpus": corpus, "texts": texts}.get(what)
+    if bring is None:
+        raise BadInput(f"fetch brings lm, corpus or texts, not {what}")
     with whole_folder(Path(target)) as folder:
-        if what == "lm":
-            from stages.fetch import lm  # transformers takes seconds, which the text does without
+        bring(params.load("fetch", dict[str, Any]), folder)
 
-            lm.fetch(params.check(section.get("lm"), lm.LM, "params.yaml: fetch.lm"), folder)
-        elif what == "corpus":
-            from stages.fetch import corpus
 
-            knobs = params.check(section.get("corpus"), corpus.Corpus, "params.yaml: fetch.corpus")
-            corpus.build(knobs, params.load("seed", int), folder)
-        else:
-            raise BadInput(f"fetch brings lm or corpus, not {what}")
+def lm(section: dict[str, Any], folder: Path) -> None:
+    from stages.fetch import lm as room  # transformers takes seconds, which the text does without
+
+    room.fetch(params.check(section.get("lm"), room.LM, "params.yaml: fetch.lm"), folder)
+
+
+def corpus(section: dict[str, Any], folder: Path, where: str = "params.yaml: fetch.corpus") -> None:
+    from stages.fetch import corpus as room
+
+    room.build(params.check(section.get("corpus"), room.Corpus, where), params.load("seed", int), folder)
+
+
+def texts(section: dict[str, Any], folder: Path) -> None:
+    """The keys of interpret.texts over those of fetch.corpus; nothing where nobody asks for it."""
+    interpret = params.load("interpret", dict[str, Any])
+    change = params.check(interpret.get("texts"), dict[str, Any] | None, "params.yaml: interpret.texts")
+    if change is None or not interpret.get("run"):
+        write_json(folder / "meta.json", {"skipped": True})
+    elif "sources" not in change:
+        raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")
+    else:
+        whole = {
+            **section["corpus"],
+            "validation": 0.0,
+            "test": 0.0,
+            **change,
+        }  # nothing is held out: none is trained on
+        corpus({"corpus": whole}, folder, "params.yaml: interpret.texts over fetch.corpus")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ from stages.machine import Machine, start
 from stages.sae import disk
 
 
-def main(activations: str, tokens: str, corpus: str, sae: str, lm: str, target: str, report: str) -> None:
-    """ACTIVATIONS of a layer, their TOKENS, CORPUS, SAE and LM -> what its latents fire on in TARGET, and REPORT."""
+def main(*paths: str) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of other texts, SAE, LM -> what its latents fire on, REPORT."""
+    activations, tokens, corpus, *other, sae, lm, target, report = paths
     knobs = params.load("interpret", Interpret)
+    if knobs.texts is not None:
+        activations, tokens, corpus = other
     if not knobs.run:
         for path in (Path(target) / "meta.json", Path(report)):
             write_json(path, {"skipped": True})

@@ -434,6 +434,45 @@ def test_wrong_params_are_one_sentence(changes: dict[str, Any], sentence: str) -
         knobs({"source": "package:gensim-wikipedia"}, **changes)
 
 
+def fetch_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, **interpret: Any) -> dict[str, Any]:
+    """What meta.json says of the texts that params.yaml's interpret, with these changes, asks for."""
+    values = params.read(ROOT / "params.yaml")
+    (folder / "params.yaml").write_text(json.dumps({**values, "interpret": {**values["interpret"], **interpret}}))
+    monkeypatch.chdir(folder)
+    script.main("texts", "texts")
+    return json.loads(Path("texts/meta.json").read_text())
+
+
+def test_texts_are_fetched_like_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path / "questions.csv", "question\nWhy is the sky blue?\nWhy is the sky blue?\nWho are you?\n")
+    asked = {"sources": [{**source, "text": "question"}], "min_chars": 0}
+    found = fetch_texts(tmp_path, monkeypatch, texts=asked)
+    assert found["documents"] == 2, "near-duplicates are dropped, as fetch.corpus says"
+    assert sorted(texts(tmp_path / "texts")) == ["Who are you?", "Why is the sky blue?"]
+    assert fetch_texts(tmp_path, monkeypatch, texts=asked, run=False) == {"skipped": True}
+    assert fetch_texts(tmp_path, monkeypatch, texts=None) == {"skipped": True}
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        ({"min_chars": 0}, "interpret.texts lacks sources; for the training text write null"),
+        ("questions.csv", "interpret.texts is 'questions.csv', but"),
+        (
+            {"sources": [{"source": "q.csv"}], "colour": 1},
+            "texts over fetch.corpus.colour is not a known key",
+        ),
+        ({"sources": [{"source": "q.csv"}]}, "q.csv is missing; params.yaml names it as a source"),
+    ],
+)
+def test_wrong_texts_are_one_sentence(
+    asked: Any, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        fetch_texts(tmp_path, monkeypatch, texts=asked)
+    assert not (tmp_path / "texts").exists()
+
+
 def test_a_failure_leaves_earlier_results_alone(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "meta.json").write_text("earlier")

@@ -18,6 +18,7 @@ from stages.interpret.neighbours import nearest
 from stages.interpret.read import open_latents
 from stages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
 from stages.report.latents import chosen, context, histogram, inert, read_layer, site
+from stages.show.card import card
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,13 @@ def test_a_page_says_what_is_known(written: Path):
     assert text.count("<svg") == 1 and "–0" not in text and "nan" not in page.text.lower()
     assert 'class="a10 peak" data-v="8"' in text
     assert re.search(r'<mark class="a\d+" data-v="[\d.]+">', text)
+
+
+def test_texts_of_their_own_are_named(latents: Path, written: Path):
+    for layer, named in ((3, True), (9, False)):
+        for name in ("index.html", "0.html"):
+            assert ("on questions.csv" in Parsed((written / str(layer) / name).read_text()).text) == named
+        assert ("on questions.csv" in card(open_latents(latents / str(layer)), 0, 100, False)) == named
 
 
 def test_a_dropped_latent_says_why(latents: Path):

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
-    *("select", "fetch_lm", "fetch_corpus", "extract"),
+    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts"),
     *(f"{stage}@{layer}" for stage in ("train", "interpret") for layer in LAYERS),
     *("report", "track"),
 ]
@@ -185,6 +185,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     set_params(folder, PARAMS)
     save_tiny_lm(folder / "inputs" / "lm", "gpt2")
     (folder / "inputs" / "text.jsonl").write_text(text())
+    (folder / "inputs" / "questions.jsonl").write_text(text(20))
     project = Project(folder, environment(root / "home"))
     project.git("init", "-q")
     project.commit("start")
@@ -260,7 +261,8 @@ def experiments(project: Project) -> dict[str, str]:
     project.facts["k4 hashes"] = project.hashes("data", "reports")
     project.git("reset", "-q", "--hard")
     said["cached"] = project.dvc("exp", "run", "--temp", "--name", "cached", "-S", "train.k=4")
-    queued = {"one-layer": ["layers=[2]"], "seeded": ["layers=[2]", "seed=1"]}
+    questions = "interpret.texts={sources: [{source: inputs/questions.jsonl, label: animal}], min_chars: 0}"
+    queued = {"questions": ["layers=[2]", questions], "seeded": ["layers=[2]", "seed=1"]}
     for name, changes in queued.items():
         project.dvc("exp", "run", "--queue", "--name", name, *(word for change in changes for word in ("-S", change)))
     project.dvc("queue", "start", "-j", "2")
@@ -275,17 +277,26 @@ def experiments(project: Project) -> dict[str, str]:
 
 
 def test_an_experiment_runs_only_what_it_touches(experiments: dict[str, str]):
-    assert ran(experiments["k4"]) == STAGES[4:]
+    assert ran(experiments["k4"]) == STAGES[6:]
     assert ran(experiments["cached"]) == ["track"]
 
 
 def test_queued_experiments_run_side_by_side(project: Project, experiments: dict[str, str]):
     assert experiments["status"].count("Success") == 2
-    assert ran(experiments["one-layer"]) == ["select", "extract", "report", "track"]  # layer 2 is the same bytes
+    assert ran(experiments["questions"]) == [  # layer 2 is the same bytes, so that it is not trained
+        "select",
+        "extract",
+        "fetch_texts",
+        "extract_texts",
+        "interpret@2",
+        "report",
+        "track",
+    ]
     assert ran(experiments["seeded"]) == [
         "select",
         "fetch_corpus",
         "extract",
+        "fetch_texts",
         "train@2",
         "interpret@2",
         "report",
@@ -293,7 +304,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
     ]
     commits = {"base": project.facts["base"], **project.experiments()}
     weights = {name: project.lock(commit)["train@2"]["outs"][0]["md5"] for name, commit in commits.items()}
-    assert weights["one-layer"] == weights["base"] != weights["k4"] == weights["cached"]
+    assert weights["questions"] == weights["base"] != weights["k4"] == weights["cached"]
     assert weights["seeded"] not in (weights["base"], weights["k4"])
 
 
@@ -302,10 +313,10 @@ def test_every_experiment_is_one_comparable_row(project: Project, experiments: d
     rows = {run["name"]: run for run in project.runs(role="pipeline")}
     base = f"repro-{project.git('rev-parse', project.facts['base'] + '~').strip()[:7]}"
     assert len(project.runs(role="pipeline")) == len(rows)
-    assert set(rows) >= {base, "k4", "cached", "one-layer", "seeded"}
+    assert set(rows) >= {base, "k4", "cached", "questions", "seeded"}
     columns = {name: set(run["latest_metrics"]) for name, run in rows.items()}
     assert columns[base] == columns["k4"] == columns["cached"]
-    assert columns["one-layer"] == columns["seeded"] < columns["k4"]
+    assert columns["questions"] == columns["seeded"] < columns["k4"]
     assert rows["k4"]["latest_metrics"] == rows["cached"]["latest_metrics"] != rows[base]["latest_metrics"]
     card = json.loads((project.folder / "reports/scorecard.json").read_text())["targets"]
     given = [line for line in card if line["value"] is not None]

@@ -203,6 +203,7 @@ def _meta(
         "model": meta["model"],
         "hook": meta["hook"],
         "corpus": meta["corpus"],
+        "texts": knobs.texts and [source["source"] for source in knobs.texts["sources"]],
         "labels": sorted({label for label in source.labels if label is not None}) or None,
         "context": source.contexts.meta["context"],
         "seed": seed,

@@ -1,6 +1,6 @@
 """The section interpret of params.yaml."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ class Interpret(Section):
     """What is looked for, and how much of it is kept. See params.yaml."""
 
     run: bool
+    texts: dict[str, Any] | None
     window: int = Field(gt=0)
     tokens: int = Field(ge=0)
     logits: int = Field(ge=0)

@@ -22,7 +22,8 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     notes = best_first(_rows(latents, "explanations", latent))
     bold, faint, plain = ("\033[1m", "\033[2m", "\033[0m") if colour else ("", "", "")
     state = "   dead" if row["dead"] else f"   dropped: {row['dropped'].replace('_', ' ')}" if row["dropped"] else ""
-    lines = [f"{bold}layer {latents.meta['layer']} · latent {latent}{plain}{state}"]
+    texts = f"   on {', '.join(latents.meta['texts'])}" if latents.meta["texts"] else ""
+    lines = [f"{bold}layer {latents.meta['layer']} · latent {latent}{plain}{state}{texts}"]
     if row["dead"]:
         return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} tokens\n"
     for note in notes:
