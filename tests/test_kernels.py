@@ -75,7 +75,7 @@ def test_the_cheap_product_loses_nothing(product: torch.dtype, name: str, monkey
     if product is torch.int8 and product_dtype(torch.device("cpu"), SMALL) is not product:
         pytest.skip("this CPU does not multiply bytes")
     monkeypatch.setattr("stages.sae.preactivations.product_dtype", lambda *_: product)
-    monkeypatch.setattr("stages.sae.preactivations.BLOCK", 2**16)
+    monkeypatch.setattr("stages.sae.preactivations.ROWS", 8)
     y = random(500, 320) * torch.logspace(-1, 1, 320) * torch.logspace(-1, 1, 500)[:, None]
     model = Autoencoder(320, 1024, torch.Generator().manual_seed(0))
     model.b_enc.data = random(1024, seed=5)

@@ -5,47 +5,53 @@ h = scale[row] · product + bias[latent]. The result is in CSR form: the first e
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 FLOAT = 32  # bits
 ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for
-STRETCH = 32  # entries that are passed over together
+CHUNK = 2**13  # entries that an int16 can count
 TILE = 64  # neighbouring rows, whose cuts are searched one from the other
 Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
 Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-@njit(inline="always")
-def _fill(bits, row, scale, bias, ints):  # pragma: no cover
-    """h of a row into ``ints``, as bits."""
-    shift = FLOAT - 8 * bits.itemsize
-    source, factor, h = bits[row], scale[row], ints.view(np.float32)
-    for j in range(len(ints)):
-        ints[j] = np.int32(source[j]) << shift
-    for j in range(len(ints)):
-        h[j] = h[j] * factor + bias[j]
+def _same_bits(source: Any, target: Any, llvm: ir.Type) -> Any:
+    """What takes a number in its register for one of another type with the same bits."""
+
+    @intrinsic
+    def cast(typing: Any, number: types.Type) -> Any:
+        return target(source), lambda context, builder, signature, args: builder.bitcast(args[0], llvm)
+
+    return cast
+
+
+_float_of = _same_bits(types.int32, types.float32, ir.FloatType())
+_bits_of = _same_bits(types.float32, types.int32, ir.IntType(32))
 
 
 @njit(inline="always")
-def _collect(values, low, found):  # pragma: no cover
-    """Write where ``values`` exceed ``low`` to the front of ``found``; how many do.
+def _collect(marks, found):  # pragma: no cover
+    """Write where ``marks``, bytes, are 1 to the front of ``found``; how many are.
 
-    Few do: most stretches are passed over by one vector comparison, the others written without a branch to mispredict.
+    Few are: eight are passed over at once, or written without a branch to mispredict.
     """
-    n = 0
-    for first in range(0, len(values), STRETCH):
-        part, bound = values[first : first + STRETCH], low[first : first + STRETCH]
-        any_above = False
-        for j in range(len(part)):
-            any_above |= part[j] > bound[j]
-        if any_above:
-            for j in range(len(part)):
-                found[n] = first + j
-                n += part[j] > bound[j]
+    n, eights = 0, len(marks) // 8
+    words = marks[: eights * 8].view(np.int64)
+    for i in range(eights):
+        if words[i]:
+            for j in range(8 * i, 8 * i + 8):
+                found[n] = j
+                n += marks[j]
+    for j in range(8 * eights, len(marks)):
+        found[n] = j
+        n += marks[j]
     return n
 
 
@@ -63,11 +69,13 @@ def _joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
 def above(bits, scale, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
     """The entries where h exceeds ``low`` (latent,)."""
     rows, latents = bits.shape
+    shift = FLOAT - 8 * bits.itemsize
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     for row in prange(rows):
-        ints = np.empty(latents, np.int32)
-        _fill(bits, row, scale, bias, ints)
-        counts[row] = _collect(ints.view(np.float32), low, found[row])
+        source, factor, marks = bits[row], scale[row], np.empty(latents, np.int8)
+        for j in range(latents):
+            marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) * factor + bias[j] > low[j])
+        counts[row] = _collect(marks, found[row])
     return _joined(found, counts)
 
 
@@ -75,15 +83,19 @@ def above(bits, scale, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
 def strongest(bits, scale, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
     """The positive entries of each row that are among its ``least`` largest, and up to a quarter more."""
     rows, latents = bits.shape
+    shift = FLOAT - 8 * bits.itemsize
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     for tile in prange(math.ceil(rows / TILE)):
-        ints, halves, cut = np.empty(latents, np.int32), np.empty(latents, np.int16), ONE >> 16
+        halves, marks, cut = np.empty(latents, np.int16), np.empty(latents, np.int8), ONE >> 16
         for row in range(tile * TILE, min((tile + 1) * TILE, rows)):
-            _fill(bits, row, scale, bias, ints)
-            for j in range(latents):
-                halves[j] = ints[j] >> 16  # the bits of a bfloat16, rounded down: half as much to pass over
+            source, factor = bits[row], scale[row]
+            for j in range(latents):  # to the bits of a bfloat16, rounded down: half as much to pass over
+                halves[j] = np.int16(_bits_of(_float_of(np.int32(source[j]) << shift) * factor + bias[j]) >> 16)
             cut = _cut(halves, 0x7F80, least, least + least // 4, cut)
-            counts[row] = _collect(halves, np.full(latents, cut, np.int16), found[row])
+            bound = np.int16(cut)
+            for j in range(latents):
+                marks[j] = np.int8(halves[j] > bound)
+            counts[row] = _collect(marks, found[row])
     return _joined(found, counts)
 
 
@@ -114,9 +126,12 @@ def _cut(ints, infinity, least, most, guess):  # pragma: no cover
 
 @njit(inline="always")
 def _count(ints, bound):  # pragma: no cover
-    n = np.int32(0)
-    for j in range(len(ints)):
-        n += np.int32(ints[j] > bound)
+    n = 0
+    for first in range(0, len(ints), CHUNK):
+        part, some = ints[first : first + CHUNK], np.int16(0)
+        for j in range(len(part)):
+            some = np.int16(some + np.int16(part[j] > bound))  # as narrow as bfloat16, so that a vector holds many
+        n += some
     return n
 
 
@@ -194,6 +209,43 @@ def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> F
                     pull += left[j] * weights[j]
                 pulls[entry] = pull
     return errors, pulls
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def projected(weights, gradient) -> Floats:  # pyright: ignore[reportReturnType]
+    """The part of each row's gradient along its weights, of norm 1, and the square of the rest."""
+    rows, width = weights.shape
+    along, squares = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for row in prange(rows):
+        w, g, dot, square = weights[row], gradient[row], np.float32(0), np.float32(0)
+        for j in range(width):
+            dot += w[j] * g[j]
+        for j in range(width):
+            rest = g[j] - dot * w[j]
+            square += rest * rest
+        along[row], squares[row] = dot, square
+    return along, squares
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def adamw(weights, gradient, means, squares, along, scale, knobs, unit):
+    """One step of AdamW on ``scale`` × (gradient − along · weights), in place; ``unit``: rows of norm 1 after it.
+
+    ``knobs``: float32 learning rate / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ), 1 − learning rate × weight decay, 1 − β₁, 1 − β₂, ε.
+    """
+    rate, root, kept, fresh, fresh_square, epsilon = knobs
+    for row in prange(len(weights)):
+        w, g, m, v, dot, norm = weights[row], gradient[row], means[row], squares[row], along[row], np.float32(0)
+        for j in range(len(w)):
+            step = scale * (g[j] - dot * w[j])
+            m[j] += fresh * (step - m[j])
+            v[j] += fresh_square * (step * step - v[j])
+            w[j] = kept * w[j] - rate * m[j] / (np.sqrt(v[j]) * root + epsilon)
+            norm += w[j] * w[j]
+        if unit:
+            factor = np.float32(1) / max(np.sqrt(norm), np.float32(1e-12))
+            for j in range(len(w)):
+                w[j] *= factor
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from stages.sae import cpu
 from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
-BLOCK = 2**22  # entries of h at a time on a CPU: 8 MB of bfloat16
-LARGE_BLOCK = 2**26  # elsewhere
+ROWS = 512  # of h at a time on a CPU: enough for the product, few enough that they are in the cache when it is read
+ENTRIES = 2**26  # of h at a time elsewhere
 SMALL = 2**17  # weights of an encoder for which a float32 product costs nothing
 
 
@@ -70,9 +70,9 @@ class Preactivations:
 
     def choose(self, candidates: Callable[[Block], Pattern]) -> Pattern:
         """The ``candidates`` of all blocks."""
-        entries = BLOCK if self.y.device.type == "cpu" else LARGE_BLOCK
+        rows = ROWS if self.y.device.type == "cpu" else max(1, ENTRIES // self.latents)
         blocks = self._bytes if self.dtype is torch.int8 else self._floats
-        return joined([candidates(block) for block in blocks(max(1, entries // self.latents))])
+        return joined([candidates(block) for block in blocks(rows)])
 
     def at(self, pattern: Pattern) -> Tensor:
         """(entries,) the exact h."""
