@@ -132,19 +132,6 @@ class Autoencoder(nn.Module):
         self.encoder[dead] = directions * self.encoder.norm(dim=1).mean() / 5
         self.b_enc[dead] = 0.0
 
-    @torch.no_grad()
-    def project_decoder_gradient(self) -> None:
-        """Take out the part along each decoder row, which renormalising would undo."""
-        grad = self.decoder.grad
-        assert grad is not None
-        along = torch.linalg.vecdot(grad, self.decoder)[:, None]
-        grad.addcmul_(along, self.decoder, value=-1)
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Unit decoder rows; the encoder is left alone."""
-        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
-
 
 @torch.no_grad()
 def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:

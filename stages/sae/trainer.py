@@ -13,6 +13,7 @@ from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
+from stages.sae.update import update
 
 DIVERGED = 100.0  # an error of so many times the variance: predicting the mean gives 1
 
@@ -89,10 +90,7 @@ class Trainer:
         step, fired, run = gradients(y, dead, generator)
         self._check(step)
 
-        model.project_decoder_gradient()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), knobs.clip)
-        self.optimizer.step()
-        model.normalise_decoder()
+        update(model, self.optimizer, knobs.clip)
 
         self.silent += len(y)
         self.silent[fired] = 0
