@@ -77,6 +77,6 @@ def _by_latent(values: Tensor, pattern: Pattern, below: Tensor, ends: list[int])
     if len(ends) == 1:
         return sum_latents(values, pattern, below[0])
     order, firsts, rows = pattern.transposed
-    group = torch.bucketize(pattern.latents[order], torch.tensor(ends), right=True)
-    rows = rows + group * pattern.rows
+    sizes = torch.cat([firsts, firsts.new_tensor([len(order)])])[[0, *ends]].diff()  # entries of each group
+    rows = rows + torch.repeat_interleave(torch.arange(len(ends)) * pattern.rows, sizes, output_size=len(order))
     return embedding_bag(rows, below.flatten(0, 1), firsts, mode="sum", per_sample_weights=values[order])
