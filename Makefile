@@ -21,8 +21,9 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
+# Two processes of tests, a file each at a time, in the order of tests/conftest.py.
 test: setup check
-	pytest
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	ruff check .

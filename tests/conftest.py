@@ -20,6 +20,12 @@ from transformers import (
     Qwen3Config,
 )
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the other process has the rest to do meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()  # noqa: SIM905
 VOCABULARY = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS]
 
