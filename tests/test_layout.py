@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 READERS = {
     "fetch": "read",
     "extract": "shards",
+    "tune": "read",
     "interpret": "read",
     "report": "results",
 }  # what a later room may open files with

@@ -35,9 +35,11 @@ HISTORY: tuple[str, ...] = (
 )
 
 
-def knobs_of(train: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
-    """The section ``train`` with what ``by_layer`` says of one layer on top."""
-    return check({**train, **override}, Train, "params.yaml: train" + f" with by_layer.{layer}" * bool(override))
+def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
+    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer."""
+    tops = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
+    where = " with ".join(["params.yaml: train", " and ".join(tops)][: 1 + bool(tops)])
+    return check({**train, **tuned, **override}, Train, where)
 
 
 @torch.inference_mode()
