@@ -109,12 +109,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
         write_json(tmp_path / "interpret" / f"{layer}.json", {"skipped": True})
+    write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "train", "interpret", "latents"]
+    words = ["report", "tune", "train", "interpret", "latents"]
     words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")

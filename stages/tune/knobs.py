@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from stages.door import BadInput
-from stages.params import Section
+from stages.params import Section, check
 from stages.sae.knobs import Train
 
 Sampler = Literal["gp", "forest", "dummy"]
-Value = float | int | str | bool | None
 FIXED = {
     "epochs": "tune.epochs says how long a trial is",
     "from_tune": "it is no knob of a training",
@@ -25,21 +24,13 @@ FIXED = {
 class Range(Section):
     """From ``min`` to ``max``, both included; ``log``: every factor is as likely as every other."""
 
-    min: float | int
-    max: float | int
+    min: float
+    max: float
     log: bool = False
-
-    @model_validator(mode="after")
-    def _can_vary(self) -> "Range":
-        if self.min >= self.max:
-            raise ValueError(f"min {self.min:g} is not below max {self.max:g}")
-        if self.log and self.min <= 0:
-            raise ValueError(f"min is {self.min:g}, and a log range needs one above 0")
-        return self
 
 
 class Tune(Section):
-    """What is searched, how, and on what. See params.yaml."""
+    """What is searched, how, and on what. See params.yaml. ``space``: knob -> a range, or a list of choices."""
 
     run: bool
     layer: int = Field(ge=0)
@@ -48,40 +39,66 @@ class Tune(Section):
     starts: int = Field(gt=0)
     rows: int | None = Field(gt=0)
     epochs: int = Field(gt=0)
-    space: dict[str, Range | Annotated[list[Value], Field(min_length=2)]]
+    space: dict[str, Any]
+
+    @field_validator("space")
+    @classmethod
+    def _known(cls, space: dict[str, Any]) -> dict[str, Range | list[Any]]:
+        if not space:
+            raise ValueError("it is empty; name at least one knob of train, e.g. lr: {min: 0.001, max: 0.01}")
+        try:
+            return {name: _spread(name, given) for name, given in space.items()}
+        except BadInput as refusal:
+            raise ValueError(str(refusal)) from None
 
     @model_validator(mode="after")
     def _fits(self) -> "Tune":
-        if not self.space:
-            raise ValueError("space is empty; name at least one knob of train, e.g. lr: {min: 0.001, max: 0.01}")
         if self.sampler != "dummy" and self.starts >= self.calls:
             raise ValueError(
                 f"starts is {self.starts}, so that none of {self.calls} calls is left to learn from; lower it"
             )
-        for name, spread in self.space.items():
-            _check(name, spread)
         return self
 
-    def values(self, name: str) -> type[int] | type[float] | None:
-        """What a range of the knob consists of; None for a list of choices."""
-        return _number(name) if isinstance(self.space[name], Range) else None
 
-
-def _check(name: str, spread: "Range | list[Value]") -> None:
+def _spread(name: str, given: Any) -> Range | list[Any]:
+    """A range or a list of choices, each of which the knob may have by itself."""
     if name not in Train.model_fields:
-        raise ValueError(f"space names {name!r}, which is no knob of train; e.g. lr, k, auxk, latents, rule are")
+        raise BadInput(f"{name!r} is no knob of train; lr, k, latents, auxk, rule and others are")
     if name in FIXED:
-        raise ValueError(f"space names {name}, which cannot be tuned: {FIXED[name]}")
-    if isinstance(spread, Range) and _number(name) is None:
-        raise ValueError(f"space.{name} is a range, but {name} is no number; give a list of choices")
-    if isinstance(spread, list) and len({repr(value) for value in spread}) < len(spread):
-        raise ValueError(f"space.{name} names a choice twice")
-    for value in (spread.min, spread.max) if isinstance(spread, Range) else spread:
-        try:
-            knob(name).validate_python(value)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"].replace("Input", "it")
-            raise ValueError(f"space.{name} has {value!r}, but {message}") from None
+        raise BadInput(f"{name} cannot be tuned: {FIXED[name]}")
+    if isinstance(given, list):
+        if len({repr(value) for value in given}) < max(len(given), 2):
+            raise BadInput(f"{name} has the choices {given}; give at least two, each once")
+        for value in given:
+            _allowed(name, value)
+        return given
+    if not isinstance(given, dict):
+        raise BadInput(f"{name} is {given!r}; give {{min: …, max: …}}, with log: true if need be, or a list of choices")
+    spread = check(given, Range, name)
+    if _number(name) is None:
+        raise BadInput(f"{name} has a range, but is no number; give a list of choices")
+    if spread.min >= spread.max:
+        raise BadInput(f"{name}.min is {spread.min:g}, which is not below its max {spread.max:g}")
+    if spread.log and spread.min <= 0:
+        raise BadInput(f"{name}.min is {spread.min:g}, and a log range begins above 0")
+    for value in ends(name, spread):
+        _allowed(name, value)
+    return spread
+
+
+def ends(name: str, spread: Range) -> tuple[float, float] | tuple[int, int]:
+    """Both bounds; as whole numbers, where the knob is one and they are."""
+    if _number(name) is int and spread.min.is_integer() and spread.max.is_integer():
+        return int(spread.min), int(spread.max)
+    return spread.min, spread.max
+
+
+def _allowed(name: str, value: Any) -> None:
+    try:
+        knob(name).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].replace("Input", "it")
+        raise BadInput(f"{name} may be {value!r}, but {message}") from None
 
 
 def knob(name: str) -> TypeAdapter[Any]:

@@ -62,7 +62,7 @@ def dependence(found: dict[str, Any], search: Search) -> bytes | None:
             if isinstance(dimension, Categorical):
                 names = [str(value) for value in dimension.categories]
                 where = {str(value): number for number, value in enumerate(dimension.categories)}
-                axes.plot([where[str(value)] for value in values], np.exp(predicted), "s-", color=INK, lw=1)
+                axes.plot(values, np.exp(predicted), "s-", color=INK, lw=1)  # values: the categories' numbers
                 axes.scatter([where[str(value)] for value in of_trials], told, s=12, c="#2a6fc2")
                 axes.axvline(where[str(best[place])], color=BEST, ls="--", lw=1)
                 axes.set_xticks(range(len(names)), names, rotation=20)

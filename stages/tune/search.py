@@ -15,7 +15,7 @@ from skopt import Optimizer
 from skopt.space import Categorical, Integer, Real, Space
 from threadpoolctl import threadpool_limits
 
-from stages.tune.knobs import Range, Tune
+from stages.tune.knobs import Range, Tune, ends
 
 WORST = 1.0  # of what is told: an error as large as the variance, which predicting the mean has; a failure counts so
 MODELS = {"gp": "GP", "forest": "ET"}
@@ -34,8 +34,8 @@ def _dimension(name: str, tune: Tune) -> Any:
     if not isinstance(spread, Range):
         return Categorical(spread, name=name)
     prior = "log-uniform" if spread.log else "uniform"
-    kind = Integer if tune.values(name) is int else Real
-    return kind(spread.min, spread.max, prior=prior, name=name)
+    low, high = ends(name, spread)
+    return (Integer if isinstance(low, int) else Real)(low, high, prior=prior, name=name)
 
 
 class Search:
