@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import save_tiny_lm
 from skopt.space import Categorical, Integer, Real
@@ -23,12 +25,15 @@ from test_train import TARGETS, stored
 from stages import files, params
 from stages.door import BadInput
 from stages.extract.shards import Activations
+from stages.quality import firing_counts
 from stages.sae.knobs import Train
+from stages.sae.sae import SAE
 from stages.train.train import knobs_of
+from stages.training import train
 from stages.tune import read, write
 from stages.tune.knobs import Tune, check_taken
 from stages.tune.search import WORST, Search, dimensions
-from stages.tune.trial import attempt, judge, sliced
+from stages.tune.trial import attempt, judge, silent, sliced
 from stages.tune.tune import best_of, search, tune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,8 +202,6 @@ def test_params_outside_the_space_are_no_trial():
 @pytest.fixture(scope="module")
 def rows() -> Activations:
     """4 of 64 unit atoms a row."""
-    import torch
-
     random = torch.Generator().manual_seed(0)
     atoms = torch.nn.functional.normalize(torch.randn(64, 32, generator=random), dim=1)
     chosen = torch.rand(6000, 64, generator=random).topk(4, dim=1).indices
@@ -214,10 +217,6 @@ def test_a_slice_has_fewer_training_rows_and_the_same_validation(rows: Activatio
 
 
 def test_the_score_by_hand(rows: Activations):
-    import torch
-
-    from stages.sae.sae import SAE
-
     eye = torch.eye(32)
     zero = torch.zeros(32)
     identity = SAE(torch.cat([eye, -eye]), torch.zeros(64), torch.cat([eye, -eye]), zero, threshold=torch.zeros(64))
@@ -231,6 +230,16 @@ def test_the_score_by_hand(rows: Activations):
     found = judge(nothing, rows, TARGETS)
     assert (found["l0"], found["dead"]) == (0, 1)
     assert found["score"] == pytest.approx(found["fvu"] + (2 - 0) / 2 + (1 - 0.1) / 0.1)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
+def test_the_dead_are_those_that_never_fire(rows: Activations, rule: str):
+    plan = params.check({**first(latents=512, rule=rule), "epochs": 1}, Train, "train")
+    sae = train(rows, plan, TARGETS, 0)[0].best
+    sae = replace(sae, b_enc=sae.b_enc.clone().index_fill_(0, torch.arange(0, 512, 5), -1e9))
+    counts = firing_counts(sae, rows.blocks(0, 5500, 100))
+    found = silent(sae, rows.blocks(0, 5500, 100))
+    assert found.tolist() == (counts == 0).nonzero().flatten().tolist() and 103 <= len(found) < 512
 
 
 def test_trials_that_fail_say_why(rows: Activations):

@@ -1,10 +1,12 @@
 """One trial: a short training, and its score on held-out rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages import quality, training
 from stages.door import BadInput
@@ -61,19 +63,37 @@ def attempt(
 
 @torch.inference_mode()
 def judge(sae: SAE, activations: Activations, targets: Targets) -> dict[str, float | None]:
-    """score = fvu + penalty(l0, dead) on the validation rows (see stages/targets.py), smallest is best.
+    """score = fvu + penalty(l0, dead), smallest is best (see stages/targets.py): fvu and l0 of the validation rows,
+    dead over these and the training rows of the slice."""
 
-    A latent counts as dead that is active on none of these rows: they are fewer than all stored ones, so that this is
-    at least what train will find.
-    """
-    device = sae.decoder.device
-    first, end = activations.split("validation")
+    def blocks(split: str) -> Iterator[Tensor]:
+        return training.blocks(activations, *activations.split(split), sae.decoder.device)
 
-    def blocks() -> Iterator[torch.Tensor]:
-        return training.blocks(activations, first, end, device)
-
-    found = quality.reconstruction(sae.reconstruct, blocks(), activations.scale, activations.median_norm)
-    dead = float((quality.firing_counts(sae, blocks()) == 0).float().mean())
+    found = quality.reconstruction(sae.reconstruct, blocks("validation"), activations.scale, activations.median_norm)
+    dead = len(silent(sae, chain(blocks("validation"), blocks("train")))) / sae.latents
     fvu = found["fvu"]
     score = None if fvu is None else fvu + penalty(found["l0"], dead, targets)
     return {"score": score, "fvu": fvu, "fvu_inlier": found["fvu_inlier"], "l0": found["l0"], "dead": dead}
+
+
+def silent(sae: SAE, blocks: Iterable[Tensor]) -> Tensor:
+    """An index of the latents that are active on no row.
+
+    Under thresholds no latent depends on another, so that each block is asked of those alone that were silent before:
+    after the first blocks that is hardly any work. Top-k needs them all.
+    """
+    left = torch.arange(sae.latents, device=sae.decoder.device)
+    part = sae
+    for block in blocks:
+        fired = part.encode(block.float()).pattern.latents.unique()
+        if sae.threshold is None:
+            left = left[~torch.isin(left, fired)]
+            continue
+        stays = torch.ones(len(left), dtype=torch.bool, device=left.device)
+        stays[fired] = False
+        left = left[stays]
+        if not len(left):
+            break
+        kept = {name: tensor[left] for name, tensor in sae.tensors().items() if name not in ("b_dec", "mean")}
+        part = replace(sae, **kept)
+    return left
