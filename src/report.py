@@ -11,14 +11,24 @@ from stages.report.latents import read_layer, site
 from stages.report.page import Report, render
 from stages.report.results import read_history, read_interpreted, read_result
 from stages.report.scorecard import failures, scorecard, summary
+from stages.report.tuned import searched_in
 from stages.targets import Targets
+from stages.tune.read import numbers, read_trials
 
 
 def main(
-    train: str, interpret: str, latents: str, card_file: str, summary_file: str, page: str, plots: str, pages: str
+    tune: str,
+    train: str,
+    interpret: str,
+    latents: str,
+    card_file: str,
+    summary_file: str,
+    page: str,
+    plots: str,
+    pages: str,
 ) -> None:
-    """Read each layer's files in TRAIN, INTERPRET and LATENTS; write scorecard, summary, PAGE, PLOTS and the latents'
-    PAGES."""
+    """Read TUNE's trials and each layer's files in TRAIN, INTERPRET and LATENTS; write scorecard, summary, PAGE, PLOTS
+    and the latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {layer: read_interpreted(Path(interpret) / f"{layer}.json") for layer in layers}
@@ -28,16 +38,19 @@ def main(
     report = load("report", Report)
     known = [read_layer(open_latents(Path(latents) / str(layer)), report.pages) for layer in interpreted]
 
+    trials = read_trials(Path(tune))
+    searched = searched_in(Path(tune), trials) if trials else None
+
     card = scorecard(results, targets)
     pictures = figures(results, histories, targets)
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         with replacing(Path(plots) / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    write_text(Path(page), render(results, card, pictures, targets, text, report, known))
+    write_text(Path(page), render(results, card, pictures, targets, text, report, known, searched))
     for name, html in site(known):
         write_text(Path(pages) / name, html)
-    write_json(Path(summary_file), summary(results, card, interpreted))
+    write_json(Path(summary_file), summary(results, card, interpreted, numbers(trials) if trials else None))
     write_json(Path(card_file), card)
 
     if targets.enforce and (failed := failures(card)):

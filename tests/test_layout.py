@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 READERS = {
     "fetch": "read",
     "extract": "shards",
+    "tune": "read",
     "interpret": "read",
     "report": "results",
 }  # what a later room may open files with
@@ -304,7 +305,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         floors_are_kept,
-        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.batches\n"),
+        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.controls\n"),
         "stages/sae/fit.py is on the ground floor and imports the room train",
     ),
     (

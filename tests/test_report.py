@@ -1,5 +1,6 @@
 """The report: what it judges, what it says loudly, and that its bytes repeat."""
 
+import base64
 import copy
 import html
 import json
@@ -109,12 +110,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
         write_json(tmp_path / "interpret" / f"{layer}.json", {"skipped": True})
+    write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "train", "interpret", "latents"]
+    words = ["report", "tune", "train", "interpret", "latents"]
     words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
@@ -167,6 +169,30 @@ def test_the_summary_is_flat(project: Path, monkeypatch: pytest.MonkeyPatch):
     assert numbers["train.9.best_step"] == 700
     assert (numbers["targets.passed"], numbers["targets.failed"], numbers["controls.passing"]) == (18, 0, 0)
     assert all(isinstance(value, int | float) for value in numbers.values())
+
+
+def test_tuning_has_its_section_and_its_numbers(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    assert "<h2>Tuning</h2>" not in Path("report.html").read_text(encoding="utf-8")
+    parts = {"score": 0.12, "fvu": 0.11, "fvu_inlier": 0.14, "l0": 80.0, "dead": 0.0, "curve": [], "reason": None}
+    trials = [
+        {"trial": 0, "kind": "params", "knobs": {"lr": 0.004, "rule": "batchtopk", "skip_outliers": False}, **parts},
+        {"trial": 1, "kind": "random", "knobs": {"lr": 0.0123456, "rule": "<topk>", "skip_outliers": True}, **parts},
+        {"trial": 2, "kind": "model", "knobs": {"lr": 1.0, "rule": "topk", "skip_outliers": True}, **parts},
+    ]
+    trials[1]["score"], trials[2]["score"] = 0.1, None
+    found = {"layer": 9, "sampler": "gp", "rows": {"train": 1000, "validation": 100}, "epochs": 1, "best": 1}
+    write_json(project / "tune" / "trials.json", {**found, "from_tune": ["lr"], "space": {}, "trials": trials})
+    (project / "tune" / "convergence.png").write_bytes(b"picture")
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<h2>Tuning</h2>" in page and "Trial 1 is the best: 0.1, against 0.12" in page and "1 failed." in page
+    assert "0.0123" in page and "&lt;topk&gt;" in page and ">true<" in page and ">false<" in page
+    assert (page.count("as tuned"), page.count("as in params.yaml")) == (1, 2)
+    assert base64.b64encode(b"picture").decode() in page and "What the score would be along" not in page
+    numbers = read("summary.json")
+    assert (numbers["tune.score"], numbers["tune.params_score"], numbers["tune.failed"]) == (0.1, 0.12, 1)
+    assert numbers["tune.best.lr"] == 0.0123456 and numbers["tune.best_trial"] == 1
 
 
 def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,17 +1,20 @@
 """Lay numbers and pictures out as one self-contained file of HTML."""
 
 import base64
+import json
 from collections.abc import Mapping
 
 from pydantic import Field
 
 from stages.params import Section
+from stages.readable import number
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
 from stages.report.results import Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
+from stages.report.tuned import Searched
 from stages.targets import Targets
 
 CAPTIONS = {
@@ -40,10 +43,12 @@ def render(
     text: str,
     report: Report,
     latents: list[Layer],
+    searched: Searched | None = None,
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at."""
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``searched`` is
+    what tune did."""
     templates = environment()
-    templates.filters["bound"] = bound
+    templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
         report=report,
         results=results,
@@ -61,7 +66,13 @@ def render(
         glossary=GLOSSARY,
         text=text,
         latents=latents,
+        searched=searched,
     )
+
+
+def value(knob: float | int | str | bool | None) -> str:
+    """A knob as a person reads it: numbers short, the rest as params.yaml would have it."""
+    return number(knob) if isinstance(knob, float) else knob if isinstance(knob, str) else json.dumps(knob)
 
 
 def bound(line: Mapping[str, float | None]) -> str:

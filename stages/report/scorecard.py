@@ -44,11 +44,15 @@ def scorecard(results: list[Result], targets: Targets) -> Scorecard:
 
 
 def summary(
-    results: list[Result], card: Scorecard, interpreted: Mapping[int, dict[str, Any]] | None = None
+    results: list[Result],
+    card: Scorecard,
+    interpreted: Mapping[int, dict[str, Any]] | None = None,
+    tuned: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int]:
     """Every number of the SAEs under a name that reads well as a column: ``train.9.fvu_inlier``.
 
-    ``interpreted``: layer -> what interpret measured, nested: ``interpret.9.dropped.dead``.
+    ``interpreted``: layer -> what interpret measured, nested: ``interpret.9.dropped.dead``. ``tuned``: what came of
+    tune: ``tune.score``, ``tune.best.lr``.
 
     The controls' numbers stay in the scorecard: three times as many columns would hide the ones that one compares.
     What does not apply is left out, because DVC warns of a null metric.
@@ -69,7 +73,7 @@ def summary(
         numbers |= {f"train.{result.layer}.{name}": value for name, value in facts.items() if value is not None}
     for layer, found in (interpreted or {}).items():
         numbers |= _flat(found, f"interpret.{layer}.")
-    return numbers
+    return numbers | _flat(tuned or {}, "tune.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:
