@@ -15,7 +15,7 @@ from stages.cluster import condensed, export, maps, methods, naming, pictures, p
 from stages.cluster import page as pages
 from stages.cluster.knobs import Cluster
 from stages.cluster.read import DEAD, NOISE
-from stages.cluster.similarity import Moments, distances, unit, unit_sparse
+from stages.cluster.similarity import Moments, Sparse, distances, unit, unit_sparse
 from stages.cluster.stability import stability
 from stages.door import BadInput
 from stages.extract.shards import Contexts
@@ -60,7 +60,7 @@ class Source:
         return np.unique(self.document).astype(np.int64)
 
     @cached_property
-    def profile(self) -> csr_array:
+    def profile(self) -> Sparse:
         """(n, documents) the mean code of each living latent over each document."""
         table = self.latents.table("documents")
         assert table is not None
@@ -111,6 +111,7 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     del sums
     reseeds = range(seed + 1, seed + 1 + knobs.stability.reseeds) if knobs.method == "kmeans" else ()
     reseeded = [methods.group(distance, n, knobs, other).labels for other in reseeds]
+    near = condensed.nearest(distance, n, min(n, knobs.map.neighbours)) if knobs.map.of == "families" else None
     del distance
     trust = stability(
         labels,
@@ -128,7 +129,8 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     _profiles(source, knobs, families["profiles"], folder)
     columns = {name: families[name] for name in export.CLUSTERS.names}
     export.write_table(folder / "clusters.parquet", columns, export.CLUSTERS)
-    places = _map(source, knobs, seed, labels, families, [entry["latent"] for entry in chosen], folder)
+    places = maps.layout(unit(source.decoder[source.living].astype(np.float32)), near, knobs.map, seed)
+    _map(source, labels, places, families, [entry["latent"] for entry in chosen], folder)
     _latents(source, labels, medoids, each, places, folder)
     _documents(source, knobs, seed, folder)
     _heatmaps(source, knobs, families, folder)
@@ -217,7 +219,7 @@ def _select(source: Source, knobs: Cluster, labels: Labels, clusters: int, folde
     return chosen
 
 
-def _profiles(source: Source, knobs: Cluster, profile: csr_array, folder: Path) -> None:
+def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> None:
     """Write `profiles.parquet`, `documents.parquet` and `correlated.parquet`."""
     cluster = np.repeat(np.arange(profile.shape[0]), np.diff(profile.indptr))
     columns = {"cluster": cluster, "document": source.documents[profile.indices], "mean": profile.data}
@@ -239,11 +241,11 @@ def _profiles(source: Source, knobs: Cluster, profile: csr_array, folder: Path) 
 
 
 def _map(
-    source: Source, knobs: Cluster, seed: int, labels: Labels, families: dict[str, Any], chosen: list[int], folder: Path
-) -> Floats:
-    """Write `map.png` and `map.html`; return where each living latent is."""
-    places = maps.layout(unit(source.decoder[source.living].astype(np.float32)), knobs.map, seed)
-    order = np.lexsort((families["cluster"], -families["composite"]))[:COLOURED]
+    source: Source, labels: Labels, places: Floats, families: dict[str, Any], chosen: list[int], folder: Path
+) -> None:
+    """Write `map.png` and `map.html`, the clearest families in colour: silhouette × ln(size)."""
+    clear = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
+    order = np.lexsort((families["cluster"], -clear))[:COLOURED]
     groups = [np.flatnonzero(labels == c) for c in order]
     titles = [f"{families['name'][c]}  ({families['size'][c]})" for c in order]
     stars = places[np.isin(source.living, chosen)]
@@ -252,7 +254,6 @@ def _map(
         source.latents.meta, source.living, labels, places, families, order.tolist(), _notes(source), chosen
     )
     files.write_text(folder / "map.html", text)
-    return places
 
 
 def _notes(source: Source) -> dict[int, str]:
@@ -279,7 +280,7 @@ def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
     count = len(source.documents)
     shown = np.sort(np.random.default_rng([seed, 2]).permutation(count)[:MAPPED])
     vectors = unit_sparse(csr_array(unit_sparse(source.profile).T.tocsr()[shown])).toarray()
-    places = maps.layout(vectors, knobs.map, seed)
+    places = maps.layout(vectors, None, knobs.map, seed)
     document = source.documents[shown]
     labels = [source.labels[d] for d in document]
     export.write_table(

@@ -45,15 +45,19 @@ def summed(distance, labels, clusters):
 
 @njit(parallel=True, nogil=True, cache=True)
 def nearest(distance, n, count):
-    """(n, count): the nearest to each, itself first, and their distances. ``count`` ≤ n."""
-    near, far = np.empty((n, count), np.int64), np.empty((n, count), np.float32)
+    """(n, count): the nearest to each, itself first, and their distances; ties go to the lower. ``count`` ≤ n."""
+    near, far = np.empty((n, count), np.int64), np.full((n, count), np.inf, np.float32)
     for i in prange(n):
         whole = np.empty(n, np.float32)
         _row(distance, n, i, whole)
-        whole[i] = -1
-        order = np.argsort(whole, kind="mergesort")[:count]
-        whole[i] = 0
-        near[i], far[i] = order, whole[order]
+        near[i, 0], far[i, 0] = i, 0
+        for j in range(n):
+            if whole[j] < far[i, count - 1] and j != i:
+                at = count - 1
+                while at > 1 and far[i, at - 1] > whole[j]:
+                    near[i, at], far[i, at] = near[i, at - 1], far[i, at - 1]
+                    at -= 1
+                near[i, at], far[i, at] = j, whole[j]
     return near, far
 
 

@@ -26,6 +26,7 @@ class Selection(Section):
 class Map(Section):
     """How directions and documents are laid out in two dimensions."""
 
+    of: Literal["families", "decoder"]
     method: Literal["umap", "pca"]
     neighbours: int = Field(gt=1)
     spread: float = Field(ge=0)

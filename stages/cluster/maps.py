@@ -12,16 +12,19 @@ BLOCK = 1024
 Floats = NDArray[Any]
 
 
-def layout(vectors: Floats, knobs: Map, seed: int) -> Floats:
-    """(n, 2) float32 for (n, width) unit ``vectors``, by cosine. Seeded and on one thread, so that it repeats.
+Near = tuple[NDArray[np.int64], Floats]  # (n, count): the nearest to each, itself first, and their distances
 
-    UMAP is given exact neighbours, and starts from the principal components; so few vectors that they have no
-    neighbourhood are laid out by these alone.
+
+def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
+    """(n, 2) float32 for n unit ``vectors``, so that those ``near`` each other, None: by cosine, stay near.
+
+    Seeded and on one thread, so that it repeats. UMAP starts from the principal components of the vectors; so few that
+    they have no neighbourhood are laid out by these alone.
     """
     start = principal(vectors)
     if knobs.method == "pca" or len(vectors) <= knobs.neighbours + 1:
         return start
-    near = neighbours(vectors, knobs.neighbours)
+    order, away = near or neighbours(vectors, knobs.neighbours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
         from umap import UMAP
@@ -29,11 +32,10 @@ def layout(vectors: Floats, knobs: Map, seed: int) -> Floats:
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,
-            metric="cosine",
-            init=(10 * start / max(float(np.abs(start).max()), 1e-12)).astype(np.float32),  # pyright: ignore[reportArgumentType]
+            init=10 * start / max(float(np.abs(start).max()), 1e-12),  # pyright: ignore[reportArgumentType]
             random_state=seed,
             n_jobs=1,
-            precomputed_knn=(*near, None),
+            precomputed_knn=(order.astype(np.int32), away, None),
         )
         return np.asarray(model.fit_transform(vectors), np.float32)
 
@@ -50,13 +52,13 @@ def principal(vectors: Floats) -> Floats:
     return (found * np.where(sign == 0, 1, sign)).astype(np.float32)
 
 
-def neighbours(vectors: Floats, count: int) -> tuple[NDArray[np.int32], Floats]:
+def neighbours(vectors: Floats, count: int) -> Near:
     """(n, count) the nearest by cosine, itself first, and 1 − cosine."""
     order, away = [], []
     for first in range(0, len(vectors), BLOCK):
         block = np.clip(1 - vectors[first : first + BLOCK] @ vectors.T, 0, 2)
         block[np.arange(len(block)), np.arange(first, first + len(block))] = -1
         near = np.argsort(block, axis=1, kind="stable")[:, :count]
-        order.append(near.astype(np.int32))
+        order.append(near)
         away.append(np.maximum(np.take_along_axis(block, near, axis=1), 0).astype(np.float32))
     return np.concatenate(order), np.concatenate(away)

@@ -55,11 +55,11 @@ def agglomerative(distance: Floats, n: int, knobs: Grouping, seed: int) -> Group
     """Average linkage, cut into a number of clusters or at a distance. Has no chance in it."""
     from scipy.cluster.hierarchy import linkage
 
-    count = count_of(knobs.clusters, n) if knobs.distance is None else None
     tree = linkage(distance.astype(np.float64), "average") if n > 1 else np.empty((0, 4))
-    if count is None:
+    if knobs.distance is not None:
         count = n - int((tree[:, 2] <= knobs.distance).sum())
         return Grouped(cut(tree, count), {"distance": knobs.distance, "clusters": count}, tree)
+    count = count_of(knobs.clusters, n)
     return Grouped(cut(tree, count), {"clusters": count}, tree)
 
 
@@ -137,9 +137,7 @@ def hdbscan(distance: Floats, n: int, knobs: Grouping, seed: int) -> Grouped:
         ),
     )
     graph = coo_array(both, shape=(n, n)).tocsr()
-    model = HDBSCAN(
-        metric="precomputed", min_samples=knobs.min_samples, min_cluster_size=knobs.min_cluster_size, copy=True
-    )
+    model = HDBSCAN(metric="precomputed", copy=True, **parameters)  # pyright: ignore[reportArgumentType]
     return Grouped(np.maximum(model.fit(graph).labels_.astype(np.int64), NOISE), parameters)
 
 

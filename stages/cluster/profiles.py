@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from stages.cluster.similarity import Sparse
+
 Floats = NDArray[Any]
 Table = dict[str, Any]
 
 
-def cluster_profiles(profile: csr_array, labels: NDArray[np.int64], clusters: int) -> csr_array:
+def cluster_profiles(profile: Sparse, labels: NDArray[np.int64], clusters: int) -> Sparse:
     """(clusters, documents) the mean of the members' rows of ``profile`` (n, documents)."""
     inside = np.flatnonzero(labels >= 0)
     size = np.bincount(labels[inside], minlength=clusters)
@@ -20,7 +22,7 @@ def cluster_profiles(profile: csr_array, labels: NDArray[np.int64], clusters: in
     return found
 
 
-def top_documents(profiles: csr_array, top: int) -> Table:
+def top_documents(profiles: Sparse, top: int) -> Table:
     """The ``top`` documents in which each cluster's mean code is largest: cluster, rank, column, mean; ties go to the
     lower column."""
     parts = []
@@ -33,7 +35,7 @@ def top_documents(profiles: csr_array, top: int) -> Table:
     return dict(zip(("cluster", "rank", "column", "mean"), columns, strict=True))
 
 
-def correlated(profiles: csr_array, least: float) -> Table:
+def correlated(profiles: Sparse, least: float) -> Table:
     """Pairs of clusters whose profiles correlate over documents by more than ``least``: cluster, other (above it),
     correlation; the strongest first. A profile that is the same everywhere correlates with nothing."""
     documents = profiles.shape[1]

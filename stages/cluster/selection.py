@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from stages.cluster.knobs import Selection
+from stages.cluster.similarity import Sparse
 from stages.door import BadInput
 
 Floats = NDArray[Any]
 Labels = NDArray[np.int64]
 
 
-def in_units(values: csr_array) -> csr_array:
+def in_units(values: Sparse) -> Sparse:
     """``values`` divided by the mean of those that are not 0."""
     scale = values.data.mean() if values.nnz else 1.0
     return csr_array((values.data / scale, values.indices, values.indptr), shape=values.shape)
 
 
-def cluster_scores(values: csr_array, labels: Labels, clusters: int, threshold: float) -> dict[str, Floats]:
+def cluster_scores(values: Sparse, labels: Labels, clusters: int, threshold: float) -> dict[str, Floats]:
     """Score -> (clusters,). ``values``: (n, documents). A cluster without members scores 0."""
     latent = np.repeat(np.arange(len(labels)), np.diff(values.indptr))
     owner = labels[latent]
@@ -45,7 +46,7 @@ def cluster_scores(values: csr_array, labels: Labels, clusters: int, threshold: 
     return {"size": size, "mean": mean, "max": largest, "sparsity": sparsity, "composite": composite}
 
 
-def latent_scores(values: csr_array, knobs: Selection) -> Floats:
+def latent_scores(values: Sparse, knobs: Selection) -> Floats:
     """(n,) the mean, the largest or a percentile of each latent's values over all documents, zeros among them."""
     if knobs.latents == "mean":
         return np.asarray(values.sum(1)).ravel() / values.shape[1]
@@ -70,7 +71,7 @@ def chosen_clusters(scores: dict[str, Floats], knobs: Selection) -> list[int]:
 
 
 def select(
-    values: csr_array, labels: Labels, ids: NDArray[np.int64], clusters: int, knobs: Selection
+    values: Sparse, labels: Labels, ids: NDArray[np.int64], clusters: int, knobs: Selection
 ) -> list[dict[str, Any]]:
     """The ``per_cluster`` best latents of each chosen cluster, by their number in the layer, ``ids`` (n,)."""
     scores, each = cluster_scores(values, labels, clusters, knobs.threshold), latent_scores(values, knobs)

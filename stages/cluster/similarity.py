@@ -25,6 +25,7 @@ from stages.params import Section
 
 BLOCK = 512  # latents whose cosines with all others are in memory together
 Floats = NDArray[Any]
+Sparse = Any  # a csr_array, which is typed too loosely to be read from
 
 
 class Weights(Section):
@@ -63,8 +64,8 @@ class Moments:
 
     @classmethod
     def empty(cls, n: int) -> "Moments":
-        condensed = (np.zeros(pairs(n), np.float32) for _ in range(2))
-        return cls(*condensed, *(np.zeros(n) for _ in range(3)))
+        products, both = np.zeros(pairs(n), np.float32), np.zeros(pairs(n), np.float32)
+        return cls(products, both, np.zeros(n), np.zeros(n), np.zeros(n))
 
     def add(self, columns: Columns, weight: Floats) -> None:
         """Add some rows: the codes of all n latents there, rows counted from 0, and the ``weight`` (rows,) of each."""
@@ -131,14 +132,14 @@ def unit(rows: Floats) -> Floats:
     return rows / np.where(length > 0, length, 1)
 
 
-def unit_sparse(rows: csr_array) -> csr_array:
+def unit_sparse(rows: Sparse) -> Sparse:
     """The same for a sparse matrix."""
     length = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
     scale = np.repeat(1 / np.where(length > 0, length, 1), np.diff(rows.indptr))
     return csr_array(((rows.data * scale).astype(np.float32), rows.indices, rows.indptr), rows.shape)
 
 
-def distances(decoder: Floats, profile: csr_array, moments: Moments, weights: Weights) -> Floats:
+def distances(decoder: Floats, profile: Sparse, moments: Moments, weights: Weights) -> Floats:
     """Condensed float32 d_ij of n latents. ``decoder``: (n, width). ``profile``: (n, documents), mean codes."""
     n, total = len(decoder), sum(weights.model_dump().values())
     out, directions, profiles = np.empty(pairs(n), np.float32), unit(decoder.astype(np.float32)), unit_sparse(profile)
