@@ -31,7 +31,7 @@ def top_documents(profiles: Sparse, top: int) -> Table:
         column, mean = profiles.indices[where], profiles.data[where]
         order = np.lexsort((column, -mean))[:top]
         parts.append((np.full(len(order), cluster), np.arange(len(order)), column[order], mean[order]))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 4
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, int)] * 4
     return dict(zip(("cluster", "rank", "column", "mean"), columns, strict=True))
 
 
