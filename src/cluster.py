@@ -9,7 +9,7 @@ from stages.door import run
 from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.files import write_json
-from stages.interpret.read import open_latents
+from stages.interpret.read import interpreted, open_latents
 from stages.machine import Machine, start
 from stages.sae import disk
 
@@ -17,7 +17,7 @@ from stages.sae import disk
 def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: str) -> None:
     """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT."""
     knobs = params.load("cluster", Cluster)
-    if not knobs.run:
+    if not knobs.run or not interpreted(Path(latents)):
         for path in (Path(target) / "meta.json", Path(report)):
             write_json(path, {"skipped": True})
         return

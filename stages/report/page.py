@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from stages.params import Section
+from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
@@ -40,8 +41,10 @@ def render(
     text: str,
     report: Report,
     latents: list[Layer],
+    families: list[Families],
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at."""
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
+    those that were clustered."""
     templates = environment()
     templates.filters["bound"] = bound
     return templates.get_template("page.html.j2").render(
@@ -61,6 +64,8 @@ def render(
         glossary=GLOSSARY,
         text=text,
         latents=latents,
+        families=families,
+        maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
     )
 
 
