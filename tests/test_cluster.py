@@ -197,7 +197,7 @@ def test_measures_equal_scikit_learn():
     assert found is not None
     np.testing.assert_allclose(found, cosine, atol=1e-5)
     measured = quality.indices(sums, labels)
-    assert measured["silhouette"] == pytest.approx(np.mean(cosine), abs=1e-5)
+    assert measured["silhouette"] == pytest.approx(np.mean(found), abs=1e-9)
     assert measured["davies_bouldin"] == pytest.approx(davies_bouldin_score(vectors, labels), rel=1e-4)
     assert measured["calinski_harabasz"] == pytest.approx(calinski_harabasz_score(vectors, labels), rel=1e-4)
     assert measured["noise_ratio"] == 0
@@ -412,7 +412,11 @@ def test_names_are_what_members_say_and_others_do_not():
     said = {1: ["the", "june"], 2: ["the", "may"], 3: ["may", "june"], 4: ["the", "cat"], 5: ["the", "dog"], 6: []}
     found = naming.names([[1, 2, 3], [4, 5], [6]], [1, 4, 6], said, 2)
     assert found == ["june · may", "the", "like latent 6"]
-    assert naming._named('" June" (80 %), "a "b"" (3 %); or the token before is " in" (5 %)', True) == ["june", 'a "b"']
+    assert naming._named(r'" June" (80 %), "\"b" (3 %), "\n" (2 %); or the token before is " in" (5 %)', True) == [
+        "june",
+        '"b',
+        "↵",
+    ]
     assert naming._named("Names of months", False) == ["names", "of", "months"]
 
 
@@ -468,7 +472,8 @@ def layer(folder: Path, dead: tuple[int, ...] = LOST) -> room.Source:
     lists = [[10, 20, 30][of] if of >= 0 else 0 for of in group]
     notes = [
         {
-            "latent": j, "source": "rule", "text": f'"{EVIL[j % len(EVIL)]}" (90 %), " word{lists[j]}" (50 %)',
+            "latent": j, "source": "rule",
+            "text": f'{json.dumps(EVIL[j % len(EVIL)])} (90 %), " word{lists[j]}" (50 %)',
             "balanced_accuracy": 0.9, "balanced_accuracy_chance": 0.5,
         }
         for j in alive

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stages.cluster.knobs import Map
 
 BLOCK = 1024
+EPOCHS = 200  # of UMAP; it would take 500 where there are few vectors, and look no better
 Floats = NDArray[Any]
 
 
@@ -32,6 +33,7 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,
+            n_epochs=EPOCHS,
             init=10 * start / max(float(np.abs(start).max()), 1e-12),  # pyright: ignore[reportArgumentType]
             random_state=seed,
             n_jobs=1,

@@ -1,13 +1,15 @@
 """Names of clusters: what their members' explanations say more often than other latents' do."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log
 
 from stages.interpret.read import Latents
+from stages.readable import inline
 
-ITEM = re.compile(r'"(.+?)" \(\d+ %\)')  # a token in the text of a rule
+ITEM = re.compile(r'("(?:[^"\\]|\\.)*") \(\d+ %\)')  # a token in the text of a rule, as JSON
 BEFORE = re.compile(r"the token before is|tokens before stands")  # from here on it is of other tokens than its own
 WORD = re.compile(r"\w+")
 
@@ -23,8 +25,8 @@ def words(latents: Latents) -> dict[int, list[str]]:
 
 
 def _named(text: str, rule: bool) -> list[str]:
-    items = ITEM.findall(BEFORE.split(text)[0]) if rule else WORD.findall(text)
-    return [word for item in items if (word := item.strip().lower())]
+    items = map(json.loads, ITEM.findall(BEFORE.split(text)[0])) if rule else WORD.findall(text)
+    return [word for item in items if (word := inline(item).strip().lower())]
 
 
 def names(
