@@ -22,6 +22,7 @@ READERS = {
     "extract": "shards",
     "tune": "read",
     "interpret": "read",
+    "cluster": "read",
     "report": "results",
 }  # what a later room may open files with
 FLOORS = {"sae"}  # folders of the ground floor
@@ -325,7 +326,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         paths_are_edges,
-        lambda root: recommand(root, "data/latents reports/train", "data/latents reports/plots"),
+        lambda root: recommand(root, "data/sae data/latents", "data/sae reports/plots"),
         "select's command has reports/plots, which is no dep or out",
     ),
     (

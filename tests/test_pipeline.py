@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
-    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts"),
-    *(f"{stage}@{layer}" for stage in ("train", "interpret") for layer in LAYERS),
+    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
+    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster") for layer in LAYERS),
     *("report", "track"),
 ]
 PARAMS = {
@@ -231,6 +231,10 @@ def test_every_artifact_is_there(project: Project):
         expected += [f"data/activations/{layer}/meta.json", f"data/sae/{layer}/cfg.json"]
         expected += [f"data/sae/{layer}/sae_weights.safetensors", f"data/sae/{layer}/final/sae_weights.safetensors"]
         expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv", f"reports/interpret/{layer}.json"]
+        expected += [
+            f"data/clusters/{layer}/{name}" for name in ("meta.json", "latents.parquet", "selected.json", "map.html")
+        ]
+        expected += [f"reports/cluster/{layer}.json", f"reports/latents/{layer}/map.html"]
         expected += [f"reports/latents/{layer}/index.html"]
         expected += [f"data/latents/{layer}/{name}" for name in ("meta.json", "statistics.parquet", "examples.parquet")]
     assert set(expected) <= set(project.facts["hashes"])

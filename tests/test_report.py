@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from planted import planted
+from planted import LATENTS, planted
 
 from stages.door import BadInput
 from stages.files import write_json, write_text
 from stages.params import check
 from stages.readable import number, visible
+from stages.report.families import PAGES
 from stages.report.glossary import GLOSSARY
 from stages.report.page import bound
 from stages.report.results import Result, read_history, read_result
@@ -109,14 +113,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        write_json(tmp_path / "interpret" / f"{layer}.json", {"skipped": True})
+        for stage in ("interpret", "cluster"):
+            write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
     write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "tune", "train", "interpret", "latents"]
+    words = ["report", "tune", "train", "interpret", "cluster", "latents", "clusters"]
     words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
@@ -220,6 +225,36 @@ def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeyp
     assert {"index.html", "3/index.html", "9/index.html", "9/0.html"} <= set(links) and len(links) == 13
     assert all((Path("pages") / link).exists() for link in links)
     assert "latent 1 &#34; onmouseover" in page, "an explanation is text, not markup"
+
+
+def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monkeypatch: pytest.MonkeyPatch):
+    least = LATENTS - 1
+    set_params("report", pages=3)
+    planted(Path("latents/9"), 9)
+    write_json(Path("interpret/9.json"), {"layer": 9, "dead": 1})
+    folder = Path("clusters/9")
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"cluster": np.zeros(LATENTS, np.int32)}), folder / "latents.parquet")
+    write_json(folder / "selected.json", {"latents": [{"latent": least}]})
+    write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS})
+    (folder / "map.png").write_bytes(b"\x89PNG")
+    write_text(folder / "map.html", f"<!doctype html>{PAGES}")
+    quality = {"silhouette": 0.04, "davies_bouldin": 2.8, "calinski_harabasz": None, "noise_ratio": 0.25}
+    trust = {"bootstrap": {"ari": 0.74}, "reseed": None, "chance": {"ari": 0.0}}
+    numbers = {
+        "layer": 9, "clusters": 819, "largest": 189, "selected": 1, "parameters": {"method": "agglomerative"},
+        "quality": quality, "stability": trust,
+    }  # fmt: skip
+    write_json(Path("cluster/9.json"), numbers)
+    report(monkeypatch)
+    assert (Path("pages/9") / f"{least}.html").exists()
+    linked = Path("pages/9/map.html").read_text(encoding="utf-8")
+    assert json.loads(linked.partition('id="pages">')[2].partition("<")[0]) == [0, 1, 2, least]
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "Families of latents" in page and "819" in page and "25 %" in page and "0.74" in page
+    assert 'href="latents/9/map.html"' in page and page.count("data:image/png;base64,") == 6
+    found = read("summary.json")
+    assert (found["cluster.9.clusters"], found["cluster.9.stability.bootstrap.ari"]) == (819, 0.74)
 
 
 def test_enforce_fails_after_writing_and_names_what_failed(

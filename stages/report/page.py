@@ -8,6 +8,7 @@ from pydantic import Field
 
 from stages.params import Section
 from stages.readable import number
+from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
@@ -43,10 +44,11 @@ def render(
     text: str,
     report: Report,
     latents: list[Layer],
+    families: list[Families],
     searched: Searched | None = None,
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``searched`` is
-    what tune did."""
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
+    those that were clustered, ``searched`` is what tune did."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
@@ -67,6 +69,8 @@ def render(
         text=text,
         latents=latents,
         searched=searched,
+        families=families,
+        maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
     )
 
 

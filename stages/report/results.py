@@ -1,4 +1,5 @@
-"""Read what train wrote for a layer, ``<L>.json`` (measurements) and ``<L>.csv`` (history), and interpret's numbers."""
+"""Read what train wrote for a layer, ``<L>.json`` (measurements) and ``<L>.csv`` (history), and what later stages
+measured."""
 
 import csv
 from pathlib import Path
@@ -79,8 +80,8 @@ def read_result(path: Path) -> Result:
     return check(read_json(path), Result, str(path))
 
 
-def read_interpreted(path: Path) -> dict[str, Any] | None:
-    """Read `reports/interpret/<L>.json`: its numbers, nested; None if the stage was skipped."""
+def read_numbers(path: Path) -> dict[str, Any] | None:
+    """Read `reports/<stage>/<L>.json`: its numbers, nested; None if the stage was skipped."""
     found = read_json(path)
     return None if found.get("skipped") else found
 

@@ -46,12 +46,12 @@ def scorecard(results: list[Result], targets: Targets) -> Scorecard:
 def summary(
     results: list[Result],
     card: Scorecard,
-    interpreted: Mapping[int, dict[str, Any]] | None = None,
+    measured: Mapping[str, Mapping[int, dict[str, Any]]] | None = None,
     tuned: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int]:
     """Every number of the SAEs under a name that reads well as a column: ``train.9.fvu_inlier``.
 
-    ``interpreted``: layer -> what interpret measured, nested: ``interpret.9.dropped.dead``. ``tuned``: what came of
+    ``measured``: stage -> layer -> what it measured, nested: ``interpret.9.dropped.dead``. ``tuned``: what came of
     tune: ``tune.score``, ``tune.best.lr``.
 
     The controls' numbers stay in the scorecard: three times as many columns would hide the ones that one compares.
@@ -71,8 +71,9 @@ def summary(
             "outlier_variance": result.outliers.share_of_variance,
         }
         numbers |= {f"train.{result.layer}.{name}": value for name, value in facts.items() if value is not None}
-    for layer, found in (interpreted or {}).items():
-        numbers |= _flat(found, f"interpret.{layer}.")
+    for stage, layers in (measured or {}).items():
+        for layer, found in layers.items():
+            numbers |= _flat(found, f"{stage}.{layer}.")
     return numbers | _flat(tuned or {}, "tune.")
 
 
