@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from stages import launch, params, resume, tracking
+from stages import launch, params, resume, tracking, training
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
@@ -37,7 +37,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
     with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
-            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
+            fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         if launch.rank():
             return
         source, options = read.lm_path(Path(lm))
