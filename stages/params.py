@@ -12,7 +12,19 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from stages.door import BadInput
 
-SECTIONS = ("seed", "layers", "by_layer", "machine", "fetch", "extract", "train", "interpret", "targets", "report")
+SECTIONS = (
+    "seed",
+    "layers",
+    "by_layer",
+    "machine",
+    "fetch",
+    "extract",
+    "train",
+    "interpret",
+    "merge",
+    "targets",
+    "report",
+)
 
 
 class Section(BaseModel):
