@@ -21,6 +21,7 @@ SECTIONS = (
     "extract",
     "train",
     "interpret",
+    "cluster",
     "merge",
     "targets",
     "report",

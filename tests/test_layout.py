@@ -21,6 +21,7 @@ READERS = {
     "fetch": "read",
     "extract": "shards",
     "interpret": "read",
+    "cluster": "read",
     "report": "results",
 }  # what a later room may open files with
 FLOORS = {"sae"}  # folders of the ground floor
