@@ -63,7 +63,8 @@ def _solved(gram: Floats, cross: Floats) -> Floats:
         raise _singular() from None
     if np.diag(factor).min() ** 2 < SINGULAR:
         raise _singular()
-    return cho_solve((factor, lower), cross / scale[:, None]) / scale[:, None]
+    found = cho_solve((factor, lower), cross / scale[:, None]) / scale[:, None]
+    return np.ascontiguousarray(found)  # LAPACK's columns would make decoding eight times as slow
 
 
 def _singular() -> BadInput:
