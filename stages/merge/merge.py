@@ -53,6 +53,8 @@ def check(sae: SAE, source: Source) -> None:
             raise BadInput(f"{folder} is of layer {meta['layer']}, but {rows.folder} of layer {rows.layer}")
         if meta["latents"] != sae.latents:
             raise BadInput(f"{folder} is of {meta['latents']} latents, but the SAE has {sae.latents}; run it again")
+    if not len(source.clusters.living):
+        raise BadInput(f"all {sae.latents} latents of {source.clusters.folder} are dead; there is nothing to merge")
     if source.latents.meta["rows"] != rows.rows or sae.width != rows.width:
         raise BadInput(f"{source.latents.folder} is not of the rows of {rows.folder}; run interpret again")
 
