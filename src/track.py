@@ -19,7 +19,8 @@ def main(train: str, scorecard: str, summary: str, page: str, plots: str) -> Non
             scorecard=read_json(Path(scorecard)),
             histories={
                 **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])},
-                **{f"interpret@{layer}": [] for layer in load("layers", list[int])},  # numbers, but no curve
+                # numbers, but no curve over steps
+                **{f"{stage}@{layer}": [] for stage in ("interpret", "merge") for layer in load("layers", list[int])},
             },
             artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots)],
         )

@@ -1,7 +1,7 @@
 """Lay numbers and pictures out as one self-contained file of HTML."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ from stages.params import Section
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
-from stages.report.results import Result
+from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
 from stages.targets import Targets
@@ -21,7 +21,10 @@ CAPTIONS = {
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
+    "merge": "Variance missed by smaller dictionaries: latents merged, dropped instead, or each cluster made one. "
+    "All have their decoder refitted; a dot is the dictionary that was trained.",
 }
+MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
 
 class Report(Section):
@@ -40,8 +43,10 @@ def render(
     text: str,
     report: Report,
     latents: list[Layer],
+    merged: Sequence[Merged] = (),
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at."""
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at,
+    ``merged`` those that merge made smaller."""
     templates = environment()
     templates.filters["bound"] = bound
     return templates.get_template("page.html.j2").render(
@@ -61,6 +66,8 @@ def render(
         glossary=GLOSSARY,
         text=text,
         latents=latents,
+        merged=merged,
+        merge_metrics=MERGED,
     )
 
 
