@@ -146,7 +146,7 @@ def test_leaders_by_hand():
     (groups,) = led(given, decoder, np.zeros(5, np.int64), [2])
     assert groups.of.tolist() == [0, 0, 1, 1, NO_GROUP]  # the last points away from both, and is dropped
     (apart,) = led(given, decoder, np.array([0, 1, 0, 1, 1]), [2])
-    assert apart.of.tolist() == [1, 0, NO_GROUP, 0, NO_GROUP]  # the third would follow the fourth, but for its cluster
+    assert apart.of.tolist() == [1, 0, 0, 0, NO_GROUP]  # the third has no leader of its cluster at an acute angle
     assert strongest(given, decoder, 2).of.tolist() == [0, 1, NO_GROUP, NO_GROUP, NO_GROUP]
 
 
@@ -294,6 +294,22 @@ def test_the_report_holds_for_both_kinds_and_repeats(tmp_path: Path, architectur
     assert point["latents"] == 8 and point["fvu"] == pytest.approx(alike["fvu"], rel=1e-4)
     lines = room.curve_csv(found.report["curve"]).splitlines()
     assert lines[0] == "latents,merged,dropped,clusters" and lines[1].startswith("8,")
+
+
+def test_with_an_encoder_of_its_own_it_is_an_ordinary_sae(layer: tuple[SAE, room.Source], tmp_path: Path):
+    sae, from_ = layer
+    found = room.merge(sae, from_, knobs(latents=0.5, encoder="mean"), None)
+    disk.save(tmp_path, found.sae, {}, found.density)
+    loaded, config = disk.load(tmp_path)
+    assert config["architecture"] == "jumprelu" and loaded.latents == loaded.parts == found.groups.count
+    test = found.report["test"]
+    assert test["after"]["fvu"] < 1.1 * test["dropped"]["fvu"]
+    for k in (None, 6):
+        many = made(8, k=k and 8 * k)
+        many = replace(many, b_enc=torch.zeros(8 * LATENTS))
+        again = room.merge(many, source(tmp_path, many, 32), knobs(latents=32 / 256, encoder="mean"), None)
+        test = again.report["test"]
+        assert again.sae.groups is None and test["after"]["mse"] <= 1.05 * test["before"]["mse"]
 
 
 def test_a_bent_decoder_is_merged_without_a_refit(tmp_path: Path):

@@ -72,11 +72,12 @@ def families(clusters: Clusters, count: int | None) -> Ints:
 
 
 def led(moments: Moments, decoder: Floats, labels: Ints, counts: list[int]) -> list[Groups]:
-    """Merging by loss, for each of ``counts``: leaders, and every other latent follows one of its own cluster.
+    """Merging by loss, for each of ``counts``: leaders, and every other latent follows one, of its cluster if it can.
 
     Leaders are taken one at a time, each the latent that loses most where the earlier ones of its cluster stand for it:
     energy × (1 − cos²), cos the largest of its direction with theirs, at least 0. A follower joins the nearest; without
-    one at an acute angle it is dropped. ``labels``: (latent,) the cluster of each, negative of the dead.
+    one at an acute angle in its cluster the nearest of all, or it is dropped. ``labels``: (latent,) the cluster of
+    each, negative of the dead.
     """
     size = np.linalg.norm(decoder, axis=1)
     unit = (decoder / np.maximum(size, 1e-30)[:, None]).astype(np.float32)
@@ -99,6 +100,9 @@ def _followed(unit: NDArray[np.float32], labels: Ints, leaders: Ints) -> Groups:
         mine, family = np.flatnonzero(labels[leaders] == label), np.flatnonzero(labels == label)
         cosine = unit[family] @ unit[leaders[mine]].T
         best[family], of[family] = cosine.max(1), mine[cosine.argmax(1)]
+    lost = np.flatnonzero((best <= 0) & (labels >= 0))
+    cosine = unit[lost] @ unit[leaders].T
+    best[lost], of[lost] = cosine.max(1), cosine.argmax(1)
     of[leaders], best[leaders] = np.arange(len(leaders)), 1
     of[best <= 0] = NO_GROUP
     return Groups(numbered(of), np.where(of < 0, 0.0, 1.0))

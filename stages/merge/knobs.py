@@ -14,6 +14,7 @@ class Merge(Section):
     latents: float | None = Field(gt=0, le=1)
     by: Literal["loss", "clusters"]
     codes: Literal["sum", "cosine"]
+    encoder: Literal["parts", "mean"]
     ridge: float = Field(ge=0)
     curve: list[float]
     ce_tokens: int = Field(ge=0)

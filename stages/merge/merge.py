@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +17,15 @@ from stages.interpret.read import Latents
 from stages.lm import LanguageModel
 from stages.machine import CPU, put
 from stages.measure import held_out
-from stages.merge.groups import Groups, families, led, strongest, weighted, whole
+from stages.merge.encoder import encoded, ordinary
+from stages.merge.groups import Groups, alone, families, led, strongest, weighted, whole
 from stages.merge.knobs import Merge
 from stages.merge.moments import Floats, Moments, moments
 from stages.merge.refit import refit, start
 from stages.merge.rows import blocks
-from stages.quality import Quality
+from stages.quality import Quality, firing_counts
 from stages.sae.sae import SAE, Codes, summed
+from stages.training import blocks as shared_blocks
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,15 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, devi
     def made(groups: Groups) -> SAE:
         return smaller(sae, groups, *decoder_of(sae, sums, groups, living, knobs.ridge))
 
-    rest = strongest(sums, decoder, groups.count)
-    candidates = {"before": sae, "after": made(groups), "dropped": made(rest)}
+    rest, small = strongest(sums, decoder, groups.count), made(groups)
+    before, after = firing(source, groups)
+    if knobs.encoder == "mean" and small.groups is not None:
+        small = _ordinary(sae, source, sums, groups, float(after.sum()) / rows.rows, knobs.ridge, device)
+        after = firing_counts(small, shared_blocks(rows, 0, rows.rows, device))
+    candidates = {"before": sae, "after": small, "dropped": made(rest)}
     reconstruct = {name: one.reconstruct for name, one in candidates.items()}
     hook = rows.meta["hook"]
     found, predicted = held_out(reconstruct, rows, source.contexts, hook, lm, knobs.ce_tokens, device)
-    before, after = firing(source, groups)
     for name, counts in (("before", before), ("after", after), ("dropped", before[torch.from_numpy(rest.of >= 0)])):
         found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
 
@@ -100,6 +106,21 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, devi
         "curve": curve,
     }
     return Merged(candidates["after"], groups, after.double() / rows.rows, report)
+
+
+def _ordinary(
+    sae: SAE, source: Source, sums: Moments, groups: Groups, per_row: float, ridge: float, device: torch.device
+) -> SAE:
+    """The merged SAE with an encoder of its own, and the decoder that is best for it."""
+    rows = source.activations
+
+    def split(name: str) -> Iterator[Tensor]:
+        return shared_blocks(rows, *rows.split(name), device)
+
+    found = ordinary(sae, sums, groups, split("validation"), per_row)
+    own = moments(encoded(found, split("train")), found.latents, found.width)
+    each = alone(found.latents, np.arange(found.latents))
+    return smaller(found, each, *decoder_of(found, own, each, -1, ridge))
 
 
 def grouped(knobs: Merge, clusters: Clusters, sums: Moments, decoder: Floats, sizes: list[int]) -> list[Groups]:
