@@ -24,7 +24,7 @@ def main(
     if not knobs.run or not clustered(Path(clusters)):
         for path in (Path(target) / "meta.json", Path(report)):
             write_json(path, {"skipped": True})
-        write_text(Path(curve), "latents\n")
+        write_text(Path(curve), room.curve_csv([]))
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))

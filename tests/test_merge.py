@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_interpret
 import torch
 import yaml
 from scipy.cluster.hierarchy import linkage
@@ -15,7 +16,8 @@ from stages.cluster.read import DEAD, NOISE, Clusters, cut, numbered
 from stages.door import BadInput
 from stages.extract.shards import Contexts
 from stages.interpret.codes import write_codes
-from stages.interpret.read import Latents, open_codes
+from stages.interpret.interpret import interpret
+from stages.interpret.read import Latents, open_codes, open_latents
 from stages.interpret.statistics import geometry
 from stages.merge import merge as room
 from stages.merge.groups import Groups, alone, energy, families, led, strongest, weighted, whole
@@ -278,6 +280,23 @@ def test_a_merged_sae_is_like_any_other(layer: tuple[SAE, room.Source], tmp_path
     assert geometry(loaded)["encoder_decoder_cosine"].shape == (loaded.latents,)
     shards, _ = write_codes(loaded, rows, tmp_path)  # as interpret does
     assert open_codes(tmp_path, shards, loaded.latents).starts.shape[1] == loaded.latents + 1
+
+
+def test_interpret_takes_it_as_it_takes_any(tmp_path: Path, gpt2: Path):
+    sae, from_ = test_interpret.make_sae(), test_interpret.make_source(tmp_path / "rows", gpt2, *test_interpret.texts())
+    groups = Groups(np.arange(sae.latents) // 2, np.ones(sae.latents))
+    merged = room.smaller(sae, groups, sae.decoder[::2].double(), sae.b_dec.double())
+    (tmp_path / "work").mkdir()
+    found = interpret(merged, from_, test_interpret.knobs(), 0, tmp_path / "latents", tmp_path / "work")
+    assert found["latents"] == merged.latents == sae.latents // 2
+    latents, codes = open_latents(tmp_path / "latents"), merged.encode(from_.activations.read(0, 500).float())
+    columns = latents.columns(3, 4)
+    mine = codes.pattern.latents == 3
+    few = int(mine.sum())
+    assert few and columns.rows[:few].tolist() == codes.pattern.row_of[mine].tolist()
+    assert columns.values[:few].tolist() == pytest.approx(codes.values[mine].tolist(), rel=1e-5)
+    statistics = latents.table("statistics")
+    assert statistics is not None and statistics.num_rows == merged.latents
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk"])

@@ -32,7 +32,7 @@ BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract"),
-    *(f"{stage}@{layer}" for stage in ("train", "interpret") for layer in LAYERS),
+    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster", "merge") for layer in LAYERS),
     *("report", "track"),
 ]
 PARAMS = {
@@ -52,6 +52,7 @@ PARAMS = {
     "train.ce_tokens": 200,
     "interpret.window": 8,
     "interpret.explain.model": None,
+    "merge.ce_tokens": 200,
 }
 
 

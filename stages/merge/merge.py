@@ -218,7 +218,7 @@ def measured(
 def curve_csv(curve: list[dict[str, Any]]) -> str:
     """The curve as CSV: a row a size, the fvu of each line beside the others."""
     sizes = sorted({point["latents"] for point in curve})
-    names = list(dict.fromkeys(point["line"] for point in curve))
+    names = list(dict.fromkeys(["merged", "dropped", *(point["line"] for point in curve)]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["latents", *names])
