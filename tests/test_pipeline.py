@@ -289,6 +289,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "extract",
         "train@2",
         "interpret@2",
+        "cluster@2",
+        "merge@2",
         "report",
         "track",
     ]

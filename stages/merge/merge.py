@@ -74,12 +74,14 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, devi
     def made(groups: Groups) -> SAE:
         return smaller(sae, groups, *decoder_of(sae, sums, groups, living, knobs.ridge))
 
-    rest, small = strongest(sums, decoder, groups.count), made(groups)
+    rest = strongest(sums, decoder, groups.count)
+    small, baseline = made(groups), made(rest)
     before, after = firing(source, groups)
     if knobs.encoder == "mean" and small.groups is not None:
-        small = _ordinary(sae, source, sums, groups, float(after.sum()) / rows.rows, knobs.ridge, device)
+        per_row = float(after.sum()) / rows.rows  # of both, or the denser one would look better
+        small, baseline = (_ordinary(sae, source, sums, one, per_row, knobs.ridge, device) for one in (groups, rest))
         after = firing_counts(small, shared_blocks(rows, 0, rows.rows, device))
-    candidates = {"before": sae, "after": small, "dropped": made(rest)}
+    candidates = {"before": sae, "after": small, "dropped": baseline}
     reconstruct = {name: one.reconstruct for name, one in candidates.items()}
     hook = rows.meta["hook"]
     found, predicted = held_out(reconstruct, rows, source.contexts, hook, lm, knobs.ce_tokens, device)
