@@ -11,7 +11,7 @@ from stages.report.families import linked, read_families
 from stages.report.figures import figures
 from stages.report.latents import read_layer, site
 from stages.report.page import Report, render
-from stages.report.results import read_history, read_numbers, read_result
+from stages.report.results import read_history, read_merged, read_numbers, read_result
 from stages.report.scorecard import failures, scorecard, summary
 from stages.report.tuned import searched_in
 from stages.targets import Targets
@@ -23,6 +23,7 @@ def main(
     train: str,
     interpret: str,
     cluster: str,
+    merge: str,
     latents: str,
     clusters: str,
     card_file: str,
@@ -31,8 +32,8 @@ def main(
     plots: str,
     pages: str,
 ) -> None:
-    """Read TUNE's trials and each layer's files in TRAIN, INTERPRET, CLUSTER, LATENTS and CLUSTERS; write scorecard,
-    summary, PAGE, PLOTS and the latents' PAGES."""
+    """Read TUNE's trials and each layer's files in TRAIN, INTERPRET, CLUSTER, MERGE, LATENTS and CLUSTERS; write
+    scorecard, summary, PAGE, PLOTS and the latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {
@@ -41,6 +42,8 @@ def main(
     }
     histories = {layer: read_history(Path(train) / f"{layer}.csv") for layer in layers}
 
+    reports = [read_merged(Path(merge) / f"{layer}.json") for layer in layers]
+    merged = [layer for layer in reports if layer is not None]
     report = load("report", Report)
     opened = {layer: open_clusters(Path(clusters) / str(layer)) for layer in found["cluster"]}
     families = {layer: read_families(opened[layer], numbers) for layer, numbers in found["cluster"].items()}
@@ -54,20 +57,20 @@ def main(
     searched = searched_in(Path(tune), trials) if trials else None
 
     card = scorecard(results, targets)
-    pictures = figures(results, histories, targets)
+    pictures = figures(results, histories, targets, merged)
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         with replacing(Path(plots) / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    write_text(
-        Path(page), render(results, card, pictures, targets, text, report, known, list(families.values()), searched)
-    )
+    shown = (known, list(families.values()), merged, searched)
+    write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
     for name, html in site(known):
         write_text(Path(pages) / name, html)
     for layer in known:
         if (number := layer.meta["layer"]) in families:
             write_text(Path(pages) / f"{number}/map.html", linked(families[number].page, layer.ids))
-    write_json(Path(summary_file), summary(results, card, found, tuned.numbers(trials) if trials else None))
+    measured = summary(results, card, found, merged, tuned.numbers(trials) if trials else None)
+    write_json(Path(summary_file), measured)
     write_json(Path(card_file), card)
 
     if targets.enforce and (failed := failures(card)):

@@ -14,7 +14,7 @@ from stages.door import BadInput
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "interpret", "cluster"),
+    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge"),
     *("targets", "report"),
 )
 

@@ -32,7 +32,7 @@ BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
-    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster") for layer in LAYERS),
+    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster", "merge") for layer in LAYERS),
     *("report", "track"),
 ]
 PARAMS = {
@@ -52,6 +52,7 @@ PARAMS = {
     "train.ce_tokens": 200,
     "interpret.window": 8,
     "interpret.explain.model": None,
+    "merge.ce_tokens": 200,
 }
 
 
@@ -303,6 +304,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",
         "train@2",
         "interpret@2",
+        "cluster@2",
+        "merge@2",
         "report",
         "track",
     ]

@@ -113,7 +113,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        for stage in ("interpret", "cluster"):
+        for stage in ("interpret", "cluster", "merge"):
             write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
     write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "tune", "train", "interpret", "cluster", "latents", "clusters"]
+    words = ["report", "tune", "train", "interpret", "cluster", "merge", "latents", "clusters"]
     words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
@@ -351,3 +351,21 @@ def test_scorecard_of_values_alone():
     card = scorecard([result], targets)
     assert failures(card) == ["layer 9: mse is 0.02, above its max 0.01"]
     assert summary([result], card)["targets.failed"] == 1
+
+
+def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """A table, a picture and the summary's columns, for the layers whose dictionary was merged."""
+    kinds = {"before": 0.05, "after": 0.051, "dropped": 0.06}
+    metrics = {"fvu_inlier": 0.1, "l0": 80.0, "dead": 0.0, "delta_ce": None, "latents": 16}
+    curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped") for n in (8, 16)]
+    found = {"layer": LAYERS[0], "living": 32, "merged": 16, "alone": 5, "largest": 4, "dropped": 1}
+    found |= {"curve": curve, "test": {name: {"fvu": fvu, **metrics} for name, fvu in kinds.items()}}
+    write_json(project / "merge" / f"{LAYERS[0]}.json", found)
+    report(monkeypatch)
+    page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
+    prefix = f"merge.{LAYERS[0]}"
+    assert numbers[f"{prefix}.test.after.fvu"] == 0.051 and numbers[f"{prefix}.test.dropped.fvu"] == 0.06
+    assert numbers[f"{prefix}.groups.dropped"] == 1
+    assert f"{prefix}.test.after.delta_ce" not in numbers and f"{prefix}.test.before.fvu" not in numbers
+    assert not any(name.startswith(f"merge.{LAYERS[1]}") for name in numbers)

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
-from stages.report.results import Result
+from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
 from stages.report.tuned import Searched
@@ -25,7 +25,10 @@ CAPTIONS = {
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
+    "merge": "Variance missed by smaller dictionaries: latents merged, dropped instead, or each cluster made one. "
+    "All have their decoder refitted; a dot is the dictionary that was trained.",
 }
+MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
 
 class Report(Section):
@@ -45,10 +48,11 @@ def render(
     report: Report,
     latents: list[Layer],
     families: list[Families],
+    merged: Sequence[Merged] = (),
     searched: Searched | None = None,
 ) -> str:
     """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
-    those that were clustered, ``searched`` is what tune did."""
+    those that were clustered, ``merged`` those that merge made smaller, ``searched`` is what tune did."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
@@ -71,6 +75,8 @@ def render(
         searched=searched,
         families=families,
         maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
+        merged=merged,
+        merge_metrics=MERGED,
     )
 
 

@@ -86,6 +86,33 @@ def read_numbers(path: Path) -> dict[str, Any] | None:
     return None if found.get("skipped") else found
 
 
+class Point(_Part):
+    """One dictionary of a line of the curve: merged, dropped or clusters."""
+
+    line: str
+    latents: int
+    fvu: float
+
+
+class Merged(_Part):
+    """What merging did to a layer's dictionary: ``test`` says before, after and dropped, the baseline."""
+
+    layer: int
+    living: int
+    merged: int
+    alone: int
+    largest: int
+    dropped: int
+    test: dict[str, Measured]
+    curve: list[Point]
+
+
+def read_merged(path: Path) -> Merged | None:
+    """Read `reports/merge/<L>.json`; None if the stage was skipped."""
+    found = read_json(path)
+    return None if found.get("skipped") else check(found, Merged, str(path))
+
+
 def read_history(path: Path) -> History:
     """Read ``<L>.csv``: a row a logging point; what was not measured at a point is left out of its row."""
     try:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import quality, splice, training
-from stages.door import BadInput
+from stages import quality, training
 from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
 from stages.lm import LanguageModel
+from stages.measure import held_out
 from stages.params import check
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
@@ -50,10 +50,6 @@ def measure(
 
     ``lm`` None (activations of no language model) leaves every ce metric null.
     """
-    first, end = activations.split("test")
-    if end == first:
-        raise BadInput("there are no test rows to judge on; extract more tokens, or raise fetch.corpus.test")
-
     device = sae.decoder.device
     mean = activations.mean.to(device)
 
@@ -66,20 +62,16 @@ def measure(
         "pca": controls.pca(blocks(*activations.split("train")), mean, knobs.k),
         "untrained": untrained.reconstruct,
     }
-    found = {
-        name: quality.reconstruction(f, blocks(first, end), activations.scale, activations.median_norm)
-        for name, f in candidates.items()
-    }
+    hook = activations.meta["hook"]
+    found, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
     counts = quality.firing_counts(sae, blocks(0, activations.rows))
     for values in found.values():
         values["dead"] = None  # one pass over all stored rows is for the SAE alone
     found["sae"]["dead"] = float((counts == 0).float().mean())
-    ce, ce_tokens = _cross_entropy(lm, contexts, activations, candidates, knobs.ce_tokens)
-    for name in found:
-        found[name] |= ce[name]
 
     tokens, _ = contexts.rows("test")
-    outliers = quality.outliers(activations.blocks(first, end), torch.from_numpy(tokens), activations.median_norm)
+    test = activations.blocks(*activations.split("test"))
+    outliers = quality.outliers(test, torch.from_numpy(tokens), activations.median_norm)
     outliers["tokens"] = [
         {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
         for token, count in outliers["tokens"]
@@ -88,7 +80,7 @@ def measure(
     frequency = counts.double() / activations.rows
     return {
         "layer": activations.layer,
-        "model": {**activations.meta["model"], "hook": activations.meta["hook"], "width": activations.width},
+        "model": {**activations.meta["model"], "hook": hook, "width": activations.width},
         "rule": knobs.rule,
         "latents": knobs.latents,
         "k": knobs.k,
@@ -98,33 +90,6 @@ def measure(
         "outliers": outliers,
         "density": _histogram(frequency),
     }, frequency
-
-
-def _cross_entropy(
-    lm: LanguageModel | None,
-    contexts: Contexts,
-    activations: Activations,
-    candidates: dict[str, quality.Reconstruct],
-    budget: int,
-) -> tuple[dict[str, dict[str, float | None]], int]:
-    """The ce metrics of each candidate on the first ``budget`` held-out tokens or a few more, whole contexts."""
-    if lm is None or budget == 0:
-        return {name: dict.fromkeys(splice.METRICS) for name in candidates}, 0
-    first, end = contexts.split("test")
-    tokens, documents = contexts.read(first, end)
-    kept = documents >= 0
-    enough = int(np.searchsorted(kept[:, 1:].sum(1).cumsum(), budget)) + 1
-    replaces: dict[str, splice.Replace] = {name: lambda x, f=f: f(x.float())[0] for name, f in candidates.items()}
-    replaces["zero"] = lambda x: torch.zeros_like(x)
-    verdicts = splice.verdict(
-        lm,
-        torch.from_numpy(tokens[:enough]),
-        torch.from_numpy(kept[:enough]),
-        activations.meta["hook"],
-        activations.layer,
-        replaces,
-    )
-    return {name: splice.scores(verdicts, name) for name in candidates}, int(kept[:enough, 1:].sum())
 
 
 def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
