@@ -167,7 +167,7 @@ def test_a_failure_is_the_worst_score_and_not_the_end():
     def half(point: dict[str, Any]) -> dict[str, Any]:
         if point["rule"] == "topk":
             return {**bowl(point), "score": None, "reason": "no"}
-        return {**bowl(point), "score": 7.0} if point["k"] == 8 else bowl(point)
+        return {**bowl(point), "score": 70.0} if point["k"] == 8 else bowl(point)
 
     trials, found = search(knobs(), 0, first(), half)
     assert {trial["score"] for trial in trials} >= {None}
