@@ -167,7 +167,7 @@ def test_a_failure_is_the_worst_score_and_not_the_end():
     def half(point: dict[str, Any]) -> dict[str, Any]:
         if point["rule"] == "topk":
             return {**bowl(point), "score": None, "reason": "no"}
-        return {**bowl(point), "score": 7.0} if point["k"] == 8 else bowl(point)
+        return {**bowl(point), "score": 70.0} if point["k"] == 8 else bowl(point)
 
     trials, found = search(knobs(), 0, first(), half)
     assert {trial["score"] for trial in trials} >= {None}
@@ -223,13 +223,13 @@ def test_the_score_by_hand(rows: Activations):
     found = judge(identity, rows, TARGETS)  # exact, with about 32 active latents where 8 are allowed
     assert found["fvu"] == pytest.approx(0, abs=1e-9)
     assert found["l0"] == pytest.approx(32, abs=0.1) and found["dead"] == 0
-    assert found["score"] == pytest.approx((found["l0"] - 8) / 8)
+    assert found["score"] == pytest.approx((float(found["l0"] or 0) - 8) / 8)
     nothing = SAE(
         torch.cat([eye, -eye]), torch.full((64,), -1e9), torch.cat([eye, -eye]), zero, threshold=torch.zeros(64)
     )
     found = judge(nothing, rows, TARGETS)
     assert (found["l0"], found["dead"]) == (0, 1)
-    assert found["score"] == pytest.approx(found["fvu"] + (2 - 0) / 2 + (1 - 0.1) / 0.1)
+    assert found["score"] == pytest.approx(float(found["fvu"] or 0) + (2 - 0) / 2 + (1 - 0.1) / 0.1)
 
 
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])

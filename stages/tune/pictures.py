@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import OptimizeResult
 from skopt.plots import partial_dependence_1D, plot_convergence
 from skopt.space import Categorical
@@ -40,6 +41,8 @@ def convergence(found: dict[str, Any]) -> bytes:
                 numbers, heights = [place + 1 for place in chosen], [scores[place] for place in chosen]
                 axes.scatter(numbers, heights, s=14, c=colour, label=label, zorder=3)
         axes.set(title="", xlabel="trials", ylabel="held-out score, and the best so far")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _readable(axes)
         axes.legend(fontsize=8)
 
     return _png(draw)
@@ -74,9 +77,17 @@ def dependence(found: dict[str, Any], search: Search) -> bytes | None:
                     axes.set_xscale("log")
             axes.set(xlabel=dimension.name, yscale="log")
             axes.grid(visible=True)
+            _readable(axes)
         panels[0].set_ylabel("score: model (line) and trials")
 
     return _png(draw, len(space.dimensions))
+
+
+def _readable(axes: Axes) -> None:
+    """Scores within one decade still have labels."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _png(draw: Any, panels: int = 1) -> bytes:

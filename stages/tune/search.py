@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.tune.knobs import Range, Tune, ends
 
-WORST = 1.0  # of what is told: an error as large as the variance, which predicting the mean has; a failure counts so
+WORST = 10.0  # of what is told, and what a failure counts: an error as large as the variance, and all latents dead
 MODELS = {"gp": "GP", "forest": "ET"}
 CANDIDATES = 2000  # points whose expected improvement is computed; the best few are improved by gradient
 
