@@ -1,5 +1,6 @@
 """Stage cluster@L: families of latents, and the ones that later stages work on."""
 
+import sys
 from pathlib import Path
 
 from stages import params
@@ -9,7 +10,7 @@ from stages.door import run
 from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.files import write_json
-from stages.interpret.read import interpreted, open_latents
+from stages.interpret.read import interpreted, of_stored_rows, open_latents
 from stages.machine import Machine, start
 from stages.sae import disk
 
@@ -17,7 +18,9 @@ from stages.sae import disk
 def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: str) -> None:
     """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT."""
     knobs = params.load("cluster", Cluster)
-    if not knobs.run or not interpreted(Path(latents)):
+    if not knobs.run or not of_stored_rows(Path(latents)):
+        if knobs.run and interpreted(Path(latents)):
+            print(f"cluster: skipped, for {latents} is of other texts (params.yaml: interpret.texts)", file=sys.stderr)
         for path in (Path(target) / "meta.json", Path(report)):
             write_json(path, {"skipped": True})
         return

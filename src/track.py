@@ -24,7 +24,11 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
                 **({"tune": curve(trials)} if trials else {}),
                 **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])},
                 # numbers, but no curve over steps
-                **{f"{stage}@{layer}": [] for stage in ("interpret", "merge") for layer in load("layers", list[int])},
+                **{
+                    f"{stage}@{layer}": []
+                    for stage in ("interpret", "cluster", "merge")
+                    for layer in load("layers", list[int])
+                },
             },
             artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots), Path(tune)],
             tuned=taken(Path(tune) / "best.yaml", params["train"]["from_tune"]),

@@ -52,6 +52,10 @@ PARAMS = {
     "train.ce_tokens": 200,
     "interpret.window": 8,
     "interpret.explain.model": None,
+    "tune.layer": 2,
+    "tune.calls": 3,
+    "tune.starts": 1,
+    "tune.rows": None,
     "merge.ce_tokens": 200,
 }
 
@@ -294,6 +298,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",
         "extract_texts",
         "interpret@2",
+        "cluster@2",
+        "merge@2",
         "report",
         "track",
     ]
@@ -302,6 +308,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_corpus",
         "extract",
         "fetch_texts",
+        "tune",
         "train@2",
         "interpret@2",
         "cluster@2",

@@ -145,6 +145,11 @@ def interpreted(folder: Path) -> bool:
     return not read_json(folder / "meta.json").get("skipped")
 
 
+def of_stored_rows(folder: Path) -> bool:
+    """Whether the codes are those of the rows that the SAE was trained on; `interpret.texts` looks at others."""
+    return interpreted(folder) and not read_json(folder / "meta.json")["texts"]
+
+
 def open_latents(folder: Path) -> Latents:
     """Open a layer's folder, `data/latents/<L>/`."""
     meta = read_json(folder / "meta.json")
