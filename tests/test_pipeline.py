@@ -308,6 +308,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_corpus",
         "extract",
         "fetch_texts",
+        "extract_texts",
         "tune",
         "train@2",
         "interpret@2",
