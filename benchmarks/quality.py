@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.pieces import say
 from benchmarks.saelens_peer import Refused, SAELens, saelens
 from benchmarks.training import machine
-from stages import params, quality
+from stages import params, quality, training
 from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.machine import Machine, start
@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, activations: Activations, peer: SAELens | None, **options: Any) -> None:
         self.activations, self.peer, self.options = activations, peer, options
-        self.scale = room.scale_of(activations)
+        self.scale = training.scale_of(activations)
         self.section, self.targets = params.load("train", dict), params.load("targets", Targets)
 
     def row(self, job: Job) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class Bench:
         """params.yaml's knobs, but for the size and the learning rate; the last checkpoint, like SAELens's."""
         change = {"rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr}
         epochs = job.tokens // epoch_tokens(self.activations)
-        knobs = room.knobs_of(self.section, {**change, "epochs": epochs}, self.activations.layer)
-        return room.train(self.activations, knobs, self.targets, job.seed)[0].saes["final"]
+        knobs = room.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer)
+        return training.train(self.activations, knobs, self.targets, job.seed)[0].saes["final"]
 
     def _theirs(self, job: Job) -> SAE:
         """SAELens's, which acts on y = s (x − μ), as one that acts on x."""
@@ -83,7 +83,7 @@ class Bench:
             k=K if job.rule == "topk" else None,
             threshold=t["threshold"] / s if job.rule != "topk" else None,
         )
-        return room.with_threshold(sae, K, self._blocks("validation")) if job.rule in BY_BATCH else sae
+        return training.with_threshold(sae, K, self._blocks("validation")) if job.rule in BY_BATCH else sae
 
     def _measured(self, sae: SAE) -> dict[str, float | None]:
         a = self.activations
@@ -190,7 +190,7 @@ def main(*words: str) -> None:
                     print(json.dumps(rows[-1]), file=file)
 
     if given.saelens:
-        same = room.scale_of(activations).apply(activations.read(*activations.split("train")))
+        same = training.scale_of(activations).apply(activations.read(*activations.split("train")))
         with saelens(given.saelens, same, given.threads, BATCH) as peer:
             found["peer"] = peer.facts
             go(peer)

@@ -20,6 +20,7 @@ from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
 from benchmarks.saelens_peer import SAELens, fastest, saelens
 from benchmarks.saelens_training import ARCHITECTURES, DEAD_AFTER, GROUPS, LEARNING_RATE, cut_of
 from stages import params
+from stages.batches import Shuffled
 from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.machine import Machine, start
@@ -28,8 +29,7 @@ from stages.sae.knobs import Train, make_rule
 from stages.sae.preactivations import product_dtype
 from stages.sae.rules.jumprelu import JumpReLU
 from stages.sae.trainer import Trainer
-from stages.train.batches import Shuffled
-from stages.train.train import scale_of
+from stages.training import scale_of
 
 ROWS = 65536  # training rows that both sides shuffle
 L0 = 32  # active latents a token

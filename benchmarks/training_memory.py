@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.extraction import watched
 from stages import params
+from stages.batches import Shuffled
 from stages.door import run
 from stages.extract.shards import DTYPE, Activations, identity, mapped, shard_name, writing
 from stages.files import need_disk
@@ -19,8 +20,7 @@ from stages.sae.autoencoder import Autoencoder
 from stages.sae.fit import Judgement, fit
 from stages.sae.knobs import Train, make_rule
 from stages.sae.trainer import Trainer
-from stages.train.batches import Shuffled
-from stages.train.train import scale_of
+from stages.training import scale_of
 
 SHARD = 65536  # rows
 

@@ -2,42 +2,75 @@
 
 from pathlib import Path
 
+from stages.cluster.read import open_clusters
 from stages.door import BadInput, run
 from stages.files import replacing, write_json, write_text
 from stages.interpret.read import open_latents
 from stages.params import load
+from stages.report.families import linked, read_families
 from stages.report.figures import figures
 from stages.report.latents import read_layer, site
 from stages.report.page import Report, render
-from stages.report.results import read_history, read_interpreted, read_result
+from stages.report.results import read_history, read_merged, read_numbers, read_result
 from stages.report.scorecard import failures, scorecard, summary
+from stages.report.tuned import searched_in
 from stages.targets import Targets
+from stages.tune import read as tuned
 
 
 def main(
-    train: str, interpret: str, latents: str, card_file: str, summary_file: str, page: str, plots: str, pages: str
+    tune: str,
+    train: str,
+    interpret: str,
+    cluster: str,
+    merge: str,
+    latents: str,
+    clusters: str,
+    card_file: str,
+    summary_file: str,
+    page: str,
+    plots: str,
+    pages: str,
 ) -> None:
-    """Read each layer's files in TRAIN, INTERPRET and LATENTS; write scorecard, summary, PAGE, PLOTS and the latents'
-    PAGES."""
+    """Read TUNE's trials and each layer's files in TRAIN, INTERPRET, CLUSTER, MERGE, LATENTS and CLUSTERS; write
+    scorecard, summary, PAGE, PLOTS and the latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
-    found = {layer: read_interpreted(Path(interpret) / f"{layer}.json") for layer in layers}
-    interpreted = {layer: numbers for layer, numbers in found.items() if numbers}
+    found = {
+        stage: {layer: numbers for layer in layers if (numbers := read_numbers(Path(folder) / f"{layer}.json"))}
+        for stage, folder in (("interpret", interpret), ("cluster", cluster))
+    }
     histories = {layer: read_history(Path(train) / f"{layer}.csv") for layer in layers}
 
+    reports = [read_merged(Path(merge) / f"{layer}.json") for layer in layers]
+    merged = [layer for layer in reports if layer is not None]
     report = load("report", Report)
-    known = [read_layer(open_latents(Path(latents) / str(layer)), report.pages) for layer in interpreted]
+    opened = {layer: open_clusters(Path(clusters) / str(layer)) for layer in found["cluster"]}
+    families = {layer: read_families(opened[layer], numbers) for layer, numbers in found["cluster"].items()}
+    selected = {layer: opened[layer].selected if layer in opened else [] for layer in layers}
+    known = [
+        read_layer(open_latents(Path(latents) / str(layer)), report.pages, selected[layer])
+        for layer in found["interpret"]
+    ]
+
+    trials = tuned.read_trials(Path(tune))
+    searched = searched_in(Path(tune), trials) if trials else None
 
     card = scorecard(results, targets)
-    pictures = figures(results, histories, targets)
+    pictures = figures(results, histories, targets, merged)
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         with replacing(Path(plots) / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    write_text(Path(page), render(results, card, pictures, targets, text, report, known))
+    shown = (known, list(families.values()), merged, searched)
+    write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
     for name, html in site(known):
         write_text(Path(pages) / name, html)
-    write_json(Path(summary_file), summary(results, card, interpreted))
+    for layer in known:
+        if (number := layer.meta["layer"]) in families:
+            write_text(Path(pages) / f"{number}/map.html", linked(families[number].page, layer.ids))
+    measured = summary(results, card, found, merged, tuned.numbers(trials) if trials else None)
+    write_json(Path(summary_file), measured)
     write_json(Path(card_file), card)
 
     if targets.enforce and (failed := failures(card)):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from stages import params
-from stages.door import run
+from stages.door import BadInput, run
 from stages.files import write_json
 
 
@@ -14,6 +14,8 @@ def main(target: str, *homes: str) -> None:
     layers = params.load("layers", list[int])
     overrides = {str(layer): knobs for layer, knobs in params.load("by_layer", dict[int | str, dict]).items()}
     names = {str(layer) for layer in layers}
+    if (chosen := params.load("tune", dict).get("layer")) not in layers:
+        raise BadInput(f"params.yaml: tune.layer is {chosen!r}, but layers are {layers}; name one of them")
     if stray := sorted(overrides.keys() - names):
         print(f"select: by_layer.{', '.join(stray)} changes nothing: layers are {layers}", file=sys.stderr)
     for home in map(Path, homes):

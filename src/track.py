@@ -8,20 +8,31 @@ from stages.files import read_json
 from stages.params import load, read
 from stages.report.results import read_history
 from stages.tracking import track
+from stages.tune.read import curve, read_trials, taken
 
 
-def main(train: str, scorecard: str, summary: str, page: str, plots: str) -> None:
-    """Read each layer's history in TRAIN, the scorecard and the summary; show them with the page and its pictures."""
+def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: str) -> None:
+    """Read TUNE's trials, each layer's history in TRAIN, the scorecard and the summary; show them with the page and its
+    pictures."""
+    params, trials = read(), read_trials(Path(tune))
     track(
         Experiment(
-            params=read(),
+            params=params,
             summary=read_json(Path(summary)),
             scorecard=read_json(Path(scorecard)),
             histories={
+                **({"tune": curve(trials)} if trials else {}),
                 **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])},
-                **{f"interpret@{layer}": [] for layer in load("layers", list[int])},  # numbers, but no curve
+                # numbers, but no curve over steps
+                **{
+                    f"{stage}@{layer}": []
+                    for stage in ("interpret", "cluster", "merge")
+                    for layer in load("layers", list[int])
+                },
             },
-            artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots)],
+            artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots), Path(tune)],
+            tuned=taken(Path(tune) / "best.yaml", params["train"]["from_tune"]),
+            trials=trials["trials"] if trials else [],
         )
     )
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from stages import launch, params, resume, tracking
+from stages import launch, params, resume, tracking, training
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
@@ -11,17 +11,23 @@ from stages.files import read_json, write_json, write_text
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
+from stages.sae.knobs import Train
 from stages.targets import CHECKPOINT, Targets
 from stages.train import train as room
+from stages.tune.read import taken
 
 
 @launch.several
-def main(activations: str, tokens: str, lm: str, override: str, target: str, report: str, curve: str) -> None:
-    """ACTIVATIONS of a layer, their TOKENS, the LM, OVERRIDE of knobs -> the SAE in TARGET, REPORT, CURVE."""
+def main(
+    activations: str, tokens: str, lm: str, tuned: str, override: str, target: str, report: str, curve: str
+) -> None:
+    """ACTIVATIONS of a layer, their TOKENS, the LM, knobs TUNED and OVERRIDE -> the SAE in TARGET, REPORT, CURVE."""
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
-    knobs = room.knobs_of(params.load("train", dict), read_json(Path(override)), rows.layer)
+    section = params.load("train", dict)
+    best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
+    knobs = room.knobs_of(section, best, read_json(Path(override)), rows.layer)
     launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
     targets, seed = params.load("targets", Targets), params.load("seed", int)
     machine = params.load("machine", Machine)
@@ -37,7 +43,7 @@ def main(activations: str, tokens: str, lm: str, override: str, target: str, rep
     live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
     with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
-            fitted, untrained = room.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
+            fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         if launch.rank():
             return
         source, options = read.lm_path(Path(lm))

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Experiment:
     scorecard: dict[str, Any]
     histories: dict[str, list[dict[str, float]]]  # by DVC's name of the stage: "train@9"
     artifacts: list[Path]  # files and folders to show
+    tuned: dict[str, Any] = field(default_factory=dict)  # knobs that train took from tune
+    trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and parts, curve
 
     def content_key(self) -> str:
         """The same for two experiments exactly when all their params and numbers are."""
@@ -38,11 +40,14 @@ class Experiment:
         return {name: float(value) for name, value in {**self.summary, **targets}.items() if value is not None}
 
     def stage_params(self, stage: str) -> dict[str, Any]:
-        """The params of ``train@9``: the section train, with what ``by_layer`` says of layer 9."""
+        """The params of ``train@9``: the section train, with what it takes from tune and what ``by_layer`` says of
+        layer 9."""
         section, _, layer = stage.partition("@")
-        by_layer = self.params["by_layer"] if section == "train" else {}
-        changes = {str(key): knobs for key, knobs in by_layer.items()}.get(str(layer), {})
-        return {**self.params[section], **changes, "layer": int(layer), "seed": self.params["seed"]}
+        changes: dict[str, Any] = {"layer": int(layer)} if layer else {}
+        if section == "train":
+            by_layer = {str(key): knobs for key, knobs in self.params["by_layer"].items()}
+            changes |= {**self.tuned, **by_layer.get(layer, {})}
+        return {**self.params[section], **changes, "seed": self.params["seed"]}
 
     def stage_metrics(self, stage: str) -> dict[str, float]:
         """The summary's numbers of ``train@9``, without their ``train.9.``."""

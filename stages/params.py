@@ -12,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from stages.door import BadInput
 
-SECTIONS = ("seed", "layers", "by_layer", "machine", "fetch", "extract", "train", "interpret", "targets", "report")
+SECTIONS = (
+    *("seed", "layers", "by_layer", "machine"),
+    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge"),
+    *("targets", "report"),
+)
 
 
 class Section(BaseModel):
@@ -44,6 +48,24 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     if missing := [name for name in SECTIONS if name not in values]:
         raise BadInput(f"{path} lacks the section {missing[0]!r}")
     return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read what :func:`dump_yaml` gave a stage to write."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} must be a mapping; run the stage that writes it again")
+    return values
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Plain ``values`` as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def check(value: Any, kind: type[T] | Any, where: str) -> T:

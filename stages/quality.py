@@ -12,25 +12,40 @@ from stages.sae.sae import SAE
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]  # raw rows -> reconstruction, active latents a row
 
 
+class Quality:
+    """What is said of all rows reconstructed: mse on the training scale, fvu, fvu_inlier, l0 and cosine."""
+
+    def __init__(self, scale: float, median_norm: float) -> None:
+        self._scale, self._largest = scale, OUTLIER * median_norm
+        self._everything, self._inliers = Errors(), Errors()
+
+    def add(self, x: Tensor, output: Tensor, active: Tensor) -> None:
+        """``x`` and its reconstruction (row, width), float32; ``active``: (row,) active latents."""
+        self._everything.add(x, output, active)
+        inlier = x.norm(dim=1) <= self._largest
+        self._inliers.add(x[inlier], output[inlier], active[inlier])
+
+    def values(self) -> dict[str, Any]:
+        everything = self._everything
+        return {
+            "mse": everything.mse(self._scale),
+            "fvu": everything.fvu(),
+            "fvu_inlier": self._inliers.fvu(),
+            "l0": everything.l0(),
+            "cosine": everything.mean_cosine(),
+        }
+
+
 @torch.inference_mode()
 def reconstruction(
     reconstruct: Reconstruct, blocks: Iterable[Tensor], scale: float, median_norm: float
 ) -> dict[str, Any]:
-    """mse on the training scale, fvu, fvu_inlier, l0 and cosine over all rows of ``blocks``, in float32."""
-    everything, inliers = Errors(), Errors()
+    """The :class:`Quality` of a reconstructor on all rows of ``blocks``, in float32."""
+    quality = Quality(scale, median_norm)
     for block in blocks:
         x = block.float()
-        output, active = reconstruct(x)
-        everything.add(x, output, active)
-        inlier = x.norm(dim=1) <= OUTLIER * median_norm
-        inliers.add(x[inlier], output[inlier], active[inlier])
-    return {
-        "mse": everything.mse(scale),
-        "fvu": everything.fvu(),
-        "fvu_inlier": inliers.fvu(),
-        "l0": everything.l0(),
-        "cosine": everything.mean_cosine(),
-    }
+        quality.add(x, *reconstruct(x))
+    return quality.values()
 
 
 @torch.inference_mode()

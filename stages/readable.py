@@ -1,7 +1,10 @@
 """Numbers, tokens and what is known of a latent as a person reads them, on a page and in a terminal alike."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 Row = dict[str, Any]
 
@@ -87,3 +90,11 @@ def by_label(enrichment: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:
 def shade(value: float, strongest: float, shades: int) -> int:
     """1 … ``shades``: how much of its ``strongest`` activation a latent reaches."""
     return min(shades, max(1, -int(-shades * value // strongest)))
+
+
+def inert(value: Any) -> Markup:
+    """JSON that may stand in a script element: no `<`, so that nothing in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)

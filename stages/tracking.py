@@ -32,6 +32,8 @@ PATIENCE = 30.0  # seconds that a finished stage waits for its last batch
 CURVE = 500  # points of a curve at the most; a metric costs the database 220 bytes
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
 
+SCORED = ("score", "fvu", "fvu_inlier", "l0", "dead")  # what a trial of tune is judged by
+
 Point = tuple[int, int, Mapping[str, float]]  # milliseconds, step, values
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -144,7 +146,9 @@ class Store:
             else:
                 self.client.log_artifact(parent, str(path))
         for stage in experiment.histories:
-            self._write_stage(experiment, stage, parent)
+            run = self._write_stage(experiment, stage, parent)
+            if stage == "tune":
+                self._write_trials(experiment, run)
         self.client.set_terminated(parent)
 
     def open_live(self, stage: str, params: dict[str, str]) -> str:
@@ -162,7 +166,7 @@ class Store:
         log = [metric(name, value, at, step) for at, step, row in points for name, value in row.items()]
         self._log(run, "metrics", log)
 
-    def _write_stage(self, experiment: Experiment, stage: str, parent: str) -> None:
+    def _write_stage(self, experiment: Experiment, stage: str, parent: str) -> str:
         """The nested run of a stage: adopt the live one if there is one, then add what it lacks."""
         params = flat(experiment.stage_params(stage))
         tags = {**_stage_tags(stage), "mlflow.parentRunId": parent, **_dvc_hashes(stage)}
@@ -187,6 +191,19 @@ class Store:
         final = {f"final/{name}": value for name, value in experiment.stage_metrics(stage).items()}
         self.points(run, [*rows, (now, 0, final)])
         self.client.set_terminated(run)
+        return run
+
+    def _write_trials(self, experiment: Experiment, parent: str) -> None:
+        """A run a trial, nested in tune's: its knobs, its curve, its score and the reason if it failed."""
+        for trial in experiment.trials:
+            tags = {"role": "trial", "dvc.stage": "tune", "mlflow.parentRunId": parent, "kind": trial["kind"]}
+            tags |= {"reason": trial["reason"]} if trial["reason"] else {}
+            run = self._create(f"trial {trial['trial']}", tags, flat(trial["knobs"]))
+            now = _now()
+            rows = [(now, int(row["step"]), row) for row in thin(trial["curve"], CURVE)]
+            final = {f"final/{name}": trial[name] for name in SCORED if trial[name] is not None}
+            self.points(run, [*rows, (now, 0, final)])
+            self.client.set_terminated(run, "FAILED" if trial["score"] is None else "FINISHED")
 
     def _create(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
         run = self.client.create_run(self.place, run_name=name, tags=dict(tags)).info.run_id
@@ -220,7 +237,7 @@ class Store:
 
     def _forget(self, run: str) -> None:
         for child in self.search(**{"mlflow.parentRunId": run}):
-            self.client.delete_run(child.info.run_id)
+            self._forget(child.info.run_id)
         self.client.delete_run(run)
 
     def _forget_live(self, experiment: Experiment) -> None:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stages import training
 from stages.extract.shards import Activations, Contexts, open_activations, open_contexts
 from stages.lm import load
 from stages.machine import CPU
@@ -149,8 +150,8 @@ def test_training_elsewhere_is_the_same(
     for place in (CPU, device):
         work = tmp_path / place.type
         work.mkdir()
-        fitted, untrained = room.train(rows, plan, TARGETS, 0, work=work, device=place)
-        fitted, untrained = room.train(rows, plan, TARGETS, 0, work=work, device=place)  # from the last state
+        fitted, untrained = training.train(rows, plan, TARGETS, 0, work=work, device=place)
+        fitted, untrained = training.train(rows, plan, TARGETS, 0, work=work, device=place)  # from the last state
         assert all(t.device == place for sae in fitted.saes.values() for t in sae.tensors().values())
         lm = load(gpt2, torch.float32, place)
         lm.model.config.pad_token_id = None  # or the model warns, by an index that is made past any dispatch

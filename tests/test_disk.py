@@ -20,7 +20,7 @@ from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
-from stages.train.train import with_threshold
+from stages.training import with_threshold
 
 WIDTH, LATENTS, ROWS, K = 12, 40, 64, 5
 COMMON = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_train import TARGETS, knobs, stored
 
+from stages import training
 from stages.quality import firing_counts
-from stages.train import train as room
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_the_atoms_are_found(rule: str, seed: int):
     splits = {"train": [0, 188_000], "validation": [188_000, 194_000], "test": [194_000, ROWS]}
     activations = stored(codes @ atoms, splits)
     least, own = RULES[rule]
-    fitted, untrained = room.train(activations, knobs(**SETTINGS, rule=rule, log_every=1000, **own), TARGETS, seed)
+    fitted, untrained = training.train(activations, knobs(**SETTINGS, rule=rule, log_every=1000, **own), TARGETS, seed)
 
     def recall(directions: torch.Tensor) -> float:
         return float((atoms @ directions.T).max(1).values.mean())

@@ -33,6 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = files.read_json(root / "data" / "activations" / "1" / "meta.json")
     files.write_json(lm / "meta.json", {"kind": "folder", "trust_remote_code": False, **meta["model"]})
     files.write_json(root / "data" / "layers" / "1.json", {})
+    files.write_text(root / "best.yaml", "skipped: true\n")
     return root
 
 
@@ -47,7 +48,7 @@ def write_params(root: Path, rule: str) -> None:
 
 
 def start(root: Path, target: str) -> subprocess.Popen[bytes]:
-    words = ["data/activations/1", "data/activations/tokens", "data/lm", "data/layers/1.json"]
+    words = ["data/activations/1", "data/activations/tokens", "data/lm", "best.yaml", "data/layers/1.json"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "STRATA_TRACKING": "off"}
     outs = [f"{target}/sae", f"{target}/report.json", f"{target}/curve.csv"]
     with (root / "said").open("wb") as said:

@@ -28,7 +28,8 @@ from stages.sae.trainer import Trainer
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # PATH does not matter
 TWO = shlex.join([*TORCHRUN, "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
 EXTRACT = ["src.extract", "data/lm", "data/corpus"]
-TRAIN = ["src.train", *(f"data/activations/{name}" for name in ("1", "tokens")), "data/lm", "data/layers/1.json"]
+TRAIN = ["src.train", *(f"data/activations/{name}" for name in ("1", "tokens")), "data/lm"]
+TRAIN += ["data/best.yaml", "data/layers/1.json"]
 RULES = ("batchtopk", "jumprelu")
 
 
@@ -79,6 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     counts = {split: len(texts[split]) for split in SPLITS}
     files.write_json(root / "data" / "corpus" / "meta.json", {"documents": len(rows), "splits": counts, "sha256": "c"})
     files.write_json(root / "data" / "layers" / "1.json", {})
+    files.write_text(root / "data" / "best.yaml", "skipped: true\n")
     runs = Runs(root)
     end(runs.start([*EXTRACT, "data/activations"]))
     return runs

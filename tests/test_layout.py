@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 READERS = {
     "fetch": "read",
     "extract": "shards",
+    "tune": "read",
     "interpret": "read",
+    "cluster": "read",
     "report": "results",
 }  # what a later room may open files with
 FLOORS = {"sae"}  # folders of the ground floor
@@ -304,7 +306,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         floors_are_kept,
-        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.batches\n"),
+        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.controls\n"),
         "stages/sae/fit.py is on the ground floor and imports the room train",
     ),
     (
@@ -324,7 +326,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         paths_are_edges,
-        lambda root: recommand(root, "data/latents reports/train", "data/latents reports/plots"),
+        lambda root: recommand(root, "data/merged reports/train", "data/merged reports/plots"),
         "select's command has reports/plots, which is no dep or out",
     ),
     (

@@ -123,9 +123,9 @@ def test_sections_cannot_be_changed():
 
 
 def test_a_layer_can_have_knobs_of_its_own():
-    knobs = knobs_of(WHOLE["train"], {"k": 48, "lr": 1.0e-3}, 9)
+    knobs = knobs_of(WHOLE["train"], {}, {"k": 48, "lr": 1.0e-3}, 9)
     assert (knobs.k, knobs.lr, knobs.latents) == (48, 1.0e-3, WHOLE["train"]["latents"])
-    assert knobs_of(WHOLE["train"], {}, 9).model_dump() == WHOLE["train"]
+    assert knobs_of(WHOLE["train"], {}, {}, 9).model_dump() == WHOLE["train"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_layer_can_have_knobs_of_its_own():
 )
 def test_a_wrong_knob_of_a_layer_names_the_layer(override: dict[str, Any], sentence: str):
     with pytest.raises(BadInput) as refusal:
-        knobs_of(WHOLE["train"], override, 9)
+        knobs_of(WHOLE["train"], {}, override, 9)
     assert str(refusal.value).startswith(sentence)
 
 

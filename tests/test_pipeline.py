@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
-    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts"),
-    *(f"{stage}@{layer}" for stage in ("train", "interpret") for layer in LAYERS),
+    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
+    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster", "merge") for layer in LAYERS),
     *("report", "track"),
 ]
 PARAMS = {
@@ -52,6 +52,11 @@ PARAMS = {
     "train.ce_tokens": 200,
     "interpret.window": 8,
     "interpret.explain.model": None,
+    "tune.layer": 2,
+    "tune.calls": 3,
+    "tune.starts": 1,
+    "tune.rows": None,
+    "merge.ce_tokens": 200,
 }
 
 
@@ -231,6 +236,10 @@ def test_every_artifact_is_there(project: Project):
         expected += [f"data/activations/{layer}/meta.json", f"data/sae/{layer}/cfg.json"]
         expected += [f"data/sae/{layer}/sae_weights.safetensors", f"data/sae/{layer}/final/sae_weights.safetensors"]
         expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv", f"reports/interpret/{layer}.json"]
+        expected += [
+            f"data/clusters/{layer}/{name}" for name in ("meta.json", "latents.parquet", "selected.json", "map.html")
+        ]
+        expected += [f"reports/cluster/{layer}.json", f"reports/latents/{layer}/map.html"]
         expected += [f"reports/latents/{layer}/index.html"]
         expected += [f"data/latents/{layer}/{name}" for name in ("meta.json", "statistics.parquet", "examples.parquet")]
     assert set(expected) <= set(project.facts["hashes"])
@@ -289,6 +298,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",
         "extract_texts",
         "interpret@2",
+        "cluster@2",
+        "merge@2",
         "report",
         "track",
     ]
@@ -297,8 +308,12 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_corpus",
         "extract",
         "fetch_texts",
+        "extract_texts",
+        "tune",
         "train@2",
         "interpret@2",
+        "cluster@2",
+        "merge@2",
         "report",
         "track",
     ]

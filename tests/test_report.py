@@ -1,5 +1,6 @@
 """The report: what it judges, what it says loudly, and that its bytes repeat."""
 
+import base64
 import copy
 import html
 import json
@@ -10,14 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from planted import planted
+from planted import LATENTS, planted
 
 from stages.door import BadInput
 from stages.files import write_json, write_text
 from stages.params import check
 from stages.readable import number, visible
+from stages.report.families import PAGES
 from stages.report.glossary import GLOSSARY
 from stages.report.page import bound
 from stages.report.results import Result, read_history, read_result
@@ -108,13 +113,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        write_json(tmp_path / "interpret" / f"{layer}.json", {"skipped": True})
+        for stage in ("interpret", "cluster", "merge"):
+            write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
+    write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "train", "interpret", "latents"]
+    words = ["report", "tune", "train", "interpret", "cluster", "merge", "latents", "clusters"]
     words += ["scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
@@ -169,6 +176,30 @@ def test_the_summary_is_flat(project: Path, monkeypatch: pytest.MonkeyPatch):
     assert all(isinstance(value, int | float) for value in numbers.values())
 
 
+def test_tuning_has_its_section_and_its_numbers(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    assert "<h2>Tuning</h2>" not in Path("report.html").read_text(encoding="utf-8")
+    parts = {"score": 0.12, "fvu": 0.11, "fvu_inlier": 0.14, "l0": 80.0, "dead": 0.0, "curve": [], "reason": None}
+    trials = [
+        {"trial": 0, "kind": "params", "knobs": {"lr": 0.004, "rule": "batchtopk", "skip_outliers": False}, **parts},
+        {"trial": 1, "kind": "random", "knobs": {"lr": 0.0123456, "rule": "<topk>", "skip_outliers": True}, **parts},
+        {"trial": 2, "kind": "model", "knobs": {"lr": 1.0, "rule": "topk", "skip_outliers": True}, **parts},
+    ]
+    trials[1]["score"], trials[2]["score"] = 0.1, None
+    found = {"layer": 9, "sampler": "gp", "rows": {"train": 1000, "validation": 100}, "epochs": 1, "best": 1}
+    write_json(project / "tune" / "trials.json", {**found, "from_tune": ["lr"], "space": {}, "trials": trials})
+    (project / "tune" / "convergence.png").write_bytes(b"picture")
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<h2>Tuning</h2>" in page and "Trial 1 is the best: 0.1, against 0.12" in page and "1 failed." in page
+    assert "0.0123" in page and "&lt;topk&gt;" in page and ">true<" in page and ">false<" in page
+    assert (page.count("as tuned"), page.count("as in params.yaml")) == (1, 2)
+    assert base64.b64encode(b"picture").decode() in page and "What the score would be along" not in page
+    numbers = read("summary.json")
+    assert (numbers["tune.score"], numbers["tune.params_score"], numbers["tune.failed"]) == (0.1, 0.12, 1)
+    assert numbers["tune.best.lr"] == 0.0123456 and numbers["tune.best_trial"] == 1
+
+
 def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
@@ -194,6 +225,36 @@ def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeyp
     assert {"index.html", "3/index.html", "9/index.html", "9/0.html"} <= set(links) and len(links) == 13
     assert all((Path("pages") / link).exists() for link in links)
     assert "latent 1 &#34; onmouseover" in page, "an explanation is text, not markup"
+
+
+def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monkeypatch: pytest.MonkeyPatch):
+    least = LATENTS - 1
+    set_params("report", pages=3)
+    planted(Path("latents/9"), 9)
+    write_json(Path("interpret/9.json"), {"layer": 9, "dead": 1})
+    folder = Path("clusters/9")
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"cluster": np.zeros(LATENTS, np.int32)}), folder / "latents.parquet")
+    write_json(folder / "selected.json", {"latents": [{"latent": least}]})
+    write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS})
+    (folder / "map.png").write_bytes(b"\x89PNG")
+    write_text(folder / "map.html", f"<!doctype html>{PAGES}")
+    quality = {"silhouette": 0.04, "davies_bouldin": 2.8, "calinski_harabasz": None, "noise_ratio": 0.25}
+    trust = {"bootstrap": {"ari": 0.74}, "reseed": None, "chance": {"ari": 0.0}}
+    numbers = {
+        "layer": 9, "clusters": 819, "largest": 189, "selected": 1, "parameters": {"method": "agglomerative"},
+        "quality": quality, "stability": trust,
+    }  # fmt: skip
+    write_json(Path("cluster/9.json"), numbers)
+    report(monkeypatch)
+    assert (Path("pages/9") / f"{least}.html").exists()
+    linked = Path("pages/9/map.html").read_text(encoding="utf-8")
+    assert json.loads(linked.partition('id="pages">')[2].partition("<")[0]) == [0, 1, 2, least]
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "Families of latents" in page and "819" in page and "25 %" in page and "0.74" in page
+    assert 'href="latents/9/map.html"' in page and page.count("data:image/png;base64,") == 6
+    found = read("summary.json")
+    assert (found["cluster.9.clusters"], found["cluster.9.stability.bootstrap.ari"]) == (819, 0.74)
 
 
 def test_enforce_fails_after_writing_and_names_what_failed(
@@ -290,3 +351,21 @@ def test_scorecard_of_values_alone():
     card = scorecard([result], targets)
     assert failures(card) == ["layer 9: mse is 0.02, above its max 0.01"]
     assert summary([result], card)["targets.failed"] == 1
+
+
+def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """A table, a picture and the summary's columns, for the layers whose dictionary was merged."""
+    kinds = {"before": 0.05, "after": 0.051, "dropped": 0.06}
+    metrics = {"fvu_inlier": 0.1, "l0": 80.0, "dead": 0.0, "delta_ce": None, "latents": 16}
+    curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped") for n in (8, 16)]
+    found = {"layer": LAYERS[0], "living": 32, "merged": 16, "alone": 5, "largest": 4, "dropped": 1}
+    found |= {"curve": curve, "test": {name: {"fvu": fvu, **metrics} for name, fvu in kinds.items()}}
+    write_json(project / "merge" / f"{LAYERS[0]}.json", found)
+    report(monkeypatch)
+    page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
+    prefix = f"merge.{LAYERS[0]}"
+    assert numbers[f"{prefix}.test.after.fvu"] == 0.051 and numbers[f"{prefix}.test.dropped.fvu"] == 0.06
+    assert numbers[f"{prefix}.groups.dropped"] == 1
+    assert f"{prefix}.test.after.delta_ce" not in numbers and f"{prefix}.test.before.fvu" not in numbers
+    assert not any(name.startswith(f"merge.{LAYERS[1]}") for name in numbers)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,39 @@ def test_nested_runs_hold_params_curves_and_hashes(root: Path):
     assert curve(nine, "fvu") == {int(row["step"]): row["fvu"] for row in history()}
     assert nine.data.metrics["final/mse"] == 0.005
     assert nine.info.status == "FINISHED"
+
+
+def test_trials_are_nested_in_the_run_of_tune_and_train_shows_what_it_took(root: Path):
+    parts = {"score": 0.1, "fvu": 0.09, "fvu_inlier": 0.14, "l0": 80.0, "dead": 0.0}
+    trials = [
+        {"trial": 0, "kind": "params", "knobs": {"lr": 0.003}, "curve": history(5), "reason": None, **parts},
+        {"trial": 1, "kind": "random", "knobs": {"lr": 9.0}, "curve": [], "reason": "no", **dict.fromkeys(parts)},
+    ]
+    given = experiment()
+    given = replace(
+        given,
+        params=given.params | {"tune": {"calls": 2, "space": {"lr": {"min": 0.001}}}},
+        summary=given.summary | {"tune.score": 0.1, "tune.best.lr": 0.003},
+        histories=given.histories | {"tune": [{"step": 0, "score": 0.1, "best": 0.1}]},
+        tuned={"lr": 0.005},
+        trials=trials,
+    )
+    with tracking.live("tune", {"calls": 2}) as log:
+        log(0, {"score": 0.1})
+    for _ in range(2):
+        tracking.track(given)
+    (stage,) = runs(**{"dvc.stage": "tune", "role": "stage"})
+    assert stage.data.params == {"calls": "2", "space.lr.min": "0.001", "seed": "0"}
+    assert (stage.data.metrics["final/score"], stage.data.metrics["final/best.lr"]) == (0.1, 0.003)
+    assert curve(stage, "score") == {0: 0.1}
+    second, first = runs(role="trial")
+    assert {run.data.tags["mlflow.parentRunId"] for run in (first, second)} == {stage.info.run_id}
+    assert (first.info.run_name, first.info.status) == ("trial 0", "FINISHED")
+    assert first.data.params == {"lr": "0.003"} and first.data.metrics["final/dead"] == 0
+    assert curve(first, "fvu") == {int(row["step"]): row["fvu"] for row in history(5)}
+    assert (second.info.status, second.data.tags["reason"]) == ("FAILED", "no")
+    lrs = {run.info.run_name: run.data.params["lr"] for run in runs(role="stage") if "train" in run.info.run_name}
+    assert lrs == {"train@3": "0.005", "train@9": "0.001"}  # by_layer wins
 
 
 def test_what_streamed_live_is_adopted(root: Path):

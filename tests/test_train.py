@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from test_extract import extract
 from test_extract import knobs as extract_knobs
 
-from stages import params, splice
+from stages import params, splice, training
+from stages.batches import CHUNK, Shuffled
 from stages.door import BadInput
 from stages.extract.shards import Activations, check_origin, open_activations, open_contexts
 from stages.files import sha256
@@ -25,7 +26,6 @@ from stages.sae.trainer import learning_rate
 from stages.targets import Targets
 from stages.train import controls
 from stages.train import train as room
-from stages.train.batches import CHUNK, Shuffled
 
 WIDTH, ATOMS = 32, 64
 MEASURED = {"mse", "fvu", "fvu_inlier", "l0", "cosine", "dead", *splice.METRICS}
@@ -34,7 +34,7 @@ TARGETS = check({"enforce": False, "l0": {"min": 2, "max": 8}, "dead": {"max": 0
 
 def knobs(**changes: Any) -> Train:
     small = {"latents": ATOMS, "k": 4, "epochs": 4, "batch_size": 256, "window_rows": 4096, "bandwidth": 0.3}
-    return room.knobs_of(params.read()["train"], {**small, **changes}, 0)
+    return room.knobs_of(params.read()["train"], {}, {**small, **changes}, 0)
 
 
 def stored(x: torch.Tensor, splits: dict[str, list[int]]) -> Activations:
@@ -92,7 +92,7 @@ FREE = ("relu", "gated", "reward")  # their l0 is up to the coefficient
 @pytest.mark.parametrize("rule", FOUND)
 def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Activations, rule: str, tmp_path: Path):
     plan = knobs(rule=rule, **FOUND[rule])
-    fitted, untrained = room.train(planted, plan, TARGETS, 0)
+    fitted, untrained = training.train(planted, plan, TARGETS, 0)
 
     def fvu(reconstruct):
         return reconstruction(reconstruct, planted.blocks(*planted.split("test")), planted.scale, planted.median_norm)
@@ -108,8 +108,8 @@ def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Act
     if rule in ("jumprelu", "reward"):
         assert fitted.best.threshold is not None and fitted.best.threshold.std() > 1e-3  # learned, each its own
 
-    again, _ = room.train(planted, plan, TARGETS, 0)
-    other, _ = room.train(planted, knobs(rule=rule, epochs=1), TARGETS, 1)
+    again, _ = training.train(planted, plan, TARGETS, 0)
+    other, _ = training.train(planted, knobs(rule=rule, epochs=1), TARGETS, 1)
     for name, sae in (("one", fitted.best), ("two", again.best), ("other", other.best)):
         disk.save(tmp_path / name, sae, {})
     one, two, third = (sha256(tmp_path / name / "sae_weights.safetensors") for name in ("one", "two", "other"))
@@ -130,7 +130,7 @@ def hashes(fitted: Fitted, folder: Path) -> dict[str, str]:
 def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule: str, tmp_path: Path):
     """Stopped again and again, at logged steps in and between epochs, with a state after every step or every few."""
     plan = knobs(rule=rule, epochs=2, keep_every=1, resample_every=1, log_every=1, **FOUND[rule])
-    whole, _ = room.train(planted, plan, TARGETS, 0)
+    whole, _ = training.train(planted, plan, TARGETS, 0)
     work = tmp_path / "work"
     work.mkdir()
     stops = iter([3, 77, 78, 79, 120])
@@ -142,7 +142,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule
 
     while True:
         try:
-            pieces, _ = room.train(planted, plan, TARGETS, 0, watch, work, save_every=0.0 if stop % 2 else 0.05)
+            pieces, _ = training.train(planted, plan, TARGETS, 0, watch, work, save_every=0.0 if stop % 2 else 0.05)
             break
         except Killed:
             stop = next(stops, 0)
@@ -155,12 +155,12 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule
 def test_a_bounded_decoder(planted: Activations, ending: str, tmp_path: Path):
     """It learns what it can reach, and goes on with the same bytes."""
     plan = knobs(rule="topk", decoder_activation=ending, epochs=2)
-    whole, _ = room.train(planted, plan, TARGETS, 0, work=tmp_path)
-    again, _ = room.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
+    whole, _ = training.train(planted, plan, TARGETS, 0, work=tmp_path)
+    again, _ = training.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
     assert hashes(again, tmp_path / "again") == hashes(whole, tmp_path / "whole")
     x = planted.read(*planted.split("test")).float()
-    y = room.scale_of(planted).apply(x)
-    output = room.scale_of(planted).apply(again.best.reconstruct(x)[0])
+    y = training.scale_of(planted).apply(x)
+    output = training.scale_of(planted).apply(again.best.reconstruct(x)[0])
     low, high = (-1, 1) if ending == "tanh" else (0, 1)
     assert low - 1e-5 <= output.min() < output.max() <= high + 1e-5
     best = (y.clamp(low, high) - y).square().sum()
@@ -172,7 +172,7 @@ def test_nan_stops_training_with_the_step_and_keeps_the_last_state(planted: Acti
     broken = stored(planted.read(0, 3000).float(), splits)
     broken.shards[0][700] = float("nan")
     with pytest.raises(BadInput, match=r"training diverged at step [0-7]: the loss is nan; lower train.lr"):
-        room.train(broken, knobs(), TARGETS, 0)
+        training.train(broken, knobs(), TARGETS, 0)
     whole = stored(planted.read(0, 3000).float(), splits)
     work = tmp_path / "work"
     work.mkdir()
@@ -182,13 +182,13 @@ def test_nan_stops_training_with_the_step_and_keeps_the_last_state(planted: Acti
             whole.shards[0][:2000] = float("nan")
 
     with pytest.raises(BadInput, match=r"training diverged at step 14: the loss is nan"):
-        room.train(whole, knobs(log_every=1), TARGETS, 0, poison, work, save_every=0.0)  # the window was read before
+        training.train(whole, knobs(log_every=1), TARGETS, 0, poison, work, 0.0)  # the window was read before
     assert load_file(work / STATE)["counts"].tolist() == [14, 14 * 256]
 
 
 def test_a_far_too_large_learning_rate_is_divergence_not_a_result(planted: Activations):
     with pytest.raises(BadInput, match=r"training diverged at step \d+: the error is \d+ × variance; lower train.lr"):
-        room.train(planted, knobs(lr=1e3), TARGETS, 0)
+        training.train(planted, knobs(lr=1e3), TARGETS, 0)
 
 
 def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
@@ -196,7 +196,7 @@ def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
     l0 = []
     for cost in (0.0, 0.03, 0.3):
         plan = knobs(rule="reward", bandwidth=0.1, activity_cost=cost, lr=0.01)
-        fitted, _ = room.train(planted, plan, TARGETS, 0)
+        fitted, _ = training.train(planted, plan, TARGETS, 0)
         l0.append(fitted.history[-1]["validation_l0"])
     assert l0[1] < 0.8 * l0[0] and l0[2] < 0.8 * l0[1], l0
 
@@ -206,13 +206,13 @@ def test_dead_latents_wake(planted: Activations):
     dead = {}
     for wake in (0.0, 0.02):
         plan = knobs(rule="topk", latents=2 * ATOMS, dead_after=0.1, wake=wake)
-        fitted, _ = room.train(planted, plan, TARGETS, 0)
+        fitted, _ = training.train(planted, plan, TARGETS, 0)
         dead[wake] = fitted.history[-1]["validation_dead"]
     assert dead[0.02] < 0.05 < 0.2 < dead[0.0], dead
 
 
 def test_other_first_directions(planted: Activations):
-    y = room.scale_of(planted).apply(planted.read(0, 500))
+    y = training.scale_of(planted).apply(planted.read(0, 500))
     rows = torch.nn.functional.normalize(y, dim=1)
     nearest = {}
     for init in ("kaiming", "orthogonal", "data"):
@@ -223,7 +223,7 @@ def test_other_first_directions(planted: Activations):
             apart = float((block @ block.T - torch.eye(WIDTH)).abs().max())
             assert (apart < 1e-5) == (init == "orthogonal")
         nearest[init] = float((directions @ rows.T).max(1).values.mean())
-        fitted, _ = room.train(planted, knobs(init=init), TARGETS, 0)
+        fitted, _ = training.train(planted, knobs(init=init), TARGETS, 0)
         assert fitted.history[-1]["fvu"] < 0.35
     assert nearest["data"] > 0.9 > nearest["kaiming"]
 
@@ -237,7 +237,7 @@ def test_learning_rate_by_hand():
 
 
 def test_kept_epochs_history_and_best(planted: Activations):
-    fitted, _ = room.train(planted, knobs(epochs=3, keep_every=1), TARGETS, 0)
+    fitted, _ = training.train(planted, knobs(epochs=3, keep_every=1), TARGETS, 0)
     assert sorted(fitted.saes) == ["best", "epoch-1", "epoch-2", "final"]
     ends = [row for row in fitted.history if "score" in row]
     assert len(ends) == 3 and fitted.best_score == min(row["score"] for row in ends)
@@ -247,16 +247,16 @@ def test_kept_epochs_history_and_best(planted: Activations):
 
 def test_knobs_of_one_layer():
     section = params.read()["train"]
-    assert room.knobs_of(section, {"k": 7}, 9).k == 7
+    assert room.knobs_of(section, {}, {"k": 7}, 9).k == 7
     with pytest.raises(BadInput, match="k is 5000, more than the 4096 latents"):
-        room.knobs_of(section, {"k": 5000}, 9)
+        room.knobs_of(section, {}, {"k": 5000}, 9)
     with pytest.raises(BadInput, match=r"train with by_layer.9.kk is not a known key"):
-        room.knobs_of(section, {"kk": 7}, 9)
+        room.knobs_of(section, {}, {"kk": 7}, 9)
 
 
 def test_too_few_rows_for_a_batch(planted: Activations):
     with pytest.raises(BadInput, match=r"train.batch_size is 30000, but there are 20000 training rows"):
-        room.train(planted, knobs(batch_size=30_000), TARGETS, 0)
+        training.train(planted, knobs(batch_size=30_000), TARGETS, 0)
 
 
 def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
@@ -265,7 +265,7 @@ def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
     rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
     lm = load(gpt2, torch.float32, torch.device("cpu"))
     plan = knobs(batch_size=64, ce_tokens=30)
-    fitted, untrained = room.train(rows, plan, TARGETS, 0)
+    fitted, untrained = training.train(rows, plan, TARGETS, 0)
     found, frequency = room.measure(fitted.best, untrained, rows, contexts, lm, plan)
     assert set(found["controls"]) == {"mean", "pca", "untrained"}
     for values in (found["test"], *found["controls"].values()):

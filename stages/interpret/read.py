@@ -77,6 +77,12 @@ class Codes:
             at += count
         return Columns(first, starts, rows, values)
 
+    def shard(self, number: int) -> Columns:
+        """The codes of all latents on the rows of one shard, counted from its first."""
+        with _opened(self.folder / self.shards[number]["file"]) as file:
+            rows, values = file.get_tensor("rows").astype(np.int64), file.get_tensor("values")
+        return Columns(0, self.starts[number], rows, values)
+
     def ranges(self, entries: int = ENTRIES) -> Iterator[tuple[int, int]]:
         """All latents in ranges [first, end) of at most ``entries`` entries, or of one latent that has more."""
         ends, first = self.starts.sum(0), 0
@@ -137,6 +143,11 @@ class Latents:
 def interpreted(folder: Path) -> bool:
     """Whether the stage ran for this layer; `interpret.run: false` leaves a folder that only says so."""
     return not read_json(folder / "meta.json").get("skipped")
+
+
+def of_stored_rows(folder: Path) -> bool:
+    """Whether the codes are those of the rows that the SAE was trained on; `interpret.texts` looks at others."""
+    return interpreted(folder) and not read_json(folder / "meta.json")["texts"]
 
 
 def open_latents(folder: Path) -> Latents:

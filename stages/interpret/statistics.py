@@ -88,8 +88,9 @@ def statistics(columns: Columns, spread: ByDocument, text: Text, bins: Floats) -
 
 def geometry(sae: SAE) -> Table:
     """Norms of each latent's encoder and decoder weights, and their cosine."""
-    encoder, decoder = sae.encoder.norm(dim=1), sae.decoder.norm(dim=1)
-    cosine = (sae.encoder * sae.decoder).sum(1) / (encoder * decoder).clamp(min=1e-30)
+    read = sae.directions_read()
+    encoder, decoder = read.norm(dim=1), sae.decoder.norm(dim=1)
+    cosine = (read * sae.decoder).sum(1) / (encoder * decoder).clamp(min=1e-30)
     return {
         name: value.float().cpu().numpy()
         for name, value in {

@@ -1,6 +1,6 @@
 """The report's pictures as PNG bytes: no clock, no version and no path in them, so that they repeat bit for bit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from stages.report.results import History, Result
+from stages.report.results import History, Merged, Result
 from stages.targets import Bound, Targets
 
 INK, FAINT, PASSING = "#3b4252", "#e1e5ec", "#e0f2e6"
@@ -32,12 +32,15 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+LINES = {"merged": "-", "dropped": "--", "clusters": ":"}  # how a layer's curves of merging are drawn
 CURVES = {"fvu": "fvu", "l0": "active latents a token (l0)", "dead": "share of dead latents"}
 
 Colours = Mapping[int, str]
 
 
-def figures(results: list[Result], histories: Mapping[int, History], targets: Targets) -> dict[str, bytes]:
+def figures(
+    results: list[Result], histories: Mapping[int, History], targets: Targets, merged: Sequence[Merged] = ()
+) -> dict[str, bytes]:
     """Draw each picture; its key is the name of its file."""
     colours = _colours([result.layer for result in results])
     pictures = {
@@ -46,6 +49,8 @@ def figures(results: list[Result], histories: Mapping[int, History], targets: Ta
     }
     pictures["density"] = _png(lambda axes: _density(axes, results, colours))
     pictures["controls"] = _png(lambda axes: _controls(axes, results, colours, targets))
+    if any(layer.curve for layer in merged):
+        pictures["merge"] = _png(lambda axes: _merging(axes, merged, colours))
     return pictures
 
 
@@ -118,6 +123,25 @@ def _density(axes: Axes, results: list[Result], colours: Colours) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="share of tokens on which a latent fires", ylabel="share of latents")
     _legend(axes, colours)
+
+
+def _merging(axes: Axes, merged: Sequence[Merged], colours: Colours) -> None:
+    """fvu against the size of the dictionary, by layer; a dot is what it was before."""
+    drawn = []
+    for layer in merged:
+        if (before := layer.test["before"]["fvu"]) is not None:
+            axes.plot([layer.living], [before], color=colours[layer.layer], marker="o", ms=4)
+        for name, style in LINES.items():
+            points = sorted((point.latents, point.fvu) for point in layer.curve if point.line == name)
+            if points:
+                drawn.append(name)
+                latents, fvu = zip(*points, strict=True)
+                axes.plot(latents, fvu, color=colours[layer.layer], lw=1.2, ls=style, marker=".", ms=3)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="latents", ylabel="fvu")
+    styles = [Line2D([], [], color=INK, lw=1.2, ls=LINES[name], label=name) for name in LINES if name in drawn]
+    _legend(axes, colours, *styles)
 
 
 def _controls(axes: Axes, results: list[Result], colours: Colours, targets: Targets) -> None:

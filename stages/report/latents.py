@@ -3,17 +3,28 @@
 What a text holds is never markup: it is escaped in a page, which runs no script at all, and in an index's data.
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from stages.interpret.read import Latents
-from stages.readable import SCORES, Row, best_first, by_label, excerpt, inline, marked, number, shade, visible
+from stages.readable import (
+    SCORES,
+    Row,
+    best_first,
+    by_label,
+    excerpt,
+    inert,
+    inline,
+    marked,
+    number,
+    shade,
+    visible,
+)
 from stages.report.templates import FOLDER, environment
 
 ASSETS = ("latents.css", "latents.js")
@@ -149,14 +160,6 @@ def histogram(counts: Sequence[int], edges: Sequence[float], mean: float) -> Mar
         f'<text x="0" y="{height + 13}">{number(edges[0])}</text>'
         f'<text x="{width:.0f}" y="{height + 13}" text-anchor="end">{number(edges[-1])}</text></svg>'
     )
-
-
-def inert(value: Any) -> Markup:
-    """JSON that may stand in a script element: no `<`, so that nothing in it can end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
 
 
 # --- the files ----------------------------------------------------------------------------------------------------

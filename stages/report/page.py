@@ -1,17 +1,21 @@
 """Lay numbers and pictures out as one self-contained file of HTML."""
 
 import base64
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from stages.params import Section
+from stages.readable import number
+from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import Layer
-from stages.report.results import Result
+from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
+from stages.report.tuned import Searched
 from stages.targets import Targets
 
 CAPTIONS = {
@@ -21,7 +25,10 @@ CAPTIONS = {
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
+    "merge": "Variance missed by smaller dictionaries: latents merged, dropped instead, or each cluster made one. "
+    "All have their decoder refitted; a dot is the dictionary that was trained.",
 }
+MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
 
 class Report(Section):
@@ -40,10 +47,14 @@ def render(
     text: str,
     report: Report,
     latents: list[Layer],
+    families: list[Families],
+    merged: Sequence[Merged] = (),
+    searched: Searched | None = None,
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at."""
+    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
+    those that were clustered, ``merged`` those that merge made smaller, ``searched`` is what tune did."""
     templates = environment()
-    templates.filters["bound"] = bound
+    templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
         report=report,
         results=results,
@@ -61,7 +72,17 @@ def render(
         glossary=GLOSSARY,
         text=text,
         latents=latents,
+        searched=searched,
+        families=families,
+        maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
+        merged=merged,
+        merge_metrics=MERGED,
     )
+
+
+def value(knob: float | int | str | bool | None) -> str:
+    """A knob as a person reads it: numbers short, the rest as params.yaml would have it."""
+    return number(knob) if isinstance(knob, float) else knob if isinstance(knob, str) else json.dumps(knob)
 
 
 def bound(line: Mapping[str, float | None]) -> str:

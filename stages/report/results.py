@@ -1,4 +1,5 @@
-"""Read what train wrote for a layer, ``<L>.json`` (measurements) and ``<L>.csv`` (history), and interpret's numbers."""
+"""Read what train wrote for a layer, ``<L>.json`` (measurements) and ``<L>.csv`` (history), and what later stages
+measured."""
 
 import csv
 from pathlib import Path
@@ -79,10 +80,37 @@ def read_result(path: Path) -> Result:
     return check(read_json(path), Result, str(path))
 
 
-def read_interpreted(path: Path) -> dict[str, Any] | None:
-    """Read `reports/interpret/<L>.json`: its numbers, nested; None if the stage was skipped."""
+def read_numbers(path: Path) -> dict[str, Any] | None:
+    """Read `reports/<stage>/<L>.json`: its numbers, nested; None if the stage was skipped."""
     found = read_json(path)
     return None if found.get("skipped") else found
+
+
+class Point(_Part):
+    """One dictionary of a line of the curve: merged, dropped or clusters."""
+
+    line: str
+    latents: int
+    fvu: float
+
+
+class Merged(_Part):
+    """What merging did to a layer's dictionary: ``test`` says before, after and dropped, the baseline."""
+
+    layer: int
+    living: int
+    merged: int
+    alone: int
+    largest: int
+    dropped: int
+    test: dict[str, Measured]
+    curve: list[Point]
+
+
+def read_merged(path: Path) -> Merged | None:
+    """Read `reports/merge/<L>.json`; None if the stage was skipped."""
+    found = read_json(path)
+    return None if found.get("skipped") else check(found, Merged, str(path))
 
 
 def read_history(path: Path) -> History:

@@ -3,7 +3,8 @@
 `SAE.load_from_disk` of SAELens opens them as they are. batchtopk is stored as jumprelu with its calibrated threshold,
 because SAELens can train batchtopk but not load it. A decoder that ends in tanh or sigmoid, which that layout cannot
 say, gets an architecture of our own, which SAELens does not know and refuses: e.g. strata_jumprelu_tanh, with the
-``scale`` in `cfg.json` and the ``mean`` among the tensors.
+``scale`` in `cfg.json` and the ``mean`` among the tensors. So does a merged SAE, whose codes are sums of its parts':
+strata_jumprelu_groups, with the number of ``parts`` in `cfg.json`, and ``groups`` and ``shares`` among the tensors.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from stages.door import BadInput
 from stages.files import read_json, write_json, write_tensors
 from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.sae import SAE
+from stages.sae.sae import NO_GROUP, SAE
 
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
 ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
@@ -28,6 +29,8 @@ ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
     "strata_jumprelu_tanh": ("jumprelu", "tanh"),
     "strata_jumprelu_sigmoid": ("jumprelu", "sigmoid"),
 }
+GROUPS = "_groups"  # what a merged SAE's architecture ends in: strata_jumprelu_groups, strata_topk_tanh_groups …
+ARCHITECTURES |= {f"strata_{name.removeprefix('strata_')}{GROUPS}": what for name, what in list(ARCHITECTURES.items())}
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
@@ -57,7 +60,12 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
     if sae.mean is not None:
         config |= {"architecture": f"strata_{config['architecture']}_{sae.decoder_activation}", "scale": sae.scale}
         tensors["mean"] = sae.mean
-    write_tensors(folder / "sae_weights.safetensors", {name: t.float().cpu() for name, t in tensors.items()})
+    tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
+    if sae.groups is not None and sae.shares is not None:
+        name = config["architecture"].removeprefix("strata_")
+        config |= {"architecture": f"strata_{name}{GROUPS}", "parts": sae.parts}
+        tensors |= {"groups": sae.groups.cpu(), "shares": sae.shares.float().cpu()}
+    write_tensors(folder / "sae_weights.safetensors", tensors)
     if density is not None:
         write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
     write_json(folder / "cfg.json", {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
@@ -72,31 +80,41 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     if name not in ARCHITECTURES:
         raise BadInput(f"{folder / 'cfg.json'} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}")
     kind, activation = ARCHITECTURES[name]
-    for key in ("d_in", "d_sae", *["k"] * (kind == "topk")):
+    grouped = name.endswith(GROUPS)
+    for key in ("d_in", "d_sae", *["k"] * (kind == "topk"), *["parts"] * grouped):
         if not isinstance(config.get(key), int):
             raise BadInput(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}, not a whole number")
     width, latents = config["d_in"], config["d_sae"]
-    if kind == "topk" and not 0 < config["k"] <= latents:
-        raise BadInput(f"{folder / 'cfg.json'}: k is {config['k']}, but there are {latents} latents")
+    parts = config["parts"] if grouped else latents
+    if kind == "topk" and not 0 < config["k"] <= parts:
+        raise BadInput(f"{folder / 'cfg.json'}: k is {config['k']}, but there are {parts} latents")
     bent = activation != "identity"
     scale = config.get("scale") if bent else 1.0
     if not isinstance(scale, int | float) or not scale > 0:
         raise BadInput(f"{folder / 'cfg.json'}: scale is {scale!r}, not a number above 0")
     path = folder / "sae_weights.safetensors"
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}  # other tools store halves too
+        tensors = {  # other tools store halves too
+            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
+        }
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
-    shapes = {"W_enc": (width, latents), "b_enc": (latents,), "W_dec": (latents, width), "b_dec": (width,)}
+    shapes = {"W_enc": (width, parts), "b_enc": (parts,), "W_dec": (latents, width), "b_dec": (width,)}
     if kind == "jumprelu":
-        shapes["threshold"] = (latents,)
+        shapes["threshold"] = (parts,)
     if bent:
         shapes["mean"] = (width,)
+    if grouped:
+        shapes |= {"groups": (parts,), "shares": (parts,)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
         raise BadInput(f"{path} holds {found}, but cfg.json asks for {shapes}")
+    if grouped:
+        groups = tensors["groups"]
+        if groups.dtype is not torch.int64 or not bool(((groups >= NO_GROUP) & (groups < latents)).all()):
+            raise BadInput(f"{path}: groups must be whole numbers from {NO_GROUP} to {latents - 1}, one a part")
     if config.get("normalize_activations", "none") != "none" or config.get("rescale_acts_by_decoder_norm"):
         raise BadInput(f"{folder / 'cfg.json'} asks for a normalisation at run time, which Strata folds in beforehand")
     if not config.get("apply_b_dec_to_input", True):
@@ -112,6 +130,8 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
             decoder_activation=activation,
             scale=float(scale),
             mean=tensors.get("mean"),
+            groups=tensors.get("groups"),
+            shares=tensors.get("shares"),
         ),
         config,
     )

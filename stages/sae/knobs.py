@@ -55,6 +55,7 @@ class Train(Section):
     validation_rows: int = Field(gt=0)
     keep_every: int | None = Field(gt=0)
     ce_tokens: int = Field(ge=0)
+    from_tune: list[str]
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
@@ -64,6 +65,8 @@ class Train(Section):
             raise ValueError(f"groups is {self.groups}; it must rise from above 0 to 1, e.g. [0.125, 0.25, 0.5, 1]")
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
+        if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
+            raise ValueError(f"from_tune names {unknown[0]!r}, which is no knob of train")
         return self
 
 

@@ -1,10 +1,12 @@
 """A finished sparse autoencoder, acting on raw activations.
 
 h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h > θ]·1[h > 0]        x̂ = f W_dec + b_dec
+
+In a merged one the latents are groups of such f, its parts: f′ = f M, and x̂ = f′ W_dec + b_dec.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +18,7 @@ from stages.sae.nonlinearity import Nonlinearity, bend
 from stages.sae.preactivations import Block
 
 ROUNDING = 2.0**-8  # the largest relative error of a number rounded to bfloat16
+NO_GROUP = -1
 FLOOR_ROWS = 256  # rows that a threshold's search takes its floor from
 
 
@@ -30,6 +33,11 @@ class Codes:
         """(rows,) how many latents each row has."""
         return self.pattern.starts.diff()
 
+    def to(self, device: torch.device) -> "Codes":
+        """The same on another device."""
+        pattern = Pattern(self.pattern.starts.to(device), self.pattern.latents.to(device), self.pattern.width)
+        return Codes(self.values.to(device), pattern)
+
 
 @dataclass(frozen=True)
 class SAE:
@@ -39,6 +47,10 @@ class SAE:
 
     A ``decoder_activation`` g other than the identity acts on the training scale, ``scale`` s and ``mean`` μ (width,):
     x̂ = μ + g(s (f W_dec + b_dec − μ)) / s.
+
+    A merged SAE has ``groups``, (part,) int64: the latent that each part counts towards, or NO_GROUP; and ``shares``,
+    (part,): how much, so that M[p, groups[p]] = shares[p] and the rest of M is 0. ``encoder``, ``b_enc``, ``k`` and
+    ``threshold`` are then of the parts.
     """
 
     encoder: Tensor
@@ -50,14 +62,25 @@ class SAE:
     decoder_activation: Nonlinearity = "identity"
     scale: float = 1.0
     mean: Tensor | None = None
+    groups: Tensor | None = None
+    shares: Tensor | None = None
 
     @property
     def latents(self) -> int:
+        return len(self.decoder)
+
+    @property
+    def parts(self) -> int:
+        """Rows of the encoder: as many as latents, or more in a merged SAE."""
         return len(self.encoder)
 
     @property
     def width(self) -> int:
         return len(self.b_dec)
+
+    def to(self, device: torch.device) -> "SAE":
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by field."""
@@ -70,19 +93,33 @@ class SAE:
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def directions_read(self) -> Tensor:
+        """(latent, width): what each latent reads; of a group, M's sum of its parts' encoder rows."""
+        if self.groups is None or self.shares is None:
+            return self.encoder
+        inside = self.groups >= 0
+        rows = self.encoder[inside] * self.shares[inside, None]
+        return torch.zeros_like(self.decoder).index_add_(0, self.groups[inside], rows)
+
     def preactivations(self, x: Tensor) -> Tensor:
-        """h, (row, latent), in float32."""
+        """h, (row, part), in float32."""
         return torch.addmm(self.b_enc, x.float() - self.b_dec, self.encoder.T)
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of raw activations ``x`` (row, width)."""
+        codes = self._encode_parts(x)
+        if self.groups is None or self.shares is None:
+            return codes
+        return summed(codes, self.groups, self.shares, self.latents)
+
+    def _encode_parts(self, x: Tensor) -> Codes:
         if self.k is not None:
             h = self.preactivations(x)
             values, latents = h.topk(self.k, dim=1)
             latents, order = latents.sort(dim=1)
             values = values.gather(1, order).flatten()
             starts = torch.arange(0, values.numel() + 1, self.k, device=h.device)
-            pattern = Pattern(starts, latents.flatten(), self.latents)
+            pattern = Pattern(starts, latents.flatten(), self.parts)
             return Codes(values[values > 0], pattern.keep(values > 0))
         assert self.threshold is not None
         threshold = self.threshold.clamp(min=0)
@@ -96,7 +133,7 @@ class SAE:
         return Codes(h[pattern.row_of, pattern.latents], pattern)
 
     def _upper_bound(self, x: Tensor) -> Tensor:
-        """At least h, and little more, (row, latent) in bfloat16: three times as fast as h itself.
+        """At least h, and little more, (row, part) in bfloat16: three times as fast as h itself.
 
         Rounding x and w moves x · w by at most 2.1 ε ‖x‖ ‖w‖, with ε = 2⁻⁸ (Cauchy and Schwarz); that is added as one
         more column of the product. The rounding of the sum is left to the caller.
@@ -122,6 +159,22 @@ class SAE:
         """Reconstruction (row, width) and the number of active latents (row,)."""
         codes = self.encode(x)
         return self.decode(codes), codes.active()
+
+
+def summed(codes: Codes, groups: Tensor, shares: Tensor, latents: int) -> Codes:
+    """f M, for ``codes`` of the parts, with M as :class:`SAE` has it: of each group Σ share × code.
+
+    A part of NO_GROUP, or of share 0, counts towards nothing. Parts are added in rising order.
+    """
+    counts = (groups >= 0) & (shares > 0)
+    inside = counts[codes.pattern.latents]
+    pattern, values = codes.pattern.keep(inside), codes.values[inside]
+    key, order = (pattern.row_of * latents + groups[pattern.latents]).sort(stable=True)
+    key, place = key.unique_consecutive(return_inverse=True)
+    values = (values * shares[pattern.latents])[order]
+    active = torch.bincount(key // latents, minlength=pattern.rows)
+    starts = torch.cat([active.new_zeros(1), active.cumsum(0)])
+    return Codes(values.new_zeros(len(key)).index_add(0, place, values), Pattern(starts, key % latents, latents))
 
 
 def _above(h: Tensor, low: Tensor) -> Pattern:

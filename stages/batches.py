@@ -8,22 +8,49 @@ seed and the step alone, so that training can go on anywhere.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.extract.shards import Activations
 
 CHUNK = 256  # rows read together: 0.3 MB at width 640
+
+
+class Rows(Protocol):
+    """One layer's activations, as extract's reader opens them; ``scale``, ``mean``, ``median_norm`` of the training
+    rows."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def median_norm(self) -> float: ...
+    def split(self, name: str) -> tuple[int, int]:
+        """First row of train, validation or test, and the row after its last."""
+        ...
+
+    def read(self, first: int, end: int) -> Tensor:
+        """Rows first … end-1, (row, width) in bfloat16."""
+        ...
+
+    def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
+        """The same in order, in blocks of ``rows``."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
     """The rows first … end-1 of some activations in shuffled batches of ``batch`` rows."""
 
-    activations: Activations
+    activations: Rows
     first: int
     end: int
     batch: int

@@ -1,0 +1,37 @@
+"""Stage cluster@L: families of latents, and the ones that later stages work on."""
+
+import sys
+from pathlib import Path
+
+from stages import params
+from stages.cluster import cluster as room
+from stages.cluster.knobs import Cluster
+from stages.door import run
+from stages.extract.shards import open_contexts
+from stages.fetch import read
+from stages.files import write_json
+from stages.interpret.read import interpreted, of_stored_rows, open_latents
+from stages.machine import Machine, start
+from stages.sae import disk
+
+
+def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: str) -> None:
+    """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT."""
+    knobs = params.load("cluster", Cluster)
+    if not knobs.run or not of_stored_rows(Path(latents)):
+        if knobs.run and interpreted(Path(latents)):
+            print(f"cluster: skipped, for {latents} is of other texts (params.yaml: interpret.texts)", file=sys.stderr)
+        for path in (Path(target) / "meta.json", Path(report)):
+            write_json(path, {"skipped": True})
+        return
+    seed = params.load("seed", int)
+    start(params.load("machine", Machine))
+    coder, _ = disk.load(Path(sae))
+    source = room.source(
+        open_latents(Path(latents)), coder.decoder, open_contexts(Path(tokens)), *read.titles(Path(corpus))
+    )
+    write_json(Path(report), room.cluster(source, knobs, seed, Path(target)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Stage merge@L: a smaller dictionary, its decoder refitted, beside dropping latents instead."""
+
+from pathlib import Path
+
+from stages import params
+from stages.cluster.read import clustered, open_clusters
+from stages.door import run
+from stages.extract.shards import check_origin, open_activations, open_contexts
+from stages.fetch import read
+from stages.files import write_json, write_text
+from stages.interpret.read import open_latents
+from stages.lm import DTYPES, load
+from stages.machine import Machine, start
+from stages.merge import merge as room
+from stages.merge.knobs import Merge
+from stages.sae import disk
+
+
+def main(
+    activations: str, tokens: str, sae: str, latents: str, clusters: str, lm: str, target: str, report: str, curve: str
+) -> None:
+    """ACTIVATIONS of a layer, TOKENS, its SAE, LATENTS, CLUSTERS and the LM -> an SAE in TARGET, REPORT and CURVE."""
+    knobs = params.load("merge", Merge)
+    if not knobs.run or not clustered(Path(clusters)):
+        for path in (Path(target) / "meta.json", Path(report)):
+            write_json(path, {"skipped": True})
+        write_text(Path(curve), room.curve_csv([]))
+        return
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    source = room.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
+    coder, config = disk.load(Path(sae))
+    room.check(coder, source)
+    device = start(params.load("machine", Machine))
+    model, options = read.lm_path(Path(lm))
+    loaded = load(model, DTYPES[rows.meta["forward"]], device, **options) if knobs.ce_tokens else None
+    merged = room.merge(coder.to(device), source, knobs, loaded, device)
+    metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
+    disk.save(Path(target), merged.sae, metadata, merged.density)
+    write_json(Path(report), merged.report)
+    write_text(Path(curve), room.curve_csv(merged.report["curve"]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Stage tune: search the knobs of train in short trainings on one layer."""
+
+from pathlib import Path
+
+from stages import params, resume, tracking
+from stages.door import run
+from stages.extract.shards import open_activations
+from stages.machine import Machine, start
+from stages.targets import CHECKPOINT, Targets
+from stages.tune import tune as room
+from stages.tune import write
+from stages.tune.knobs import Tune
+
+
+def main(activations: str, target: str) -> None:
+    """ACTIVATIONS of the layer tune.layer -> every trial and the best knobs in TARGET."""
+    knobs = params.load("tune", Tune)
+    if not knobs.run:
+        write.skip(Path(target))
+        return
+    rows, train = open_activations(Path(activations)), params.load("train", dict)
+    targets, seed, machine = params.load("targets", Targets), params.load("seed", int), params.load("machine", Machine)
+    device = start(machine)
+    facts = {
+        "activations": rows.meta,
+        "train": train,
+        "tune": {**knobs.model_dump(), "calls": None},  # more calls go on where fewer were
+        "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+    live = tracking.live("tune", {**knobs.model_dump(), "seed": seed})
+    with resume.scratch("tune", facts) as work, live as watch:
+        found, search = room.tune(rows, knobs, train, targets, seed, watch, work, device)
+        write.write(Path(target), found, search)
+
+
+if __name__ == "__main__":
+    run(main)

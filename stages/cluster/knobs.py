@@ -1,0 +1,72 @@
+"""The section cluster of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.cluster.similarity import Weights
+from stages.params import Section
+
+Score = Literal["composite", "size", "mean", "max", "sparsity"]
+
+
+class Selection(Section):
+    """Which clusters, and which of their members, go on to the next stages."""
+
+    clusters: Literal["all", "single", "top_n"]
+    top_n: int = Field(gt=0)
+    single: int = Field(ge=0)
+    score: Score
+    threshold: float = Field(ge=0)
+    per_cluster: int = Field(gt=0)
+    latents: Literal["mean", "max", "percentile"]
+    percentile: float = Field(ge=0, le=100)
+
+
+class Map(Section):
+    """How directions and documents are laid out in two dimensions."""
+
+    of: Literal["families", "decoder"]
+    method: Literal["umap", "pca"]
+    neighbours: int = Field(gt=1)
+    spread: float = Field(ge=0)
+
+
+class Stability(Section):
+    """How often the clustering is done again: on resampled documents, and from other seeds."""
+
+    bootstraps: int = Field(ge=0)
+    reseeds: int = Field(ge=0)
+    shuffles: int = Field(gt=0)
+
+
+class Grouping(Section):
+    """What the methods need. See params.yaml."""
+
+    method: Literal["agglomerative", "dbscan", "hdbscan", "kmeans"]
+    clusters: Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)]
+    distance: Annotated[float, Field(gt=0, le=2)] | None
+    eps: Annotated[float, Field(gt=0, le=2)] | None
+    eps_tries: int = Field(gt=0)
+    min_samples: int = Field(gt=0)
+    min_cluster_size: int = Field(gt=1)
+
+
+class Cluster(Grouping):
+    """How the latents of a layer are put into families, and what is drawn and chosen of these. See params.yaml."""
+
+    run: bool
+    weights: Weights
+    correlated: float = Field(ge=-1, le=1)
+    name_words: int = Field(gt=0)
+    map: Map
+    heatmap: int = Field(gt=0)
+    stability: Stability
+    selection: Selection
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> "Cluster":
+        weights = self.weights.model_dump()
+        if sum(weights.values()) <= 0:
+            raise ValueError(f"weights {weights} count for nothing; give at least one of them more than 0")
+        return self

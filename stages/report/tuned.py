@@ -1,0 +1,33 @@
+"""What the report says of the search: its best knobs beside those of params.yaml, and its pictures."""
+
+import base64
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.tune.read import Trials, numbers
+
+CAPTIONS = {
+    "convergence": "The best held-out score after so many trials, and every trial's own.",
+    "dependence": "What the score would be along each knob, averaged over the others, as the search's last model has "
+    "it; dots are trials, the dashed line is the best.",
+}
+
+
+class Searched(NamedTuple):
+    """``pictures``: name -> PNG in base64. ``result``: as in the summary. ``taken``: knobs that train takes."""
+
+    trials: Trials
+    result: dict[str, Any]
+    taken: list[str]
+    pictures: dict[str, str]
+
+    @property
+    def captions(self) -> dict[str, str]:
+        return {name: CAPTIONS[name] for name in self.pictures}
+
+
+def searched_in(folder: Path, trials: Trials) -> Searched:
+    """Gather what tune left in ``folder``."""
+    files = {name: folder / f"{name}.png" for name in CAPTIONS}
+    pictures = {name: base64.b64encode(path.read_bytes()).decode() for name, path in files.items() if path.exists()}
+    return Searched(trials, numbers(trials), trials["from_tune"], pictures)

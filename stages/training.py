@@ -1,0 +1,91 @@
+"""Train one SAE on one layer's rows: what tune does often and briefly, and train once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages import quality
+from stages.batches import Rows, Shuffled
+from stages.door import BadInput
+from stages.machine import CPU, put
+from stages.metrics import OUTLIER
+from stages.sae.autoencoder import Autoencoder, Scale, fold
+from stages.sae.fit import Fitted, Judgement, fit
+from stages.sae.knobs import BY_BATCH, Train, make_rule
+from stages.sae.rules.topk import TopK
+from stages.sae.sae import SAE, threshold_for
+from stages.sae.trainer import Trainer
+from stages.targets import Targets, penalty
+
+
+def scale_of(activations: Rows, device: torch.device = CPU) -> Scale:
+    """The training scale, for rows on ``device``: mean 0, and the mean of ‖s x‖² is the width."""
+    s, mean = activations.scale, activations.mean
+    return Scale(s, mean.to(device), 1 - s**2 * float(mean.double().square().sum()) / activations.width)
+
+
+def with_threshold(sae: SAE, per_row: float, blocks: Iterator[Tensor]) -> SAE:
+    """The same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks``."""
+    return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
+
+
+def train(
+    activations: Rows,
+    knobs: Train,
+    targets: Targets,
+    seed: int,
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    work: Path | None = None,
+    save_every: float = 60.0,
+    device: torch.device = CPU,
+) -> tuple[Fitted, SAE]:
+    """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
+
+    ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
+    the result and the untrained SAE that it started from, a control, both on ``device``.
+    """
+    if activations.split("validation")[0] == activations.split("validation")[1]:
+        raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
+    scale = scale_of(activations, device)
+    shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
+    random = torch.Generator().manual_seed(seed)
+    model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
+
+    def validation(limit: int | None = None) -> Iterator[Tensor]:
+        first, end = activations.split("validation")
+        return blocks(activations, first, min(end, first + limit) if limit else end, device)
+
+    def settled(sae: SAE, limit: int | None = None) -> SAE:
+        return with_threshold(sae, knobs.k, validation(limit)) if knobs.rule in BY_BATCH else sae
+
+    def batches(step: int) -> Iterator[Tensor]:
+        for rows in shuffled.endless(step):
+            x = put(rows, device)
+            if knobs.skip_outliers:
+                x = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
+            yield scale.apply(x)
+
+    @torch.inference_mode()
+    def judge(sae: SAE, dead: float) -> Judgement:
+        rows = knobs.validation_rows
+        found = quality.reconstruction(
+            settled(sae, rows).reconstruct, validation(rows), scale.factor, activations.median_norm
+        )
+        return Judgement(found["fvu"], found["l0"], found["fvu"] + penalty(found["l0"], dead, targets))
+
+    untrained = fold(model, TopK(knobs.k), scale)
+    if knobs.rule != "topk":
+        untrained = with_threshold(untrained, knobs.k, validation())
+    trainer = Trainer(model, make_rule(knobs).to(device), scale, knobs, shuffled.steps_per_epoch(), seed)
+    fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
+    once = {id(sae): settled(sae) for sae in fitted.saes.values()}
+    fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
+    return fitted, untrained
+
+
+def blocks(activations: Rows, first: int, end: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows first … end-1 in order, in blocks on ``device``."""
+    return (put(block, device) for block in activations.blocks(first, end))
