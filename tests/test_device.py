@@ -23,7 +23,7 @@ from stages import training
 from stages.extract.shards import Activations, Contexts, open_activations, open_contexts
 from stages.lm import load
 from stages.machine import CPU
-from stages.sae import errors, fit, kernels, preactivations
+from stages.sae import errors, fit, kernels, preactivations, update
 from stages.train import train as room
 
 AWAY = torch.device("meta")
@@ -116,7 +116,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     fused = vars(sys.modules["torch.optim.optimizer"])
     monkeypatch.setitem(fused, "_get_fused_kernels_supported_devices", lambda: ["cpu", AWAY.type])
     monkeypatch.setattr(fit, "load_file", lambda path, device: {k: t.to(device) for k, t in load_file(path).items()})
-    monkeypatch.setattr(errors, "_fused", lambda kind, y: False)  # its sums are in another order
+    monkeypatch.setattr(errors, "_fused", lambda kind, y: False)  # its sums are in another order,
+    monkeypatch.setattr(update, "by_rows", update.step_by_step)  # and so are these
     for name in ("sample", "_sum_rows", "sum_latents"):
         monkeypatch.setattr(kernels, name, product(name))
     monkeypatch.setattr(preactivations, "sample", kernels.sample)
