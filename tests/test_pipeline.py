@@ -331,7 +331,7 @@ def test_every_experiment_is_one_comparable_row(project: Project, experiments: d
     assert set(rows) >= {base, "k4", "cached", "questions", "seeded"}
     columns = {name: set(run["latest_metrics"]) for name, run in rows.items()}
     assert columns[base] == columns["k4"] == columns["cached"]
-    assert columns["questions"] == columns["seeded"] < columns["k4"]
+    assert columns["questions"] < columns["seeded"] < columns["k4"]  # no families of latents seen on other texts
     assert rows["k4"]["latest_metrics"] == rows["cached"]["latest_metrics"] != rows[base]["latest_metrics"]
     card = json.loads((project.folder / "reports/scorecard.json").read_text())["targets"]
     given = [line for line in card if line["value"] is not None]

@@ -1,6 +1,7 @@
 """Unfinished work: kept after an error, cleaned of half files, and used by one process at a time."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,13 @@ def test_who_wants_the_same_at_the_same_time_waits(tmp_path: Path, capsys: pytes
     with resume.scratch("extract", FACTS) as work:
         (work / "file").write_text("mine")
         thread.start()
-        thread.join(0.5)
+        said, end = "", time.monotonic() + 60
+        while "waiting for that one" not in said and time.monotonic() < end:
+            time.sleep(0.05)
+            said += capsys.readouterr().err
         assert thread.is_alive() and order == []
         order.append("first ends")
     thread.join(10)
     assert order == ["first ends", "second finds 0 files"]
-    assert capsys.readouterr().err.count("waiting for that one") == 1
+    assert (said + capsys.readouterr().err).count("waiting for that one") == 1
     assert left(tmp_path) == []
