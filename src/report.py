@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.cluster.read import open_clusters
 from stages.door import BadInput, run
-from stages.files import replacing, write_json, write_text
+from stages.files import write_bytes, write_json, write_text
 from stages.interpret.read import open_latents
 from stages.params import load
 from stages.report.families import linked, read_families
@@ -60,8 +60,7 @@ def main(
     pictures = figures(results, histories, targets, merged)
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
-        with replacing(Path(plots) / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
+        write_bytes(Path(plots) / f"{name}.png", png)
     shown = (known, list(families.values()), merged, searched)
     write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
     for name, html in site(known):
@@ -69,8 +68,10 @@ def main(
     for layer in known:
         if (number := layer.meta["layer"]) in families:
             write_text(Path(pages) / f"{number}/map.html", linked(families[number].page, layer.ids))
-    measured = summary(results, card, found, merged, tuned.numbers(trials) if trials else None)
-    write_json(Path(summary_file), measured)
+    measured = {f"{stage}.{layer}": numbers for stage in found for layer, numbers in found[stage].items()}
+    measured |= {f"merge.{layer.layer}": layer.numbers() for layer in merged}
+    measured |= {"tune": tuned.numbers(trials)} if trials else {}
+    write_json(Path(summary_file), summary(results, card, measured))
     write_json(Path(card_file), card)
 
     if targets.enforce and (failed := failures(card)):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stages.door import BadInput
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -41,6 +42,12 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with Unix line ends, so that the bytes do not depend on the platform."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write what is there already as bytes, a picture."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,6 +80,14 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
         temporary.chmod(0o644)  # safetensors leaves 0600, which a shared DVC cache could not read
+
+
+def write_array(path: Path, array: "np.ndarray") -> None:
+    """Write a `.npy` file."""
+    import numpy as np
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def sha256(path: Path) -> str:

@@ -35,14 +35,7 @@ def load(key: str, kind: type[T] | Any, path: Path = Path("params.yaml")) -> T:
 
 def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     """Read params.yaml whole, and check that its sections are the known ones."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run from the root of the project") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"{path} must be a mapping of sections, one a stage")
+    values = read_yaml(path, "run from the root of the project")
     if unknown := [str(name) for name in values if name not in SECTIONS]:
         raise BadInput(f"{path} has an unknown section {unknown[0]!r}; the known ones are {', '.join(SECTIONS)}")
     if missing := [name for name in SECTIONS if name not in values]:
@@ -50,16 +43,16 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     return values
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read what :func:`dump_yaml` gave a stage to write."""
+def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
+    """Read a mapping; ``remedy``: what helps when the file is missing."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
+        raise BadInput(f"{path} is missing; {remedy}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise BadInput(f"{path} must be a mapping; run the stage that writes it again")
+        raise BadInput(f"{path} must be a mapping of names to values")
     return values
 
 

@@ -515,9 +515,7 @@ def test_the_stage_finds_what_was_planted_and_its_files_open(tmp_path: Path):
     assert all(found.labels[row["medoid"]] == row["cluster"] for row in rows)
     medoids = np.flatnonzero(found.table("latents")["medoid"].to_numpy())
     assert medoids.tolist() == sorted(row["medoid"] for row in rows)
-    assert {row["name"] for row in rows[:3]} >= {"word10", "word20", "word30"} or all(
-        "word" in r["name"] for r in rows[:3]
-    )
+    assert all("word" in row["name"] for row in rows[:3])
     kept = source.latents.table("statistics")
     assert kept is not None and found.selected and all(kept["kept"][latent].as_py() for latent in found.selected)
     assert report["stability"]["bootstrap"]["ari"] > 0.8 > 0.2 > abs(report["stability"]["chance"]["ari"])

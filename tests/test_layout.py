@@ -223,6 +223,12 @@ def test_the_house_keeps_the_rule(rule: Callable[[Path], list[str]]):
     assert rule(ROOT) == []
 
 
+def test_more_trials_run_nothing_before_tune():
+    """`dvc exp run -S tune.calls=30`; track, which names every knob, runs after all the others."""
+    tracked = {name for name, stage in stages(ROOT).items() if {"tune", "tune.calls"} & set(stage.get("params", []))}
+    assert tracked == {"tune", "track"}
+
+
 # --- the rules can fail ---------------------------------------------------------------------------------------------
 
 

@@ -98,8 +98,8 @@ def test_a_key_deep_inside_is_named_by_its_whole_place():
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("", " must be a mapping of sections, one a stage"),
-        ("- 1\n", " must be a mapping of sections, one a stage"),
+        ("", " must be a mapping of names to values"),
+        ("- 1\n", " must be a mapping of names to values"),
         ("seed: [1\n", " is not valid YAML: "),
         (yaml.safe_dump({**WHOLE, "trian": {}}), " has an unknown section 'trian'; the known ones are seed, layers, "),
         (yaml.safe_dump({k: v for k, v in WHOLE.items() if k != "by_layer"}), " lacks the section 'by_layer'"),

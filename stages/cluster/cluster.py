@@ -1,6 +1,6 @@
 """The families of a layer's latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from stages import files
+from stages import files, parquet
 from stages.cluster import condensed, export, maps, methods, naming, pictures, profiles, quality, selection
 from stages.cluster import page as pages
 from stages.cluster.knobs import Cluster
@@ -20,7 +20,7 @@ from stages.cluster.stability import stability
 from stages.door import BadInput
 from stages.extract.shards import Contexts
 from stages.fetch.read import SPLITS
-from stages.interpret.read import Codes, Columns, Latents
+from stages.interpret.read import Latents
 from stages.readable import best_first
 
 COLOURED = 14  # clusters, or labels, that have a colour on a map
@@ -123,12 +123,15 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     )
     each = np.full(n, np.nan) if each is None else each
     if grouped.tree is not None:
-        export.write_array(folder / "tree.npy", grouped.tree)
+        files.write_array(folder / "tree.npy", grouped.tree)
+    lit, kept = selection.in_units(source.profile), np.where(source.kept, labels, NOISE)
     families = _families(source, knobs, labels, clusters, medoids, each)
-    chosen = _select(source, knobs, labels, clusters, folder)
+    families |= _scores(lit, kept, clusters, knobs)
+    chosen = selection.select(lit, kept, source.living, clusters, knobs.selection)
+    files.write_json(folder / "selected.json", {**knobs.selection.model_dump(), "latents": chosen})
     _profiles(source, knobs, families["profiles"], folder)
     columns = {name: families[name] for name in export.CLUSTERS.names}
-    export.write_table(folder / "clusters.parquet", columns, export.CLUSTERS)
+    parquet.write(folder / "clusters.parquet", columns, export.CLUSTERS)
     places = maps.layout(unit(source.decoder[source.living].astype(np.float32)), near, knobs.map, seed)
     _map(source, labels, places, families, [entry["latent"] for entry in chosen], folder)
     _latents(source, labels, medoids, each, places, folder)
@@ -180,22 +183,19 @@ def compared(source: Source, knobs: Cluster, times: Floats | None = None) -> Flo
     if knobs.weights.correlation or knobs.weights.jaccard:
         for number, shard in enumerate(latents.codes.shards):
             first, end = shard["first"], shard["first"] + shard["rows"]
-            one = Codes(latents.codes.folder, [shard], latents.codes.starts[number : number + 1])
-            codes = one.columns(0, one.latents)
+            codes = latents.codes.shard(number)
             starts = np.append(codes.starts[:-1][source.living], codes.starts[-1])  # the dead have no entries
-            moments.add(Columns(0, starts, codes.rows - first, codes.values), weight[first:end])
+            moments.add(replace(codes, starts=starts), weight[first:end])
     return distances(source.decoder[source.living], profile, moments, knobs.weights)
 
 
 def _families(
     source: Source, knobs: Cluster, labels: Labels, clusters: int, medoids: Labels, each: Floats
 ) -> dict[str, Any]:
-    """The columns of `clusters.parquet`, and ``profiles`` (clusters, documents)."""
+    """What each cluster is: columns of `clusters.parquet`, and ``profiles`` (clusters, documents)."""
     members = [source.living[labels == c].tolist() for c in range(clusters)]
     ids = source.living[medoids]
     names = naming.names(members, ids.tolist(), naming.words(source.latents), knobs.name_words)
-    kept = np.where(source.kept, labels, NOISE)
-    scores = selection.cluster_scores(selection.in_units(source.profile), kept, clusters, knobs.selection.threshold)
     inside = labels >= 0
     size = quality.sizes(labels, clusters)
     return {
@@ -204,29 +204,24 @@ def _families(
         "medoid": ids,
         "name": names,
         "silhouette": np.bincount(labels[inside], each[inside], clusters) / size,
-        "kept": scores.pop("size").astype(np.int64),
-        **scores,
         "profiles": profiles.cluster_profiles(source.profile, labels, clusters),
     }
 
 
-def _select(source: Source, knobs: Cluster, labels: Labels, clusters: int, folder: Path) -> list[dict[str, Any]]:
-    """Write `selected.json`; only latents that interpret's filters kept are chosen, and count."""
-    kept = np.where(source.kept, labels, NOISE)
-    values = selection.in_units(source.profile)
-    chosen = selection.select(values, kept, source.living, clusters, knobs.selection)
-    files.write_json(folder / "selected.json", {**knobs.selection.model_dump(), "latents": chosen})
-    return chosen
+def _scores(lit: Sparse, kept: Labels, clusters: int, knobs: Cluster) -> dict[str, Any]:
+    """What each cluster is worth: the other columns. Only latents that interpret's filters ``kept`` count."""
+    scores = selection.cluster_scores(lit, kept, clusters, knobs.selection.threshold)
+    return {"kept": scores.pop("size").astype(np.int64), **scores}
 
 
 def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> None:
     """Write `profiles.parquet`, `documents.parquet` and `correlated.parquet`."""
     cluster = np.repeat(np.arange(profile.shape[0]), np.diff(profile.indptr))
     columns = {"cluster": cluster, "document": source.documents[profile.indices], "mean": profile.data}
-    export.write_table(folder / "profiles.parquet", columns, export.PROFILES)
+    parquet.write(folder / "profiles.parquet", columns, export.PROFILES)
     top = profiles.top_documents(profile, TOP_DOCUMENTS)
     document = source.documents[top["column"]]
-    export.write_table(
+    parquet.write(
         folder / "documents.parquet",
         {
             **top,
@@ -237,7 +232,7 @@ def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> 
         export.DOCUMENTS,
     )
     pairs = profiles.correlated(profile, knobs.correlated)
-    export.write_table(folder / "correlated.parquet", pairs, export.CORRELATED)
+    parquet.write(folder / "correlated.parquet", pairs, export.CORRELATED)
 
 
 def _map(
@@ -249,7 +244,7 @@ def _map(
     groups = [np.flatnonzero(labels == c) for c in order]
     titles = [f"{families['name'][c]}  ({families['size'][c]})" for c in order]
     stars = places[np.isin(source.living, chosen)]
-    _write(folder / "map.png", pictures.scatter(places, groups, titles, "other latents", stars))
+    files.write_bytes(folder / "map.png", pictures.scatter(places, groups, titles, "other latents", stars))
     text = pages.render(
         source.latents.meta, source.living, labels, places, families, order.tolist(), _notes(source), chosen
     )
@@ -272,7 +267,7 @@ def _latents(source: Source, labels: Labels, medoids: Labels, each: Floats, plac
     for name, values in (("cluster", labels), ("silhouette", each), ("x", places[:, 0]), ("y", places[:, 1])):
         columns[name][source.living] = values
     columns["medoid"][source.living[medoids]] = True
-    export.write_table(folder / "latents.parquet", columns, export.LATENTS)
+    parquet.write(folder / "latents.parquet", columns, export.LATENTS)
 
 
 def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
@@ -283,7 +278,7 @@ def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
     places = maps.layout(vectors, None, knobs.map, seed)
     document = source.documents[shown]
     labels = [source.labels[d] for d in document]
-    export.write_table(
+    parquet.write(
         folder / "document_map.parquet",
         {
             "document": document,
@@ -296,7 +291,7 @@ def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
     )
     groups, names = pictures.label_groups(labels, COLOURED)
     titles = [f"{name}  ({len(group)})" for name, group in zip(names, groups, strict=True)]
-    _write(folder / "documents.png", pictures.scatter(places, groups, titles, "other documents", places[:0]))
+    files.write_bytes(folder / "documents.png", pictures.scatter(places, groups, titles, "other documents", places[:0]))
 
 
 def _heatmaps(source: Source, knobs: Cluster, families: dict[str, Any], folder: Path) -> None:
@@ -309,13 +304,12 @@ def _heatmaps(source: Source, knobs: Cluster, families: dict[str, Any], folder: 
         return
     rows = [f"{families['name'][c]}  ({families['size'][c]})" for c in best]
     values = families["profiles"][best].toarray()[:, order]
-    _write(folder / "clusters.png", pictures.heatmap(values, rows, names, "mean code, share of the cluster's largest"))
+    files.write_bytes(
+        folder / "clusters.png", pictures.heatmap(values, rows, names, "mean code, share of the cluster's largest")
+    )
     medoid = families["medoid"][best]
     values = source.profile[np.searchsorted(source.living, medoid)].toarray()[:, order]
     rows = [f"{latent}: {families['name'][c]}" for latent, c in zip(medoid.tolist(), best, strict=True)]
-    _write(folder / "latents.png", pictures.heatmap(values, rows, names, "mean code, share of the latent's largest"))
-
-
-def _write(path: Path, png: bytes) -> None:
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(png)
+    files.write_bytes(
+        folder / "latents.png", pictures.heatmap(values, rows, names, "mean code, share of the latent's largest")
+    )

@@ -1,31 +1,19 @@
-"""The maps and heatmaps as PNG bytes: no clock, no version and no path in them, so that they repeat bit for bit."""
+"""The maps and heatmaps, as PNG."""
 
 from collections import Counter
 from collections.abc import Sequence
-from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, to_hex
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-INK, FAINT = "#3b4252", "#c3cad6"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa3b2",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "text.parse_math": False,  # a token may hold dollar signs
-}
+from stages.pictures import INK, png
+
+GREY = "#c3cad6"  # latents of no family that is shown
 COLOURS = [to_hex(colour) for colour in colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]]  # pyright: ignore[reportAttributeAccessIssue]
 Floats = NDArray[Any]
 
@@ -49,7 +37,7 @@ def scatter(places: Floats, groups: Sequence[NDArray[Any]], titles: Sequence[str
         other = np.ones(len(places), bool)
         for members in groups:
             other[members] = False
-        axes.scatter(*places[other].T, s=3, color=FAINT, linewidths=0, label=rest)
+        axes.scatter(*places[other].T, s=3, color=GREY, linewidths=0, label=rest)
         for colour, members, title in zip(colours(len(groups)), groups, titles, strict=True):
             axes.scatter(*places[members].T, s=11, color=colour, linewidths=0, label=short(title, 44))
         if len(stars):
@@ -96,9 +84,5 @@ def label_groups(labels: Sequence[str | None], most: int) -> tuple[list[NDArray[
 
 
 def _png(draw: Any, size: tuple[float, float]) -> bytes:
-    with rc_context(STYLE):
-        figure = Figure(figsize=size, dpi=200, layout="constrained")
-        draw(figure.subplots())
-        file = BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    # A token may hold dollar signs, which are no formula.
+    return png(draw, size, 200, font_size=8, legend_fontsize=7.5, text_parse_math=False)

@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 from stages.interpret.read import Columns
 from stages.params import Section
@@ -70,39 +70,26 @@ class Moments:
     def add(self, columns: Columns, weight: Floats) -> None:
         """Add some rows: the codes of all n latents there, rows counted from 0, and the ``weight`` (rows,) of each."""
         latent, w = columns.latents(), weight[columns.rows]
+        n = len(self.sums)
         for total, power in ((self.sums, 1), (self.squares, 2), (self.active, 0)):
-            total += np.bincount(latent, w * columns.values.astype(np.float64) ** power, len(total))
+            total += np.bincount(latent, w * columns.values.astype(np.float64) ** power, n)
         self.rows += float(weight.sum())
-        starts, latents, values, place = _by_row(columns.starts, columns.rows, columns.values, len(weight))
+        numbered = (np.arange(len(latent)), columns.rows, columns.starts)
+        by_row = csc_array(numbered, shape=(len(weight), n)).tocsr()
+        entry = np.asarray(by_row.data, np.intp)  # which of the codes each one by row is
+        place = np.empty_like(entry)
+        place[entry] = np.arange(len(entry))
         _products(
             columns.starts,
             columns.rows,
             place,
-            starts,
-            latents,
-            values,
+            by_row.indptr,
+            by_row.indices,
+            columns.values[entry],
             weight.astype(np.float64),
             self.products,
             self.both,
         )
-
-
-@njit(nogil=True, cache=True)
-def _by_row(starts, rows, values, count):  # pragma: no cover
-    """Codes by latent -> the same by row, latents ascending; and where each entry went."""
-    begins = np.zeros(count + 1, np.int64)
-    for r in rows:
-        begins[r + 1] += 1
-    begins = begins.cumsum()
-    at = begins[:-1].copy()
-    latents, sorted_values = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
-    place = np.empty(len(rows), np.int64)
-    for i in range(len(starts) - 1):
-        for e in range(starts[i], starts[i + 1]):
-            p = at[rows[e]]
-            at[rows[e]] += 1
-            latents[p], sorted_values[p], place[e] = i, values[e], p
-    return begins, latents, sorted_values, place
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -10,16 +10,15 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stages.files import replacing
+from stages import parquet
+from stages.files import replacing, write_array
 from stages.interpret.examples import KINDS, Examples, Found, values_in
 from stages.interpret.explanations import ALL_SCORES
 from stages.interpret.read import Columns
 from stages.interpret.text import Text
 
 GROWTH_SIGNALS = {"top": ("topk", "values"), "random": ("random", "values"), "near": ("zero", "similarities")}
-GROUP = 4096  # rows in a row group: what is read to find one latent's
 
 INT, LONG, REAL, WORD, SHORT = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.float32()
 STATISTICS = pa.schema(
@@ -65,31 +64,6 @@ EXPLANATIONS = pa.schema(
 )  # fmt: skip
 
 
-def table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """``columns`` in the order and types of ``schema``; NaN becomes null."""
-    arrays = []
-    for field in schema:
-        column = columns[field.name]
-        if isinstance(column, np.ndarray) and column.ndim == 2:
-            column = list(column)
-        array = column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True)
-        arrays.append(array.cast(field.type))  # pyright: ignore[reportAttributeAccessIssue]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-@contextmanager
-def writing(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file that takes its name only when whole."""
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        yield writer
-
-
-def write_table(path: Path, columns: dict[str, Any], schema: pa.Schema) -> None:
-    """Write a table that fits in memory."""
-    with writing(path, schema) as writer:
-        writer.write_table(table(columns, schema), GROUP)
-
-
 @contextmanager
 def lines(path: Path | None, pieces: pa.Array) -> Iterator["Lines | None"]:
     """A file of lines that takes its name only when whole; None for None."""
@@ -124,7 +98,7 @@ def _shown(columns: Columns, found: Found, text: Text, words: Words) -> pa.Table
     starts = pa.array(np.concatenate([[0], (found.end - found.first).cumsum()]).astype(np.int32))
     tokens, document = text.token[row], pa.array(text.document_of(found.row))
     context, position = text.place(found.row)
-    return table(
+    return parquet.table(
         {
             "latent": found.latent + columns.first,
             "kind": pa.array([found.kind] * len(found.latent), WORD),
@@ -158,7 +132,7 @@ class Lines:
     def write(self, shown: pa.Table) -> None:
         """Append a line for each example."""
         names = [field.name for field in EXAMPLES if field.name not in ("tokens", "pieces", "values")]
-        for batch in shown.to_batches(max_chunksize=GROUP):
+        for batch in shown.to_batches(max_chunksize=parquet.GROUP):
             rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
             lists = (batch.column("tokens").to_pylist(), batch.column("values").to_pylist())
             for row, *both in zip(rows, *lists, strict=True):
@@ -196,8 +170,4 @@ class Arrays:
             name, second = GROWTH_SIGNALS[kind]
             for what, array in (("indices", rows), (second, self.values[kind])):
                 latents, number = rows.shape
-                with (
-                    replacing(folder / f"{name}_{what}_{number}_{latents}.npy") as temporary,
-                    temporary.open("wb") as f,
-                ):
-                    np.save(f, array)
+                write_array(folder / f"{name}_{what}_{number}_{latents}.npy", array)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages import files
+from stages import files, parquet
 from stages.door import BadInput
 from stages.extract.shards import Activations, Contexts
 from stages.interpret import explanations, export, logit_lens, look, neighbours
@@ -81,9 +81,9 @@ def interpret(
     statistics = found.statistics | geometry(sae)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, lm, knobs.logits, folder)
-    export.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
+    parquet.write(folder / "statistics.parquet", statistics, export.STATISTICS)
     near = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
-    export.write_table(folder / "neighbours.parquet", near, export.NEIGHBOURS)
+    parquet.write(folder / "neighbours.parquet", near, export.NEIGHBOURS)
 
     counts = _counts(statistics)
     report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
@@ -91,8 +91,8 @@ def interpret(
     written = _explain(codes, statistics, found.rules, text, halves, source, knobs.explain, seed)
     everything = sorted([*found.rules, *written], key=lambda e: (e.latent, e.source != "rule"))
     rows = [explanation.row() for explanation in everything]
-    with export.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
-        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), export.GROUP)
+    with parquet.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
+        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), parquet.GROUP)
     report["rule"] = explanations.report(found.rules, seed)
     if written:
         report[written[0].source] = explanations.report(written, seed)
@@ -127,7 +127,7 @@ def _logits(sae: SAE, lm: LanguageModel, top: int, folder: Path) -> Table:
     columns = found.columns()
     tokens, number = np.unique(columns["token"], return_inverse=True)
     names = pa.array(texts.pieces(lm.tokenizer, tokens.tolist()), pa.string())
-    export.write_table(folder / "logits.parquet", {**columns, "piece": names.take(pa.array(number))}, export.LOGITS)
+    parquet.write(folder / "logits.parquet", {**columns, "piece": names.take(pa.array(number))}, export.LOGITS)
     return {"skew": found.skew, "kurtosis": found.kurtosis}
 
 
@@ -146,7 +146,7 @@ def _enrichment(found: look.Looked, source: Source, text: Text, seed: int, folde
     rows, documents = look.joined(found.rows), look.joined(found.documents)
     columns, report = enrich(rows, documents, owner, label, len(names), seed)
     labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
-    export.write_table(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
+    parquet.write(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
     return report
 
 

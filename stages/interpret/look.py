@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from stages import parquet
 from stages.extract.shards import Activations
 from stages.interpret import examples as find
 from stages.interpret import export
@@ -103,7 +104,7 @@ def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
 
     with ExitStack() as stack:
         tables = {
-            name: stack.enter_context(export.writing(folder / f"{name}.parquet", schema))
+            name: stack.enter_context(parquet.writing(folder / f"{name}.parquet", schema))
             for name, schema in TABLES.items()
         }
         path = folder / "examples.jsonl.gz" if "jsonl" in exports else None
@@ -119,13 +120,13 @@ def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
             for some in windows:
                 arrays.add(columns, some)
             written = {
-                "documents": export.table(_documents(columns, spread), export.DOCUMENTS),
-                "tokens": export.table(with_.tokens(columns), export.TOKENS),
+                "documents": parquet.table(_documents(columns, spread), export.DOCUMENTS),
+                "tokens": parquet.table(with_.tokens(columns), export.TOKENS),
                 "examples": shown,
                 "rules": pa.Table.from_pylist(rules, export.RULES),
             }
             for name, table in written.items():
-                tables[name].write_table(table, export.GROUP)
+                tables[name].write_table(table, parquet.GROUP)
             if file is not None:
                 file.write(shown)
             found.rules += explained

@@ -1,37 +1,18 @@
-"""The report's pictures as PNG bytes: no clock, no version and no path in them, so that they repeat bit for bit."""
+"""The report's pictures, as PNG."""
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
-from typing import Any
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from stages.pictures import INK, png
 from stages.report.results import History, Merged, Result
 from stages.targets import Bound, Targets
 
-INK, FAINT, PASSING = "#3b4252", "#e1e5ec", "#e0f2e6"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa3b2",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
+PASSING = "#e0f2e6"
 LINES = {"merged": "-", "dropped": "--", "clusters": ":"}  # how a layer's curves of merging are drawn
 CURVES = {"fvu": "fvu", "l0": "active latents a token (l0)", "dead": "share of dead latents"}
 
@@ -60,13 +41,7 @@ def headline(results: list[Result]) -> str:
 
 
 def _png(draw: Callable[[Axes], None]) -> bytes:
-    # 4 × 2.9 inches: in a column of 350 CSS pixels, a phone's width, the text is still 11 pixels high.
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.0, 2.9), dpi=240, layout="constrained")
-        draw(figure.subplots())
-        file = BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    return png(draw, axes_grid=True)
 
 
 def _colours(layers: list[int]) -> Colours:

@@ -106,6 +106,11 @@ class Merged(_Part):
     test: dict[str, Measured]
     curve: list[Point]
 
+    def numbers(self) -> dict[str, Any]:
+        """What the summary takes of it; ``before`` is train's."""
+        counts = {"latents": self.merged, "alone": self.alone, "largest": self.largest, "dropped": self.dropped}
+        return {"test": {name: self.test[name] for name in ("after", "dropped")}, "groups": counts}
+
 
 def read_merged(path: Path) -> Merged | None:
     """Read `reports/merge/<L>.json`; None if the stage was skipped."""

@@ -1,9 +1,9 @@
 """Judge every layer and its controls; flatten every number for `dvc exp show`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from stages.report.results import Merged, Result
+from stages.report.results import Result
 from stages.targets import Targets, judge
 
 Scorecard = dict[str, Any]
@@ -46,15 +46,11 @@ def scorecard(results: list[Result], targets: Targets) -> Scorecard:
 def summary(
     results: list[Result],
     card: Scorecard,
-    measured: Mapping[str, Mapping[int, dict[str, Any]]] | None = None,
-    merged: Sequence[Merged] = (),
-    tuned: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, float | int]:
     """Every number of the SAEs under a name that reads well as a column: ``train.9.fvu_inlier``.
 
-    ``measured``: stage -> layer -> what it measured, nested: ``interpret.9.dropped.dead``. ``merged``: what merge did,
-    ``merge.9.test.after.fvu``; what it began with is train's. ``tuned``: what came of tune: ``tune.score``,
-    ``tune.best.lr``.
+    ``measured``: what the other stages did, ``interpret.9`` -> its numbers, nested: ``interpret.9.dropped.dead``.
 
     The controls' numbers stay in the scorecard: three times as many columns would hide the ones that one compares.
     What does not apply is left out, because DVC warns of a null metric.
@@ -73,14 +69,9 @@ def summary(
             "outlier_variance": result.outliers.share_of_variance,
         }
         numbers |= {f"train.{result.layer}.{name}": value for name, value in facts.items() if value is not None}
-    for stage, layers in (measured or {}).items():
-        for layer, found in layers.items():
-            numbers |= _flat(found, f"{stage}.{layer}.")
-    for layer in merged:
-        counts = {"latents": layer.merged, "alone": layer.alone, "largest": layer.largest, "dropped": layer.dropped}
-        test = {name: layer.test[name] for name in ("after", "dropped")}
-        numbers |= _flat({"test": test, "groups": counts}, f"merge.{layer.layer}.")
-    return numbers | _flat(tuned or {}, "tune.")
+    for stage, found in (measured or {}).items():
+        numbers |= _flat(found, f"{stage}.")
+    return numbers
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:

@@ -1,27 +1,22 @@
 """The search as pictures: how fast it got better, and what each knob does by the model's belief."""
 
 import math
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import OptimizeResult
 from skopt.plots import partial_dependence_1D, plot_convergence
 from skopt.space import Categorical
 
+from stages.pictures import INK, SIZE, SOFT, png
 from stages.tune.search import WORST, Search
 
-INK, FAINT, BEST = "#3b4252", "#9aa3b2", "#1b6b3f"
-STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.spines.top": False}
-STYLE |= {"axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.spines.right": False, "legend.frameon": False}
-STYLE |= {"xtick.color": INK, "ytick.color": INK, "grid.color": "#e1e5ec", "grid.linewidth": 0.6}
+BEST = "#1b6b3f"
 KINDS = {
     "params": ("params.yaml", "#c2702a"),
-    "random": ("random", FAINT),
+    "random": ("random", SOFT),
     "model": ("chosen by the model", "#2a6fc2"),
 }
 SAMPLES, POINTS = 200, 30  # of the other knobs, to average over; along a knob
@@ -45,7 +40,7 @@ def convergence(found: dict[str, Any]) -> bytes:
         _readable(axes)
         axes.legend(fontsize=8)
 
-    return _png(draw)
+    return png(draw)
 
 
 def dependence(found: dict[str, Any], search: Search) -> bytes | None:
@@ -80,7 +75,8 @@ def dependence(found: dict[str, Any], search: Search) -> bytes | None:
             _readable(axes)
         panels[0].set_ylabel("score: model (line) and trials")
 
-    return _png(draw, len(space.dimensions))
+    panels = len(space.dimensions)
+    return png(draw, (max(SIZE[0], 2.4 * panels), SIZE[1]), panels=panels)
 
 
 def _readable(axes: Axes) -> None:
@@ -88,13 +84,3 @@ def _readable(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _png(draw: Any, panels: int = 1) -> bytes:
-    """One row of ``panels``; no clock, version or path in the bytes, so that they repeat."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(max(4.0, 2.4 * panels), 2.9), dpi=240, layout="constrained")
-        draw(*np.atleast_1d(figure.subplots(1, panels, sharey=panels > 1)))
-        file = BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from stages.files import replacing, write_json, write_text
+from stages.files import write_bytes, write_json, write_text
 from stages.params import dump_yaml
 from stages.tune.pictures import convergence, dependence
 from stages.tune.read import numbers
@@ -31,8 +31,7 @@ def write(folder: Path, found: dict[str, Any], search: Search) -> None:
     pictures = {"convergence": convergence(found), "dependence": dependence(found, search)}
     for name, png in pictures.items():
         if png is not None:
-            with replacing(folder / f"{name}.png") as temporary:
-                temporary.write_bytes(png)
+            write_bytes(folder / f"{name}.png", png)
     write_text(folder / "trials.csv", table(found["trials"], list(found["space"])))
     write_json(folder / "trials.json", found)
     result = numbers(found)
