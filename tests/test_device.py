@@ -4,7 +4,6 @@ A tensor on that device holds one on the CPU. Like CUDA, it refuses operations t
 unless they are single numbers, and draws with generators of the CPU; stricter, it refuses the CPU's indices too.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,8 +112,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
     monkeypatch.setattr(torch, "Generator", generator)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
-    fused = vars(sys.modules["torch.optim.optimizer"])
-    monkeypatch.setitem(fused, "_get_fused_kernels_supported_devices", lambda: ["cpu", AWAY.type])
     monkeypatch.setattr(fit, "load_file", lambda path, device: {k: t.to(device) for k, t in load_file(path).items()})
     monkeypatch.setattr(errors, "_fused", lambda kind, y: False)  # its sums are in another order,
     monkeypatch.setattr(update, "by_rows", update.step_by_step)  # and so are these

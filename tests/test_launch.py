@@ -195,7 +195,7 @@ def stepped(plan: Train, steps: int = 1) -> Trainer:
 def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(rule: str):
     """For the rules that treat each row by itself."""
     whole, parts = (stepped(knobs(rule=rule, micro_batches=number, l1_warmup=0.0)) for number in (1, 4))
-    pairs = zip(*(trainer.optimizer.param_groups[0]["params"] for trainer in (whole, parts)), strict=True)
+    pairs = zip(*(trainer.optimizer.parameters for trainer in (whole, parts)), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)
     assert torch.equal(whole.silent, parts.silent)

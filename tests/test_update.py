@@ -4,15 +4,28 @@ import pytest
 import torch
 
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.update import by_rows, step_by_step
+from stages.sae.update import AdamW, by_rows, step_by_step
 
 
-def trained(update, clip: float, decay: float) -> tuple[Autoencoder, torch.optim.AdamW]:
+class Torch(AdamW):
+    """The steps of torch's own."""
+
+    def __init__(self, parameters, beta1: float, beta2: float, decay: float) -> None:
+        super().__init__(parameters, beta1, beta2, decay)
+        self.torch = torch.optim.AdamW(self.parameters, betas=(beta1, beta2), weight_decay=decay, fused=True)
+
+    def advance(self) -> None:
+        self.torch.param_groups[0]["lr"] = self.lr
+        self.torch.step()
+
+
+def trained(update, adam: type[AdamW], clip: float, decay: float) -> tuple[Autoencoder, AdamW]:
     """An autoencoder after 20 steps on the same random gradients."""
     random = torch.Generator().manual_seed(0)
     model = Autoencoder(24, 40, random)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.8, 0.95), weight_decay=decay, fused=True)
-    for _ in range(20):
+    optimizer = adam(model.parameters(), 0.8, 0.95, decay)
+    for step in range(20):
+        optimizer.lr = 1e-2 / (1 + step)
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=random)
         with torch.no_grad():
@@ -23,10 +36,16 @@ def trained(update, clip: float, decay: float) -> tuple[Autoencoder, torch.optim
 @pytest.mark.parametrize("clip", [1.0, 1e3])  # the norm of the gradients is about 44
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_by_rows_is_step_by_step(clip: float, decay: float):
-    (ours, adam), (theirs, reference) = (trained(update, clip, decay) for update in (by_rows, step_by_step))
+    (ours, adam), (theirs, reference) = (trained(update, AdamW, clip, decay) for update in (by_rows, step_by_step))
     for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
     for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
-        for moment in ("exp_avg", "exp_avg_sq", "step"):
-            torch.testing.assert_close(adam.state[found][moment], reference.state[expected][moment])
+        torch.testing.assert_close(adam.moments(found), reference.moments(expected))
     torch.testing.assert_close(ours.decoder.norm(dim=1), torch.ones(40))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_steps_are_those_of_torch(decay: float):
+    (ours, _), (theirs, _) = (trained(step_by_step, adam, 1.0, decay) for adam in (AdamW, Torch))
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(found, expected)

@@ -13,7 +13,7 @@ from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.knobs import Train
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.sae import SAE
-from stages.sae.update import update
+from stages.sae.update import AdamW, update
 
 DIVERGED = 100.0  # an error of so many times the variance: predicting the mean gives 1
 
@@ -58,13 +58,7 @@ class Trainer:
         self.mine = launch.share(knobs.micro_batches, "train.micro_batches")
         self.device = model.decoder.device
         self.silent = torch.zeros(knobs.latents, dtype=torch.long, device=self.device)  # tokens since last active
-        self.optimizer = torch.optim.AdamW(
-            self._parameters(),
-            betas=(knobs.beta1, knobs.beta2),
-            weight_decay=knobs.weight_decay,
-            eps=1e-8,
-            fused=True,
-        )
+        self.optimizer = AdamW(self._parameters(), knobs.beta1, knobs.beta2, knobs.weight_decay)
 
     def generator(self, part: int = 0) -> torch.Generator:
         """This step's own, for one micro-batch."""
@@ -81,8 +75,7 @@ class Trainer:
         if self.done == 0:
             model.start(y, knobs.k, generator)
             self.rule.start(model, y)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.done, self.steps, knobs)
+        self.optimizer.lr = learning_rate(self.done, self.steps, knobs)
         self.rule.schedule(self.done / self.steps)
 
         dead = self._dead()
@@ -124,7 +117,8 @@ class Trainer:
             loss = loss + knobs.auxk * model.auxk(y, model.unexplained(run), dead, knobs.auxk_latents)
         active = run.codes.detach() > 0
         step = Step(loss.item(), float(run.residual.square().sum()) / unit, float(active.sum()) / len(y), len(dead))
-        self.optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
+        self.rule.zero_grad()
         (loss * share).backward()
         return step, run.pattern.latents[active], run
 
@@ -188,8 +182,8 @@ class Trainer:
             self.model.resample(run, dead, self.generator())
         launch.broadcast(*(parameter.detach() for parameter in changed))
         for parameter in changed:
-            for moment in ("exp_avg", "exp_avg_sq"):
-                self.optimizer.state[parameter][moment][dead] = 0
+            exp_avg, exp_avg_sq, _ = self.optimizer.moments(parameter)
+            exp_avg[dead] = exp_avg_sq[dead] = 0
         self.silent[dead] = 0
 
     def folded(self) -> SAE:
@@ -204,8 +198,7 @@ class Trainer:
         """Everything that :meth:`restore` needs, as tensors."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"rule.{name}": t for name, t in self.rule.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        tensors |= {f"optimizer.{name}": t for name, t in self.optimizer.state().items()}
         return {**tensors, "silent": self.silent, "counts": torch.tensor([self.done, self.tokens])}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -216,10 +209,6 @@ class Trainer:
 
         self.model.load_state_dict(part("model."))
         self.rule.load_state_dict(part("rule."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            number, _, moment = name.partition(".")
-            moments.setdefault(int(number), {})[moment] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.optimizer.restore(part("optimizer."))
         self.silent = tensors["silent"].to(self.device)
         self.done, self.tokens = tensors["counts"].tolist()

@@ -4,32 +4,74 @@ The part of the decoder's gradient along its rows, which renormalising would und
 this is all reading and writing, each row is gone through twice; step by step it would be eight times.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.adamw import adamw
 
 from stages.sae import cpu
 from stages.sae.autoencoder import Autoencoder
 
+EPS = 1e-8
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) by torch's fused function, with moments that others can use.
+
+    Making a `torch.optim.AdamW` would import torch's compiler: 3 s of every training.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], beta1: float, beta2: float, decay: float) -> None:
+        self.parameters, self.betas, self.decay, self.lr = list(parameters), (beta1, beta2), decay, 0.0
+        self.exp_avg, self.exp_avg_sq = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        self.step = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    def moments(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """exp_avg, exp_avg_sq and the number of steps of one parameter, to be changed in place."""
+        number = next(i for i, p in enumerate(self.parameters) if p is parameter)
+        return self.exp_avg[number], self.exp_avg_sq[number], self.step[number]
+
+    def advance(self) -> None:
+        """A step for each parameter that has a gradient."""
+        each = zip(self.parameters, self.exp_avg, self.exp_avg_sq, self.step, strict=True)
+        ready = [(p, p.grad, *moments) for p, *moments in each if p.grad is not None]
+        parameters, gradients, means, squares, steps = map(list, zip(*ready, strict=True))
+        adamw(
+            parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
+            lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.decay, eps=EPS,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """Every moment by name."""
+        names = ("exp_avg", "exp_avg_sq", "step")
+        return {f"{number}.{name}": t for name in names for number, t in enumerate(getattr(self, name))}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from where :meth:`state` was taken."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
 
 @torch.no_grad()
-def update(model: Autoencoder, optimizer: torch.optim.AdamW, clip: float) -> None:
+def update(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     """One step of ``optimizer``; the gradients of ``model`` together have the norm ``clip`` at the most."""
     (by_rows if model.decoder.device.type == "cpu" else step_by_step)(model, optimizer, clip)
 
 
-def step_by_step(model: Autoencoder, optimizer: torch.optim.AdamW, clip: float) -> None:
+def step_by_step(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     """By torch alone."""
     decoder, gradient = model.decoder, model.decoder.grad
     assert gradient is not None
     gradient.addcmul_(torch.linalg.vecdot(gradient, decoder)[:, None], decoder, value=-1)
     clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
+    optimizer.advance()
     decoder.div_(decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
-def by_rows(model: Autoencoder, optimizer: torch.optim.AdamW, clip: float) -> None:
+def by_rows(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     """The same, encoder and decoder by the loops of `cpu.py`; what is left is small and takes torch's way."""
     large = {name: getattr(model, name) for name in ("encoder", "decoder")}
     gradients = {name: _numbers(parameter.grad) for name, parameter in large.items()}
@@ -39,15 +81,15 @@ def by_rows(model: Autoencoder, optimizer: torch.optim.AdamW, clip: float) -> No
     scale = min(1.0, clip / (float(torch.stack(norms).norm()) + 1e-6))
     nothing = np.zeros(len(along), np.float32)
     for name, parameter in large.items():
-        state, unit = _state(optimizer, parameter), name == "decoder"
-        means, moments = _numbers(state["exp_avg"]), _numbers(state["exp_avg_sq"])
-        knobs = _knobs(optimizer, float(state["step"]))
-        part = along if unit else nothing
-        cpu.adamw(_numbers(parameter), gradients[name], means, moments, part, np.float32(scale), knobs, unit)
+        exp_avg, exp_avg_sq, step = optimizer.moments(parameter)
+        step += 1
+        part, unit = (along, True) if name == "decoder" else (nothing, False)
+        arrays = (_numbers(parameter), gradients[name], _numbers(exp_avg), _numbers(exp_avg_sq))
+        cpu.adamw(*arrays, part, np.float32(scale), _knobs(optimizer, float(step)), unit)
         parameter.grad = None  # so that the optimizer leaves it alone
     for gradient in small:
         gradient.mul_(scale)
-    optimizer.step()
+    optimizer.advance()
 
 
 def _numbers(tensor: Tensor | None) -> np.ndarray:
@@ -55,18 +97,7 @@ def _numbers(tensor: Tensor | None) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _state(optimizer: torch.optim.AdamW, parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's state of ``parameter``, a step on."""
-    state = optimizer.state[parameter]
-    if not state:
-        zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        state |= {"step": torch.zeros(()), **zeros}
-    state["step"] += 1
-    return state
-
-
-def _knobs(optimizer: torch.optim.AdamW, step: float) -> tuple[np.float32, ...]:
-    group = optimizer.param_groups[0]
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    knobs = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, 1 - lr * group["weight_decay"])
-    return tuple(map(np.float32, (*knobs, 1 - beta1, 1 - beta2, group["eps"])))
+def _knobs(optimizer: AdamW, step: float) -> tuple[np.float32, ...]:
+    lr, (beta1, beta2) = optimizer.lr, optimizer.betas
+    knobs = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, 1 - lr * optimizer.decay)
+    return tuple(map(np.float32, (*knobs, 1 - beta1, 1 - beta2, EPS)))
