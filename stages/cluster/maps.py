@@ -30,6 +30,7 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
         from umap import UMAP
 
+        _remember()
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,
@@ -40,6 +41,15 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
             precomputed_knn=(order.astype(np.int32), away, None),
         )
         return np.asarray(model.fit_transform(vectors), np.float32)
+
+
+def _remember() -> None:
+    """Let numba keep UMAP's loops on disk, as it does ours; UMAP compiles them in every process, for 5 s."""
+    from umap import layouts, umap_
+
+    loops = umap_.smooth_knn_dist, umap_.compute_membership_strengths
+    for loop in (*loops, layouts._nb_optimize_layout_euclidean_single_epoch):
+        loop.enable_caching()
 
 
 def principal(vectors: Floats) -> Floats:
