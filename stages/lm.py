@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,8 +34,14 @@ class LanguageModel:
     """A decoder-only model, its tokenizer and its blocks in order."""
 
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
     blocks: nn.ModuleList
+    open_tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Opened when asked for: a large vocabulary takes seconds, and stages that only run the model do without."""
+        with _told(str(self.model.name_or_path)):
+            return self.open_tokenizer()
 
     @property
     def width(self) -> int:
@@ -65,14 +71,19 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
 
     bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
     bar()
-    try:
+    with _told(source):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"no language model could be loaded from {source}: {' '.join(str(error).split())}") from None
     model.requires_grad_(False)
     model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
-    return LanguageModel(model, tokenizer, find_blocks(model))
+    return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **kwargs))
+
+
+@contextmanager
+def _told(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no language model could be loaded from {source}: {' '.join(str(error).split())}") from None
 
 
 def find_blocks(model: "PreTrainedModel") -> nn.ModuleList:
