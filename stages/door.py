@@ -1,5 +1,6 @@
 """Where bad input is turned away: one clear sentence, a non-zero exit, nothing lost."""
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def run(main: Callable[..., None]) -> None:
     except BadInput as refusal:
         print(f"{module().rpartition('.')[2]}: {refusal}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        gc.freeze()  # or Python, as it ends, looks for cycles among all that was imported: a second
 
 
 def module() -> str:

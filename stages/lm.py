@@ -4,6 +4,7 @@ The blocks and their parts are found by structure, not by a list of model classe
 hooks down, for every family, sequential or parallel:  resid_pre + attn_out + mlp_out = resid_post.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -66,16 +67,27 @@ class LanguageModel:
 
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
     """Load a folder (or a name in the hub's cache) for inference, in ``dtype``."""
-    import transformers  # takes two seconds, which a stage that stops at the door, or only trains, does without
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with _uncollected():  # takes two seconds, which a stage that stops at the door, or only trains, does without
+        import transformers
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
     bar()
-    with _told(source):
+    with _told(source), _uncollected():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
     model.requires_grad_(False)
     model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
     return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **kwargs))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside the block Python looks for no cycles: among what a large import makes that takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

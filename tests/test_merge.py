@@ -256,7 +256,7 @@ def test_copies_merge_into_what_they_are_copies_of(tmp_path: Path, by: str, code
     assert found.groups.count == 32 and (numbered(truth) == found.groups.of).all()
     test = found.report["test"]
     assert test["after"]["mse"] <= 1.05 * test["before"]["mse"]
-    assert test["after"]["mse"] < 0.5 * test["dropped"]["mse"]
+    assert test["after"]["mse"] < 0.5 * test["refitted"]["mse"]
     assert test["after"]["l0"] == pytest.approx(test["before"]["l0"] / 8)
 
 
@@ -312,7 +312,7 @@ def test_the_report_holds_for_both_kinds_and_repeats(tmp_path: Path, architectur
     alike = room.merge(sae, from_, knobs(latents=0.25, curve=[]), None).report["test"]["after"]
     assert point["latents"] == 8 and point["fvu"] == pytest.approx(alike["fvu"], rel=1e-4)
     lines = room.curve_csv(found.report["curve"]).splitlines()
-    assert lines[0] == "latents,merged,dropped,clusters" and lines[1].startswith("8,")
+    assert lines[0] == "latents,merged,dropped,refitted" and lines[1].startswith("8,")
 
 
 def test_with_an_encoder_of_its_own_it_is_an_ordinary_sae(layer: tuple[SAE, room.Source], tmp_path: Path):
@@ -322,7 +322,7 @@ def test_with_an_encoder_of_its_own_it_is_an_ordinary_sae(layer: tuple[SAE, room
     loaded, config = disk.load(tmp_path)
     assert config["architecture"] == "jumprelu" and loaded.latents == loaded.parts == found.groups.count
     test = found.report["test"]
-    assert test["after"]["fvu"] < 1.1 * test["dropped"]["fvu"]
+    assert test["after"]["fvu"] < 1.1 * test["refitted"]["fvu"]
     for k in (None, 6):
         many = made(8, k=k and 8 * k)
         many = replace(many, b_enc=torch.zeros(8 * LATENTS))

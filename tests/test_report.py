@@ -355,9 +355,9 @@ def test_scorecard_of_values_alone():
 
 def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):
     """A table, a picture and the summary's columns, for the layers whose dictionary was merged."""
-    kinds = {"before": 0.05, "after": 0.051, "dropped": 0.06}
+    kinds = {"before": 0.05, "after": 0.051, "dropped": 0.06, "refitted": 0.055}
     metrics = {"fvu_inlier": 0.1, "l0": 80.0, "dead": 0.0, "delta_ce": None, "latents": 16}
-    curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped") for n in (8, 16)]
+    curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped", "refitted") for n in (8, 16)]
     found = {"layer": LAYERS[0], "living": 32, "merged": 16, "alone": 5, "largest": 4, "dropped": 1}
     found |= {"curve": curve, "test": {name: {"fvu": fvu, **metrics} for name, fvu in kinds.items()}}
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)

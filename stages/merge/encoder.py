@@ -21,8 +21,7 @@ from stages.sae.sae import SAE, Codes, threshold_for
 def powers(moments: Moments, groups: Groups) -> Floats:
     """(latent,) p, 0 outside the groups; equal parts in a group that is silent on the training rows."""
     found = np.zeros(len(groups.of))
-    for group in range(groups.count):
-        members = np.flatnonzero(groups.of == group)
+    for members in groups.members():
         share = groups.shares[members]
         part = share * (moments.gram[np.ix_(members, members)] @ share)
         found[members] = part / part.sum() if part.sum() > 0 else 1 / len(members)

@@ -29,6 +29,12 @@ class Groups:
     def count(self) -> int:
         return int(self.of.max()) + 1
 
+    def members(self) -> list[Ints]:
+        """The latents of each group, ascending."""
+        inside = np.flatnonzero(self.of >= 0)
+        order = inside[np.argsort(self.of[inside], kind="stable")]
+        return np.split(order, np.searchsorted(self.of[order], np.arange(1, self.count)))
+
     @property
     def permutes(self) -> bool:
         """Whether each merged latent is one latent, unscaled: the decoder needs no refit."""
@@ -121,11 +127,10 @@ def weighted(groups: Groups, moments: Moments, decoder: Floats) -> Groups:
     ‖d_j‖ u_j · v, at least 0, over that of the group's strongest: a group of one has share 1.
     """
     shares, all_energy = np.where(groups.of < 0, 0.0, 1.0), energy(moments, decoder)
-    order = np.argsort(groups.of, kind="stable")
-    for members in np.split(order, np.searchsorted(groups.of[order], np.arange(groups.count)))[1:]:
+    for members in groups.members():
         if len(members) > 1:
             rows = np.sqrt(all_energy[members] + 1e-30)[:, None] * _unit(decoder[members])
-            v = np.linalg.svd(rows, full_matrices=False)[2][0]
+            v = np.linalg.eigh(rows @ rows.T)[1][:, -1] @ rows  # the first right singular vector, up to its length
             found = decoder[members] @ v
             strongest = int(all_energy[members].argmax())
             shares[members] = np.maximum(found / found[strongest], 0)

@@ -63,7 +63,10 @@ def check(sae: SAE, source: Source) -> None:
 
 
 def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, device: torch.device = CPU) -> Merged:
-    """Merge ``sae``, on ``device``; measure it, what it came from and the baseline of dropping on the test rows."""
+    """Merge ``sae``, on ``device``; measure it on the test rows, beside what it came from and two baselines.
+
+    Those keep as many latents, the ones that write most: ``dropped`` as they are, ``refitted`` with the same refit.
+    """
     rows, codes = source.activations, source.latents.codes
     living = len(source.clusters.living)
     decoder = sae.decoder.double().cpu().numpy()
@@ -75,24 +78,27 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, devi
         return smaller(sae, groups, *decoder_of(sae, sums, groups, living, knobs.ridge))
 
     rest = strongest(sums, decoder, groups.count)
-    small, baseline = made(groups), made(rest)
+    small, refitted = made(groups), made(rest)
     before, after = firing(source, groups)
     if knobs.encoder == "mean" and small.groups is not None:
         per_row = float(after.sum()) / rows.rows  # of both, or the denser one would look better
-        small, baseline = (_ordinary(sae, source, sums, one, per_row, knobs.ridge, device) for one in (groups, rest))
+        small, refitted = (_ordinary(sae, source, sums, one, per_row, knobs.ridge, device) for one in (groups, rest))
         after = firing_counts(small, shared_blocks(rows, 0, rows.rows, device))
-    candidates = {"before": sae, "after": small, "dropped": baseline}
+    candidates = {"before": sae, "after": small, "dropped": without(sae, rest), "refitted": refitted}
     reconstruct = {name: one.reconstruct for name, one in candidates.items()}
-    hook = rows.meta["hook"]
-    found, predicted = held_out(reconstruct, rows, source.contexts, hook, lm, knobs.ce_tokens, device)
-    for name, counts in (("before", before), ("after", after), ("dropped", before[torch.from_numpy(rest.of >= 0)])):
+    text = source.contexts, rows.meta["hook"], lm, knobs.ce_tokens
+    found, predicted = held_out(reconstruct, rows, *text, device, ablated=False)
+    kept = before[torch.from_numpy(rest.of >= 0)]
+    for name, counts in {"before": before, "after": after, "dropped": kept, "refitted": kept}.items():
         found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
 
-    lines = {"merged": points, "dropped": [strongest(sums, decoder, size) for size in sizes]}
-    if knobs.by == "loss" and source.clusters.tree is not None:
-        trees = [whole(families(source.clusters, size)) for size in sizes]
-        lines["clusters"] = [_scaled(knobs, one, sums, decoder) for one in trees]
-    curve = measured(sae, source, {name: [(one, made(one)) for one in line] for name, line in lines.items()}, device)
+    rests = [strongest(sums, decoder, size) for size in sizes]
+    lines = {
+        "merged": [(one, made(one)) for one in points],
+        "dropped": [(one, without(sae, one)) for one in rests],
+        "refitted": [(one, made(one)) for one in rests],
+    }
+    curve = measured(sae, source, lines, device)
     members = np.bincount(groups.of[groups.of >= 0])
     report = {
         "layer": rows.layer,
@@ -179,6 +185,11 @@ def smaller(sae: SAE, groups: Groups, decoder: Tensor, bias: Tensor) -> SAE:
         groups=None if ordinary else of[kept],
         shares=None if ordinary else shares[kept],
     )
+
+
+def without(sae: SAE, rest: Groups) -> SAE:
+    """``sae`` with the latents of ``rest`` alone, as they are."""
+    return smaller(sae, rest, sae.decoder[torch.from_numpy(rest.of >= 0)].double(), sae.b_dec.double())
 
 
 def codes_of(codes: Codes, groups: Groups) -> Codes:

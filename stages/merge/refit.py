@@ -22,12 +22,11 @@ def start(moments: Moments, groups: Groups, decoder: Floats) -> Floats:
     Σ_j E[z′ z_j] d_j / E[z′²] over the members j, with z′ the group's code: least squares of Σ z_j d_j on z′. A group
     that is silent on the training rows has the mean of its members.
     """
-    inside = np.flatnonzero(groups.of >= 0)
-    of = groups.of[inside]
-    order = np.argsort(of, kind="stable")
     found = np.empty((groups.count, decoder.shape[1]))
-    for group, places in enumerate(np.split(order, np.searchsorted(of[order], np.arange(1, groups.count)))):
-        members = inside[places]
+    for group, members in enumerate(groups.members()):
+        if len(members) == 1:
+            found[group] = decoder[members[0]] / (groups.shares[members[0]] or 1)
+            continue
         together = groups.shares[members] @ moments.gram[np.ix_(members, members)]
         power = float(together @ groups.shares[members])
         found[group] = (together / power) @ decoder[members] if power > 0 else decoder[members].mean(0)

@@ -13,7 +13,7 @@ from stages.report.results import History, Merged, Result
 from stages.targets import Bound, Targets
 
 PASSING = "#e0f2e6"
-LINES = {"merged": "-", "dropped": "--", "clusters": ":"}  # how a layer's curves of merging are drawn
+LINES = {"merged": "-", "refitted": "--", "dropped": ":"}  # how a layer's curves of merging are drawn
 CURVES = {"fvu": "fvu", "l0": "active latents a token (l0)", "dead": "share of dead latents"}
 
 Colours = Mapping[int, str]

@@ -25,7 +25,7 @@ CAPTIONS = {
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
-    "merge": "Variance missed by smaller dictionaries: latents merged, dropped instead, or each cluster made one. "
+    "merge": "Variance missed by smaller dictionaries: latents merged, or dropped, with a refit or without. "
     "All have their decoder refitted; a dot is the dictionary that was trained.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")

@@ -87,7 +87,7 @@ def read_numbers(path: Path) -> dict[str, Any] | None:
 
 
 class Point(_Part):
-    """One dictionary of a line of the curve: merged, dropped or clusters."""
+    """One dictionary of a line of the curve: merged, dropped or refitted."""
 
     line: str
     latents: int
@@ -95,7 +95,7 @@ class Point(_Part):
 
 
 class Merged(_Part):
-    """What merging did to a layer's dictionary: ``test`` says before, after and dropped, the baseline."""
+    """What merging did to a layer's dictionary: ``test`` says before, after and the baselines, dropped and refitted."""
 
     layer: int
     living: int
@@ -109,7 +109,7 @@ class Merged(_Part):
     def numbers(self) -> dict[str, Any]:
         """What the summary takes of it; ``before`` is train's."""
         counts = {"latents": self.merged, "alone": self.alone, "largest": self.largest, "dropped": self.dropped}
-        return {"test": {name: self.test[name] for name in ("after", "dropped")}, "groups": counts}
+        return {"test": {name: self.test[name] for name in ("after", "dropped", "refitted")}, "groups": counts}
 
 
 def read_merged(path: Path) -> Merged | None:
