@@ -13,6 +13,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Bench:
             k=K if job.rule == "topk" else None,
             threshold=t["threshold"] / s if job.rule != "topk" else None,
         )
-        return training.with_threshold(sae, K, self._blocks("validation")) if job.rule in BY_BATCH else sae
+        return training.with_threshold(sae, K, partial(self._blocks, "validation")) if job.rule in BY_BATCH else sae
 
     def _measured(self, sae: SAE) -> dict[str, float | None]:
         a = self.activations

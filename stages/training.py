@@ -1,7 +1,8 @@
 """Train one SAE on one layer's rows: what tune does often and briefly, and train once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ def scale_of(activations: Rows, device: torch.device = CPU) -> Scale:
     return Scale(s, mean.to(device), 1 - s**2 * float(mean.double().square().sum()) / activations.width)
 
 
-def with_threshold(sae: SAE, per_row: float, blocks: Iterator[Tensor]) -> SAE:
-    """The same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks``."""
+def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
+    """The same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``."""
     return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
 
 
@@ -45,7 +46,7 @@ def train(
     """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
 
     ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
-    the result and the untrained SAE that it started from, a control, both on ``device``.
+    the result and the untrained SAE that it started from, with top-k, both on ``device``.
     """
     if activations.split("validation")[0] == activations.split("validation")[1]:
         raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
@@ -59,7 +60,7 @@ def train(
         return blocks(activations, first, min(end, first + limit) if limit else end, device)
 
     def settled(sae: SAE, limit: int | None = None) -> SAE:
-        return with_threshold(sae, knobs.k, validation(limit)) if knobs.rule in BY_BATCH else sae
+        return with_threshold(sae, knobs.k, partial(validation, limit)) if knobs.rule in BY_BATCH else sae
 
     def batches(step: int) -> Iterator[Tensor]:
         for rows in shuffled.endless(step):
@@ -77,11 +78,10 @@ def train(
         return Judgement(found["fvu"], found["l0"], found["fvu"] + penalty(found["l0"], dead, targets))
 
     untrained = fold(model, TopK(knobs.k), scale)
-    if knobs.rule != "topk":
-        untrained = with_threshold(untrained, knobs.k, validation())
     trainer = Trainer(model, make_rule(knobs).to(device), scale, knobs, shuffled.steps_per_epoch(), seed)
     fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
-    once = {id(sae): settled(sae) for sae in fitted.saes.values()}
+    once = {id(sae): sae for sae in fitted.saes.values()}  # the last one is often the best, too
+    once = {number: settled(sae) for number, sae in once.items()}
     fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
 

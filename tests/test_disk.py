@@ -55,7 +55,7 @@ def made(kind: str) -> SAE:
     if kind == "topk":
         return sae
     if kind == "batchtopk":
-        return with_threshold(sae, K, iter([rows()]))
+        return with_threshold(sae, K, lambda: [rows()])
     threshold = 8 * random(LATENTS)  # below 0 too: there only h > 0 cuts
     sae = SAE(sae.encoder, sae.b_enc, sae.decoder, sae.b_dec, threshold=threshold)
     if kind == "jumprelu":

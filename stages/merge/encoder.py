@@ -6,7 +6,7 @@ threshold, with p_j = E[z′ m_j z_j] / E[z′²] the part of the group's power 
 row as the groups have, on the validation rows; with topk that number is k. The decoder is fitted to these codes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,9 @@ def powers(moments: Moments, groups: Groups) -> Floats:
     return found
 
 
-def ordinary(sae: SAE, moments: Moments, groups: Groups, validation: Iterable[Tensor], per_row: float) -> SAE:
+def ordinary(
+    sae: SAE, moments: Moments, groups: Groups, validation: Callable[[], Iterable[Tensor]], per_row: float
+) -> SAE:
     """``sae`` with the groups' encoder; its decoder is still to be fitted. ``per_row``: active latents wanted."""
     device, inside = sae.decoder.device, np.flatnonzero(groups.of >= 0)
     part = torch.from_numpy(powers(moments, groups)[inside]).float().to(device)

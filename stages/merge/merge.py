@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def _ordinary(
     def split(name: str) -> Iterator[Tensor]:
         return shared_blocks(rows, *rows.split(name), device)
 
-    found = ordinary(sae, sums, groups, split("validation"), per_row)
+    found = ordinary(sae, sums, groups, partial(split, "validation"), per_row)
     own = moments(encoded(found, split("train")), found.latents, found.width)
     each = alone(found.latents, np.arange(found.latents))
     return smaller(found, each, *decoder_of(found, own, each, -1, ridge))

@@ -5,7 +5,7 @@ h = (x − b_dec) W_enc + b_enc        f = relu(top-k of h)   or   f = h · 1[h 
 In a merged one the latents are groups of such f, its parts: f′ = f M, and x̂ = f′ W_dec + b_dec.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -181,24 +181,20 @@ def _above(h: Tensor, low: Tensor) -> Pattern:
     return Block(h, torch.ones(len(h), device=h.device), torch.zeros_like(low)).above(low)
 
 
-def threshold_for(sae: SAE, blocks: Iterable[Tensor], per_row: float) -> float:
-    """The one threshold at which ``sae`` has ``per_row`` active latents a row over ``blocks`` of raw activations.
+def threshold_for(sae: SAE, blocks: Callable[[], Iterable[Tensor]], per_row: float) -> float:
+    """The one threshold at which ``sae`` has ``per_row`` active latents a row over ``blocks()`` of raw activations.
 
-    It is the exact quantile of all positive h. Only those above a floor are kept, which is where the first rows have
-    eight times their share; that the cut does not fall below it is checked.
+    It is the exact quantile of all positive h. Only those above a floor are looked at, which is where the first rows
+    have half more than their share; should all rows have less than their share there, all positive ones are.
     """
-    kept, wanted, floor = [], 0.0, None
-    for x in blocks:
-        h = sae.preactivations(x)
-        wanted += per_row * len(x)
-        if floor is None:
-            sample = h[:FLOOR_ROWS].flatten()
-            share = min(sample.numel(), round(8 * per_row * min(len(h), FLOOR_ROWS)))
-            floor = float(sample.topk(share).values[-1].clamp(min=0))
-        h = h.flatten()
-        kept.append(h[(h > floor).nonzero().flatten()])
-    largest = torch.cat(kept)
-    if len(largest) <= wanted:
-        assert not floor, "the first rows hold more than eight times the share of large h that all rows do"
-        return 0.0
-    return float(largest.topk(round(wanted) + 1).values[-2:].double().mean())
+    first = next(iter(blocks()))[:FLOOR_ROWS]
+    h = sae.preactivations(first).flatten()
+    floor = float(h.topk(min(len(h), round(1.5 * per_row * len(first)))).values[-1].clamp(min=0))
+    for low in (floor, 0.0):
+        part = replace(sae, k=None, threshold=torch.full_like(sae.b_enc, low), groups=None, shares=None)
+        found = [(part.encode(x).values, len(x)) for x in blocks()]
+        values, wanted = torch.cat([values for values, _ in found]), round(per_row * sum(rows for _, rows in found))
+        if len(values) > wanted:
+            largest = values.topk(wanted + 1, sorted=False).values
+            return float(largest.topk(2, largest=False).values.double().mean())
+    return 0.0
