@@ -25,8 +25,8 @@ CAPTIONS = {
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
-    "merge": "Variance missed by smaller dictionaries: latents merged, or dropped, with a refit or without. "
-    "All have their decoder refitted; a dot is the dictionary that was trained.",
+    "merge": "Variance missed by smaller dictionaries: latents merged and the decoder refitted; weak ones "
+    "dropped, with that refit or without. A dot is the dictionary that was trained.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
