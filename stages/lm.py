@@ -41,8 +41,12 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Opened when asked for: a large vocabulary takes seconds, and stages that only run the model do without."""
-        with _told(str(self.model.name_or_path)):
-            return self.open_tokenizer()
+        name = self.model.name_or_path
+        with _told(str(name)):
+            found = self.open_tokenizer()
+        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes up where there are no files
+            raise BadInput(f"no language model could be loaded from {name}: its tokenizer has no words")
+        return found
 
     @property
     def width(self) -> int:

@@ -1,5 +1,6 @@
 """The language model's hooks: they read what transformers computes, they change only what they are told to."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_layers_are_checked_at_the_door():
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path):
     with pytest.raises(BadInput, match="no language model could be loaded"):
         load(tmp_path, torch.float32, CPU)
+
+
+def test_a_folder_without_a_tokenizer_is_one_sentence_when_it_is_asked_for(tiny_lm: Path, tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_lm / name, tmp_path)
+    lm = load(tmp_path, torch.float32, CPU)
+    assert final_states(lm, TOKENS).shape[-1] == lm.width
+    with pytest.raises(BadInput, match="no language model could be loaded"):
+        _ = lm.bos
 
 
 def test_passes_that_share_their_start_are_the_same_passes(tiny_lm: Path):
