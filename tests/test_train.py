@@ -22,6 +22,7 @@ from stages.sae import disk
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.fit import STATE, Fitted
 from stages.sae.knobs import Train
+from stages.sae.sae import SAE
 from stages.sae.trainer import learning_rate
 from stages.targets import Targets
 from stages.train import controls
@@ -294,3 +295,17 @@ def test_pca_of_all_components_is_the_identity():
     output, active = controls.pca([x[:70], x[70:]], x.mean(0), 6)(x)
     torch.testing.assert_close(output, x, rtol=1e-4, atol=1e-4)
     assert active.tolist() == [6] * 200
+
+
+@pytest.mark.parametrize("first, per_row", [(1.0, 5.0), (0.05, 5.0), (20.0, 5.0), (1.0, 7.3), (1.0, 40.0)])
+def test_a_threshold_is_the_exact_quantile(first: float, per_row: float):
+    """Also where the first rows are quiet, or so loud that all others lie below what is looked at at first."""
+    random = torch.Generator().manual_seed(0)
+    encoder, rows = torch.randn(48, 16, generator=random), torch.randn(2000, 16, generator=random)
+    rows[:256] *= first
+    sae = SAE(encoder, torch.zeros(48), encoder, torch.zeros(16), k=1)
+    settled = training.with_threshold(sae, per_row, lambda: rows.split(300))
+    assert settled.threshold is not None
+    h = sae.preactivations(rows).flatten()
+    wanted = min(round(per_row * 2000), int((h > 0).sum()))
+    assert len(settled.encode(rows).values) == wanted == int((h > settled.threshold[0]).sum())

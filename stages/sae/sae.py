@@ -191,7 +191,7 @@ def threshold_for(sae: SAE, blocks: Callable[[], Iterable[Tensor]], per_row: flo
     h = sae.preactivations(first).flatten()
     floor = float(h.topk(min(len(h), round(1.5 * per_row * len(first)))).values[-1].clamp(min=0))
     for low in (floor, 0.0):
-        part = replace(sae, k=None, threshold=torch.full_like(sae.b_enc, low), groups=None, shares=None)
+        part = replace(sae, k=None, threshold=torch.full_like(sae.b_enc, low))
         found = [(part.encode(x).values, len(x)) for x in blocks()]
         values, wanted = torch.cat([values for values, _ in found]), round(per_row * sum(rows for _, rows in found))
         if len(values) > wanted:
