@@ -1,5 +1,7 @@
 """Stage merge@L: a smaller dictionary, its decoder refitted, beside dropping latents instead."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from stages import params
@@ -33,8 +35,10 @@ def main(
     room.check(coder, source)
     device = start(params.load("machine", Machine))
     model, options = read.lm_path(Path(lm))
-    loaded = load(model, DTYPES[rows.meta["forward"]], device, **options) if knobs.ce_tokens else None
-    merged = room.merge(coder.to(device), source, knobs, loaded, device)
+    with ThreadPoolExecutor(1) as aside:  # loading takes three seconds, in which the sums over the rows are made
+        loading = partial(load, model, DTYPES[rows.meta["forward"]], device, **options)
+        loaded = aside.submit(loading).result if knobs.ce_tokens else None
+        merged = room.merge(coder.to(device), source, knobs, loaded, device)
     metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
     disk.save(Path(target), merged.sae, metadata, merged.density)
     write_json(Path(report), merged.report)

@@ -34,13 +34,11 @@ def held_out(
     lm: LanguageModel | None,
     ce_tokens: int,
     device: torch.device,
-    ablated: bool = True,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """mse, fvu, fvu_inlier, l0, cosine and the ce metrics of each candidate on the test rows.
 
     The ce metrics are those of the first ``ce_tokens`` held-out tokens or a few more, whole contexts; null without an
-    ``lm``. Without ``ablated``, two passes of the model less, those that compare with an ablated layer are null.
-    Returns how many tokens that were, too.
+    ``lm``. Returns how many tokens that were, too.
     """
     first, end = activations.split("test")
     if end == first:
@@ -50,7 +48,7 @@ def held_out(
         name: quality.reconstruction(f, blocks(activations, first, end, device), scale, norm)
         for name, f in candidates.items()
     }
-    ce, predicted = _cross_entropy(candidates, activations, contexts, hook, lm, ce_tokens, ablated)
+    ce, predicted = _cross_entropy(candidates, activations, contexts, hook, lm, ce_tokens)
     return {name: values | ce[name] for name, values in found.items()}, predicted
 
 
@@ -61,7 +59,6 @@ def _cross_entropy(
     hook: Hook,
     lm: LanguageModel | None,
     budget: int,
-    ablated: bool,
 ) -> tuple[dict[str, dict[str, float | None]], int]:
     if lm is None or budget == 0:
         return {name: dict.fromkeys(splice.METRICS) for name in candidates}, 0
@@ -69,9 +66,8 @@ def _cross_entropy(
     kept = documents >= 0
     enough = int(np.searchsorted(kept[:, 1:].sum(1).cumsum(), budget)) + 1
     replaces: dict[str, splice.Replace] = {name: lambda x, f=f: f(x.float())[0] for name, f in candidates.items()}
-    if ablated:
-        replaces["zero"] = lambda x: torch.zeros_like(x)
-        replaces.setdefault("mean", lambda x: activations.mean.to(x.device).expand_as(x))
+    replaces["zero"] = lambda x: torch.zeros_like(x)
+    replaces.setdefault("mean", lambda x: activations.mean.to(x.device).expand_as(x))
     rows = torch.from_numpy(tokens[:enough]), torch.from_numpy(kept[:enough])
     verdicts = splice.verdict(lm, *rows, hook, activations.layer, replaces)
     return {name: splice.scores(verdicts, name) for name in candidates}, int(kept[:enough, 1:].sum())

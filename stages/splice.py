@@ -86,16 +86,15 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
 
 
 def scores(verdicts: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """The ce metrics of one variant, from a :func:`verdict`; null what compares with "zero" or "mean" without these."""
-    clean, ce = verdicts["clean"]["ce"], verdicts[name]["ce"]
-    zero, mean = (verdicts[other]["ce"] if other in verdicts else None for other in ("zero", "mean"))
+    """The ce metrics of one variant, from a :func:`verdict` of variants "zero" and "mean" too."""
+    clean, zero, mean, ce = (verdicts[other]["ce"] for other in ("clean", "zero", "mean", name))
     return {
         "ce_clean": clean,
         "ce_sae": ce,
         "ce_zero": zero,
         "ce_mean": mean,
-        "ce_recovered": None if zero is None else ce_recovered(zero, ce, clean),
-        "ce_recovered_mean": None if mean is None else ce_recovered(mean, ce, clean),
+        "ce_recovered": ce_recovered(zero, ce, clean),
+        "ce_recovered_mean": ce_recovered(mean, ce, clean),
         "delta_ce": ce - clean,
         "kl": verdicts[name]["kl"],
     }

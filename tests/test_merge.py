@@ -308,7 +308,15 @@ def test_the_report_holds_for_both_kinds_and_repeats(tmp_path: Path, architectur
     rows = from_.activations
     plain = reconstruction(sae.reconstruct, rows.blocks(10_000, ROWS), rows.scale, rows.median_norm)
     assert {name: found.report["test"]["before"][name] for name in plain} == plain
-    point = next(point for point in found.report["curve"] if point["line"] == "merged")
+    values = sae.encode(torch.cat(list(rows.blocks(0, 9000))).float())
+    written = torch.bincount(values.pattern.latents, values.values.double().square(), LATENTS)
+    weak = (written * sae.decoder.double().square().sum(1)).argsort()[: LATENTS - found.groups.count]
+    silenced = replace(sae, decoder=sae.decoder.index_fill(0, weak, 0.0))
+    plain = reconstruction(silenced.reconstruct, rows.blocks(10_000, ROWS), rows.scale, rows.median_norm)
+    assert found.report["test"]["dropped"]["fvu"] == pytest.approx(plain["fvu"], rel=1e-4)
+    assert found.report["test"]["refitted"]["fvu"] < 0.99 * plain["fvu"]
+    first, point = (point for point in found.report["curve"] if point["line"] == "merged")
+    assert first["latents"] == 16 and first["fvu"] == pytest.approx(found.report["test"]["after"]["fvu"], rel=1e-4)
     alike = room.merge(sae, from_, knobs(latents=0.25, curve=[]), None).report["test"]["after"]
     assert point["latents"] == 8 and point["fvu"] == pytest.approx(alike["fvu"], rel=1e-4)
     lines = room.curve_csv(found.report["curve"]).splitlines()

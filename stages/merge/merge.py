@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,8 @@ from stages.merge.rows import blocks
 from stages.quality import Quality, firing_counts
 from stages.sae.sae import SAE, Codes, summed
 from stages.training import blocks as shared_blocks
+
+Load = Callable[[], LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ def check(sae: SAE, source: Source) -> None:
         raise BadInput(f"{source.latents.folder} is not of the rows of {rows.folder}; run interpret again")
 
 
-def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, device: torch.device = CPU) -> Merged:
+def merge(sae: SAE, source: Source, knobs: Merge, lm: Load | None, device: torch.device = CPU) -> Merged:
     """Merge ``sae``, on ``device``; measure it on the test rows, beside what it came from and two baselines.
 
     Those keep as many latents, the ones that write most: ``dropped`` as they are, ``refitted`` with the same refit.
+    ``lm`` is called when the model is needed, which may be loaded meanwhile.
     """
     rows, codes = source.activations, source.latents.codes
     living = len(source.clusters.living)
@@ -78,27 +81,26 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: LanguageModel | None, devi
     def made(groups: Groups) -> SAE:
         return smaller(sae, groups, *decoder_of(sae, sums, groups, living, knobs.ridge))
 
-    rest = strongest(sums, decoder, groups.count)
-    small, refitted = made(groups), made(rest)
+    rest, *rests = (strongest(sums, decoder, size) for size in (groups.count, *sizes))
+    lines = {
+        "merged": [(one, made(one)) for one in (groups, *points)],
+        "dropped": [(one, without(sae, one)) for one in (rest, *rests)],
+        "refitted": [(one, made(one)) for one in (rest, *rests)],
+    }
+    small, dropped, refitted = (lines[name][0][1] for name in lines)
     before, after = firing(source, groups)
     if knobs.encoder == "mean" and small.groups is not None:
         per_row = float(after.sum()) / rows.rows  # of both, or the denser one would look better
         small, refitted = (_ordinary(sae, source, sums, one, per_row, knobs.ridge, device) for one in (groups, rest))
         after = firing_counts(small, shared_blocks(rows, 0, rows.rows, device))
-    candidates = {"before": sae, "after": small, "dropped": without(sae, rest), "refitted": refitted}
+    candidates = {"before": sae, "after": small, "dropped": dropped, "refitted": refitted}
     reconstruct = {name: one.reconstruct for name, one in candidates.items()}
-    text = source.contexts, rows.meta["hook"], lm, knobs.ce_tokens
-    found, predicted = held_out(reconstruct, rows, *text, device, ablated=False)
+    text = source.contexts, rows.meta["hook"], lm() if lm else None, knobs.ce_tokens
+    found, predicted = held_out(reconstruct, rows, *text, device)
     kept = before[torch.from_numpy(rest.of >= 0)]
     for name, counts in {"before": before, "after": after, "dropped": kept, "refitted": kept}.items():
         found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
 
-    rests = [strongest(sums, decoder, size) for size in sizes]
-    lines = {
-        "merged": [(one, made(one)) for one in points],
-        "dropped": [(one, without(sae, one)) for one in rests],
-        "refitted": [(one, made(one)) for one in rests],
-    }
     curve = measured(sae, source, lines, device)
     members = np.bincount(groups.of[groups.of >= 0])
     report = {

@@ -46,7 +46,7 @@ def moments(blocks: Iterable[tuple[Tensor, Codes]], latents: int, width: int) ->
     return Moments(rows, gram, cross, sums, total)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, nogil=True, cache=True)
 def _add_gram(gram, order, ends, owner, starts, columns, values):  # pragma: no cover
     """Entries (i, j ≥ i): a row's latents ascend, so that the rest of its row follows each entry."""
     for i in prange(len(ends) - 1):
@@ -57,7 +57,7 @@ def _add_gram(gram, order, ends, owner, starts, columns, values):  # pragma: no 
                 sums[columns[other]] += value * values[other]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, nogil=True, cache=True)
 def _add_cross(cross, sums, order, ends, owner, values, x):  # pragma: no cover
     for i in prange(len(ends) - 1):
         for e in range(ends[i], ends[i + 1]):
@@ -67,21 +67,21 @@ def _add_cross(cross, sums, order, ends, owner, values, x):  # pragma: no cover
                 cross[i, k] += value * row[k]
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _add_rows(total, x):  # pragma: no cover
     for row in range(len(x)):
         for k in range(len(total)):
             total[k] += x[row, k]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, nogil=True, cache=True)
 def _mirror(gram):  # pragma: no cover
     for i in prange(len(gram)):
         for j in range(i):
             gram[i, j] = gram[j, i]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, nogil=True, cache=True)
 def grouped_gram(gram: Floats, groups: NDArray[np.int64], shares: Floats, count: int) -> Floats:  # pragma: no cover
     """Mᵀ zᵀz M, (group, group), for ``groups`` and ``shares`` as `stages.sae.sae` has them."""
     found = np.zeros((count, count))

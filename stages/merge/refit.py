@@ -24,9 +24,6 @@ def start(moments: Moments, groups: Groups, decoder: Floats) -> Floats:
     """
     found = np.empty((groups.count, decoder.shape[1]))
     for group, members in enumerate(groups.members()):
-        if len(members) == 1:
-            found[group] = decoder[members[0]] / (groups.shares[members[0]] or 1)
-            continue
         together = groups.shares[members] @ moments.gram[np.ix_(members, members)]
         power = float(together @ groups.shares[members])
         found[group] = (together / power) @ decoder[members] if power > 0 else decoder[members].mean(0)
