@@ -84,6 +84,13 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
     return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **kwargs))
 
 
+def wrapped(model: "PreTrainedModel") -> LanguageModel:
+    """A model of transformers' that is loaded already."""
+    from transformers import AutoTokenizer
+
+    return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(model.name_or_path))
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Inside the block Python looks for no cycles: among what a large import makes that takes a fifth of the time."""

@@ -150,10 +150,17 @@ class SAE:
 
     def decode(self, codes: Codes) -> Tensor:
         """Reconstruction, (row, width)."""
-        output = decode(codes.values, self.decoder, codes.pattern) + self.b_dec
+        return self.bent(self.written(codes))
+
+    def written(self, codes: Codes) -> Tensor:
+        """z W_dec + b_dec, (row, width): the reconstruction, but for what the decoder ends in."""
+        return decode(codes.values, self.decoder, codes.pattern) + self.b_dec
+
+    def bent(self, written: Tensor) -> Tensor:
+        """Put what is :meth:`written` through the function that the decoder ends in, if it ends in one."""
         if self.mean is None:
-            return output
-        return self.mean + bend(self.decoder_activation, self.scale * (output - self.mean)) / self.scale
+            return written
+        return self.mean + bend(self.decoder_activation, self.scale * (written - self.mean)) / self.scale
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction (row, width) and the number of active latents (row,)."""
