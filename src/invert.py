@@ -1,0 +1,51 @@
+"""Stage invert@L: prompts that maximise latents, measured again on their own text."""
+
+from pathlib import Path
+
+from stages import params, resume
+from stages.cluster.read import clustered
+from stages.door import run
+from stages.fetch import read
+from stages.files import read_json, write_json
+from stages.interpret.read import interpreted, open_latents
+from stages.invert import invert as room
+from stages.invert import write
+from stages.invert.knobs import Invert
+from stages.lm import DTYPES, load
+from stages.machine import Machine, start
+from stages.sae import disk
+
+
+def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: str) -> None:
+    """SAE, LM, LATENTS and CLUSTERS of a layer -> prompts that its latents fire on in TARGET, and REPORT."""
+    knobs = params.load("invert", Invert)
+    known = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
+    if known is None or known.meta["layer"] not in knobs.layers:
+        for path in (Path(target) / "meta.json", Path(report)):
+            write_json(path, {"skipped": True})
+        return
+    coder, config = disk.load(Path(sae))
+    room.check(coder, known, read.model_facts(read.lm_meta(Path(lm))))
+    selected = read_json(Path(clusters) / "selected.json")["latents"] if clustered(Path(clusters)) else None
+    maxima = room.chosen(known, knobs.latents, selected and [entry["latent"] for entry in selected])
+    seed, machine = params.load("seed", int), params.load("machine", Machine)
+    device = start(machine)
+    source, options = read.lm_path(Path(lm))
+    facts = {
+        "latents": known.meta,
+        "sae": config,
+        "maxima": sorted(maxima.items()),
+        "invert": knobs.model_dump(),
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+    with resume.scratch(f"invert-{known.meta['layer']}", facts) as work:
+        loaded = load(source, DTYPES[knobs.dtype], device, **options)
+        found = room.invert(room.Source(loaded, coder.to(device), known), maxima, knobs, seed, work)
+    meta = {name: known.meta[name] for name in ("layer", "hook", "model")}
+    write.write(Path(target), found, {**meta, "seed": seed, "invert": knobs.model_dump()})
+    write_json(Path(report), room.report(known.meta["layer"], found))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""Find prompts that maximise latents, and say what they are worth beside the corpus, random prompts and templates."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.door import BadInput
+from stages.files import read_json, write_json
+from stages.interpret.read import Latents
+from stages.invert.baselines import RandomSearch
+from stages.invert.front import front
+from stages.invert.knobs import Invert
+from stages.invert.measure import measured
+from stages.invert.objective import Objective
+from stages.invert.searches import Setting, generator, search
+from stages.invert.soft import table_of
+from stages.invert.vocabulary import vocabulary
+from stages.lm import LanguageModel
+from stages.sae.sae import SAE
+
+SEARCHES = ("greedy", "soft")  # the other methods are baselines
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer's ``sae``, the model whose activations it reads, what is known of its latents."""
+
+    lm: LanguageModel
+    sae: SAE
+    latents: Latents
+
+
+def check(sae: SAE, latents: Latents, model: dict[str, Any]) -> None:
+    """Refuse latents that are not of this SAE, or not of ``model`` (its facts)."""
+    meta = latents.meta
+    if meta["model"] != model:
+        raise BadInput(
+            f"{latents.folder} is of the model {meta['model']['name']}, not of {model['name']} as it is now; "
+            "run extract and interpret again"
+        )
+    if (meta["latents"], meta["width"]) != (sae.latents, sae.width):
+        raise BadInput(
+            f"{latents.folder} is of {meta['latents']} latents of width {meta['width']}, but the SAE has {sae.latents} "
+            f"of width {sae.width}; run interpret again"
+        )
+
+
+def chosen(latents: Latents, wanted: int | list[int], ranked: list[int] | None) -> dict[int, float]:
+    """{latent: the corpus maximum of its code}: those named, or the first ``wanted`` of ``ranked``.
+
+    Without a ranking it is the most important of the living latents, those that the filters kept first.
+    """
+    found = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
+    assert found is not None, "interpret always writes it"
+    rows, where = found.to_pylist(), "params.yaml: invert.latents names latent"
+    if isinstance(wanted, int):
+        living = [row for row in rows if not row["dead"]]
+        living.sort(key=lambda row: (not row["kept"], -row["importance"], row["latent"]))
+        wanted = ([row["latent"] for row in living] if ranked is None else ranked)[:wanted]
+    for latent in wanted:
+        if not 0 <= latent < len(rows):
+            raise BadInput(f"{where} {latent}, but {latents.folder} has {len(rows)}: 0 to {len(rows) - 1}")
+        if rows[latent]["dead"]:
+            raise BadInput(f"{where} {latent}, which is dead: nothing in the corpus makes it fire")
+    if len(set(wanted)) < len(wanted):
+        raise BadInput(f"params.yaml: invert.latents names a latent twice: {wanted}")
+    return {latent: rows[latent]["max"] for latent in wanted}
+
+
+def invert(source: Source, maxima: dict[int, float], knobs: Invert, seed: int, work: Path) -> list[Row]:
+    """What was found of each latent of ``maxima``; each is kept in ``work`` as soon as it is done."""
+    meta, words = source.latents.meta, vocabulary(source.lm, knobs.keep_prefix, knobs.tokens)
+    place, rng = (meta["hook"], meta["layer"]), generator(seed, "random")
+    random = RandomSearch(words, source.sae, *place, list(maxima), knobs.tokens, rng)
+    setting = Setting(source.latents, words, table_of(words), random, knobs, seed)
+    found = []
+    for latent, maximum in tqdm(maxima.items(), desc=f"invert {meta['layer']}", unit=" latents", disable=None):
+        path = work / f"{latent}.json"
+        if not path.exists():
+            objective = Objective(source.lm, source.sae, *place, latent, maximum)
+            write_json(path, one(setting, objective, source.sae))
+        found.append(read_json(path))
+    return found
+
+
+def one(setting: Setting, objective: Objective, sae: SAE) -> Row:
+    """All that was found of one latent: its prompts, measured again on their own text, and the curves."""
+    prompts, curves = [], []
+    for found in search(setting, objective):
+        again = measured(setting.words, sae, objective.hook, objective.layer, objective.latent, found.prompt)
+        whole = again.tokens == found.prompt.tolist()
+        row = {"method": found.method, "start": found.start, "number": found.number, "calls": found.calls}
+        cosines = found.cosines if whole else None
+        prompts.append({**row, **asdict(again), "survived": whole, "cosines": cosines, "best": bool(found.curve)})
+        curves += [{"method": found.method, "calls": calls, "activation": max(0.0, h)} for calls, h in found.curve]
+    on = front([row["activation"] for row in prompts], [row["cross_entropy"] for row in prompts])
+    for row, kept in zip(prompts, on, strict=True):
+        row["front"] = kept
+    return {
+        "latent": objective.latent,
+        "corpus_max": objective.scale,
+        "calls": objective.calls,
+        "prompts": prompts,
+        "curves": _so_far(curves),
+    }
+
+
+def _so_far(points: list[Row]) -> list[Row]:
+    """Points with the best of their method so far."""
+    best: dict[str, float] = {}
+    for point in points:
+        point["activation"] = best[point["method"]] = max(point["activation"], best.get(point["method"], 0.0))
+    return points
+
+
+def report(layer: int, found: list[Row]) -> Row:
+    """The numbers of a layer: its latents' best prompts, and how often these beat random search and the corpus."""
+    rows = [summary(row) for row in found]
+    shares = {
+        name: sum(row[name] for row in rows) / len(rows) if rows else None for name in ("beats_random", "beats_corpus")
+    }
+    return {"layer": layer, "latents": rows, **shares}
+
+
+def summary(found: Row) -> Row:
+    """A latent's best prompt, beside what it has to beat. ``calls``: of all searches together, and of random search."""
+    prompts = found["prompts"]
+    best = max((row for row in prompts if row["method"] in SEARCHES), key=lambda row: row["activation"])
+    others = {
+        name: max((row["activation"] for row in prompts if row["method"] == name), default=None)
+        for name in ("random", "template")
+    }
+    taken = ("text", "pieces", "values", "activation", "cross_entropy", "specificity", "method", "start")
+    return {
+        "latent": found["latent"],
+        **{name: best[name] for name in taken},
+        "corpus_max": found["corpus_max"],
+        "ratio": best["activation"] / found["corpus_max"],
+        **others,
+        "calls": found["calls"],
+        "beats_random": best["activation"] > others["random"],
+        "beats_corpus": best["activation"] > found["corpus_max"],
+    }

@@ -1,0 +1,54 @@
+"""The section invert of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.params import Section
+
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Starts(Section):
+    """What greedy search starts from. ``pool``: the random prompts that the best ones are taken from."""
+
+    corpus: Count
+    random: Count
+    pool: int = Field(gt=0)
+
+
+class Greedy(Section):
+    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy, which the starts take in turns."""
+
+    starts: Starts
+    steps: Count
+    candidates: int = Field(gt=0)
+    top: int = Field(gt=0)
+    fluency: list[Weight] = Field(min_length=1)
+
+
+class Soft(Section):
+    """Gradient search over embeddings. The last four are weights of penalties."""
+
+    starts: Count
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    distance: Weight
+    diversity: Weight
+    repetition: Weight
+    fluency: Weight
+
+
+class Invert(Section):
+    """Which latents are inverted, and how. See params.yaml."""
+
+    run: bool
+    layers: list[int]
+    latents: Annotated[int, Field(gt=0)] | list[int]
+    tokens: int = Field(gt=0)
+    keep_prefix: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    greedy: Greedy
+    soft: Soft
+    templates: Count

@@ -1,0 +1,137 @@
+"""Every way in which prompts of a latent are found, each from the same beginnings."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stages.interpret.read import Latents
+from stages.invert.baselines import RandomSearch, templates
+from stages.invert.front import front
+from stages.invert.greedy import greedy
+from stages.invert.knobs import Invert
+from stages.invert.objective import Objective
+from stages.invert.soft import Table, soft
+from stages.invert.vocabulary import Vocabulary
+
+Point = tuple[int, float]  # calls, the best h after so many
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the latents of a layer share. ``random``: the one stream of random prompts."""
+
+    latents: Latents
+    words: Vocabulary
+    table: Table
+    random: RandomSearch
+    knobs: Invert
+    seed: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A ``prompt`` (token,) that a search ended with, not yet measured; or one on its front, without a ``curve``.
+
+    ``start``: corpus, random, or None where there is no start; ``number``: which one. ``calls``: what that search cost,
+    or all searches so far for random prompts. ``cosines``: (token,) of soft embeddings with the tokens.
+    """
+
+    method: str
+    start: str | None
+    number: int
+    prompt: Tensor
+    calls: int
+    curve: Sequence[Point] = field(default_factory=list)
+    cosines: list[float] | None = None
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """Random numbers of their own for whatever ``names`` say."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
+
+
+def search(setting: Setting, objective: Objective) -> list[Found]:
+    """All searches of one latent, the random one last, which gets as many calls as the others had together."""
+    starts, latent = setting.knobs.greedy.starts, objective.latent
+    objective.calls += starts.pool
+    ranking = setting.random.starts(starts.pool, latent, max(starts.random, setting.knobs.soft.starts))
+    corpus = contexts(setting, latent)
+    found = [Found("corpus", "corpus", 0, prompt, 0) for prompt in corpus[:1]]
+    for kind, prompts in (("corpus", corpus[: starts.corpus]), ("random", ranking[: starts.random])):
+        for number, prompt in enumerate(prompts):
+            found += by_greedy(setting, objective, kind, number, prompt)
+    found += by_soft(setting, objective, ranking[: setting.knobs.soft.starts])
+    found += by_templates(setting, objective)
+    return [*found, by_random(setting, latent, objective.calls)]
+
+
+def by_greedy(setting: Setting, objective: Objective, kind: str, number: int, start: Tensor) -> list[Found]:
+    """Where greedy search ends from one start, and what else its front holds."""
+    knobs, before = setting.knobs.greedy, objective.calls
+    weight = knobs.fluency[number % len(knobs.fluency)]
+    rng = generator(setting.seed, objective.latent, kind, number)
+    climb = greedy(objective, setting.words, start, knobs, weight, rng)
+    spent = objective.calls - before
+    on = front([h for _, h, _ in climb.judged], [surprise for _, _, surprise in climb.judged])
+    rest = [prompt for (prompt, _, _), kept in zip(climb.judged, on, strict=True) if kept]
+    return [
+        Found("greedy", kind, number, climb.prompt, spent, climb.curve),
+        *(Found("greedy", kind, number, prompt, spent) for prompt in rest if not torch.equal(prompt, climb.prompt)),
+    ]
+
+
+def by_soft(setting: Setting, objective: Objective, starts: Tensor) -> list[Found]:
+    """Where the search over embeddings ends from each start; all of them ran together."""
+    if not len(starts):
+        return []
+    before = objective.calls
+    drifts = soft(objective, setting.table, starts, setting.knobs.soft)
+    spent = (objective.calls - before) // len(starts)
+    return [
+        Found("soft", "random", number, drift.prompt, spent, drift.curve, drift.cosines.tolist())
+        for number, drift in enumerate(drifts)
+    ]
+
+
+def by_templates(setting: Setting, objective: Objective) -> list[Found]:
+    """The best of the templates over the latent's top tokens."""
+    before, rows = objective.calls, setting.latents.table("tokens", filters=[("latent", "=", objective.latent)])
+    assert rows is not None, "interpret always writes it"
+    words = rows["piece"].to_pylist()[: setting.knobs.templates]
+    best = templates(objective, setting.words, words, setting.knobs.tokens)
+    return [] if best is None else [Found("template", None, 0, best, objective.calls - before)]
+
+
+def by_random(setting: Setting, latent: int, calls: int) -> Found:
+    """The best of as many random prompts as the other searches made ``calls``."""
+    prompts, heights = setting.random.upto(calls, latent)
+    best, curve = -torch.inf, []
+    for number, h in enumerate(heights.tolist(), 1):
+        if h > best or number == calls:
+            best = max(best, h)
+            curve.append((number, best))
+    return Found("random", None, 0, prompts[heights.argmax()], calls, curve)
+
+
+def contexts(setting: Setting, latent: int) -> list[Tensor]:
+    """The latent's best corpus contexts, best first, cut to the tokens before and at the peak, behind the prefix.
+
+    A shorter one has random tokens in front; one that does not survive being written down is left out.
+    """
+    filters = [("latent", "=", latent), ("kind", "=", "top")]
+    shown = setting.latents.table("examples", ["rank", "position", "first", "tokens"], filters)
+    assert shown is not None, "interpret always writes it"
+    prefix = setting.words.prefix
+    room, found = setting.knobs.tokens - len(prefix), []
+    for row in sorted(shown.to_pylist(), key=lambda row: row["rank"]):
+        end = row["position"] - row["first"] + 1
+        cut = prefix.new_tensor(row["tokens"][max(0, end - room) : end])
+        filler = setting.random.upto(row["rank"] + 1, latent)[0][-1]
+        prompt = torch.cat([prefix, filler[len(prefix) :][: room - len(cut)], cut])
+        if setting.words.survive(prompt[None]).all():
+            found.append(prompt)
+    return found
