@@ -4,6 +4,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
+# Two processes of two threads on two cores: those that wait for each other must not keep the others from working.
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: all setup test check ui clean
 

@@ -7,6 +7,7 @@ from stages.door import BadInput, run
 from stages.files import write_bytes, write_json, write_text
 from stages.interpret.read import open_latents
 from stages.params import load
+from stages.report.causes import Causes
 from stages.report.families import linked, read_families
 from stages.report.figures import figures
 from stages.report.latents import read_layer, site
@@ -24,6 +25,8 @@ def main(
     interpret: str,
     cluster: str,
     merge: str,
+    invert: str,
+    steer: str,
     latents: str,
     clusters: str,
     card_file: str,
@@ -32,13 +35,13 @@ def main(
     plots: str,
     pages: str,
 ) -> None:
-    """Read TUNE's trials and each layer's files in TRAIN, INTERPRET, CLUSTER, MERGE, LATENTS and CLUSTERS; write
-    scorecard, summary, PAGE, PLOTS and the latents' PAGES."""
+    """Read TUNE's trials and each layer's files in the next eight folders; write scorecard, summary, PAGE, PLOTS and the
+    latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(Path(folder) / f"{layer}.json"))}
-        for stage, folder in (("interpret", interpret), ("cluster", cluster))
+        for stage, folder in (("interpret", interpret), ("cluster", cluster), ("invert", invert), ("steer_eval", steer))
     }
     histories = {layer: read_history(Path(train) / f"{layer}.csv") for layer in layers}
 
@@ -47,7 +50,10 @@ def main(
     report = load("report", Report)
     opened = {layer: open_clusters(Path(clusters) / str(layer)) for layer in found["cluster"]}
     families = {layer: read_families(opened[layer], numbers) for layer, numbers in found["cluster"].items()}
-    selected = {layer: opened[layer].selected if layer in opened else [] for layer in layers}
+    causes = Causes(found["steer_eval"], found["invert"])
+    selected = {
+        layer: [*(opened[layer].selected if layer in opened else []), *causes.latents(layer)] for layer in layers
+    }
     known = [
         read_layer(open_latents(Path(latents) / str(layer)), report.pages, selected[layer])
         for layer in found["interpret"]
@@ -57,13 +63,13 @@ def main(
     searched = searched_in(Path(tune), trials) if trials else None
 
     card = scorecard(results, targets)
-    pictures = figures(results, histories, targets, merged)
+    pictures = figures(results, histories, targets, merged) | causes.pictures()
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         write_bytes(Path(plots) / f"{name}.png", png)
-    shown = (known, list(families.values()), merged, searched)
+    shown = (known, list(families.values()), causes, merged, searched)
     write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
-    for name, html in site(known):
+    for name, html in site(known, causes):
         write_text(Path(pages) / name, html)
     for layer in known:
         if (number := layer.meta["layer"]) in families:

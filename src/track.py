@@ -26,7 +26,7 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
                 # numbers, but no curve over steps
                 **{
                     f"{stage}@{layer}": []
-                    for stage in ("interpret", "cluster", "merge")
+                    for stage in ("interpret", "cluster", "merge", "invert", "steer_eval")
                     for layer in load("layers", list[int])
                 },
             },

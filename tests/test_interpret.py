@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,15 @@ def knobs(**changes: Any) -> Interpret:
     return checked({**values, "window": 4, **changes}, Interpret, "params.yaml: interpret")
 
 
-def make_source(folder: Path, lm: Path, documents: list[list[int]], labels: list[str | None]) -> Source:
-    """Contexts of 16 tokens as extract writes them, and random activations."""
+def make_source(
+    folder: Path, lm: Path, documents: list[list[int]], labels: list[str | None], held_out: Sequence[list[int]] = ()
+) -> Source:
+    """Contexts of 16 tokens as extract writes them, and random activations; the test split is ``held_out``."""
     tokens = folder / "tokens"
     layout = Layout(16, False, 1, 0, frozenset([0, 1, 2, 3]))
     tokens.mkdir(parents=True)
-    meta = write({"train": fill(enumerate(documents), layout), "validation": [], "test": []}, layout, tokens, ROWS)
+    test = fill(enumerate(held_out, len(documents)), layout)
+    meta = write({"train": fill(enumerate(documents), layout), "validation": [], "test": test}, layout, tokens, ROWS)
     contexts = Contexts(tokens, {**meta, "model": MODEL, "corpus": "c"})
     rows = meta["rows"]
     facts: dict[str, Any] = {

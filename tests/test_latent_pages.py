@@ -17,8 +17,11 @@ from planted import DEAD, DENSE, EVIL, LATENTS, planted
 from stages.interpret.neighbours import nearest
 from stages.interpret.read import open_latents
 from stages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
+from stages.report.causes import Causes
 from stages.report.latents import chosen, context, histogram, inert, read_layer, site
 from stages.show.card import card
+
+NOTHING = Causes({}, {})
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(latents: Path, pages: int = 10, selected: tuple[int, ...] = (DEAD,)) -> dict[str, str]:
-    return dict(site([read_layer(open_latents(latents / str(layer)), pages, selected) for layer in (3, 9)]))
+    return dict(site([read_layer(open_latents(latents / str(layer)), pages, selected) for layer in (3, 9)], NOTHING))
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +184,45 @@ def test_a_layer_without_language_model_labels_and_explanations(latents: Path, t
     folder = planted(tmp_path / "9", 9)
     for name in ("logits", "enrichment", "explanations", "rules", "neighbours"):
         (folder / f"{name}.parquet").unlink()
-    made = dict(site([read_layer(open_latents(folder), 3)]))
+    made = dict(site([read_layer(open_latents(folder), 3)], NOTHING))
     page = Parsed(made["9/0.html"])
     assert "Strongest" in page.text and "Logit lens" not in page.text and "Explanation" not in page.text
     assert json.loads(Parsed(made["9/index.html"]).scripts[0])["text"] == [""] * LATENTS
 
 
+def causes(latent: int) -> Causes:
+    """What steering and inversion say of one latent of layer 9, with what a page must not run in every text."""
+    best = {"strength": 0.5, "effect": 2.5, "kl": 0.3}
+    line = {"difference": 1.25, "low": 0.5, "high": 2.0, "beats": True}
+    points = [{"strength": s, "promoted": s, "follows": None, "kl": s * s} for s in (-1.0, 0.0, 1.0)]
+    said = {"condition": EVIL[0], "strength": 1.0, "prompt": EVIL[1], "text": EVIL[2]}
+    said |= {"fires": 0.25, "code": 0.1, "perplexity": 12.0, "repetition": 0.5}
+    steered = {
+        "latent": latent,
+        "promoted": {"best": {"latent": best, "DiffMean": best}, "against": {"DiffMean": line}},
+    }
+    steered |= {"promoted_tokens": EVIL, "doses": {"latent": points, "DiffMean": points}, "written": [said]}
+    inverted = {"latent": latent, "text": EVIL[0], "pieces": EVIL, "values": [0.0, 8.0, *[1.0] * (len(EVIL) - 2)]}
+    inverted |= {"activation": 8.0, "corpus_max": 7.5, "random": 3.0, "template": None, "cross_entropy": 9.0}
+    shares = {"beats_random": 1.0, "beats_corpus": 1.0}
+    return Causes(
+        {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "latents": [steered]}},
+        {9: {"latents": [inverted | {"method": "greedy"}], **shares}},
+    )
+
+
+def test_what_steering_and_inversion_found_is_on_the_page(latents: Path):
+    made = dict(site([read_layer(open_latents(latents / "9"), 3, [5])], causes(5)))
+    page = Parsed(made["9/5.html"])
+    assert not page.scripts and "2.5" in page.text and "1.25 (0.5 to 2)" in page.text
+    assert "Activation 8" in page.text and "the corpus reaches 7.5" in page.text and "<b>&amp;" in page.text
+    assert "Steering" not in Parsed(made["9/0.html"]).text
+    picture = causes(5).pictures()["steering-9"]
+    assert picture == causes(5).pictures()["steering-9"] and picture.startswith(b"\x89PNG")
+
+
 def test_nothing_interpreted_is_a_page_that_says_so():
-    assert "None was interpreted" in dict(site([]))["index.html"]
+    assert "None was interpreted" in dict(site([], NOTHING))["index.html"]
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------

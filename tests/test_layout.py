@@ -332,7 +332,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         paths_are_edges,
-        lambda root: recommand(root, "data/merged reports/train", "data/merged reports/plots"),
+        lambda root: recommand(root, "data/merged data/inverted", "data/merged reports/plots"),
         "select's command has reports/plots, which is no dep or out",
     ),
     (

@@ -32,7 +32,11 @@ BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
-    *(f"{stage}@{layer}" for stage in ("train", "interpret", "cluster", "merge") for layer in LAYERS),
+    *(
+        f"{stage}@{layer}"
+        for stage in ("train", "interpret", "cluster", "merge", "invert", "steer_eval")
+        for layer in LAYERS
+    ),
     *("report", "track"),
 ]
 PARAMS = {
@@ -57,6 +61,14 @@ PARAMS = {
     "tune.starts": 1,
     "tune.rows": None,
     "merge.ce_tokens": 200,
+    "invert.layers": [2],
+    "invert.latents": 2,
+    "invert.tokens": 4,
+    "steer_eval.layers": [2],
+    "steer_eval.latents": 2,
+    "steer_eval.prompts": 4,
+    "steer_eval.tokens": 6,
+    "steer_eval.generate.tokens": 4,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.door import BadInput
 from stages.lm import LanguageModel, capture, edit, final_states, load
 from stages.sae.sae import SAE
-from stages.steer import Add, Scale, Set, push, steer
+from stages.steer import Add, At, Change, Scale, Set, push, steer
 
 CPU = torch.device("cpu")
 LATENTS, LAYER = 48, 2
@@ -56,12 +56,13 @@ def test_what_changes_nothing_changes_no_bit(lm: LanguageModel, kind: str):
     codes = sae.encode(residual(lm, TOKENS)[:, -1])
     assert len(codes.values) > 5
     last = codes.pattern.dense(codes.values)
-    for changes, at in (
+    edits: list[tuple[dict[int, Change], At]] = [
         ({}, "all"),
         ({3: Add(0.0)}, "all"),
         ({latent: Scale(1.0) for latent in range(sae.latents)}, "all"),
         ({latent: Set(last[:, latent]) for latent in range(sae.latents)}, "last"),
-    ):
+    ]
+    for changes, at in edits:
         with steer(lm, sae, changes, LAYER, at=at):
             assert torch.equal(outputs(lm, TOKENS), clean), (changes, at)
 
@@ -133,12 +134,12 @@ def test_every_generated_token_is_steered_or_none(lm: LanguageModel):
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": [0, 1, 2]}
     options["attention_mask"] = torch.ones_like(prompt)
     plain = lm.model.generate(prompt, **options)  # pyright: ignore[reportCallIssue]
-    for at in ("all", "last", [4]):
+    where: list[tuple[At, At]] = [("all", range(1, 11)), ("last", range(4, 11)), ([4], [4])]
+    for at, positions in where:
         with steer(lm, sae, {1: Add(40.0)}, LAYER, at=at):
             text = lm.model.generate(prompt, **options)  # pyright: ignore[reportCallIssue]
         assert not torch.equal(text, plain)
-        positions = {"all": range(11), "last": range(4, 11)}.get(at if isinstance(at, str) else "", [4])
-        with steer(lm, sae, {1: Add(40.0)}, LAYER, at=list(positions)[1 if at == "all" else 0 :]):
+        with steer(lm, sae, {1: Add(40.0)}, LAYER, at=positions):
             whole = outputs(lm, text)
         assert torch.equal(whole[:, 4:-1, 3:].argmax(2) + 3, text[:, 5:])
 

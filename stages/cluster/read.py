@@ -42,8 +42,8 @@ class Clusters:
 
     @property
     def selected(self) -> list[int]:
-        """The latents of `selected.json`, ascending."""
-        return sorted(entry["latent"] for entry in read_json(self.folder / "selected.json")["latents"])
+        """The latents of `selected.json`, those of the best clusters first."""
+        return [entry["latent"] for entry in read_json(self.folder / "selected.json")["latents"]]
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """`<name>.parquet`, or some columns of it."""

@@ -25,6 +25,7 @@ from stages.readable import (
     shade,
     visible,
 )
+from stages.report.causes import Causes
 from stages.report.templates import FOLDER, environment
 
 ASSETS = ("latents.css", "latents.js")
@@ -117,8 +118,13 @@ def _marked(piece: str) -> tuple[str, str]:
 
 def context(example: Row, strongest: float) -> Markup:
     """A window's text, every token on which the latent is active marked by how much of ``strongest`` it reaches."""
-    parts, peak = [], example["position"] - example["first"]
-    for place, (piece, value) in enumerate(zip(example["pieces"], example["values"], strict=True)):
+    return tokens(example["pieces"], example["values"], strongest, example["position"] - example["first"])
+
+
+def tokens(pieces: Sequence[str], values: Sequence[float], strongest: float, peak: int | None = None) -> Markup:
+    """The same of any tokens."""
+    parts = []
+    for place, (piece, value) in enumerate(zip(pieces, values, strict=True)):
         if value > 0:
             space, word = _marked(piece)
             here = " peak" if place == peak else ""
@@ -165,7 +171,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], mean: float) -> Mar
 # --- the files ----------------------------------------------------------------------------------------------------
 
 
-def site(layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+def site(layers: Sequence[Layer], causes: Causes) -> Iterator[tuple[str, str]]:
     """The whole folder `reports/latents/`: path in it -> text."""
     for name in ASSETS:
         yield name, (FOLDER / name).read_text(encoding="utf-8")
@@ -173,7 +179,7 @@ def site(layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
     for layer in layers:
         number = layer.meta["layer"]
         yield f"{number}/index.html", index(layer)
-        for latent, page in latent_pages(layer):
+        for latent, page in latent_pages(layer, causes):
             yield f"{number}/{latent}.html", page
 
 
@@ -185,7 +191,7 @@ def _notes(latents: Latents) -> dict[int, Row]:
     return {latent: best_first(group)[0] for latent, group in found.items()}
 
 
-def latent_pages(layer: Layer) -> Iterator[tuple[int, str]]:
+def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
     """Each latent that has a page, and it."""
     template = environment().get_template("latent.html.j2")
     latents, statistics, ids, notes = layer
@@ -219,6 +225,8 @@ def latent_pages(layer: Layer) -> Iterator[tuple[int, str]]:
                 neighbours=of["neighbours"],
                 notes=notes,
                 have=have,
+                **causes.of(latents.meta["layer"], latent),
+                tokens_of=lambda found, top=row["max"]: tokens(found["pieces"], found["values"], top),
             ),
         )
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from stages.params import Section
 from stages.readable import number
+from stages.report.causes import SHOWN, Causes
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
@@ -48,11 +49,13 @@ def render(
     report: Report,
     latents: list[Layer],
     families: list[Families],
+    causes: Causes,
     merged: Sequence[Merged] = (),
     searched: Searched | None = None,
 ) -> str:
     """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
-    those that were clustered, ``merged`` those that merge made smaller, ``searched`` is what tune did."""
+    those that were clustered, ``merged`` those that merge made smaller, ``causes`` is what steering and inversion
+    found, ``searched`` what tune did."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
@@ -75,6 +78,9 @@ def render(
         searched=searched,
         families=families,
         maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
+        causes=causes,
+        doses={layer: base64.b64encode(pictures[f"steering-{layer}"]).decode() for layer in causes.steered},
+        shown=SHOWN,
         merged=merged,
         merge_metrics=MERGED,
     )

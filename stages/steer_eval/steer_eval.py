@@ -1,0 +1,240 @@
+"""Steer with some latents of a layer, and hold each against what anyone might have tried instead."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from stages import files, parquet
+from stages.door import BadInput
+from stages.extract.shards import Activations, Contexts
+from stages.interpret.read import Latents
+from stages.lm import LanguageModel
+from stages.sae.sae import SAE
+from stages.steer_eval import texts as prompts_of
+from stages.steer_eval.conditions import Condition, Place, conditions, difference
+from stages.steer_eval.doses import Dose, Wanted, doses
+from stages.steer_eval.knobs import SteerEval
+from stages.steer_eval.summary import best, compared, drawn, monotone
+from stages.steer_eval.texts import Texts
+from stages.steer_eval.write import generate, read_back
+
+SHORT, WORD, REAL = pa.int32(), pa.string(), pa.float64()
+DOSES = pa.schema(
+    {
+        "latent": SHORT, "condition": WORD, "strength": REAL, "prompt": SHORT,
+        "promoted": REAL, "follows": REAL, "kl": REAL,
+    }
+)  # fmt: skip
+WRITTEN = pa.schema(
+    {
+        "latent": SHORT, "condition": WORD, "strength": REAL, "prompt": WORD, "text": WORD,
+        "fires": REAL, "code": REAL, "perplexity": REAL, "repetition": REAL,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer's rows, the text they are of, its latents, the model; ``selected``: the latents that cluster chose."""
+
+    activations: Activations
+    contexts: Contexts
+    latents: Latents
+    selected: list[int]
+    lm: LanguageModel
+
+
+def steered_latents(source: Source, wanted: int | list[int], sae: SAE) -> list[tuple[int, float]]:
+    """The latents to steer with and the largest code of each, from all stored text.
+
+    A number: so many of those that cluster selected, then of the most important ones that the filters kept. Raises
+    BadInput for a latent that there is not, or that is dead.
+    """
+    table = source.latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
+    assert table is not None
+    rows = table.to_pylist()
+    if len(rows) != sae.latents:
+        raise BadInput(f"{source.latents.folder} is of {len(rows)} latents, but the SAE has {sae.latents}")
+    if isinstance(wanted, int):
+        kept = [row for row in rows if row["kept"] and not row["dead"]]
+        others = [row["latent"] for row in sorted(kept, key=lambda row: -row["importance"])]
+        living = [latent for latent in source.selected if not rows[latent]["dead"]]
+        wanted = list(dict.fromkeys([*living, *others]))[:wanted]
+    for latent in wanted:
+        if not 0 <= latent < (count := len(rows)):
+            raise BadInput(
+                f"params.yaml: steer_eval.latents names {latent}, but the SAE has {count} latents, 0 to {count - 1}"
+            )
+        if rows[latent]["dead"]:
+            raise BadInput(f"params.yaml: steer_eval.latents names {latent}, which is dead: it has no strength")
+    return [(latent, rows[latent]["max"]) for latent in wanted]
+
+
+def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Path) -> dict[str, Any]:
+    """Write `data/steered/<L>/` into ``folder``; return the report's numbers."""
+    meta, lm = source.latents.meta, source.lm
+    place = Place(lm, sae, meta["layer"], meta["hook"])
+    chosen = steered_latents(source, knobs.latents, sae)
+    prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, knobs.prompts, knobs.tokens, knobs.scored)
+    table = source.latents.table("statistics", ["dead"])
+    assert table is not None
+    living = np.flatnonzero(~table["dead"].to_numpy())
+    steered = {
+        j: conditions(sae, j, largest, living, difference(source.activations, source.latents, j), _generator(seed, j))
+        for j, largest in chosen
+    }
+    wanted = {j: _wanted(source.latents, j, knobs) for j, _ in chosen}
+    found = _doses(place, prompts, steered, wanted, knobs)
+    written = _written(place, prompts, chosen, steered, knobs)
+    _write(folder, steered, found, written, knobs.strengths)
+    results = [
+        {
+            "latent": j,
+            "largest": largest,
+            **_judged(steered[j], found[j], knobs, np.random.default_rng([seed, j])),
+            **{name: [lm.tokenizer.decode([t]) for t in tokens.tolist()] for name, tokens in _named(wanted[j])},
+            "written": written[j],
+        }
+        for j, largest in chosen
+    ]
+    names = sorted(path.name for path in folder.iterdir() if path.name != "meta.json")
+    facts = {"layer": place.layer, "hook": place.hook, "seed": seed, "steer_eval": knobs.model_dump()}
+    files.write_json(folder / "meta.json", {**facts, "latents": [j for j, _ in chosen], "files": names})
+    return {
+        "layer": place.layer,
+        "prompts": len(prompts),
+        "strengths": knobs.strengths,
+        "kl": knobs.kl,
+        "beating_all": sum(one["beats_all"] for one in results) / len(results) if results else None,
+        "latents": results,
+    }
+
+
+def _generator(seed: int, latent: int) -> torch.Generator:
+    """One for each latent, whichever others are steered with."""
+    state = int(np.random.SeedSequence([seed, latent]).generate_state(1)[0])
+    return torch.Generator().manual_seed(state)
+
+
+def _wanted(latents: Latents, latent: int, knobs: SteerEval) -> Wanted:
+    promoted = prompts_of.promoted_tokens(latents, latent, knobs.promoted)
+    if not len(promoted):
+        raise BadInput(
+            f"{latents.folder} names no token that latent {latent} promotes, because interpret cannot read this "
+            "model's last steps; set steer_eval.run: false"
+        )
+    return Wanted(promoted, prompts_of.next_tokens(latents, latent, knobs.contexts))
+
+
+def _named(wanted: Wanted) -> list[tuple[str, torch.Tensor]]:
+    return [("promoted_tokens", wanted.promoted), ("following_tokens", wanted.follows)]
+
+
+def _doses(
+    place: Place, prompts: Texts, steered: dict[int, list[Condition]], wanted: dict[int, Wanted], knobs: SteerEval
+) -> dict[int, list[Dose]]:
+    """Latent -> the doses of its conditions, in their order."""
+    everything = [(condition, wanted[j]) for j, some in steered.items() for condition in some]
+    passes = len(everything) * sum(strength != 0 for strength in knobs.strengths)
+    passes *= -(-len(prompts) // knobs.batch_size)
+    with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
+        found = iter(doses(place, prompts, everything, knobs.strengths, knobs.batch_size, bar.update))
+    return {j: [next(found) for _ in some] for j, some in steered.items()}
+
+
+def _written(
+    place: Place, prompts: Texts, chosen: list[tuple[int, float]], steered: dict[int, list[Condition]], knobs: SteerEval
+) -> dict[int, list[dict[str, Any]]]:
+    """Latent -> what was written: first without steering, then by condition, strength and prompt."""
+    count, lm = len(knobs.texts) + knobs.generate.prompts, place.lm
+    starts = prompts.lists()[:count]
+    if not starts:
+        return {j: [] for j, _ in chosen}
+    found: dict[int, list[dict[str, Any]]] = {}
+    plain = generate(place, starts, [(None, 0.0)], knobs.generate.tokens)
+    for j, largest in tqdm(chosen, desc=f"write {place.layer}", unit=" latents", disable=None):
+        strengths = [strength for strength in knobs.generate.strengths if strength]
+        runs = [(condition, strength) for condition in steered[j] for strength in strengths]
+        new = plain + (generate(place, starts, runs, knobs.generate.tokens) if runs else [])
+        which = [("none", 0.0), *((condition.name, strength) for condition, strength in runs)]
+        named = [(name, strength, prompt) for name, strength in which for prompt in starts]
+        measured = read_back(place, [prompt for _, _, prompt in named], new, j, largest)
+        found[j] = [
+            {
+                "condition": name,
+                "strength": strength,
+                "prompt": lm.tokenizer.decode(prompt[1:]),
+                "text": lm.tokenizer.decode(text),
+                **numbers,
+            }
+            for (name, strength, prompt), text, numbers in zip(named, new, measured, strict=True)
+        ]
+    return found
+
+
+def _write(
+    folder: Path,
+    steered: dict[int, list[Condition]],
+    found: dict[int, list[Dose]],
+    written: dict[int, list[dict[str, Any]]],
+    strengths: list[float],
+) -> None:
+    """`doses.parquet`, a row a latent, condition, strength and prompt, and `written.parquet`."""
+    rows: list[dict[str, Any]] = []
+    for j, some in found.items():
+        for condition, dose in zip(steered[j], some, strict=True):
+            for number, text in np.ndindex(dose.kl.shape):
+                head = {"latent": j, "condition": condition.name, "strength": strengths[number], "prompt": text}
+                rows.append(head | {name: getattr(dose, name)[number, text] for name in Dose._fields})
+    parquet.write(folder / "doses.parquet", {name: [row[name] for row in rows] for name in DOSES.names}, DOSES)
+    rows = [{"latent": j, **row} for j, some in written.items() for row in some]
+    parquet.write(folder / "written.parquet", {name: [row[name] for row in rows] for name in WRITTEN.names}, WRITTEN)
+
+
+def _judged(
+    steered: list[Condition], found: list[Dose], knobs: SteerEval, random: np.random.Generator
+) -> dict[str, Any]:
+    """Of a latent: its dose-response, its best effect within the bound on cost, and that of each baseline."""
+    own, *others = found
+    draws = drawn(own.kl.shape[1], knobs.bootstraps, random)
+    judged: dict[str, Any] = {"monotone": monotone(knobs.strengths, own.promoted)}
+    for name in ("promoted", "follows"):
+        if np.isnan(getattr(own, name)).any():
+            judged[name] = None
+            continue
+        judged[name] = {
+            "best": {
+                condition.name: _best(getattr(dose, name), dose.kl, knobs)
+                for condition, dose in zip(steered, found, strict=True)
+            },
+            "against": {
+                condition.name: compared(getattr(own, name), own.kl, getattr(dose, name), dose.kl, knobs.kl, draws)
+                for condition, dose in zip(steered[1:], others, strict=True)
+            },
+        }
+    judged["beats_all"] = all(line["beats"] for line in judged["promoted"]["against"].values())
+    judged["doses"] = {
+        condition.name: [
+            {"strength": strength} | {name: _mean(getattr(dose, name)[number]) for name in Dose._fields}
+            for number, strength in enumerate(knobs.strengths)
+        ]
+        for condition, dose in zip(steered, found, strict=True)
+    }
+    return judged
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).any() else float(values.mean())
+
+
+def _best(effect: np.ndarray, cost: np.ndarray, knobs: SteerEval) -> dict[str, Any]:
+    """The best strength, its effect and cost; without steering (strength 0) where none has an effect above 0."""
+    at = best(effect, cost, knobs.kl)
+    if at is None:
+        return {"strength": 0.0, "effect": 0.0, "kl": 0.0}
+    return {"strength": knobs.strengths[at], "effect": float(effect[at].mean()), "kl": float(cost[at].mean())}

@@ -1,0 +1,228 @@
+"""Steering, evaluated: what is planted is found, what is not there is not, and the numbers are those of the model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import test_interpret
+import torch
+import yaml
+from conftest import VOCABULARY
+
+from stages import params
+from stages.door import BadInput
+from stages.interpret.read import open_latents
+from stages.lm import final_states, load, logits
+from stages.params import check
+from stages.sae.sae import SAE
+from stages.steer import Add, steer
+from stages.steer_eval import steer_eval as room
+from stages.steer_eval.conditions import Condition, Place, conditions, difference
+from stages.steer_eval.doses import Wanted, doses
+from stages.steer_eval.knobs import SteerEval
+from stages.steer_eval.summary import best, compared, drawn, monotone
+from stages.steer_eval.texts import padded
+from stages.steer_eval.write import generate, read_back, repetition
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+LAYER, LATENTS, TOKEN, PLANTED, DEAD = 3, 40, 9, 5, 6
+STRENGTHS = [-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0]
+PROMPTS = [[1, *np.random.default_rng(number).integers(4, len(VOCABULARY), 6 + number % 3)] for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def place(gpt2: Path) -> Place:
+    """The last layer of a tiny model, and an SAE one of whose latents writes what makes a token likelier."""
+    lm = load(gpt2, torch.float32, CPU)
+    random = torch.Generator().manual_seed(3)
+    decoder = torch.nn.functional.normalize(torch.randn(LATENTS, lm.width, generator=random), dim=1)
+    head = lm.model.get_output_embeddings()
+    assert head is not None
+    direction = head.weight[TOKEN].detach().float() - head.weight.detach().float().mean(0)  # pyright: ignore[reportCallIssue, reportArgumentType, reportIndexIssue]
+    decoder[PLANTED] = direction / direction.norm()
+    threshold = torch.full((LATENTS,), 0.5)
+    threshold[DEAD] = 1e9
+    return Place(
+        lm, SAE(decoder, torch.zeros(LATENTS), decoder, torch.zeros(lm.width), threshold=threshold), LAYER, "resid_post"
+    )
+
+
+def knobs(**changes: Any) -> SteerEval:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["steer_eval"]
+    generate = {"prompts": 2, "strengths": [-1, 0, 1], "tokens": 3}
+    small = {"latents": 2, "prompts": 5, "tokens": 4, "bootstraps": 50, "generate": generate, "batch_size": 3}
+    return check({**values, **small, **changes}, SteerEval, "params.yaml: steer_eval")
+
+
+def judged(place: Place, latent: int, largest: float = 4.0) -> dict[str, Any]:
+    """What the stage says of a latent, told to look at the planted token."""
+    others = np.delete(np.arange(LATENTS), [PLANTED, DEAD])
+    away = torch.randn(place.sae.width, generator=torch.Generator().manual_seed(8))
+    steered = conditions(place.sae, latent, largest, others, away, torch.Generator().manual_seed(1))
+    assert [one.name for one in steered] == ["latent", "random latent", "random direction", "DiffMean"]
+    for one in steered:
+        assert float(one.offset.norm()) == pytest.approx(largest, rel=1e-5)
+    wanted = Wanted(torch.tensor([TOKEN]), torch.tensor([], dtype=torch.long))
+    found = doses(place, padded(PROMPTS, 2), [(one, wanted) for one in steered], STRENGTHS, 5)
+    return room._judged(steered, found, knobs(kl=2.0), np.random.default_rng(0))
+
+
+def test_a_planted_latent_has_a_monotone_response_and_beats_all(place: Place):
+    found = judged(place, PLANTED)
+    assert found["monotone"] == 1.0 and found["beats_all"] and found["follows"] is None
+    assert found["promoted"]["best"]["latent"]["effect"] > 0.5
+    assert all(point["kl"] >= 0 for points in found["doses"].values() for point in points)
+    assert found["doses"]["latent"][2] == {"strength": 0.0, "promoted": 0.0, "follows": None, "kl": 0.0}
+
+
+def test_a_dead_or_random_latent_does_not(place: Place):
+    """Of four directions that nothing distinguishes each is the best one time in four."""
+    found = [judged(place, latent) for latent in (DEAD, *range(10, 26))]
+    assert sum(one["beats_all"] for one in found) <= len(found) / 4 and not found[0]["beats_all"]
+    planted = judged(place, PLANTED)["promoted"]["best"]["latent"]["effect"]
+    assert max(one["promoted"]["best"]["latent"]["effect"] for one in found) < 0.7 * planted
+
+
+def test_doses_are_what_the_model_says(place: Place):
+    """By hand: one text at a time, without padding, the whole softmax."""
+    lm, texts = place.lm, padded(PROMPTS[:4], 3)
+    wanted = Wanted(torch.tensor([7, 8]), torch.tensor([5, 5, 6]))
+    steered = conditions(place.sae, 2, 3.0, np.arange(LATENTS), None, torch.Generator())
+    (dose, *_) = doses(place, texts, [(one, wanted) for one in steered], [0.0, 1.5], 3)
+
+    def predicted(text: list[int]) -> torch.Tensor:
+        return logits(lm, final_states(lm, torch.tensor([text]))[0, -3:]).log_softmax(1)
+
+    for number, text in enumerate(PROMPTS[:4]):
+        before = predicted(text)
+        with steer(lm, place.sae, {2: Add(4.5)}, LAYER):
+            after = predicted(text)
+        moved = after - before
+        assert dose.promoted[1, number] == pytest.approx(float(moved[:, [7, 8]].mean()), abs=1e-4)
+        assert dose.follows[1, number] == pytest.approx(float(moved[:, [5, 5, 6]].mean()), abs=1e-4)
+        assert dose.kl[1, number] == pytest.approx(float((before.exp() * -moved).sum(1).mean()), abs=1e-4)
+    assert not any(values[0].any() for values in dose)
+
+
+def test_batches_change_nothing(place: Place):
+    steered = conditions(place.sae, 2, 3.0, np.arange(LATENTS), None, torch.Generator())
+    run = [(one, Wanted(torch.tensor([7]), torch.tensor([5]))) for one in steered]
+    one, all_ = (doses(place, padded(PROMPTS, 2), run, STRENGTHS, batch) for batch in (1, 12))
+    np.testing.assert_allclose(np.array(one), np.array(all_), atol=1e-4)
+
+
+def test_what_is_written_is_what_steered_generation_writes(place: Place):
+    lm, sae = place.lm, place.sae
+    steered = conditions(sae, PLANTED, 4.0, np.arange(LATENTS), None, torch.Generator().manual_seed(0))
+    runs: list[tuple[Condition | None, float]] = [(None, 0.0), (steered[0], 50.0), (steered[2], -5.0)]
+    found = generate(place, PROMPTS[:3], runs, 4)
+    assert len(found) == 9 and all(len(text) == 4 for text in found)
+    for number, (condition, strength) in enumerate(runs):
+        for prompt, text in zip(PROMPTS[:3], found[3 * number :], strict=False):
+            whole = [*prompt, *text]
+            with condition.applied(place, strength) if condition else steer(lm, sae, {}, LAYER):
+                states = final_states(lm, torch.tensor([whole]))
+            scores = logits(lm, states[0, len(prompt) - 1 : -1])
+            scores[:, 2] = -torch.inf  # no text ends early
+            assert scores.argmax(1).tolist() == text
+    assert TOKEN in found[3] and TOKEN not in found[0]
+    back = read_back(place, PROMPTS[:3] * 3, found, PLANTED, 4.0)
+    clean = final_states(lm, torch.tensor([[*PROMPTS[1], *found[4]]]))[0, len(PROMPTS[1]) - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(logits(lm, clean), torch.tensor(found[4]))
+    assert back[4]["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_repetition_by_hand():
+    assert repetition([1, 2, 1, 2]) == pytest.approx(1 / 3) and repetition([1, 2, 3]) == 0 and repetition([1]) == 0
+
+
+def test_the_best_effect_is_within_the_bound():
+    effect = np.array([[0.1, 0.3], [1.0, 3.0], [5.0, 9.0]])
+    cost = np.array([[0.1, 0.1], [0.4, 0.6], [2.0, 2.0]])
+    assert best(effect, cost, 0.5) == 1 and best(effect, cost, 0.2) == 0 and best(effect, cost, 3.0) == 2
+    assert best(-effect, cost, 3.0) is None and best(effect, cost, 0.05) is None
+    draws = drawn(2, 200, np.random.default_rng(0))
+    found = compared(effect, cost, np.zeros_like(effect), cost, 0.65, draws)
+    assert found == {"difference": 2.0, "low": 1.0, "high": 3.0, "beats": True}
+    assert not compared(effect, cost, effect, cost, 0.65, draws)["beats"]
+    assert monotone([-1, 0, 1], np.array([[-2.0], [0.0], [1.0]])) == 1.0 and monotone([0, 1], np.zeros((2, 1))) is None
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> tuple[SAE, room.Source]:
+    """Latents as interpret writes them."""
+    folder, sae = tmp_path_factory.mktemp("layer"), test_interpret.make_sae()
+    documents, labels = test_interpret.texts()
+    held_out = [[int(t) for t in np.random.default_rng(n).integers(4, 27, 12)] for n in range(8)]
+    from_ = test_interpret.make_source(folder / "rows", gpt2, documents, labels, held_out)
+    from_ = replace(from_, titles=[*from_.titles, *["held out"] * 8], labels=[*labels, *[None] * 8])
+    (folder / "work").mkdir()
+    test_interpret.interpret(sae, from_, test_interpret.knobs(), 0, folder / "latents", folder / "work")
+    latents = open_latents(folder / "latents")
+    return sae, room.Source(from_.activations, from_.contexts, latents, [20, 3], from_.lm)
+
+
+def test_difference_is_the_mean_on_minus_the_mean_off(source: tuple[SAE, room.Source]):
+    sae, from_ = source
+    first, end = from_.activations.split("train")
+    x = from_.activations.read(first, end).float()
+    codes = sae.encode(x)
+    on = codes.pattern.dense(codes.values)[:, 20] > 0
+    rows = replace(from_.activations, meta={**from_.activations.meta, "mean": x.double().mean(0).tolist()})
+    found = difference(rows, from_.latents, 20)
+    assert found is not None
+    torch.testing.assert_close(found, x[on].mean(0) - x[~on].mean(0), rtol=1e-3, atol=1e-4)
+    assert difference(rows, from_.latents, test_interpret.DEAD) is None
+
+
+def test_the_stage_writes_all_and_repeats(source: tuple[SAE, room.Source], tmp_path: Path):
+    sae, from_ = source
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    found = room.steer_eval(sae, from_, knobs(texts=["the cat sat"]), 0, tmp_path / "a")
+    assert room.steer_eval(sae, from_, knobs(texts=["the cat sat"]), 0, tmp_path / "b") == found
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    json.dumps(found, allow_nan=False)
+    assert [row["latent"] for row in found["latents"]] == [20, 3] and found["prompts"] == 6
+    table = pq.read_table(tmp_path / "a" / "doses.parquet").to_pylist()
+    assert len(table) == 2 * 4 * 7 * 6 and not any(row["kl"] for row in table if row["strength"] == 0)
+    for row in found["latents"]:
+        assert list(row["promoted"]["best"]) == ["latent", "random latent", "random direction", "DiffMean"]
+        assert len(row["written"]) == 3 * (1 + 4 * 2) and len(row["promoted_tokens"]) == 10
+        key = row["latent"], "latent", 1.0
+        mine = [one["promoted"] for one in table if (one["latent"], one["condition"], one["strength"]) == key]
+        assert row["doses"]["latent"][5]["promoted"] == pytest.approx(np.mean(mine))
+    alone = room.steer_eval(sae, from_, knobs(latents=[3], texts=["the cat sat"]), 0, tmp_path / "b")
+    assert alone["latents"][0]["doses"] == found["latents"][1]["doses"], "a latent's numbers are its own"
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"latents": [300]}, "steer_eval.latents names 300, but the SAE has 256 latents, 0 to 255"),
+        ({"latents": [test_interpret.DEAD]}, f"names {test_interpret.DEAD}, which is dead: it has no strength"),
+        ({"texts": [" "]}, "one of texts is empty"),
+        ({"texts": ["the " * 70]}, "has 71 tokens; the model reads 64"),
+        ({"tokens": 16}, "steer_eval.tokens is 16, but a context has 16 tokens, BOS included"),
+        ({"prompts": 9}, "steer_eval.prompts is 9, but 8 test contexts begin with 4 tokens of one document"),
+        ({"strengths": []}, "strengths"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    source: tuple[SAE, room.Source], tmp_path: Path, changes: dict[str, Any], sentence: str
+):
+    sae, from_ = source
+    with pytest.raises(BadInput, match=sentence) as refusal:
+        room.steer_eval(sae, from_, knobs(**changes), 0, tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_defaults_are_well_formed():
+    assert params.load("steer_eval", SteerEval, ROOT / "params.yaml").strengths.count(0) == 1
