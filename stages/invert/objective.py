@@ -57,7 +57,8 @@ def embeddings(lm: LanguageModel) -> tuple[Tensor, float]:
     """The model's table (vocabulary, width), and by what a row is multiplied when looked up: 1, but in Gemma 3."""
     layer = lm.model.get_input_embeddings()
     assert isinstance(layer.weight, Tensor)
-    return layer.weight.detach(), float(getattr(layer, "embed_scale", 1.0))
+    scale = torch.as_tensor(getattr(layer, "embed_scale", 1.0))
+    return layer.weight.detach(), float(scale.to(layer.weight.dtype))  # rounded as the model rounds it
 
 
 def reads(sae: SAE, latents: list[int]) -> tuple[Tensor, Tensor]:

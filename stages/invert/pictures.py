@@ -10,7 +10,6 @@ from matplotlib.font_manager import findfont, get_font
 from stages.pictures import INK, SOFT, png
 
 COLOURS = {"greedy": "#2f6db3", "soft": "#c2703d", "random": SOFT}
-NAMES = {"greedy": "greedy search", "soft": "soft search", "random": "random search"}
 LENGTH = 11  # signs of a token that fit its cell
 Row = dict[str, Any]
 
@@ -62,11 +61,11 @@ def curves(found: Sequence[Row]) -> bytes:
                 calls = np.unique(np.concatenate([line[:, 0] for line in lines]))
                 calls = calls[calls >= max(line[0, 0] for line in lines)]
                 heights = [line[np.searchsorted(line[:, 0], calls, side="right") - 1, 1] for line in lines]
-                axes.step(calls, np.median(heights, axis=0), where="post", color=colour, label=NAMES[method])
-        axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+                axes.step(calls, np.median(heights, axis=0), where="post", color=colour, label=method)
+        axes.axhline(1, color=INK, linewidth=0.8, linestyle=":", label="corpus")
         axes.set(xlabel="model calls", ylabel="activation / corpus maximum", ylim=(0, None))
         axes.grid(axis="y")
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=3)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1.2, columnspacing=1)
 
     return png(draw)
 

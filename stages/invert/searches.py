@@ -88,13 +88,18 @@ def by_soft(setting: Setting, objective: Objective, starts: Tensor) -> list[Foun
     """Where the search over embeddings ends from each start; all of them ran together."""
     if not len(starts):
         return []
-    before = objective.calls
+    pool, before = setting.knobs.greedy.starts.pool, objective.calls
     drifts = soft(objective, setting.table, starts, setting.knobs.soft)
     spent = (objective.calls - before) // len(starts)
     return [
-        Found("soft", "random", number, drift.prompt, spent, drift.curve, drift.cosines.tolist())
+        Found("soft", "random", number, drift.prompt, spent, _after(drift.curve, pool - before), drift.cosines.tolist())
         for number, drift in enumerate(drifts)
     ]
+
+
+def _after(curve: Sequence[Point], calls: int) -> list[Point]:
+    """``curve`` that begins so many calls later."""
+    return [(point + calls, h) for point, h in curve]
 
 
 def by_templates(setting: Setting, objective: Objective) -> list[Found]:

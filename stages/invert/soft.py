@@ -1,5 +1,9 @@
 """Gradient search over embeddings that need be no token's, and back to tokens.
 
+Embeddings on their own reach many times the corpus maximum a step away from the tokens they began as, and fall back on
+just these. So at every step the model reads the nearest tokens, and the slope there moves the embeddings, until others
+are nearer (Wen et al. 2023, arXiv 2302.03668).
+
 The loss, in shares of the corpus maximum, is −h and four penalties with weights, each of which has a gradient:
 
 distance    mean of ‖p − e‖² / ‖e‖² over positions, p the embedding there, e that of the nearest token by cosine
@@ -78,18 +82,21 @@ def soft(objective: Objective, table: Table, starts: Tensor, knobs: Soft) -> lis
     for _ in range(knobs.steps):
         p = at * size
         cosines, near = table.near(p.detach(), NEAR)
-        _land(objective, table.vocabulary, drifts, near[..., 0], cosines[..., 0])
+        h, penalties = _terms(objective, table, opening, p, near, knobs)
+        _land(table.vocabulary, drifts, objective.calls, near[..., 0], cosines[..., 0], h.detach())
         optimizer.zero_grad()
-        _loss(objective, table, opening, p, near, knobs).sum().backward()
+        (penalties - h / objective.scale).sum().backward()
         optimizer.step()
     for drift, end in zip(drifts, (at * size).detach(), strict=True):
         drift.end = end
     return drifts
 
 
-def _loss(objective: Objective, table: Table, opening: Tensor, p: Tensor, near: Tensor, knobs: Soft) -> Tensor:
-    """(start,) what is descended on."""
-    whole = torch.cat([opening, p.to(opening.dtype)], dim=1)
+def _terms(
+    objective: Objective, table: Table, opening: Tensor, p: Tensor, near: Tensor, knobs: Soft
+) -> tuple[Tensor, Tensor]:
+    """(start,) h of the nearest tokens, whose slope is taken for that of ``p``; and the penalties of ``p``."""
+    whole = torch.cat([opening, (p + (table.rows(near[..., 0]) - p).detach()).to(opening.dtype)], dim=1)
     if knobs.fluency:
         h, predicting = objective.with_predictions(whole)
         loss = knobs.fluency * fluency(objective, table, p, near, predicting[:, opening.shape[1] - 1 :])
@@ -102,7 +109,7 @@ def _loss(objective: Objective, table: Table, opening: Tensor, p: Tensor, near: 
         loss = loss + knobs.diversity * diversity(p)
     if knobs.repetition:
         loss = loss + knobs.repetition * repetition(table, p, near)
-    return loss - h / objective.scale
+    return h, loss
 
 
 def distance(table: Table, p: Tensor, near: Tensor) -> Tensor:
@@ -144,13 +151,11 @@ def fluency(objective: Objective, table: Table, p: Tensor, near: Tensor, predict
     return -(q * log_p).sum(-1).mean(1)
 
 
-def _land(objective: Objective, vocabulary: Vocabulary, drifts: list[Drift], tokens: Tensor, cosines: Tensor) -> None:
-    """Try the nearest tokens (start, free position) of every start, and keep what is better and survives."""
+def _land(vocabulary: Vocabulary, drifts: list[Drift], calls: int, tokens: Tensor, cosines: Tensor, h: Tensor) -> None:
+    """Keep the nearest ``tokens`` (start, free position), with their ``h``, where they are better and survive."""
     prompts = torch.cat([vocabulary.prefix.expand(len(tokens), -1), tokens], dim=1)
-    whole = vocabulary.survive(prompts)
-    heights = torch.full((len(prompts),), -torch.inf, device=prompts.device)
-    heights[whole] = objective.heights(prompts[whole])
-    for drift, prompt, h, near in zip(drifts, prompts, heights.tolist(), cosines, strict=True):
-        if h > drift.h:
-            drift.prompt, drift.h, drift.cosines = prompt, h, near
-        drift.curve.append((objective.calls, drift.h))
+    better = torch.where(vocabulary.survive(prompts), h, -torch.inf).tolist()
+    for drift, prompt, height, near in zip(drifts, prompts, better, cosines, strict=True):
+        if height > drift.h:
+            drift.prompt, drift.h, drift.cosines = prompt, height, near
+        drift.curve.append((calls, drift.h))
