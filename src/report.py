@@ -35,8 +35,8 @@ def main(
     plots: str,
     pages: str,
 ) -> None:
-    """Read TUNE's trials and each layer's files in the next eight folders; write scorecard, summary, PAGE, PLOTS and the
-    latents' PAGES."""
+    """Read TUNE's trials and each layer's files in the next eight folders; write scorecard, summary, PAGE, PLOTS and
+    the latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {

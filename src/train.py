@@ -9,7 +9,7 @@ from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, write_json, write_text
 from stages.lm import DTYPES, load
-from stages.machine import Machine, start
+from stages.machine import Machine, keep_memory, start
 from stages.sae import disk
 from stages.sae.knobs import Train
 from stages.targets import CHECKPOINT, Targets
@@ -32,6 +32,7 @@ def main(
     targets, seed = params.load("targets", Targets), params.load("seed", int)
     machine = params.load("machine", Machine)
     device = start(machine)
+    keep_memory()
 
     facts = {
         "activations": rows.meta,

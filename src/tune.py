@@ -5,7 +5,7 @@ from pathlib import Path
 from stages import params, resume, tracking
 from stages.door import run
 from stages.extract.shards import open_activations
-from stages.machine import Machine, start
+from stages.machine import Machine, keep_memory, start
 from stages.targets import CHECKPOINT, Targets
 from stages.tune import tune as room
 from stages.tune import write
@@ -21,6 +21,7 @@ def main(activations: str, target: str) -> None:
     rows, train = open_activations(Path(activations)), params.load("train", dict)
     targets, seed, machine = params.load("targets", Targets), params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
+    keep_memory()
     facts = {
         "activations": rows.meta,
         "train": train,

@@ -34,7 +34,6 @@ def start(machine: Machine) -> torch.device:
     """
     torch.set_num_threads(machine.threads)
     numba.set_num_threads(min(machine.threads, NUMBA_NUM_THREADS))  # it has at the most as many as there are cores
-    _keep_memory()
     name = machine.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,9 +63,10 @@ def _repeatable() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # SAE.encode bounds the rounding
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have glibc keep large freed blocks. It gives each back by default, and faulting a new one in costs a fifth of a
-    training step. Other C libraries are left alone."""
+    training step. For what takes blocks of the same sizes again and again: where they grow, as in generating text, the
+    holes between them would fill the memory. Other C libraries are left alone."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping

@@ -69,6 +69,12 @@ def knobs(**changes: Any) -> Invert:
     return check({**KNOBS, **changes}, Invert, "params.yaml: invert")
 
 
+def no_starts(soft: int) -> Invert:
+    """Of greedy search; and so many of soft search."""
+    starts = {"corpus": 0, "random": 0, "pool": 4}
+    return knobs(greedy={**KNOBS["greedy"], "starts": starts}, soft={**KNOBS["soft"], "starts": soft})
+
+
 def soft_knobs(**changes: Any) -> Soft:
     return knobs(soft={**KNOBS["soft"], **changes}).soft
 
@@ -523,6 +529,10 @@ def test_mistakes_are_told(source: Source, gpt2: Path):
         room.check(replace(source.sae, decoder=source.sae.decoder[:5]), latents, FACTS)
     with pytest.raises(BadInput, match=r"invert.tokens is 0"):
         knobs(tokens=0)
+    with pytest.raises(BadInput, match=r"invert: no search has a start; set greedy.starts.corpus"):
+        no_starts(0)
+    with pytest.raises(BadInput, match=r"pool is 4, but 9 starts are to be taken from it"):
+        no_starts(9)
     with pytest.raises(BadInput, match=r"greedy.fluency"):
         greedy_knobs(fluency=[])
 

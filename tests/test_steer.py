@@ -119,7 +119,8 @@ def test_the_reconstruction_may_take_the_place(lm: LanguageModel, kind: str):
 def test_of_a_padded_batch_the_last_real_token_is_meant(lm: LanguageModel, tokens: Tensor, last: list[int]):
     mask, sae = (tokens != 0).long(), random_sae()
     before = residual(lm, tokens, attention_mask=mask)
-    for at, place in (("last", last), ([-1], last), ([0], [0, 0 if tokens is RIGHT else 3])):
+    where: list[tuple[At, list[int]]] = [("last", last), ([-1], last), ([0], [0, 0 if tokens is RIGHT else 3])]
+    for at, place in where:
         with steer(lm, sae, {1: Add(3.0)}, LAYER, at=at):
             after = residual(lm, tokens, attention_mask=mask)
         assert (after != before).any(2).nonzero().tolist() == [[0, place[0]], [1, place[1]]]

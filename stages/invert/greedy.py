@@ -13,7 +13,7 @@ from stages.invert.knobs import Greedy
 from stages.invert.objective import Objective, embeddings, surprise
 from stages.invert.vocabulary import Vocabulary
 
-JUDGED = 4  # of a step's swaps, how many are read by the whole model when fluency counts
+JUDGED = 2  # of a step's swaps, how many are read by the whole model when fluency counts
 
 
 @dataclass

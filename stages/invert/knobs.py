@@ -1,8 +1,8 @@
 """The section invert of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.params import Section
 
@@ -19,7 +19,7 @@ class Starts(Section):
 
 
 class Greedy(Section):
-    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy, which the starts take in turns."""
+    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy, which the starts take in turns, corpus first."""
 
     starts: Starts
     steps: Count
@@ -52,3 +52,14 @@ class Invert(Section):
     greedy: Greedy
     soft: Soft
     templates: Count
+
+    @model_validator(mode="after")
+    def _begun(self) -> Self:
+        starts, most = self.greedy.starts, max(self.greedy.starts.random, self.soft.starts)
+        if not starts.corpus + most:
+            raise ValueError(
+                "no search has a start; set greedy.starts.corpus, greedy.starts.random or soft.starts above 0"
+            )
+        if most > starts.pool:
+            raise ValueError(f"greedy.starts.pool is {starts.pool}, but {most} starts are to be taken from it")
+        return self

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -61,20 +62,22 @@ def search(setting: Setting, objective: Objective) -> list[Found]:
     ranking = setting.random.starts(starts.pool, latent, max(starts.random, setting.knobs.soft.starts))
     corpus = contexts(setting, latent)
     found = [Found("corpus", "corpus", 0, prompt, 0) for prompt in corpus[:1]]
-    for kind, prompts in (("corpus", corpus[: starts.corpus]), ("random", ranking[: starts.random])):
-        for number, prompt in enumerate(prompts):
-            found += by_greedy(setting, objective, kind, number, prompt)
+    begun = {"corpus": corpus[: starts.corpus], "random": ranking[: starts.random]}
+    all_starts = [(kind, number, prompt) for kind in begun for number, prompt in enumerate(begun[kind])]
+    for start, weight in zip(all_starts, cycle(setting.knobs.greedy.fluency), strict=False):
+        found += by_greedy(setting, objective, *start, weight)
     found += by_soft(setting, objective, ranking[: setting.knobs.soft.starts])
     found += by_templates(setting, objective)
     return [*found, by_random(setting, latent, objective.calls)]
 
 
-def by_greedy(setting: Setting, objective: Objective, kind: str, number: int, start: Tensor) -> list[Found]:
+def by_greedy(
+    setting: Setting, objective: Objective, kind: str, number: int, start: Tensor, fluency: float
+) -> list[Found]:
     """Where greedy search ends from one start, and what else its front holds."""
     knobs, before = setting.knobs.greedy, objective.calls
-    weight = knobs.fluency[number % len(knobs.fluency)]
     rng = generator(setting.seed, objective.latent, kind, number)
-    climb = greedy(objective, setting.words, start, knobs, weight, rng)
+    climb = greedy(objective, setting.words, start, knobs, fluency, rng)
     spent = objective.calls - before
     on = front([h for _, h, _ in climb.judged], [surprise for _, _, surprise in climb.judged])
     rest = [prompt for (prompt, _, _), kept in zip(climb.judged, on, strict=True) if kept]

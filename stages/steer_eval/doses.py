@@ -52,10 +52,10 @@ def doses(
     Strength 0 is not run: it is 0 in all three. Blocks below the layer run once for all.
     """
     shape = len(strengths), len(texts)
-    found = [
-        Dose(*(np.full(shape, 0.0 if len(tokens) else np.nan) for tokens in wanted), np.zeros(shape))
-        for _, wanted in steered
-    ]
+    promoted, follows = (
+        [np.full(shape, 0.0 if len(wanted[side]) else np.nan) for _, wanted in steered] for side in (0, 1)
+    )
+    found = [Dose(*both, np.zeros(shape)) for both in zip(promoted, follows, strict=True)]
     for first in range(0, len(texts), batch):
         part = texts.part(first, first + batch)
         ids = part.tokens.to(place.lm.device)
