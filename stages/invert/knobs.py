@@ -19,7 +19,7 @@ class Starts(Section):
 
 
 class Greedy(Section):
-    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy, which the starts take in turns, corpus first."""
+    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy; the starts take turns, corpus first."""
 
     starts: Starts
     steps: Count
