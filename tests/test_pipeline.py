@@ -304,6 +304,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "interpret@2",
         "cluster@2",
         "merge@2",
+        "invert@2",
+        "steer_eval@2",
         "report",
         "track",
     ]
@@ -318,6 +320,8 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "interpret@2",
         "cluster@2",
         "merge@2",
+        "invert@2",
+        "steer_eval@2",
         "report",
         "track",
     ]
