@@ -60,7 +60,7 @@ class Extraction:
         tokens, _ = contexts.read(0, contexts.meta["contexts"][SPLITS[-1]][1])
         for batch in torch.from_numpy(tokens).split(self.knobs.batch_size):
             with torch.inference_mode():
-                forward_until(self.lm, batch.to(self.lm.device, torch.long), max(self.layers))
+                forward_until(self.lm, max(self.layers), tokens=batch.to(self.lm.device, torch.long))
         if self.lm.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -12,7 +12,7 @@ import numpy as np
 from stages import params
 from stages.door import run
 from stages.fetch import read
-from stages.interpret.read import Latents, open_latents
+from stages.interpret.read import Latents, chosen, open_latents
 from stages.invert import invert as room
 from stages.invert.knobs import Invert
 from stages.lm import DTYPES, load
@@ -52,7 +52,7 @@ def main(*words: str) -> None:
     sae, _ = disk.load(given.data / "sae" / str(given.layer))
     name, options = read.lm_path(given.data / "lm")
     source = room.Source(load(name, DTYPES[knobs.dtype], device, **options), sae.to(device), latents)
-    maxima, runs = room.chosen(latents, sample(latents, given.latents), None), []
+    maxima, runs = chosen(latents, sample(latents, given.latents), [], "--latents"), []
     for seed in given.seeds:
         began = time.perf_counter()
         with TemporaryDirectory() as work:

@@ -1,6 +1,5 @@
 """Stage cluster@L: families of latents, and the ones that later stages work on."""
 
-import sys
 from pathlib import Path
 
 from stages import params
@@ -9,7 +8,7 @@ from stages.cluster.knobs import Cluster
 from stages.door import run
 from stages.extract.shards import open_contexts
 from stages.fetch import read
-from stages.files import write_json
+from stages.files import write_json, write_skipped
 from stages.interpret.read import interpreted, of_stored_rows, open_latents
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -19,10 +18,9 @@ def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: 
     """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT."""
     knobs = params.load("cluster", Cluster)
     if not knobs.run or not of_stored_rows(Path(latents)):
-        if knobs.run and interpreted(Path(latents)):
-            print(f"cluster: skipped, for {latents} is of other texts (params.yaml: interpret.texts)", file=sys.stderr)
-        for path in (Path(target) / "meta.json", Path(report)):
-            write_json(path, {"skipped": True})
+        others = knobs.run and interpreted(Path(latents))
+        why = f"for {latents} is of other texts (params.yaml: interpret.texts)" if others else None
+        write_skipped(Path(target), Path(report), why)
         return
     seed = params.load("seed", int)
     start(params.load("machine", Machine))

@@ -6,7 +6,7 @@ from stages import params, resume
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json
+from stages.files import write_json, write_skipped
 from stages.interpret import interpret as room
 from stages.interpret.knobs import Interpret
 from stages.lm import DTYPES, load
@@ -21,8 +21,7 @@ def main(*paths: str) -> None:
     if knobs.texts is not None:
         activations, tokens, corpus = other
     if not knobs.run:
-        for path in (Path(target) / "meta.json", Path(report)):
-            write_json(path, {"skipped": True})
+        write_skipped(Path(target), Path(report))
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from stages import params, resume
-from stages.cluster.read import clustered
+from stages.cluster.read import selected
 from stages.door import run
 from stages.fetch import read
-from stages.files import read_json, write_json
-from stages.interpret.read import interpreted, open_latents
+from stages.files import write_json, write_skipped
+from stages.interpret.read import check_origin, chosen, interpreted, open_latents
 from stages.invert import invert as room
 from stages.invert import write
 from stages.invert.knobs import Invert
@@ -21,13 +21,11 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     knobs = params.load("invert", Invert)
     known = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
     if known is None or known.meta["layer"] not in knobs.layers:
-        for path in (Path(target) / "meta.json", Path(report)):
-            write_json(path, {"skipped": True})
+        write_skipped(Path(target), Path(report))
         return
     coder, config = disk.load(Path(sae))
-    room.check(coder, known, read.model_facts(read.lm_meta(Path(lm))))
-    selected = read_json(Path(clusters) / "selected.json")["latents"] if clustered(Path(clusters)) else None
-    maxima = room.chosen(known, knobs.latents, selected and [entry["latent"] for entry in selected])
+    check_origin(known, (coder.latents, coder.width), read.model_facts(read.lm_meta(Path(lm))))
+    maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
     source, options = read.lm_path(Path(lm))

@@ -9,7 +9,7 @@ from stages.cluster.read import clustered, open_clusters
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json, write_text
+from stages.files import write_json, write_skipped, write_text
 from stages.interpret.read import open_latents
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
@@ -24,8 +24,7 @@ def main(
     """ACTIVATIONS of a layer, TOKENS, its SAE, LATENTS, CLUSTERS and the LM -> an SAE in TARGET, REPORT and CURVE."""
     knobs = params.load("merge", Merge)
     if not knobs.run or not clustered(Path(clusters)):
-        for path in (Path(target) / "meta.json", Path(report)):
-            write_json(path, {"skipped": True})
+        write_skipped(Path(target), Path(report))
         write_text(Path(curve), room.curve_csv([]))
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))

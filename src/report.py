@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.cluster.read import open_clusters
+from stages.cluster.read import open_clusters, selected
 from stages.door import BadInput, run
 from stages.files import write_bytes, write_json, write_text
 from stages.interpret.read import open_latents
@@ -48,14 +48,18 @@ def main(
     reports = [read_merged(Path(merge) / f"{layer}.json") for layer in layers]
     merged = [layer for layer in reports if layer is not None]
     report = load("report", Report)
-    opened = {layer: open_clusters(Path(clusters) / str(layer)) for layer in found["cluster"]}
-    families = {layer: read_families(opened[layer], numbers) for layer, numbers in found["cluster"].items()}
-    causes = Causes(found["steer_eval"], found["invert"])
-    selected = {
-        layer: [*(opened[layer].selected if layer in opened else []), *causes.latents(layer)] for layer in layers
+    families = {
+        layer: read_families(open_clusters(Path(clusters) / str(layer)), numbers)
+        for layer, numbers in found["cluster"].items()
     }
+    causes = Causes(found["steer_eval"], found["invert"])
+    picked = {layer: selected(Path(clusters) / str(layer)) for layer in found["cluster"]}
     known = [
-        read_layer(open_latents(Path(latents) / str(layer)), report.pages, selected[layer])
+        read_layer(
+            open_latents(Path(latents) / str(layer)),
+            report.pages,
+            [*picked.get(layer, []), *causes.latents(layer)],
+        )
         for layer in found["interpret"]
     ]
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from stages import params
-from stages.cluster.read import clustered, open_clusters
+from stages.cluster.read import selected
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json
-from stages.interpret.read import of_stored_rows, open_latents
+from stages.files import write_json, write_skipped
+from stages.interpret import read as known
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -22,18 +22,22 @@ def main(
     """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT."""
     knobs = params.load("steer_eval", SteerEval)
     rows = open_activations(Path(activations))
-    if not knobs.run or rows.layer not in knobs.layers or not of_stored_rows(Path(latents)):
-        for path in (Path(target) / "meta.json", Path(report)):
-            write_json(path, {"skipped": True})
+    if not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
+        write_skipped(Path(target), Path(report))
         return
-    contexts = open_contexts(Path(tokens))
-    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    contexts, model = open_contexts(Path(tokens)), read.model_facts(read.lm_meta(Path(lm)))
+    check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))
-    selected = open_clusters(Path(clusters)).selected if clustered(Path(clusters)) else []
+    found = known.open_latents(Path(latents))
+    known.check_origin(found, (coder.latents, coder.width), model)
+    if not room.applicable(found):
+        why = "interpret.logits is 0, or interpret cannot read this model's last steps"
+        write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {why}")
+        return
+    chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
     device = start(params.load("machine", Machine))
-    model, options = read.lm_path(Path(lm))
-    loaded = load(model, DTYPES[rows.meta["forward"]], device, **options)
-    source = room.Source(rows, contexts, open_latents(Path(latents)), selected, loaded)
+    name, options = read.lm_path(Path(lm))
+    source = room.Source(rows, contexts, found, chosen, load(name, DTYPES[rows.meta["forward"]], device, **options))
     seed = params.load("seed", int)
     write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target)))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON: NaN and infinity are refused, because no other reader takes them."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_skipped(folder: Path, report: Path, why: str | None = None) -> None:
+    """Say in a stage's outputs that it did not run; a reason that params.yaml does not give goes to the screen too."""
+    for path in (folder / "meta.json", report):
+        write_json(path, {"skipped": True} | ({"why": why} if why else {}))
+    if why:
+        sys.stderr.write(f"{report.parent.name}: skipped, {why}\n")
 
 
 def read_json(path: Path) -> Any:

@@ -23,7 +23,7 @@ from test_grouping import DEFAULTS, ROOT, SETTINGS, columns, knobs, of_groups
 from stages.cluster import cluster as room
 from stages.cluster import maps, naming, profiles, selection
 from stages.cluster.knobs import Selection
-from stages.cluster.read import DEAD, NOISE, clustered, cut, open_clusters
+from stages.cluster.read import DEAD, NOISE, clustered, cut, open_clusters, selected
 from stages.cluster.similarity import unit
 from stages.cluster.stability import agreement
 from stages.door import BadInput
@@ -44,7 +44,7 @@ TOY_SCORES = [0.875 * np.log(3), 0.7 * np.log(2), 1.25625 * np.log(2)]
 IDS = np.array([10, 20, 30, 40, 50])
 
 
-def selected(**changes: Any) -> list[tuple[int, int]]:
+def picked(**changes: Any) -> list[tuple[int, int]]:
     given = check({**DEFAULTS["selection"], **changes}, Selection, "cluster.selection")
     rows = selection.select(csr_array(TOY), TOY_LABELS, IDS, 3, given)
     return [(row["latent"], row["cluster"]) for row in rows]
@@ -74,12 +74,12 @@ def test_scores_are_as_worked_by_hand():
     ],
 )
 def test_the_right_clusters_and_their_latents_are_selected(changes: dict[str, Any], expected: list[tuple[int, int]]):
-    assert selected(**changes) == expected
+    assert picked(**changes) == expected
 
 
 def test_a_selected_cluster_that_is_not_there_is_one_sentence():
     with pytest.raises(BadInput, match=r"cluster\.selection\.single is 3, .*; choose one of 0 to 2"):
-        selected(clusters="single", single=3)
+        picked(clusters="single", single=3)
 
 
 def test_selection_does_not_depend_on_the_scale_of_the_activations():
@@ -213,10 +213,10 @@ def test_the_stage_finds_what_was_planted_and_its_files_open(tmp_path: Path):
     medoids = np.flatnonzero(found.table("latents")["medoid"].to_numpy())
     assert medoids.tolist() == sorted(row["medoid"] for row in rows)
     assert all("word" in row["name"] for row in rows[:3])
-    kept = source.latents.table("statistics")
-    assert kept is not None and found.selected and all(kept["kept"][latent].as_py() for latent in found.selected)
+    kept, chosen = source.latents.table("statistics"), selected(tmp_path / "out")
+    assert kept is not None and chosen and all(kept["kept"][latent].as_py() for latent in chosen)
     assert report["stability"]["bootstrap"]["ari"] > 0.8 > 0.2 > abs(report["stability"]["chance"]["ari"])
-    assert report["stability"]["reseed"] is None and report["selected"] == len(found.selected)
+    assert report["stability"]["reseed"] is None and report["selected"] == len(chosen)
     assert set(found.meta["files"]) == {path.name for path in (tmp_path / "out").iterdir()} - {"meta.json"}
     for name in found.meta["files"]:
         if name.endswith(".png"):

@@ -15,28 +15,29 @@ from conftest import VOCABULARY, tiny_tokenizer
 from src import invert as script
 from stages import files, params
 from stages.door import BadInput
-from stages.interpret.read import Latents, open_latents
+from stages.interpret.read import Latents, check_origin, chosen, open_latents
 from stages.invert import invert as room
 from stages.invert import soft as softly
 from stages.invert.baselines import RandomSearch
 from stages.invert.front import front
 from stages.invert.greedy import greedy
-from stages.invert.invert import Source, chosen, invert
+from stages.invert.invert import Source, invert
 from stages.invert.knobs import Greedy, Invert, Soft
 from stages.invert.measure import measured
 from stages.invert.objective import Objective, embedded, embeddings, log_probabilities, reads, states, surprise
 from stages.invert.pictures import drawable
-from stages.invert.searches import generator
 from stages.invert.vocabulary import Vocabulary, vocabulary
 from stages.lm import LanguageModel, capture, forward_until, load
 from stages.params import check
 from stages.sae import disk
 from stages.sae.sae import SAE
+from stages.seeds import generator
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 LAYER, TOKENS, LATENTS, DEAD = 1, 6, 6, 5
 WORDS = range(4, len(VOCABULARY))  # what is not special
+WHERE = "invert.latents"
 SUN = VOCABULARY.index("sun")
 KNOBS: dict[str, Any] = {
     "run": True,
@@ -162,7 +163,7 @@ def test_embeddings_of_tokens_are_what_the_model_makes_of_them(tiny_lm: Path):
     ids = torch.cat([torch.full((2, 1), lm.bos), prompts], 1)
     for hook in ("resid_post", "mlp_out"):
         with capture(lm, hook, [2]) as seen:
-            forward_until(lm, ids, 2)
+            forward_until(lm, 2, tokens=ids)
         torch.testing.assert_close(states(lm, hook, 2, embedded(lm, prompts)), seen[2])
     rows, stretch = embeddings(lm)
     torch.testing.assert_close(rows[ids] * stretch, embedded(lm, prompts))
@@ -326,7 +327,7 @@ def test_the_front_by_hand():
 
 @pytest.fixture(scope="module")
 def found(source: Source, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return invert(source, chosen(source.latents, 3, None), knobs(), 0, tmp_path_factory.mktemp("work"))
+    return invert(source, chosen(source.latents, 3, [], WHERE), knobs(), 0, tmp_path_factory.mktemp("work"))
 
 
 def test_what_is_reported_is_what_the_text_does(source: Source, found: list[dict[str, Any]]):
@@ -387,7 +388,7 @@ def test_a_summary_counts_what_beats_what(found: list[dict[str, Any]]):
 
 
 def test_a_prefix_stays(source: Source, tmp_path: Path):
-    maxima = chosen(source.latents, [0], None)
+    maxima = chosen(source.latents, [0], [], WHERE)
     (row,) = invert(source, maxima, knobs(keep_prefix="the cat"), 0, tmp_path)
     for prompt in row["prompts"]:
         assert prompt["text"].startswith("the cat ") and len(prompt["tokens"]) <= TOKENS
@@ -399,7 +400,7 @@ def test_no_search_but_one(source: Source, tmp_path: Path):
     only = knobs(
         greedy={**KNOBS["greedy"], "starts": starts, "fluency": [0.0]}, soft={**KNOBS["soft"], "starts": 0}, templates=0
     )
-    (row,) = invert(source, chosen(source.latents, [0], None), only, 0, tmp_path)
+    (row,) = invert(source, chosen(source.latents, [0], [], WHERE), only, 0, tmp_path)
     kinds = [(prompt["method"], prompt["start"]) for prompt in row["prompts"]]
     assert kinds == [("corpus", "corpus"), ("greedy", "random"), ("greedy", "random"), ("random", None)]
 
@@ -498,10 +499,11 @@ def test_what_is_not_asked_for_is_skipped(run, project: Path):
 
 def test_latents_are_chosen_by_rank_by_name_or_by_importance(source: Source):
     latents = source.latents
-    assert list(chosen(latents, 2, [3, 0, 2])) == [3, 0]
-    assert list(chosen(latents, [4, 2], [3, 0])) == [4, 2]
-    found = list(chosen(latents, 9, None))
-    assert DEAD not in found and found[-1] == 1 and len(found) == LATENTS - 1  # the one that filters drop comes last
+    assert list(chosen(latents, 2, [3, 0, 2], WHERE)) == [3, 0]
+    assert list(chosen(latents, [4, 2], [3, 0], WHERE)) == [4, 2]
+    found = list(chosen(latents, 9, [DEAD, 3], WHERE))
+    assert DEAD not in found and len(found) == LATENTS - 1
+    assert found[0] == 3 and found[-1] == 1, "first the ranked, last the one that filters drop"
 
 
 # --- what is turned away ----------------------------------------------------------------------------------------------
@@ -510,11 +512,11 @@ def test_latents_are_chosen_by_rank_by_name_or_by_importance(source: Source):
 def test_mistakes_are_told(source: Source, gpt2: Path):
     lm, latents = source.lm, source.latents
     with pytest.raises(BadInput, match=r"invert.latents names latent 99, but .* has 6: 0 to 5"):
-        chosen(latents, [99], None)
+        chosen(latents, [99], [], WHERE)
     with pytest.raises(BadInput, match=r"invert.latents names latent 5, which is dead"):
-        chosen(latents, [DEAD], None)
-    with pytest.raises(BadInput, match=r"names a latent twice: \[2, 2\]"):
-        chosen(latents, [2, 2], None)
+        chosen(latents, [DEAD], [], WHERE)
+    with pytest.raises(BadInput, match=r"names latents twice: \[2, 2\]"):
+        chosen(latents, [2, 2], [], WHERE)
     with pytest.raises(BadInput, match=r"keep_prefix: 'the cat sat on a mat' is 6 tokens, which leaves none of .* 6"):
         vocabulary(lm, "the cat sat on a mat", TOKENS)
     with pytest.raises(BadInput, match=r"70 tokens and BOS are more than the 64 that .* reads"):
@@ -524,9 +526,9 @@ def test_mistakes_are_told(source: Source, gpt2: Path):
     with pytest.raises(BadInput, match=r"'<eos> the' holds a special token"):
         vocabulary(lm, "<eos> the", TOKENS)
     with pytest.raises(BadInput, match=r"of the model tiny, not of other"):
-        room.check(source.sae, latents, {**FACTS, "name": "other"})
+        check_origin(latents, (6, 32), {**FACTS, "name": "other"})
     with pytest.raises(BadInput, match=r"is of 6 latents of width 32, but the SAE has 5 of width 32"):
-        room.check(replace(source.sae, decoder=source.sae.decoder[:5]), latents, FACTS)
+        check_origin(latents, (5, 32), FACTS)
     with pytest.raises(BadInput, match=r"invert.tokens is 0"):
         knobs(tokens=0)
     with pytest.raises(BadInput, match=r"invert: no search has a start; set greedy.starts.corpus"):

@@ -25,7 +25,7 @@ TOKENS = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10], [1, 11, 12, 4, 5, 0, 0, 0]])
 
 def seen(lm: LanguageModel, hook, layers=range(4)):
     with capture(lm, hook, layers) as found:
-        forward_until(lm, TOKENS, max(layers))
+        forward_until(lm, max(layers), tokens=TOKENS)
     return found
 
 
@@ -48,7 +48,7 @@ def test_parts_add_up_to_the_residual_stream(tiny_lm: Path):
 def test_padding_on_the_right_changes_nothing(tiny_lm: Path):
     lm = load(tiny_lm, torch.float32, CPU)
     with capture(lm, "resid_post", [3]) as short:
-        forward_until(lm, TOKENS[1:, :5], 3)
+        forward_until(lm, 3, tokens=TOKENS[1:, :5])
     torch.testing.assert_close(seen(lm, "resid_post")[3][1:, :5], short[3], rtol=1e-5, atol=1e-5)
 
 

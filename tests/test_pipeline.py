@@ -61,6 +61,15 @@ PARAMS = {
     "tune.starts": 1,
     "tune.rows": None,
     "merge.ce_tokens": 200,
+    "invert.layers": [2],
+    "invert.latents": 2,
+    "invert.tokens": 4,
+    "invert.greedy.starts.pool": 4,
+    "steer_eval.layers": [2],
+    "steer_eval.latents": 2,
+    "steer_eval.prompts": 4,
+    "steer_eval.tokens": 6,
+    "steer_eval.generate.tokens": 4,
 }
 
 

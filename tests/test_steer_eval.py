@@ -15,6 +15,7 @@ from conftest import VOCABULARY
 
 from stages import params
 from stages.door import BadInput
+from stages.files import read_json, write_skipped
 from stages.interpret.read import open_latents
 from stages.lm import final_states, load, logits
 from stages.params import check
@@ -142,14 +143,18 @@ def test_repetition_by_hand():
 
 
 def test_the_best_effect_is_within_the_bound():
-    effect = np.array([[0.1, 0.3], [1.0, 3.0], [5.0, 9.0]])
-    cost = np.array([[0.1, 0.1], [0.4, 0.6], [2.0, 2.0]])
-    assert best(effect, cost, 0.5) == 1 and best(effect, cost, 0.2) == 0 and best(effect, cost, 3.0) == 2
-    assert best(-effect, cost, 3.0) is None and best(effect, cost, 0.05) is None
+    # Twice the strength, four times the cost: at 0.5625 the root is 0.75, half way from strength 1 to 2.
+    strengths, cost = [2.0, -1.0, 1.0], np.array([[1.0, 1.0], [0.25, 0.25], [0.25, 0.25]])
+    effect = np.array([[4.0, 6.0], [-1.0, -1.0], [1.0, 3.0]])
+    found = [best(strengths, effect, cost, bound) for bound in (0.5625, 0.25, 0.0625, 9.0)]
+    assert [[float(value[0]) for value in one] for one in found] == [
+        [1.5, 2.5, 0.5625], [1.0, 1.0, 0.25], [0.5, 0.5, 0.0625], [2.0, 4.0, 1.0],
+    ]  # fmt: skip
+    assert best(strengths, -np.abs(effect), cost, 9.0).effect.tolist() == [0.0, 0.0], "not steering is better"
     draws = drawn(2, 200, np.random.default_rng(0))
-    found = compared(effect, cost, np.zeros_like(effect), cost, 0.65, draws)
-    assert found == {"difference": 2.0, "low": 1.0, "high": 3.0, "beats": True}
-    assert not compared(effect, cost, effect, cost, 0.65, draws)["beats"]
+    gained = compared(strengths, (effect, cost), (np.zeros_like(effect), cost), 0.25, draws)
+    assert gained == {"difference": 2.0, "low": 1.0, "high": 3.0, "beats": True}
+    assert not compared(strengths, (effect, cost), (effect, cost), 0.25, draws)["beats"]
     assert monotone([-1, 0, 1], np.array([[-2.0], [0.0], [1.0]])) == 1.0 and monotone([0, 1], np.zeros((2, 1))) is None
 
 
@@ -164,7 +169,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> tuple[SAE, r
     (folder / "work").mkdir()
     test_interpret.interpret(sae, from_, test_interpret.knobs(), 0, folder / "latents", folder / "work")
     latents = open_latents(folder / "latents")
-    return sae, room.Source(from_.activations, from_.contexts, latents, [20, 3], from_.lm)
+    chosen = dict.fromkeys([20, 3], 4.0)
+    return sae, room.Source(from_.activations, from_.contexts, latents, chosen, from_.lm)
 
 
 def test_difference_is_the_mean_on_minus_the_mean_off(source: tuple[SAE, room.Source]):
@@ -198,15 +204,13 @@ def test_the_stage_writes_all_and_repeats(source: tuple[SAE, room.Source], tmp_p
         key = row["latent"], "latent", 1.0
         mine = [one["promoted"] for one in table if (one["latent"], one["condition"], one["strength"]) == key]
         assert row["doses"]["latent"][5]["promoted"] == pytest.approx(np.mean(mine))
-    alone = room.steer_eval(sae, from_, knobs(latents=[3], texts=["the cat sat"]), 0, tmp_path / "b")
+    alone = room.steer_eval(sae, replace(from_, chosen={3: 4.0}), knobs(texts=["the cat sat"]), 0, tmp_path / "b")
     assert alone["latents"][0]["doses"] == found["latents"][1]["doses"], "a latent's numbers are its own"
 
 
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"latents": [300]}, "steer_eval.latents names 300, but the SAE has 256 latents, 0 to 255"),
-        ({"latents": [test_interpret.DEAD]}, f"names {test_interpret.DEAD}, which is dead: it has no strength"),
         ({"texts": [" "]}, "one of texts is empty"),
         ({"texts": ["the " * 70]}, "has 71 tokens; the model reads 64"),
         ({"tokens": 16}, "steer_eval.tokens is 16, but a context has 16 tokens, BOS included"),
@@ -222,6 +226,17 @@ def test_bad_input_is_one_sentence(
         room.steer_eval(sae, from_, knobs(**changes), 0, tmp_path)
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_is_promoted_it_does_not_apply(
+    source: tuple[SAE, room.Source], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    latents = source[1].latents
+    assert room.applicable(latents) and not room.applicable(replace(latents, folder=tmp_path))
+    write_skipped(tmp_path / "steered", tmp_path / "steer_eval" / "9.json", "not applicable: no head")
+    found = read_json(tmp_path / "steer_eval" / "9.json")
+    assert found == read_json(tmp_path / "steered" / "meta.json") == {"skipped": True, "why": "not applicable: no head"}
+    assert capsys.readouterr().err == "steer_eval: skipped, not applicable: no head\n"
 
 
 def test_the_defaults_are_well_formed():

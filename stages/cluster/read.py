@@ -40,11 +40,6 @@ class Clusters:
     def living(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.labels != DEAD)
 
-    @property
-    def selected(self) -> list[int]:
-        """The latents of `selected.json`, those of the best clusters first."""
-        return [entry["latent"] for entry in read_json(self.folder / "selected.json")["latents"]]
-
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """`<name>.parquet`, or some columns of it."""
         path = self.folder / f"{name}.parquet"
@@ -59,6 +54,11 @@ class Clusters:
 def clustered(folder: Path) -> bool:
     """Whether the stage ran for this layer; `cluster.run: false` leaves a folder that only says so."""
     return not read_json(folder / "meta.json").get("skipped")
+
+
+def selected(folder: Path) -> list[int]:
+    """The latents of `selected.json`, those of the best clusters first; none where the stage was skipped."""
+    return [entry["latent"] for entry in read_json(folder / "selected.json")["latents"]] if clustered(folder) else []
 
 
 def open_clusters(folder: Path) -> Clusters:

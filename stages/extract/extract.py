@@ -141,7 +141,7 @@ def _rows(
 ) -> dict[int, Tensor]:
     """The ``kept`` rows of a batch of contexts, {layer: (row, width)}."""
     with torch.inference_mode(), capture(lm, hook, layers) as seen:
-        forward_until(lm, torch.from_numpy(tokens).to(lm.device, torch.long), max(layers))
+        forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
     flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
     return {layer: _clean(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
 

@@ -150,6 +150,44 @@ def of_stored_rows(folder: Path) -> bool:
     return interpreted(folder) and not read_json(folder / "meta.json")["texts"]
 
 
+def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]) -> None:
+    """Refuse latents of another model than that of these facts, or of an SAE of another ``shape`` (latents, width)."""
+    meta = latents.meta
+    if meta["model"] != model:
+        raise BadInput(
+            f"{latents.folder} is of the model {meta['model']['name']}, not of {model['name']} as it is now; "
+            "run extract and interpret again"
+        )
+    if (meta["latents"], meta["width"]) != shape:
+        raise BadInput(
+            f"{latents.folder} is of {meta['latents']} latents of width {meta['width']}, but the SAE has {shape[0]} "
+            f"of width {shape[1]}; run interpret again"
+        )
+
+
+def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: str) -> dict[int, float]:
+    """{latent: its largest code on all text} of those that ``where`` names in params.yaml, or of that many.
+
+    Of that many: first the ``ranked``, then the most important that the filters kept, then the others, none dead.
+    Raises BadInput for one that there is not, that is dead, or named twice.
+    """
+    table = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
+    assert table is not None, "interpret always writes it"
+    rows, named = table.to_pylist(), f"params.yaml: {where} names latent"
+    if isinstance(wanted, int):
+        others = sorted(rows, key=lambda row: (not row["kept"], -row["importance"], row["latent"]))
+        order = dict.fromkeys([*ranked, *(row["latent"] for row in others)])
+        wanted = [latent for latent in order if not rows[latent]["dead"]][:wanted]
+    for latent in wanted:
+        if not 0 <= latent < len(rows):
+            raise BadInput(f"{named} {latent}, but {latents.folder} has {len(rows)}: 0 to {len(rows) - 1}")
+        if rows[latent]["dead"]:
+            raise BadInput(f"{named} {latent}, which is dead: nothing in the corpus makes it fire")
+    if len(set(wanted)) < len(wanted):
+        raise BadInput(f"{named}s twice: {wanted}")
+    return {latent: rows[latent]["max"] for latent in wanted}
+
+
 def open_latents(folder: Path) -> Latents:
     """Open a layer's folder, `data/latents/<L>/`."""
     meta = read_json(folder / "meta.json")

@@ -6,7 +6,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.door import BadInput
 from stages.files import read_json, write_json
 from stages.interpret.read import Latents
 from stages.invert.baselines import RandomSearch
@@ -14,11 +13,12 @@ from stages.invert.front import front
 from stages.invert.knobs import Invert
 from stages.invert.measure import measured
 from stages.invert.objective import Objective
-from stages.invert.searches import Setting, generator, search
+from stages.invert.searches import Setting, search
 from stages.invert.soft import table_of
 from stages.invert.vocabulary import vocabulary
 from stages.lm import LanguageModel
 from stages.sae.sae import SAE
+from stages.seeds import generator
 
 SEARCHES = ("greedy", "soft")  # the other methods are baselines
 Row = dict[str, Any]
@@ -31,43 +31,6 @@ class Source:
     lm: LanguageModel
     sae: SAE
     latents: Latents
-
-
-def check(sae: SAE, latents: Latents, model: dict[str, Any]) -> None:
-    """Refuse latents that are not of this SAE, or not of ``model`` (its facts)."""
-    meta = latents.meta
-    if meta["model"] != model:
-        raise BadInput(
-            f"{latents.folder} is of the model {meta['model']['name']}, not of {model['name']} as it is now; "
-            "run extract and interpret again"
-        )
-    if (meta["latents"], meta["width"]) != (sae.latents, sae.width):
-        raise BadInput(
-            f"{latents.folder} is of {meta['latents']} latents of width {meta['width']}, but the SAE has {sae.latents} "
-            f"of width {sae.width}; run interpret again"
-        )
-
-
-def chosen(latents: Latents, wanted: int | list[int], ranked: list[int] | None) -> dict[int, float]:
-    """{latent: the corpus maximum of its code}: those named, or the first ``wanted`` of ``ranked``.
-
-    Without a ranking it is the most important of the living latents, those that the filters kept first.
-    """
-    found = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
-    assert found is not None, "interpret always writes it"
-    rows, where = found.to_pylist(), "params.yaml: invert.latents names latent"
-    if isinstance(wanted, int):
-        living = [row for row in rows if not row["dead"]]
-        living.sort(key=lambda row: (not row["kept"], -row["importance"], row["latent"]))
-        wanted = ([row["latent"] for row in living] if ranked is None else ranked)[:wanted]
-    for latent in wanted:
-        if not 0 <= latent < len(rows):
-            raise BadInput(f"{where} {latent}, but {latents.folder} has {len(rows)}: 0 to {len(rows) - 1}")
-        if rows[latent]["dead"]:
-            raise BadInput(f"{where} {latent}, which is dead: nothing in the corpus makes it fire")
-    if len(set(wanted)) < len(wanted):
-        raise BadInput(f"params.yaml: invert.latents names a latent twice: {wanted}")
-    return {latent: rows[latent]["max"] for latent in wanted}
 
 
 def invert(source: Source, maxima: dict[int, float], knobs: Invert, seed: int, work: Path) -> list[Row]:

@@ -1,45 +1,22 @@
 """A latent as a function of prompts: what every search climbs on, and how often it looked at the model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stages.lm import Hook, LanguageModel, capture, final_states, logits
+from stages.lm import Hook, LanguageModel, capture, final_states, forward_until, logits
 from stages.sae.sae import SAE
 
 BATCH = 32  # prompts in one pass
 BACKWARD = 2  # passes forward that a pass backward counts as
 
 
-class _Stop(Exception):
-    """Ends a forward pass from inside a hook."""
-
-
-@contextmanager
-def _stopped(block: nn.Module) -> Iterator[None]:
-    """Inside the block, a forward pass ends after ``block``."""
-
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    handle = block.register_forward_hook(stop)
-    try:
-        yield
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-
-
 def states(lm: LanguageModel, hook: Hook, layer: int, embeddings: Tensor) -> Tensor:
     """Activations at ``hook``, (prompt, position, width), of ``embeddings`` of that shape; no later block runs."""
-    with capture(lm, hook, [layer]) as seen, _stopped(lm.blocks[layer]):
-        lm.model.base_model(inputs_embeds=embeddings, use_cache=False)
+    with capture(lm, hook, [layer]) as seen:
+        forward_until(lm, layer, embeddings=embeddings)
     return seen[layer]
 
 

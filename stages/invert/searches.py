@@ -1,6 +1,5 @@
 """Every way in which prompts of a latent are found, each from the same beginnings."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -16,6 +15,7 @@ from stages.invert.knobs import Invert
 from stages.invert.objective import Objective
 from stages.invert.soft import Table, soft
 from stages.invert.vocabulary import Vocabulary
+from stages.seeds import generator
 
 Point = tuple[int, float]  # calls, the best h after so many
 
@@ -47,12 +47,6 @@ class Found:
     calls: int
     curve: Sequence[Point] = field(default_factory=list)
     cosines: list[float] | None = None
-
-
-def generator(seed: int, *names: str | int) -> torch.Generator:
-    """Random numbers of their own for whatever ``names`` say."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
 
 
 def search(setting: Setting, objective: Objective) -> list[Found]:

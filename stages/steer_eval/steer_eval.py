@@ -10,13 +10,13 @@ import torch
 from tqdm import tqdm
 
 from stages import files, parquet
-from stages.door import BadInput
 from stages.extract.shards import Activations, Contexts
 from stages.interpret.read import Latents
 from stages.lm import LanguageModel
 from stages.sae.sae import SAE
+from stages.seeds import generator
 from stages.steer_eval import texts as prompts_of
-from stages.steer_eval.conditions import Condition, Place, conditions, difference
+from stages.steer_eval.conditions import LATENT, Condition, Place, conditions, difference
 from stages.steer_eval.doses import Dose, Wanted, doses
 from stages.steer_eval.knobs import SteerEval
 from stages.steer_eval.summary import best, compared, drawn, monotone
@@ -40,57 +40,36 @@ WRITTEN = pa.schema(
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's rows, the text they are of, its latents, the model; ``selected``: the latents that cluster chose."""
+    """A layer's rows, the text they are of, its latents, the model; ``chosen``: latent -> its largest code."""
 
     activations: Activations
     contexts: Contexts
     latents: Latents
-    selected: list[int]
+    chosen: dict[int, float]
     lm: LanguageModel
 
 
-def steered_latents(source: Source, wanted: int | list[int], sae: SAE) -> list[tuple[int, float]]:
-    """The latents to steer with and the largest code of each, from all stored text.
-
-    A number: so many of those that cluster selected, then of the most important ones that the filters kept. Raises
-    BadInput for a latent that there is not, or that is dead.
-    """
-    table = source.latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
-    assert table is not None
-    rows = table.to_pylist()
-    if len(rows) != sae.latents:
-        raise BadInput(f"{source.latents.folder} is of {len(rows)} latents, but the SAE has {sae.latents}")
-    if isinstance(wanted, int):
-        kept = [row for row in rows if row["kept"] and not row["dead"]]
-        others = [row["latent"] for row in sorted(kept, key=lambda row: -row["importance"])]
-        living = [latent for latent in source.selected if not rows[latent]["dead"]]
-        wanted = list(dict.fromkeys([*living, *others]))[:wanted]
-    for latent in wanted:
-        if not 0 <= latent < (count := len(rows)):
-            raise BadInput(
-                f"params.yaml: steer_eval.latents names {latent}, but the SAE has {count} latents, 0 to {count - 1}"
-            )
-        if rows[latent]["dead"]:
-            raise BadInput(f"params.yaml: steer_eval.latents names {latent}, which is dead: it has no strength")
-    return [(latent, rows[latent]["max"]) for latent in wanted]
+def applicable(latents: Latents) -> bool:
+    """Whether interpret could tell what its latents promote: without that there is no effect to look for."""
+    table = latents.table("logits", ["latent"])
+    return table is not None and table.num_rows > 0
 
 
 def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Path) -> dict[str, Any]:
     """Write `data/steered/<L>/` into ``folder``; return the report's numbers."""
     meta, lm = source.latents.meta, source.lm
     place = Place(lm, sae, meta["layer"], meta["hook"])
-    chosen = steered_latents(source, knobs.latents, sae)
     prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, knobs.prompts, knobs.tokens, knobs.scored)
     table = source.latents.table("statistics", ["dead"])
     assert table is not None
     living = np.flatnonzero(~table["dead"].to_numpy())
     steered = {
-        j: conditions(sae, j, largest, living, difference(source.activations, source.latents, j), _generator(seed, j))
-        for j, largest in chosen
+        j: conditions(sae, j, largest, living, difference(source.activations, source.latents, j), generator(seed, j))
+        for j, largest in source.chosen.items()
     }
-    wanted = {j: _wanted(source.latents, j, knobs) for j, _ in chosen}
+    wanted = {j: _wanted(source.latents, j, knobs) for j in source.chosen}
     found = _doses(place, prompts, steered, wanted, knobs)
-    written = _written(place, prompts, chosen, steered, knobs)
+    written = _written(place, prompts, source.chosen, steered, knobs)
     _write(folder, steered, found, written, knobs.strengths)
     results = [
         {
@@ -100,11 +79,11 @@ def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Pa
             **{name: [lm.tokenizer.decode([t]) for t in tokens.tolist()] for name, tokens in _named(wanted[j])},
             "written": written[j],
         }
-        for j, largest in chosen
+        for j, largest in source.chosen.items()
     ]
     names = sorted(path.name for path in folder.iterdir() if path.name != "meta.json")
     facts = {"layer": place.layer, "hook": place.hook, "seed": seed, "steer_eval": knobs.model_dump()}
-    files.write_json(folder / "meta.json", {**facts, "latents": [j for j, _ in chosen], "files": names})
+    files.write_json(folder / "meta.json", {**facts, "latents": list(source.chosen), "files": names})
     return {
         "layer": place.layer,
         "prompts": len(prompts),
@@ -115,19 +94,8 @@ def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Pa
     }
 
 
-def _generator(seed: int, latent: int) -> torch.Generator:
-    """One for each latent, whichever others are steered with."""
-    state = int(np.random.SeedSequence([seed, latent]).generate_state(1)[0])
-    return torch.Generator().manual_seed(state)
-
-
 def _wanted(latents: Latents, latent: int, knobs: SteerEval) -> Wanted:
     promoted = prompts_of.promoted_tokens(latents, latent, knobs.promoted)
-    if not len(promoted):
-        raise BadInput(
-            f"{latents.folder} names no token that latent {latent} promotes, because interpret cannot read this "
-            "model's last steps; set steer_eval.run: false"
-        )
     return Wanted(promoted, prompts_of.next_tokens(latents, latent, knobs.contexts))
 
 
@@ -148,16 +116,16 @@ def _doses(
 
 
 def _written(
-    place: Place, prompts: Texts, chosen: list[tuple[int, float]], steered: dict[int, list[Condition]], knobs: SteerEval
+    place: Place, prompts: Texts, chosen: dict[int, float], steered: dict[int, list[Condition]], knobs: SteerEval
 ) -> dict[int, list[dict[str, Any]]]:
     """Latent -> what was written: first without steering, then by condition, strength and prompt."""
     count, lm = len(knobs.texts) + knobs.generate.prompts, place.lm
     starts = prompts.lists()[:count]
     if not starts:
-        return {j: [] for j, _ in chosen}
+        return {j: [] for j in chosen}
     found: dict[int, list[dict[str, Any]]] = {}
     plain = generate(place, starts, [(None, 0.0)], knobs.generate.tokens)
-    for j, largest in tqdm(chosen, desc=f"write {place.layer}", unit=" latents", disable=None):
+    for j, largest in tqdm(chosen.items(), desc=f"write {place.layer}", unit=" latents", disable=None):
         strengths = [strength for strength in knobs.generate.strengths if strength]
         runs = [(condition, strength) for condition in steered[j] for strength in strengths]
         new = plain + (generate(place, starts, runs, knobs.generate.tokens) if runs else [])
@@ -200,22 +168,18 @@ def _judged(
     steered: list[Condition], found: list[Dose], knobs: SteerEval, random: np.random.Generator
 ) -> dict[str, Any]:
     """Of a latent: its dose-response, its best effect within the bound on cost, and that of each baseline."""
-    own, *others = found
-    draws = drawn(own.kl.shape[1], knobs.bootstraps, random)
-    judged: dict[str, Any] = {"monotone": monotone(knobs.strengths, own.promoted)}
+    draws = drawn(found[0].kl.shape[1], knobs.bootstraps, random)
+    judged: dict[str, Any] = {"monotone": monotone(knobs.strengths, found[0].promoted)}
     for name in ("promoted", "follows"):
-        if np.isnan(getattr(own, name)).any():
+        pairs = {one.name: (getattr(dose, name), dose.kl) for one, dose in zip(steered, found, strict=True)}
+        own = pairs[LATENT]
+        if np.isnan(own[0]).any():
             judged[name] = None
             continue
+        others = [one for one in pairs if one != LATENT]
         judged[name] = {
-            "best": {
-                condition.name: _best(getattr(dose, name), dose.kl, knobs)
-                for condition, dose in zip(steered, found, strict=True)
-            },
-            "against": {
-                condition.name: compared(getattr(own, name), own.kl, getattr(dose, name), dose.kl, knobs.kl, draws)
-                for condition, dose in zip(steered[1:], others, strict=True)
-            },
+            "best": {one: _best(*pair, knobs) for one, pair in pairs.items()},
+            "against": {one: compared(knobs.strengths, own, pairs[one], knobs.kl, draws) for one in others},
         }
     judged["beats_all"] = all(line["beats"] for line in judged["promoted"]["against"].values())
     judged["doses"] = {
@@ -232,9 +196,6 @@ def _mean(values: np.ndarray) -> float | None:
     return None if np.isnan(values).any() else float(values.mean())
 
 
-def _best(effect: np.ndarray, cost: np.ndarray, knobs: SteerEval) -> dict[str, Any]:
-    """The best strength, its effect and cost; without steering (strength 0) where none has an effect above 0."""
-    at = best(effect, cost, knobs.kl)
-    if at is None:
-        return {"strength": 0.0, "effect": 0.0, "kl": 0.0}
-    return {"strength": knobs.strengths[at], "effect": float(effect[at].mean()), "kl": float(cost[at].mean())}
+def _best(effect: np.ndarray, cost: np.ndarray, knobs: SteerEval) -> dict[str, float]:
+    found = best(knobs.strengths, effect.mean(1, keepdims=True), cost.mean(1, keepdims=True), knobs.kl)
+    return {name: float(value[0]) for name, value in found._asdict().items()}
