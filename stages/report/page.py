@@ -12,7 +12,7 @@ from stages.report.causes import SHOWN, Causes
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
-from stages.report.latents import Layer
+from stages.report.latents import Layer, tokens
 from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
@@ -81,6 +81,7 @@ def render(
         causes=causes,
         doses={layer: base64.b64encode(pictures[f"steering-{layer}"]).decode() for layer in causes.steered},
         shown=SHOWN,
+        marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         merged=merged,
         merge_metrics=MERGED,
     )
