@@ -19,7 +19,8 @@ from stages.lm import LanguageModel, final_states, logits, shared_start
 from stages.steer_eval.conditions import Condition, Place
 from stages.steer_eval.texts import Texts
 
-ROWS = 16  # predictions compared at a time: 16 × 262,144 × 4 bytes = 17 MB
+HEADED = 256  # predictions made at a time, each time reading the whole head: 256 × 262,144 × 2 bytes = 134 MB
+ROWS = 16  # of them compared at a time: 16 × 262,144 × 4 bytes = 17 MB
 Floats = NDArray[np.float64]
 
 
@@ -82,8 +83,9 @@ class _Predictions:
         self._p = [scores.log_softmax(1) for scores in self._logits(states)]
 
     def _logits(self, states: Tensor) -> Iterator[Tensor]:
-        for rows in states[self._scored.to(states.device)].split(ROWS):
-            yield logits(self._lm, rows).float()
+        for rows in states[self._scored.to(states.device)].split(HEADED):
+            for scores in logits(self._lm, rows).split(ROWS):
+                yield scores.float()
 
     def compared(self, states: Tensor, wanted: Wanted) -> Floats:
         """(3, text), as :class:`Dose` orders them."""
