@@ -110,3 +110,13 @@ def test_passes_that_share_their_start_are_the_same_passes(tiny_lm: Path):
     for handle in handles:
         handle.remove()
     assert torch.equal(final_states(lm, TOKENS[:1]), final_states(lm, TOKENS)[:1])  # nothing is remembered
+
+
+def test_the_head_is_given_rows_that_lie_side_by_side(tiny_lm: Path):
+    """Of a slice of the states torch makes, on a CPU, as many copies of the head as there are texts."""
+    lm, found = load(tiny_lm, torch.float32, CPU), []
+    head = lm.model.get_output_embeddings()
+    assert head is not None
+    head.register_forward_pre_hook(lambda _, args: found.append(args[0].is_contiguous()))
+    lm.model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), max_new_tokens=2, do_sample=False)  # pyright: ignore[reportCallIssue]
+    assert found == [True, True]
