@@ -1,11 +1,52 @@
 """How good a reconstruction is. Sums over the whole set in float64; nothing is an average of averages."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12  # of a sum in float64
 OUTLIER = 3.0  # a row is an outlier when its norm exceeds this times the layer's median norm
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Rows x and their reconstructions x̂, row by row: ‖x − x̂‖², ‖x‖², their cosine and the active latents, (row,) each.
+    ``total``: (width,) Σx, float64."""
+
+    error: Tensor
+    squares: Tensor
+    cosine: Tensor
+    active: Tensor
+    total: Tensor
+
+    def of(self, kept: Tensor, x: Tensor) -> "Compared":
+        """Those of the rows ``kept`` (row,) bool, of all rows ``x``; quick where that is most of them."""
+        rows = (self.error[kept], self.squares[kept], self.cosine[kept], self.active[kept])
+        return Compared(*rows, self.total - x[~kept].sum(0, dtype=torch.float64))
+
+
+class Sums(NamedTuple):
+    """Of rows alone, in float64, because their variance is a small difference of large numbers: ‖x‖² (row,), Σx
+    (width,)."""
+
+    squares: Tensor
+    total: Tensor
+
+
+def sums(x: Tensor) -> Sums:
+    """``x``: (row, width)."""
+    x = x.double()
+    return Sums(torch.linalg.vecdot(x, x), x.sum(0))
+
+
+def compared(x: Tensor, reconstruction: Tensor, active: Tensor, own: Sums | None = None) -> Compared:
+    """``x``, ``reconstruction``: (row, width); ``active``: (row,) active latents; ``own``: :func:`sums` of ``x``."""
+    dot, (squares, total) = torch.linalg.vecdot, own or sums(x)
+    difference = x - reconstruction
+    norms = (squares * dot(reconstruction, reconstruction)).sqrt().clamp(min=1e-30)
+    return Compared(dot(difference, difference), squares, dot(x, reconstruction) / norms, active, total)
 
 
 @dataclass
@@ -19,19 +60,20 @@ class Errors:
     cosine: float = 0.0
     active: int = 0
 
-    def add(self, x: Tensor, reconstruction: Tensor, active: Tensor) -> None:
-        """``x``, ``reconstruction``: (row, width); ``active``: (row,) active latents."""
-        self.rows += len(x)
-        self.error += float((x - reconstruction).square().sum(dtype=torch.float64))
-        self.squares += float(x.square().sum(dtype=torch.float64))
-        self.total = self.total + x.sum(0, dtype=torch.float64).cpu()
-        self.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).sum())
-        self.active += int(active.sum())
+    def add(self, found: Compared) -> None:
+        """Some more rows."""
+        self.rows += len(found.error)
+        self.error += float(found.error.sum(dtype=torch.float64))
+        self.squares += float(found.squares.sum(dtype=torch.float64))
+        self.total = self.total + found.total.cpu()
+        self.cosine += float(found.cosine.sum(dtype=torch.float64))
+        self.active += int(found.active.sum())
 
     @property
     def variance(self) -> float:
-        """Σ‖x − mean‖² over the rows seen."""
-        return self.squares - float(self.total.square().sum()) / max(self.rows, 1)
+        """Σ‖x − mean‖² over the rows seen; what is no more than rounding is 0."""
+        found = self.squares - float(self.total.square().sum()) / max(self.rows, 1)
+        return found if found > ROUNDING * self.squares else 0.0
 
     def fvu(self) -> float | None:
         """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². None where there is no variance."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.metrics import OUTLIER, Errors
+from stages.metrics import OUTLIER, Errors, Sums, compared
 from stages.sae.sae import SAE
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]  # raw rows -> reconstruction, active latents a row
@@ -19,11 +19,11 @@ class Quality:
         self._scale, self._largest = scale, OUTLIER * median_norm
         self._everything, self._inliers = Errors(), Errors()
 
-    def add(self, x: Tensor, output: Tensor, active: Tensor) -> None:
-        """``x`` and its reconstruction (row, width), float32; ``active``: (row,) active latents."""
-        self._everything.add(x, output, active)
-        inlier = x.norm(dim=1) <= self._largest
-        self._inliers.add(x[inlier], output[inlier], active[inlier])
+    def add(self, x: Tensor, output: Tensor, active: Tensor, own: Sums | None = None) -> None:
+        """As :func:`stages.metrics.compared`; ``x`` and its reconstruction float32."""
+        found = compared(x, output, active, own)
+        self._everything.add(found)
+        self._inliers.add(found.of(found.squares.sqrt() <= self._largest, x))
 
     def values(self) -> dict[str, Any]:
         everything = self._everything
@@ -67,8 +67,9 @@ def outliers(blocks: Iterable[Tensor], tokens: Tensor, median_norm: float) -> di
     for block in blocks:
         x = block.float()
         large = x.norm(dim=1) > OUTLIER * median_norm
-        everything.add(x, x, torch.zeros(len(x)))
-        out.add(x[large], x[large], torch.zeros(int(large.sum())))
+        rows = compared(x, x, torch.zeros(len(x)))
+        everything.add(rows)
+        out.add(rows.of(large, x))
         found.append(large)
     mean = everything.total / everything.rows
     apart = out.squares - 2 * float(out.total @ mean) + out.rows * float(mean @ mean) if out.rows else 0.0

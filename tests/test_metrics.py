@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from stages import quality
-from stages.metrics import Errors, ce_recovered
+from stages.metrics import Errors, ce_recovered, compared
 
 
 def measured(x, reconstruction, active=None) -> Errors:
     errors = Errors()
-    errors.add(x, reconstruction, torch.zeros(len(x)) if active is None else active)
+    errors.add(compared(x, reconstruction, torch.zeros(len(x)) if active is None else active))
     return errors
 
 
@@ -29,12 +29,19 @@ def test_perfect_is_zero_and_the_mean_is_one():
     assert measured(x[:1].expand(4, 5), x[:4]).fvu() is None  # no variance, no fraction of it
 
 
+def test_some_of_the_rows_by_hand():
+    x = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0]])
+    found = compared(x, torch.zeros_like(x), torch.tensor([1, 2, 3])).of(torch.tensor([True, False, True]), x)
+    assert found.total.tolist() == [1.0, 2.0] and found.error.tolist() == [1.0, 4.0] == found.squares.tolist()
+    assert found.active.tolist() == [1, 3] and found.cosine.tolist() == [0.0, 0.0], "a row of zeros has no direction"
+
+
 def test_blocks_do_not_matter():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(90, 5, generator=generator), torch.randn(90, 5, generator=generator)
     parts = Errors()
     for first in range(0, 90, 31):
-        parts.add(x[first : first + 31], y[first : first + 31], torch.ones(len(x[first : first + 31])))
+        parts.add(compared(x[first : first + 31], y[first : first + 31], torch.ones(len(x[first : first + 31]))))
     whole = measured(x, y, torch.ones(90))
     assert parts.fvu() == pytest.approx(whole.fvu())
     assert (parts.rows, parts.l0()) == (90, 1)

@@ -24,6 +24,7 @@ from stages.merge.knobs import Merge
 from stages.merge.moments import Floats, Moments, moments
 from stages.merge.refit import refit, start
 from stages.merge.rows import blocks
+from stages.metrics import sums as sums_of
 from stages.quality import Quality, firing_counts
 from stages.sae.sae import SAE, Codes, summed
 from stages.training import blocks as shared_blocks
@@ -101,7 +102,9 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: Load | None, device: torch
     for name, counts in {"before": before, "after": after, "dropped": kept, "refitted": kept}.items():
         found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
 
-    curve = measured(sae, source, lines, device)
+    first = {"merged": "after", "dropped": "dropped", "refitted": "refitted"}
+    curve = [_point(line, groups.count, found[name]) for line, name in first.items()]
+    curve += measured(source, {line: others for line, (_, *others) in lines.items()}, device)
     members = np.bincount(groups.of[groups.of >= 0])
     report = {
         "layer": rows.layer,
@@ -212,23 +215,24 @@ def firing(source: Source, groups: Groups) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def measured(
-    sae: SAE, source: Source, lines: dict[str, list[tuple[Groups, SAE]]], device: torch.device
-) -> list[dict[str, Any]]:
+def measured(source: Source, lines: dict[str, list[tuple[Groups, SAE]]], device: torch.device) -> list[dict[str, Any]]:
     """fvu, fvu_inlier and l0 on the test rows of each point of some lines, in one pass over the rows."""
     rows = source.activations
     points = [
         (name, groups, one, Quality(rows.scale, rows.median_norm)) for name in lines for groups, one in lines[name]
     ]
+    groupings = {id(groups): groups for _, groups, _, _ in points}  # lines share them
     for block, codes in blocks(rows, source.latents.codes, *rows.split("test")):
         x = put(block, device).float()
+        own = sums_of(x)
+        found = {key: codes_of(codes, groups).to(device) for key, groups in groupings.items()}
         for _, groups, one, quality in points:
-            found = codes_of(codes, groups).to(device)
-            quality.add(x, one.decode(found), found.active())
-    return [
-        {"line": name, "latents": groups.count} | {key: quality.values()[key] for key in ("fvu", "fvu_inlier", "l0")}
-        for name, groups, _, quality in points
-    ]
+            quality.add(x, one.decode(found[id(groups)]), found[id(groups)].active(), own)
+    return [_point(name, groups.count, quality.values()) for name, groups, _, quality in points]
+
+
+def _point(line: str, latents: int, values: dict[str, Any]) -> dict[str, Any]:
+    return {"line": line, "latents": latents} | {name: values[name] for name in ("fvu", "fvu_inlier", "l0")}
 
 
 def curve_csv(curve: list[dict[str, Any]]) -> str:
