@@ -11,7 +11,7 @@ from stages.interpret.read import check_origin, chosen, interpreted, open_latent
 from stages.invert import invert as room
 from stages.invert import write
 from stages.invert.knobs import Invert
-from stages.lm import DTYPES, load
+from stages.lm import DTYPES, load, mute
 from stages.machine import Machine, start
 from stages.sae import disk
 
@@ -29,6 +29,10 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
     source, options = read.lm_path(Path(lm))
+    loaded = load(source, DTYPES[knobs.dtype], device, **options)
+    if why := mute(loaded):
+        write_skipped(Path(target), Path(report), why)
+        return
     facts = {
         "latents": known.meta,
         "sae": config,
@@ -38,7 +42,6 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
         "machine": [device.type, machine.threads],
     }
     with resume.scratch(f"invert-{known.meta['layer']}", facts) as work:
-        loaded = load(source, DTYPES[knobs.dtype], device, **options)
         found = room.invert(room.Source(loaded, coder.to(device), known), maxima, knobs, seed, work)
     meta = {name: known.meta[name] for name in ("layer", "hook", "model")}
     write.write(Path(target), found, {**meta, "seed": seed, "invert": knobs.model_dump()})

@@ -9,7 +9,7 @@ from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import write_json, write_skipped
 from stages.interpret import read as known
-from stages.lm import DTYPES, load
+from stages.lm import DTYPES, load, mute
 from stages.machine import Machine, start
 from stages.sae import disk
 from stages.steer_eval import steer_eval as room
@@ -37,7 +37,11 @@ def main(
     chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
     device = start(params.load("machine", Machine))
     name, options = read.lm_path(Path(lm))
-    source = room.Source(rows, contexts, found, chosen, load(name, DTYPES[rows.meta["forward"]], device, **options))
+    loaded = load(name, DTYPES[rows.meta["forward"]], device, **options)
+    if why := mute(loaded):
+        write_skipped(Path(target), Path(report), why)
+        return
+    source = room.Source(rows, contexts, found, chosen, loaded)
     seed = params.load("seed", int)
     write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target)))
 

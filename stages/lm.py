@@ -95,6 +95,13 @@ def wrapped(model: "PreTrainedModel") -> LanguageModel:
     return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(model.name_or_path))
 
 
+def mute(lm: LanguageModel) -> str | None:
+    """Why nothing can be asked of a model that writes no text; None of one that does."""
+    if lm.model.can_generate():
+        return None
+    return f"not applicable: {type(lm.model).__name__} does not generate text"
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Inside the block Python looks for no cycles: among what a large import makes that takes a fifth of the time."""

@@ -1,6 +1,7 @@
 """Invert: what is reported is what the text does, and mistakes are told."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,11 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the stage with changed knobs, into a folder of that name; return what is there."""
     monkeypatch.chdir(project)
 
-    def go(target: str, seed: int = 0, **changes: Any) -> dict[str, str]:
+    def go(target: str, seed: int = 0, lm: str = "data/lm", **changes: Any) -> dict[str, str]:
         values = {**params.read(ROOT / "params.yaml"), "seed": seed, "invert": {**KNOBS, **changes}}
         values["machine"] |= {"device": "cpu", "threads": 1}
         (project / "params.yaml").write_text(yaml.safe_dump(values))
-        sae, lm, latents, clusters = "data/sae/1", "data/lm", "data/latents/1", "data/clusters/1"
+        sae, latents, clusters = "data/sae/1", "data/latents/1", "data/clusters/1"
         script.main(sae, lm, latents, clusters, f"{target}/inverted", f"{target}/report.json")
         there = sorted(path for path in (project / target).rglob("*") if path.is_file())
         return {path.relative_to(project / target).as_posix(): files.sha256(path) for path in there}
@@ -229,6 +230,29 @@ def test_what_is_not_asked_for_is_skipped(run, project: Path):
     for target, changes in {"off": {"run": False}, "elsewhere": {"layers": [0]}}.items():
         assert set(run(target, **changes)) == {"inverted/meta.json", "report.json"}
         assert files.read_json(project / target / "report.json") == {"skipped": True}
+
+
+MUTE = """from transformers import GPT2LMHeadModel
+
+
+class MuteLM(GPT2LMHeadModel):
+    @classmethod
+    def can_generate(cls):
+        return False
+"""
+
+
+def test_a_model_that_writes_no_text_is_told_and_left(run, project: Path, capsys: pytest.CaptureFixture[str]):
+    folder = project / "data" / "mute"
+    shutil.copytree(project / "data" / "lm", folder)
+    (folder / "mute.py").write_text(MUTE)
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", {**config, "auto_map": {"AutoModelForCausalLM": "mute.MuteLM"}})
+    files.write_json(folder / "meta.json", {"kind": "folder", "trust_remote_code": True, **FACTS})
+    assert set(run("mute", lm="data/mute")) == {"inverted/meta.json", "report.json"}
+    why = "not applicable: MuteLM does not generate text"
+    assert files.read_json(project / "mute" / "report.json") == {"skipped": True, "why": why}
+    assert capsys.readouterr().err.endswith(f"skipped, {why}\n")
 
 
 def test_latents_are_chosen_by_rank_by_name_or_by_importance(source: Source):
