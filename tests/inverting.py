@@ -118,6 +118,13 @@ def interpreted(folder: Path, lm: LanguageModel, sae: SAE) -> Latents:
 FACTS = {"name": "tiny", "revision": None, "fingerprint": "abc"}
 
 
+def source_of(folder: Path, latents: Path) -> Source:
+    """The model of ``folder`` with the planted SAE, and its ``latents`` as interpret would write them."""
+    lm = plain(folder)
+    sae = planted(lm)
+    return Source(lm, sae, interpreted(latents, lm, sae))
+
+
 def objective_of(source: Source, latent: int = 0) -> Objective:
     return Objective(source.lm, source.sae, "resid_post", LAYER, latent, 10.0)
 

@@ -25,8 +25,7 @@ from inverting import (
     interpreted,
     knobs,
     no_starts,
-    plain,
-    planted,
+    source_of,
 )
 
 from src import invert as script
@@ -47,9 +46,7 @@ from stages.seeds import generator
 
 @pytest.fixture(scope="module")
 def source(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    lm = plain(gpt2)
-    sae = planted(lm)
-    return Source(lm, sae, interpreted(tmp_path_factory.mktemp("latents") / "1", lm, sae))
+    return source_of(gpt2, tmp_path_factory.mktemp("latents") / "1")
 
 
 @pytest.fixture(scope="module")

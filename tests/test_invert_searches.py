@@ -11,11 +11,11 @@ from inverting import (
     SUN,
     TOKENS,
     greedy_knobs,
-    interpreted,
     objective_of,
     plain,
     planted,
     soft_knobs,
+    source_of,
     without_sun,
 )
 
@@ -34,9 +34,7 @@ from stages.seeds import generator
 
 @pytest.fixture(scope="module")
 def source(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    lm = plain(gpt2)
-    sae = planted(lm)
-    return Source(lm, sae, interpreted(tmp_path_factory.mktemp("latents") / "1", lm, sae))
+    return source_of(gpt2, tmp_path_factory.mktemp("latents") / "1")
 
 
 @pytest.fixture(scope="module")
