@@ -277,6 +277,12 @@ def test_enforce_fails_after_writing_and_names_what_failed(
     assert len(outputs()) == 8
 
 
+def test_a_layer_with_nothing_to_steer_has_no_section(project: Path, monkeypatch: pytest.MonkeyPatch):
+    write_json(project / "steer_eval" / f"{LAYERS[0]}.json", {"prompts": 4, "kl": 0.5, "latents": []})
+    report(monkeypatch)
+    assert "<h2>Steering</h2>" not in (project / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_control_that_passes_everything_is_a_loud_warning(project: Path, monkeypatch: pytest.MonkeyPatch):
     loose = measured(3)
     loose["controls"]["pca"] = dict(loose["test"])

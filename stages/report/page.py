@@ -79,7 +79,11 @@ def render(
         families=families,
         maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
         causes=causes,
-        doses={layer: base64.b64encode(pictures[f"steering-{layer}"]).decode() for layer in causes.steered},
+        doses={
+            layer: base64.b64encode(pictures[f"steering-{layer}"]).decode()
+            for layer, found in causes.steered.items()
+            if found["latents"]
+        },
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         merged=merged,
