@@ -43,17 +43,18 @@ class Extraction:
         self.facts = {"model": read.model_facts(model), "corpus": self.text["sha256"], "hook": self.knobs.hook}
         source, options = read.lm_path(lm)
         self.lm: LanguageModel = load(source, DTYPES[self.knobs.dtype], device, **options)
+        self.reading = room.language(self.lm, self.layers, self.knobs)
 
     def contexts(self, folder: Path) -> Contexts:
         """Tokenise, as the stage does before its pass."""
         documents = {split: read.documents(self.corpus, split) for split in SPLITS}
         counts = {split: self.text["splits"][split] for split in SPLITS}
-        return Contexts(folder, room.write_contexts(documents, counts, self.lm, self.knobs, folder))
+        return Contexts(folder, self.reading.write(documents, counts, folder))
 
     def write(self, contexts: Contexts) -> None:
         """The whole pass: shards, hashes and statistics of every layer."""
         with TemporaryDirectory() as folder:
-            room.write_shards(self.lm, contexts, self.layers, self.knobs, self.facts, Path(folder))
+            room.write_shards(self.reading, contexts, self.layers, self.knobs.shard_rows, self.facts, Path(folder))
 
     def bare(self, contexts: Contexts) -> None:
         """The forward pass alone: the same contexts in the same batches, up to the same block."""

@@ -33,6 +33,7 @@ from stages.fetch import read
 from stages.files import need_disk, write_tensors
 from stages.interpret import interpret as room
 from stages.interpret.knobs import Interpret
+from stages.interpret.vocabulary import of_tokens
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -91,7 +92,7 @@ def one(data: Path, layer: int, rows: int) -> dict[str, Any]:
         contexts = contexts_of(open_contexts(data / "activations" / "tokens"), len(titles), rows, folder / "tokens")
         activations = activations_of(stored, contexts.meta["rows"], folder / "activations")
         times = -(-rows // stored.rows)
-        from_ = room.Source(activations, contexts, titles * times, labels * times, lm)
+        from_ = room.Source(activations, contexts, titles * times, labels * times, of_tokens(lm))
         with watched() as peak:
             time.sleep(0.1)
             began, before = time.perf_counter(), peak["RssAnon"]

@@ -1,9 +1,11 @@
 """Stage extract: one pass of the model writes the activations of every layer."""
 
 from pathlib import Path
+from typing import Any
 
-from stages import launch, params, resume
+from stages import launch, params, resume, sentences
 from stages.door import run
+from stages.extract import documents
 from stages.extract import extract as room
 from stages.extract.shards import Contexts
 from stages.fetch import read
@@ -22,26 +24,48 @@ def main(lm: str, corpus: str, target: str) -> None:
         for name in ("tokens", *map(str, layers)) if launch.rank() == 0 else ():
             write_json(Path(target) / name / "meta.json", text)
         return
-    device = start(params.load("machine", Machine))
     knobs = params.load("extract", room.Extract)
-    check_layers(layers, model["blocks"])
-    room.check_room(Path(target), knobs, len(layers), model["width"], model["bytes"], launch.local_world())
-    launch.barrier()  # all have looked before any takes
-    source, options = read.lm_path(Path(lm))
-    loaded = load(source, DTYPES[knobs.dtype], device, **options)
-    facts = {"model": read.model_facts(model), "corpus": text["sha256"], "hook": knobs.hook, "forward": knobs.dtype}
-    belongs = {**facts, "params": knobs.model_dump(exclude={"batch_size"}), "layers": layers}
+    if of_tokens := model["kind"] == read.LANGUAGE:
+        reading = _language(Path(lm), Path(target), layers, model, knobs)
+    else:
+        reading = _documents(Path(lm), Path(corpus), Path(target), layers, model, knobs)
+    facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
+    belongs = {**facts, "params": knobs.model_dump(exclude={"batch_size"} if of_tokens else None), "layers": layers}
     with launch.shared(resume.scratch("extract", belongs)) as work:
         tokens = work / "tokens"
         if launch.rank() == 0 and not (tokens / "meta.json").exists():
-            documents = {split: read.documents(Path(corpus), split) for split in SPLITS}
+            found = {split: read.documents(Path(corpus), split) for split in SPLITS}
             counts = {split: text["splits"][split] for split in SPLITS}
-            write_json(tokens / "meta.json", {**facts, **room.write_contexts(documents, counts, loaded, knobs, tokens)})
+            write_json(tokens / "meta.json", {**facts, **reading.write(found, counts, tokens)})
         launch.barrier()
         contexts = Contexts(tokens, read_json(tokens / "meta.json"))
-        room.write_shards(loaded, contexts, layers, knobs, facts, work)
+        room.write_shards(reading, contexts, layers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
             resume.deliver(work, Path(target), ["tokens", *map(str, layers)])
+
+
+def _language(lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: room.Extract) -> room.Reading:
+    device = start(params.load("machine", Machine))
+    check_layers(layers, model["blocks"])
+    room.check_room(target, knobs, len(layers), model["width"], model["bytes"], launch.local_world())
+    launch.barrier()  # all have looked before any takes
+    source, options = read.lm_path(lm)
+    return room.language(load(source, DTYPES[knobs.dtype], device, **options), layers, knobs)
+
+
+def _documents(
+    lm: Path, corpus: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: room.Extract
+) -> room.Reading:
+    device = start(params.load("machine", Machine))
+    vectors = None if model["kind"] == read.SENTENCE else read.vectors(corpus)
+    width = model["width"] if vectors is None else vectors.shape[1]
+    documents.check(target, layers, model["kind"], min(knobs.tokens, read.corpus_meta(corpus)["documents"]), width)
+    if vectors is not None:
+        return documents.given(vectors, knobs)
+    source, options = read.lm_path(lm)
+    return documents.sentences(
+        sentences.load(source, device, DTYPES[knobs.dtype], **options), read.Texts(corpus), width, knobs
+    )
 
 
 if __name__ == "__main__":

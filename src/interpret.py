@@ -8,6 +8,7 @@ from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import write_json, write_skipped
 from stages.interpret import interpret as room
+from stages.interpret import vocabulary
 from stages.interpret.knobs import Interpret
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
@@ -26,10 +27,10 @@ def main(*paths: str) -> None:
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, config = disk.load(Path(sae))
-    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    model = read.lm_meta(Path(lm))
+    check_origin(rows, contexts, read.model_facts(model))
     room.check(coder, rows)
     device = start(machine)
-    source, options = read.lm_path(Path(lm))
     facts = {
         "activations": rows.meta,
         "sae": config,
@@ -38,8 +39,12 @@ def main(*paths: str) -> None:
         "machine": [device.type, machine.threads],
     }
     with resume.scratch(f"interpret-{rows.layer}", facts) as work:
-        loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
-        from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), loaded)
+        if read.speechless(model):
+            words = vocabulary.of_documents(read.Texts(Path(corpus)))
+        else:
+            source, options = read.lm_path(Path(lm))
+            words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
+        from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), words)
         write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))
 
 

@@ -19,12 +19,14 @@ from stages.sae import disk
 def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: str) -> None:
     """SAE, LM, LATENTS and CLUSTERS of a layer -> prompts that its latents fire on in TARGET, and REPORT."""
     knobs = params.load("invert", Invert)
+    model = read.lm_meta(Path(lm))
+    why = read.speechless(model)
     known = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
-    if known is None or known.meta["layer"] not in knobs.layers:
-        write_skipped(Path(target), Path(report))
+    if why or known is None or known.meta["layer"] not in knobs.layers:
+        write_skipped(Path(target), Path(report), why)
         return
     coder, config = disk.load(Path(sae))
-    check_origin(known, (coder.latents, coder.width), read.model_facts(read.lm_meta(Path(lm))))
+    check_origin(known, (coder.latents, coder.width), read.model_facts(model))
     maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)

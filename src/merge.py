@@ -28,7 +28,8 @@ def main(
         write_text(Path(curve), room.curve_csv([]))
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
+    facts = read.lm_meta(Path(lm))
+    check_origin(rows, contexts, read.model_facts(facts))
     source = room.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
     coder, config = disk.load(Path(sae))
     room.check(coder, source)
@@ -36,7 +37,7 @@ def main(
     model, options = read.lm_path(Path(lm))
     with ThreadPoolExecutor(1) as aside:  # loading takes three seconds, in which the sums over the rows are made
         loading = partial(load, model, DTYPES[rows.meta["forward"]], device, **options)
-        loaded = aside.submit(loading).result if knobs.ce_tokens else None
+        loaded = aside.submit(loading).result if knobs.ce_tokens and not read.speechless(facts) else None
         merged = room.merge(coder.to(device), source, knobs, loaded, device)
     metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
     disk.save(Path(target), merged.sae, metadata, merged.density)

@@ -22,10 +22,12 @@ def main(
     """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT."""
     knobs = params.load("steer_eval", SteerEval)
     rows = open_activations(Path(activations))
-    if not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
-        write_skipped(Path(target), Path(report))
+    facts = read.lm_meta(Path(lm))
+    why = read.speechless(facts)
+    if why or not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
+        write_skipped(Path(target), Path(report), why)
         return
-    contexts, model = open_contexts(Path(tokens)), read.model_facts(read.lm_meta(Path(lm)))
+    contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
     check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))
     found = known.open_latents(Path(latents))

@@ -48,7 +48,7 @@ def main(
         if launch.rank():
             return
         source, options = read.lm_path(Path(lm))
-        loaded = load(source, DTYPES[rows.meta["forward"]], device, **options)
+        loaded = None if read.speechless(model) else load(source, DTYPES[rows.meta["forward"]], device, **options)
         found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)
         found["best"] = {"step": fitted.best_step, "score": fitted.best_score}
 

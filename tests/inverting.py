@@ -111,7 +111,7 @@ def interpreted(folder: Path, lm: LanguageModel, sae: SAE) -> Latents:
     for name, rows in {"statistics": statistics, "examples": examples, "tokens": tokens}.items():
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
     meta = {"layer": LAYER, "hook": "resid_post", "latents": LATENTS, "width": lm.width, "shards": []}
-    files.write_json(folder / "meta.json", {**meta, "model": FACTS, "texts": None})
+    files.write_json(folder / "meta.json", {**meta, "model": FACTS, "texts": None, "unit": "token"})
     return open_latents(folder)
 
 

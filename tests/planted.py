@@ -100,7 +100,7 @@ def planted(folder: Path, layer: int) -> Path:
     pq.write_table(pa.table(near), folder / "neighbours.parquet")
     meta = {
         "layer": layer, "latents": LATENTS, "rows": 1000, "documents": 20, "model": {"name": "<tiny>"},
-        "texts": ["questions.csv"] if layer == 3 else None, "histogram_edges": EDGES, "shards": [],
+        "unit": "token", "texts": ["questions.csv"] if layer == 3 else None, "histogram_edges": EDGES, "shards": [],
     }  # fmt: skip
     write_json(folder / "meta.json", meta)
     return folder

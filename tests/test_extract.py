@@ -24,7 +24,7 @@ FACTS = {"model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "cor
 
 def knobs(**changes: Any) -> room.Extract:
     values = {"hook": "resid_post", "tokens": 400, "context": 8, "pack": False, "batch_size": 7, "dtype": "float32"}
-    return room.Extract(**{**values, "shard_rows": 64, **changes})
+    return room.Extract(**{**values, "normalize": True, "shard_rows": 64, **changes})
 
 
 def corpus(documents: int = 60) -> dict[str, list[dict[str, Any]]]:
@@ -42,9 +42,10 @@ def extract(folder: Path, model: Path, layers: list[int], params: room.Extract) 
     tokens = folder / "tokens"
     counts = {split: len(texts[split]) for split in SPLITS}
     facts = {**FACTS, "hook": params.hook, "forward": params.dtype}
-    meta = room.write_contexts({split: iter(texts[split]) for split in SPLITS}, counts, lm, params, tokens)
+    reading = room.language(lm, layers, params)
+    meta = reading.write({split: iter(texts[split]) for split in SPLITS}, counts, tokens)
     write_json(tokens / "meta.json", {**facts, **meta})
-    room.write_shards(lm, open_contexts(tokens), layers, params, facts, folder)
+    room.write_shards(reading, open_contexts(tokens), layers, params.shard_rows, facts, folder)
     return folder
 
 

@@ -36,7 +36,7 @@ DEBRIS = re.compile(
 def knobs(*given: dict[str, Any], **changes: Any) -> corpus.Corpus:
     """Params that keep everything, but for ``changes``."""
     plain = {"documents": None, "min_chars": 1, "max_chars": None, "near_duplicates": None, "balance": None}
-    shares = {"validation": 0.2, "test": 0.2, "stratify": False}
+    shares = {"validation": 0.2, "test": 0.2, "stratify": False, "max_bad_rows": 0}
     return params.check({"sources": list(given), **plain, **shares, **changes}, corpus.Corpus, "corpus")
 
 

@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def model(source: Path | str, revision: str | None = None) -> lm.LM:
-    return lm.LM(source=str(source), revision=revision, trust_remote_code=False)
+    return lm.LM(kind="language", source=str(source), revision=revision, trust_remote_code=False)
 
 
 def test_folder_model_loads_as_its_original(tmp_path: Path, gpt2: Path) -> None:
     (tmp_path / "lm").mkdir()
     meta = lm.fetch(model(gpt2), tmp_path / "lm")
     assert meta == read.lm_meta(tmp_path / "lm")
-    assert (meta["kind"], meta["name"], meta["architecture"], meta["dtype"]) == (
+    assert (meta["stored"], meta["name"], meta["architecture"], meta["dtype"]) == (
         "folder",
         "lm",
         "GPT2LMHeadModel",
@@ -63,7 +63,7 @@ from transformers import AutoModelForCausalLM
 from stages.fetch import lm, read
 from stages.fetch.place import whole_folder
 with whole_folder(Path("lm")) as folder:
-    lm.fetch(lm.LM(source="someone/tiny", revision="v1", trust_remote_code=False), folder)
+    lm.fetch(lm.LM(kind="language", source="someone/tiny", revision="v1", trust_remote_code=False), folder)
 name, options = read.lm_path(Path("lm"))
 print(name, AutoModelForCausalLM.from_pretrained(name, **options).config.n_embd)
 """
@@ -71,7 +71,7 @@ print(name, AutoModelForCausalLM.from_pretrained(name, **options).config.n_embd)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=there, capture_output=True, text=True)
     assert done.stdout.split() == ["someone/tiny", "32"], done.stderr
     meta = read.lm_meta(tmp_path / "lm")
-    assert (meta["kind"], meta["revision"], meta["license"], meta["blocks"]) == ("hub", commit, "mit", 4)
+    assert (meta["stored"], meta["revision"], meta["license"], meta["blocks"]) == ("hub", commit, "mit", 4)
     assert [path.name for path in (tmp_path / "lm").iterdir()] == ["meta.json"]
 
 

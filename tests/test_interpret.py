@@ -24,6 +24,7 @@ from stages.interpret.knobs import Interpret
 from stages.interpret.read import Columns, Latents, open_latents
 from stages.interpret.statistics import entropies
 from stages.interpret.text import Text, read_text
+from stages.interpret.vocabulary import of_tokens
 from stages.lm import load
 from stages.params import check as checked
 from stages.sae.sae import SAE
@@ -63,7 +64,9 @@ def make_source(
         with writing(folder / shard["file"], shard["rows"], WIDTH, identity(facts, number)) as file:
             file.append(x[number * SHARD :][: shard["rows"]])
     titles = [f"title {number}" for number in range(len(documents))]
-    return Source(mapped(folder, facts), contexts, list(titles), labels, load(lm, torch.float32, torch.device("cpu")))
+    return Source(
+        mapped(folder, facts), contexts, list(titles), labels, of_tokens(load(lm, torch.float32, torch.device("cpu")))
+    )
 
 
 def texts() -> tuple[list[list[int]], list[str | None]]:

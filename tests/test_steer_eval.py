@@ -170,7 +170,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> tuple[SAE, r
     test_interpret.interpret(sae, from_, test_interpret.knobs(), 0, folder / "latents", folder / "work")
     latents = open_latents(folder / "latents")
     chosen = dict.fromkeys([20, 3], 4.0)
-    return sae, room.Source(from_.activations, from_.contexts, latents, chosen, from_.lm)
+    assert from_.vocabulary.lm is not None
+    return sae, room.Source(from_.activations, from_.contexts, latents, chosen, from_.vocabulary.lm)
 
 
 def test_difference_is_the_mean_on_minus_the_mean_off(source: tuple[SAE, room.Source]):

@@ -1,7 +1,8 @@
 """One forward pass, stopped after the last wanted block, writes the activations of every wanted layer."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ class Extract(Section):
     pack: bool
     batch_size: int = Field(gt=0)
     dtype: Literal["bfloat16", "float16", "float32"]
+    normalize: bool
     shard_rows: int = Field(gt=0)
 
 
@@ -75,20 +77,37 @@ def write_contexts(
     return meta
 
 
+Forward = Callable[[np.ndarray, Tensor, int], dict[int, Tensor]]  # tokens, rows to keep, first context -> rows by layer
+Corpus = dict[str, Iterator[dict[str, Any]]]  # split -> its documents
+Write = Callable[[Corpus, dict[str, int], Path], dict[str, Any]]  # and how many they are -> what meta.json says
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents become rows of ``width``: ``write`` lays their contexts out, ``forward`` makes the rows of
+    ``batch_size`` contexts. ``facts``: what the artifacts say of it."""
+
+    facts: dict[str, Any]
+    width: int
+    batch_size: int
+    write: Write
+    forward: Forward
+
+
 def write_shards(
-    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, facts: dict[str, Any], folder: Path
+    reading: Reading, contexts: Contexts, layers: Sequence[int], size: int, facts: dict[str, Any], folder: Path
 ) -> None:
-    """Write `<folder>/<L>/shard-*.safetensors` and, at the end, `<folder>/<L>/meta.json` for each layer.
+    """Write `<folder>/<L>/shard-*.safetensors`, of ``size`` rows, and, at the end, `<folder>/<L>/meta.json` for each
+    layer.
 
     Shards that are whole are kept: a killed pass goes on after them. Several processes take turns, a shard each, and
-    the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards' headers. Rows do not depend
-    on the batch size or the number of processes, because a context always has the same length.
+    the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards' headers.
     """
-    total, size = contexts.meta["rows"], params.shard_rows
-    metas = {layer: {**facts, "layer": layer, "width": lm.width, "rows": total, "shard_rows": size} for layer in layers}
+    total, width = contexts.meta["rows"], reading.width
+    metas = {layer: {**facts, "layer": layer, "width": width, "rows": total, "shard_rows": size} for layer in layers}
     mine = {n: min(size, total - n * size) for n in range(launch.rank(), -(-total // size), launch.world())}
     wanted = {number: rows for number, rows in mine.items() if not _is_whole(folder, layers, number)}
-    pieces = _pieces(lm, contexts, layers, params, wanted)
+    pieces = _pieces(reading, contexts, size, wanted)
     share, done = sum(mine.values()), sum(mine.values()) - sum(wanted.values())
     silent = None if launch.rank() == 0 else True
     with tqdm(total=share, initial=done, desc="extract", unit=" rows", disable=silent) as bar:
@@ -96,7 +115,7 @@ def write_shards(
             with ExitStack() as stack:
                 writers = {
                     layer: stack.enter_context(
-                        writing(folder / str(layer) / shard_name(number), rows, lm.width, identity(meta, number))
+                        writing(folder / str(layer) / shard_name(number), rows, width, identity(meta, number))
                     )
                     for layer, meta in metas.items()
                 }
@@ -116,37 +135,43 @@ def _is_whole(folder: Path, layers: Sequence[int], number: int) -> bool:
     return all((folder / str(layer) / shard_name(number)).exists() for layer in layers)
 
 
-def _pieces(
-    lm: LanguageModel, contexts: Contexts, layers: Sequence[int], params: Extract, wanted: Collection[int]
-) -> Iterator[dict[int, Tensor]]:
-    """The rows of the ``wanted`` shards in order, {layer: (row, width)}, cut where a batch or a shard ends.
+def _pieces(reading: Reading, contexts: Contexts, size: int, wanted: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """The rows of the ``wanted`` shards of ``size`` rows in order, {layer: (row, width)}, cut where a batch or a shard
+    ends.
 
     The model sees only batches of contexts that have such rows; batches are the same whatever is wanted.
     """
-    count, size, at = contexts.meta["contexts"][SPLITS[-1]][1], params.shard_rows, 0
-    for first in range(0, count, params.batch_size):
-        tokens, documents = contexts.read(first, min(first + params.batch_size, count))
+    count, at = contexts.meta["contexts"][SPLITS[-1]][1], 0
+    for first in range(0, count, reading.batch_size):
+        tokens, documents = contexts.read(first, min(first + reading.batch_size, count))
         kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()
         end = at + len(kept)
         here = [number for number in range(at // size, -(-end // size)) if number in wanted and end > at]
-        batch = _rows(lm, tokens, kept, layers, params.hook, first) if here else {}
+        batch = reading.forward(tokens, kept, first) if here else {}
         for number in here:
             part = slice(max(number * size - at, 0), min((number + 1) * size, end) - at)
             yield {layer: x[part] for layer, x in batch.items()}
         at = end
 
 
-def _rows(
-    lm: LanguageModel, tokens: np.ndarray, kept: Tensor, layers: Sequence[int], hook: Hook, first: int
-) -> dict[int, Tensor]:
-    """The ``kept`` rows of a batch of contexts, {layer: (row, width)}."""
-    with torch.inference_mode(), capture(lm, hook, layers) as seen:
-        forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
-    flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
-    return {layer: _clean(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
+def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Reading:
+    """Rows of a language model. They do not depend on the batch size or the number of processes, because a context
+    always has the same length."""
+
+    def write(corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
+        return write_contexts(corpus, counts, lm, params, folder)
+
+    def forward(tokens: np.ndarray, kept: Tensor, first: int) -> dict[int, Tensor]:
+        with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
+            forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
+        flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
+        return {layer: stored(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
+
+    return Reading({"hook": params.hook, "forward": params.dtype}, lm.width, params.batch_size, write, forward)
 
 
-def _clean(rows: Tensor, layer: int, first: int, count: int) -> Tensor:
+def stored(rows: Tensor, layer: int, first: int, count: int) -> Tensor:
+    """The rows as they are kept; BadInput where one is not finite."""
     rows = rows.to(DTYPE)
     if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():  # 25 times cheaper than isfinite of every element
         raise BadInput(

@@ -5,11 +5,12 @@ larger than memory: a few bytes a document stay in it, plus what near-duplicate 
 """
 
 import re
+import sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -25,18 +26,28 @@ from stages.door import BadInput
 from stages.fetch import sources
 from stages.fetch.document import Document
 from stages.fetch.duplicates import NearDuplicates
-from stages.fetch.read import SPLITS
+from stages.fetch.read import SPLITS, VECTORS
 from stages.fetch.sources import Source
+from stages.fetch.vectors import Vectors
 from stages.files import sha256, write_json
 from stages.params import Section
 
-SPOOL = pa.schema([("title", pa.string()), ("label", pa.string()), ("text", pa.string())])
+SPOOL = pa.schema(
+    [
+        ("title", pa.string()),
+        ("label", pa.string()),
+        ("text", pa.string()),
+        ("id", pa.string()),
+        ("vector", pa.binary()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("document", pa.int64()),
         ("title", pa.string()),
         ("label", pa.string()),
         ("text", pa.string()),
+        ("id", pa.string()),
         ("split", pa.string()),
     ]
 )
@@ -60,6 +71,7 @@ class Corpus(Section):
     max_chars: int | None = Field(gt=0)
     near_duplicates: float | None = Field(gt=0, le=1)
     balance: int | Literal["smallest"] | None = Field()
+    max_bad_rows: int = Field(ge=0)
     validation: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     stratify: bool
@@ -82,11 +94,12 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
     """
     chosen = [sources.resolved(source) for source in params.sources]
     counts: Counter[str] = Counter()
+    vectors = Vectors(params.max_bad_rows)
     spool = folder / "spool.arrow"
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(_closable(sources.documents(source)))) for source in chosen]
         documents = tqdm(_turns(streams), desc="documents", unit=" documents", disable=None)
-        labels, names = _spool(_filtered(documents, params, counts), spool)
+        labels, names = _spool(_filtered(documents, params, counts, vectors), spool)
     random = np.random.default_rng(seed)
     order = random.permutation(len(labels))
     if params.balance is not None:
@@ -95,9 +108,12 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
         order = order[balanced]
     if not len(order):
         reasons = "; ".join(f"{counts[reason]} {why}" for reason, why in REASONS.items() if counts[reason])
-        raise BadInput(f"the corpus is empty: {counts['read']} documents were read{'; ' if reasons else ''}{reasons}")
+        bad = f"; bad vectors: {'; '.join(vectors.rows[:3])}" if vectors.rows else ""
+        raise BadInput(
+            f"the corpus is empty: {counts['read']} documents were read{'; ' if reasons else ''}{reasons}{bad}"
+        )
     splits = _splits(labels[order] if params.stratify else np.zeros(len(order), np.int64), params)
-    chars = _write(spool, order, splits, folder / "corpus.parquet")
+    chars = _write(spool, order, splits, folder, vectors.width)
     spool.unlink()
     meta = {
         "documents": len(order),
@@ -106,9 +122,14 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
         "chars": chars,
         "read": counts["read"],
         "dropped": {reason: counts[reason] for reason in REASONS},
+        **vectors.facts(),
         "sources": [sources.facts(source) for source in chosen],
         "sha256": sha256(folder / "corpus.parquet"),
     }
+    if vectors.width:
+        meta["vectors_sha256"] = sha256(folder / VECTORS)
+        if vectors.rows:
+            sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.rows[:10])}\n")
     write_json(folder / "meta.json", meta)
     return meta
 
@@ -129,7 +150,9 @@ def _turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
                 yield document
 
 
-def _filtered(documents: Iterable[Document], params: Corpus, counts: Counter[str]) -> Iterator[Document]:
+def _filtered(
+    documents: Iterable[Document], params: Corpus, counts: Counter[str], vectors: Vectors
+) -> Iterator[Document]:
     """What is long enough and new, cut to ``max_chars``; ``counts`` learns what was read and why it was dropped.
 
     Stops reading at ``params.documents``, unless balance has to see everything first.
@@ -139,7 +162,10 @@ def _filtered(documents: Iterable[Document], params: Corpus, counts: Counter[str
     kept = 0
     for document in documents:
         counts["read"] += 1
-        text = _cut(_SURROGATES.sub("\ufffd", document.text.replace("\r\n", "\n").strip()), params.max_chars)
+        if not vectors.takes(document):
+            continue
+        text = document.text or (document.title if document.vector else "")  # a vector need not have a text
+        text = _cut(_SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").strip()), params.max_chars)
         if not text:
             counts["empty"] += 1
         elif len(text) < params.min_chars:
@@ -226,14 +252,20 @@ def _spread(total: int, share: float, least: int) -> NDArray[np.int64]:
     return (2 * np.arange(count) + 1) * total // (2 * max(count, 1))
 
 
-def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], path: Path) -> int:
-    """Write the spooled documents in ``order``; return how many characters they hold."""
+def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], folder: Path, width: int) -> int:
+    """Write the spooled documents in ``order``, and their vectors of ``width`` if there are any; return how many
+    characters they hold."""
     chars = 0
     with (
         pa.memory_map(str(spool)) as source,
         pa.ipc.open_file(source) as reader,
-        pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(folder / "corpus.parquet", SCHEMA, compression="zstd") as writer,
+        (folder / VECTORS).open("wb") if width else nullcontext() as array,
     ):
+        if array:
+            np.lib.format.write_array_header_1_0(
+                array, {"descr": "<f4", "fortran_order": False, "shape": (len(order), width)}
+            )
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         ends = list(accumulate(batch.num_rows for batch in batches))
         starts = [end - batch.num_rows for end, batch in zip(ends, batches, strict=True)]
@@ -242,6 +274,8 @@ def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], pat
             for place, row in enumerate(order[first : first + BATCH].tolist(), start=first):
                 number = bisect_right(ends, row)
                 document = batches[number].slice(row - starts[number], 1).to_pylist()[0]
+                if array:
+                    array.write(document.pop("vector"))
                 rows.append({**document, "document": place, "split": SPLITS[splits[place]]})
                 chars += len(document["text"])
             writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))

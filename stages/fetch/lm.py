@@ -7,17 +7,20 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from stages import sentences
 from stages.door import BadInput
 from stages.fetch import gguf
 from stages.fetch.place import find
+from stages.fetch.read import GIVEN, SENTENCE
 from stages.files import need_disk, sha256, write_json
 from stages.params import Section
 
@@ -33,9 +36,10 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 
 
 class LM(Section):
-    """Which model. See params.yaml."""
+    """What makes activations. See params.yaml."""
 
-    source: str
+    kind: Literal["language", "sentence", "vectors"]
+    source: str | None
     revision: str | None
     trust_remote_code: bool
 
@@ -45,23 +49,77 @@ def fetch(params: LM, folder: Path) -> dict[str, Any]:
 
     BadInput when it is missing, truncated, unsafe to open, not pinned, or of an unknown architecture.
     """
-    prefix, colon, name = params.source.partition(":")
-    if colon and prefix == "package":
-        facts = _package(name, folder)
-    elif path := find(params.source, {".gguf"}):
-        _refuse_revision(params)
-        facts = _local(path, params, folder)
+    if params.kind == GIVEN:
+        meta = _nothing(params)
     else:
-        facts = _hub(params)
-    home = Path(facts.pop("home", folder))
-    meta = {
-        **facts,
-        **_architecture(home, params),
-        **_files(home),
-        "trust_remote_code": params.trust_remote_code,
-    }
+        facts = _sentences(params, folder) if params.kind == SENTENCE else _language(params, folder)
+        home = Path(facts.pop("home", folder))
+        shape = _dimension(home) if params.kind == SENTENCE else _architecture(home, params)
+        meta = {"kind": params.kind, **facts, **shape, **_files(home), "trust_remote_code": params.trust_remote_code}
     write_json(folder / "meta.json", meta)
     return meta
+
+
+def _nothing(params: LM) -> dict[str, Any]:
+    """Vectors come with the corpus, and what made them is not known."""
+    if params.source is not None:
+        raise BadInput(
+            f"params.yaml: fetch.lm.source is {params.source}, but with kind vectors it must be null: "
+            "the vectors come from fetch.corpus.sources"
+        )
+    nothing = {"stored": None, "name": "vectors", "source": None, "revision": None, "license": None}
+    return {"kind": GIVEN, **nothing, "blocks": 1, "width": None, "bytes": 0, "fingerprint": "vectors", "files": []}
+
+
+def _source(params: LM) -> str:
+    if params.source is None:
+        raise BadInput(f"params.yaml: fetch.lm.source is null, but a {params.kind} model has to be named")
+    return params.source
+
+
+def _language(params: LM, folder: Path) -> dict[str, Any]:
+    prefix, colon, name = _source(params).partition(":")
+    if colon and prefix == "package":
+        return _package(name, folder)
+    if path := find(_source(params), {".gguf"}):
+        _refuse_revision(params)
+        return _local(path, params, folder)
+    return _hub(params, ["*/*"])  # deeper files are other formats (onnx/, original/)
+
+
+def _sentences(params: LM, folder: Path) -> dict[str, Any]:
+    """A sentence-transformers model: a package, a folder or a hub name."""
+    if params.trust_remote_code:
+        raise BadInput("params.yaml: fetch.lm.trust_remote_code is true, which sentence models here do without")
+    name = _source(params)
+    path = sentences.find(name)
+    if path is None:
+        facts = _hub(params, ["onnx/*", "openvino/*"])
+        check_sentences(facts["home"], name)
+        return facts
+    _refuse_revision(params)
+    check_sentences(path, name)
+    for file in tqdm(_listed(path), desc="copy the model", unit=" files", disable=None):
+        (folder / file.relative_to(path)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / file.relative_to(path))
+    packaged = name.startswith("package:")
+    shown = name.removeprefix("package:") if packaged else path.resolve().name
+    source = name if packaged else shown
+    return {"stored": "folder", "name": shown, "source": source, "revision": None, "license": _license(path)}
+
+
+def check_sentences(folder: Path, where: str) -> None:
+    """Refuse what is no sentence-transformers model with safetensors weights."""
+    if not (folder / "modules.json").is_file():
+        raise BadInput(f"{where} holds no modules.json, so it is no sentence-transformers model")
+    check_folder(folder, where)
+
+
+def _dimension(home: Path) -> dict[str, Any]:
+    """One layer, of the vectors that the model gives."""
+    model = sentences.load(home, torch.device("cpu"))
+    modules = [type(module).__name__ for module in model]
+    return {"architecture": " ".join(modules), "blocks": 1, "width": model.get_embedding_dimension()}
 
 
 def _refuse_revision(params: LM) -> None:
@@ -89,12 +147,12 @@ def _package(name: str, folder: Path) -> dict[str, Any]:
                 f"{path.name} of package:{name} has SHA-256 {found}, not {package.EXPECTED_SHA256}; install it again"
             )
         gguf.unpack(path, folder)
-    return {"kind": "folder", "name": name, "source": f"package:{name}", "revision": found, "license": license}
+    return {"stored": "folder", "name": name, "source": f"package:{name}", "revision": found, "license": license}
 
 
 def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:
     """A folder in transformers' layout, or a GGUF file."""
-    facts = {"kind": "folder", "name": path.stem if path.is_file() else path.resolve().name, "source": path.name}
+    facts = {"stored": "folder", "name": path.stem if path.is_file() else path.resolve().name, "source": path.name}
     if path.is_file():
         # Alone in a folder, so that a stray config beside it is not taken for its own.
         with TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
@@ -116,9 +174,9 @@ def _copy(source: Path, folder: Path, params: LM) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _hub(params: LM) -> dict[str, Any]:
-    """Download the pinned revision into the hub's cache, or find it there."""
-    name = params.source
+def _hub(params: LM, left: list[str]) -> dict[str, Any]:
+    """Download the pinned revision, but for what is ``left`` there, into the hub's cache, or find it there."""
+    name = _source(params)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise BadInput(f"params.yaml: fetch.lm.source is {name!r}, which is no file, folder, package:NAME or hub name")
     if params.revision in (None, "main"):
@@ -128,19 +186,25 @@ def _hub(params: LM) -> dict[str, Any]:
         )
     code = ["*.py"] if params.trust_remote_code else []
     try:
-        # Files of the top folder only: deeper ones are other formats (onnx/, original/).
         snapshot = snapshot_download(
             name,
             revision=params.revision,
             allow_patterns=[WEIGHTS, *TEXTS, "README.md", *code],
-            ignore_patterns=["*/*"],
+            ignore_patterns=left,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BadInput(f"{name} at {params.revision} could not be fetched: {' '.join(str(error).split())}") from None
     home = Path(snapshot)
     check_folder(home, f"{name} at {params.revision}")
     # The snapshot's folder is named after the commit, which a tag or branch stood for.
-    return {"kind": "hub", "name": name, "source": name, "revision": home.name, "license": _license(home), "home": home}
+    return {
+        "stored": "hub",
+        "name": name,
+        "source": name,
+        "revision": home.name,
+        "license": _license(home),
+        "home": home,
+    }
 
 
 def check_folder(folder: Path, where: str) -> None:
@@ -170,15 +234,13 @@ def _architecture(home: Path, params: LM) -> dict[str, Any]:
 
 def _files(home: Path) -> dict[str, Any]:
     """The files with their hashes; bytes and dtype of the weights; a fingerprint of it all."""
-    files = sorted(
-        {file for pattern in (WEIGHTS, *TEXTS, "*.py") for file in home.glob(pattern) if file.name != "meta.json"}
-    )
+    files = _listed(home)
     sizes: Counter[str] = Counter()
-    for file in home.glob(WEIGHTS):
+    for file in (file for file in files if file.match(WEIGHTS)):
         sizes.update(_sizes(file))
     dtype = max(sizes, key=lambda name: (sizes[name], name))
     listed = [
-        {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        {"file": file.relative_to(home).as_posix(), "bytes": file.stat().st_size, "sha256": sha256(file)}
         for file in tqdm(files, desc="hash the model", unit=" files", disable=None)
     ]
     return {
@@ -187,6 +249,13 @@ def _files(home: Path) -> dict[str, Any]:
         "fingerprint": hashlib.sha256("".join(file["sha256"] for file in listed).encode()).hexdigest(),
         "files": listed,
     }
+
+
+def _listed(home: Path) -> list[Path]:
+    """The files that a model is loaded from; a sentence model has folders for its modules."""
+    walk = home.rglob if (home / "modules.json").is_file() else home.glob
+    found = {file for pattern in (WEIGHTS, *TEXTS, "*.py") for file in walk(pattern)}
+    return sorted(file for file in found if file != home / "meta.json")
 
 
 def _sizes(file: Path) -> Counter[str]:

@@ -13,14 +13,19 @@ from stages.fetch.document import Document
 FILE, MEDIA, CATEGORY = "6", "-2", "14"  # namespaces whose links show no text, by their keys
 
 
-def documents(path: Path) -> Iterator[Document]:
-    """Each section of each article is a document; its label is the article's title.
+def documents(path: Path, paragraphs: bool = False) -> Iterator[Document]:
+    """Each section of each article, or each of its ``paragraphs``, is a document; its label is the article's title.
 
     Redirects and pages outside the article namespace are dropped. A page's last revision in the dump counts.
     """
     with cast(BinaryIO, bz2.open(path) if path.suffix == ".bz2" else path.open("rb")) as file:
         try:
-            yield from _documents(file)
+            for document in _documents(file):
+                if not paragraphs:
+                    yield document
+                    continue
+                for number, text in enumerate(document.text.split("\n"), start=1):
+                    yield document._replace(title=f"{document.title} {number}", text=text)
         except ET.ParseError as error:
             raise BadInput(f"{path} is not a whole MediaWiki XML dump: {error}") from None
         except (EOFError, OSError) as error:

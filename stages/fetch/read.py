@@ -1,25 +1,31 @@
 """Opens what fetch wrote; the only part of this room that others import.
 
 `data/lm/`      meta.json, and the model's files unless it is a hub model: those stay in the hub's cache.
-`data/corpus/`  meta.json and corpus.parquet: document, title, label, text, split, in shuffled order.
+`data/corpus/`  meta.json and corpus.parquet: document, title, label, text, id, split, in shuffled order; where the
+                source brought vectors, vectors.npy: float32 (document, width), in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from stages.door import BadInput
 from stages.files import read_json
 
 SPLITS = ("train", "validation", "test")
+VECTORS = "vectors.npy"
+LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what makes activations; see params.yaml
 
 
 def lm_meta(folder: Path) -> dict[str, Any]:
-    """What is known of the model: kind (folder or hub), name, source, revision, architecture, blocks, width, dtype,
-    license, bytes of its weights, fingerprint, files with their sha256."""
+    """What is known of the model: kind (see params.yaml), stored (folder, hub or null), name, source, revision,
+    architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256."""
     return read_json(folder / "meta.json")
 
 
@@ -27,11 +33,18 @@ def lm_path(folder: Path) -> tuple[str, dict[str, Any]]:
     """What to give transformers' ``from_pretrained``: a name or path, and keywords. No network is reached for."""
     meta = lm_meta(folder)
     options: dict[str, Any] = {"local_files_only": True}
-    if meta["trust_remote_code"]:
+    if meta.get("trust_remote_code"):
         options["trust_remote_code"] = True
-    if meta["kind"] == "hub":
+    if meta["stored"] == "hub":
         return meta["name"], {**options, "revision": meta["revision"]}
     return str(folder), options
+
+
+def speechless(meta: dict[str, Any]) -> str | None:
+    """Why nothing can be predicted or written by what :func:`lm_meta` describes; None of a language model."""
+    if meta["kind"] == LANGUAGE:
+        return None
+    return f"not applicable: fetch.lm.kind is {meta['kind']}, so there is no language model"
 
 
 def model_facts(meta: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +68,37 @@ def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
     except pa.ArrowInvalid as error:
         raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
     return table["title"].to_pylist(), table["label"].to_pylist()
+
+
+def vectors(folder: Path) -> NDArray[np.float32]:
+    """The vectors that the source brought, (document, width), memory-mapped."""
+    try:
+        return np.load(folder / VECTORS, mmap_mode="r")
+    except (OSError, ValueError):
+        raise BadInput(
+            f"{folder} has no vectors: name the column in params.yaml: fetch.corpus.sources, as vector"
+        ) from None
+
+
+class Texts:
+    """The texts of a corpus by document; a few row groups of its file are in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = pq.ParquetFile(folder / "corpus.parquet")
+        sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._group = lru_cache(4)(lambda n: self._file.read_row_group(n, ["text"])["text"])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def of(self, documents: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """The text of each of ``documents``."""
+        where = np.searchsorted(self._starts, documents, side="right") - 1
+        return [
+            self._group(int(n))[int(document - self._starts[n])].as_py()
+            for n, document in zip(where, documents, strict=True)
+        ]
 
 
 def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stages.door import BadInput
-from stages.fetch import mediawiki, tables
+from stages.fetch import database, mediawiki, tables, vectors
 from stages.fetch.document import Document
 from stages.fetch.place import find
 from stages.files import sha256
 from stages.params import Section, check
 
-Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle"]
+Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array", "sql"]
 
 # Text that comes with an installed package: name -> (module, file inside its folder).
 PACKAGES = {
@@ -24,15 +24,22 @@ PACKAGES = {
         "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     )
 }
-SUFFIXES = {*tables.SUFFIXES, *tables.PACKED, ".txt", ".xml"}
-COLUMNS = {"text", "label", "title"}
+SUFFIXES = {*tables.SUFFIXES, *tables.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
+COLUMNS = {"text", "label", "title", "id", "vector", "blob"}
 KNOBS: dict[Kind, set[str]] = {
-    "package": set(),
-    "mediawiki": set(),
+    "package": {"unit"},
+    "mediawiki": {"unit"},
     "table": {*COLUMNS, "separator"},
     "text": {"unit"},
     "hub": {*COLUMNS, "config", "split", "revision"},
     "kaggle": {*COLUMNS, "separator", "unit", "file", "revision"},
+    "array": {"vector", "id", "text", "label"},
+    "sql": {*COLUMNS, "query"},
+}
+UNITS: dict[Kind, tuple[tables.Unit, ...]] = {
+    "package": ("section", "paragraph"),
+    "mediawiki": ("section", "paragraph"),
+    "text": ("paragraph", "line", "file"),
 }
 
 
@@ -42,11 +49,15 @@ class Source(Section):
     source: str = Field(min_length=1)
     kind: Kind | Literal["auto"] = "auto"
     documents: int | None = Field(default=None, gt=0)  # how many of its documents are read at the most
-    text: str | None = None  # columns of a table or a hub dataset; text unless given: `text`
+    text: str | None = None  # columns of a table, a hub dataset or a query; text unless given: `text`
     label: str | None = None
     title: str | None = None
+    id: str | None = None
+    vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
+    blob: vectors.Blob | None = None  # numbers of a vector that is a BLOB; None: float32
+    query: str | None = None  # of a database
     separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
-    unit: tables.Unit | None = None  # a document of a .txt file; None: a paragraph
+    unit: tables.Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)
     config: str | None = None  # of a hub dataset
     split: str | None = None  # of a hub dataset; None: train
     revision: str | None = None  # of a hub dataset (commit, tag or branch) or a Kaggle dataset (version number)
@@ -58,6 +69,11 @@ class Source(Section):
             given = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
             if wrong := sorted(given - KNOBS[self.kind]):
                 raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
+            units = UNITS.get(self.kind)
+            if self.unit and units and self.unit not in units:
+                raise ValueError(f"unit is {self.unit}, but a document of {self.source} is a {' or a '.join(units)}")
+            if self.kind == "sql" and self.query is None:
+                raise ValueError(f"{self.source} is a database: it needs a query, e.g. SELECT id, vector FROM items")
         return self
 
 
@@ -65,9 +81,11 @@ def resolved(source: Source) -> Source:
     """``source`` with its kind found out, by the first of these that fits:
 
     1. `package:NAME`: text that an installed package carries;
-    2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves;
-    3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), a text (.txt) or a
-       MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset in the hub's layout;
+    2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves, and so does a database's URL, written out or in an
+       environment variable (`postgresql://…`, `env:NAME`);
+    3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), an array (.npy, .npz), a
+       SQLite database (.sqlite, .db), a text (.txt) or a MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset
+       in the hub's layout;
     4. what has a `file` is a Kaggle dataset, what has a `revision` a hub dataset: both are needed to pin them.
     """
     if source.kind != "auto":
@@ -77,6 +95,8 @@ def resolved(source: Source) -> Source:
         return _as(source, prefix, source=name)
     if colon and prefix == "package":
         return _as(source, "package")
+    if colon and (name.startswith("//") or prefix == "env"):
+        return _as(source, "sql")
     if path := find(source.source, SUFFIXES):
         return _as(source, _path_kind(path))
     if source.file:
@@ -99,11 +119,15 @@ def _path_kind(path: Path) -> Kind:
         return "hub"
     if suffix in tables.SUFFIXES:
         return "table"
+    if suffix in vectors.SUFFIXES:
+        return "array"
+    if suffix in database.SUFFIXES:
+        return "sql"
     if suffix == ".txt":
         return "text"
     if suffix == ".xml" or path.suffix.lower() in (".xml", ".bz2"):
         return "mediawiki"
-    raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table or text")
+    raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table, text or sql")
 
 
 def documents(source: Source) -> Iterator[Document]:
@@ -114,9 +138,13 @@ def documents(source: Source) -> Iterator[Document]:
 def _all(source: Source) -> Iterator[Document]:
     if source.kind == "hub":
         return _hub(source)
+    if source.kind == "sql":
+        return _query(source)
     path = _file(source)
     if source.kind in ("package", "mediawiki"):
-        return mediawiki.documents(path)
+        return mediawiki.documents(path, source.unit == "paragraph")
+    if source.kind == "array":
+        return vectors.arrays(path, source.vector, source.id, source.text, source.label)
     if source.kind == "text" or tables.kind(path) == ".txt":
         return tables.text_documents(path, source.unit or "paragraph")
     return tables.documents(path, _columns(source, path.name), source.separator)
@@ -128,6 +156,8 @@ def facts(source: Source) -> dict[str, Any]:
     if source.kind == "hub":
         folder = find(source.source, SUFFIXES)
         return {**given, "source": folder.name} if folder else given
+    if source.kind == "sql" and _sqlite(source) is None:
+        return {**given, "source": database.shown(source.source)}
     path = _file(source)
     name = source.source if source.kind in ("package", "kaggle") else path.name
     return {**given, "source": name, "sha256": sha256(path)}
@@ -144,7 +174,22 @@ def _file(source: Source) -> Path:
 
 
 def _columns(source: Source, where: str) -> tables.Columns:
-    return tables.Columns(source.text or "text", source.label, source.title, where)
+    """Vectors may come without a text; everything else is a text's."""
+    text = source.text or (None if source.vector else "text")
+    return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob or "float32")
+
+
+def _query(source: Source) -> Iterator[Document]:
+    """The rows of a database: `id` and `vector`, unless other columns are named."""
+    path = _sqlite(source)
+    where = path.name if path else database.shown(source.source)
+    columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
+    return columns.documents(database.rows(database.address(source.source, path), source.query or "", where))
+
+
+def _sqlite(source: Source) -> Path | None:
+    """The file of a database that is one; None for a URL."""
+    return None if "://" in source.source or source.source.startswith(database.VARIABLE) else _local(source)
 
 
 def _packaged(source: str) -> Path:
@@ -188,7 +233,7 @@ def _hub(source: Source) -> Iterator[Document]:
             streaming=True,
         )
         columns = _columns(source, folder.name if folder else source.source)
-        kept = {name for name in (columns.text, columns.label, columns.title) if name}
+        kept = set(columns.named.values())
         if stream.column_names:
             columns.check(stream.column_names)
             stream = stream.select_columns(sorted(kept))

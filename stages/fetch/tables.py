@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -16,35 +17,51 @@ import pyarrow.parquet as pq
 
 from stages.door import BadInput
 from stages.fetch.document import Document
+from stages.fetch.vectors import Blob, parsed
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
 PACKED = {".bz2": bz2.open, ".gz": gzip.open}
 SEPARATORS = ",;\t|"  # what is tried when none is given
 
-Unit = Literal["line", "paragraph", "file"]
+Unit = Literal["line", "paragraph", "section", "file"]
 
 
+@dataclass(frozen=True)
 class Columns:
-    """Which columns hold text, label and title; label and title may be None."""
+    """Which columns hold what; all but ``text`` may be None, and ``text`` too where there is a ``vector``.
 
-    def __init__(self, text: str, label: str | None, title: str | None, where: str) -> None:
-        self.text, self.label, self.title, self.where = text, label, title, where
+    ``where``: what the source is called. ``blob``: the numbers of a vector that is bytes.
+    """
+
+    where: str
+    text: str | None
+    label: str | None = None
+    title: str | None = None
+    id: str | None = None
+    vector: str | None = None
+    blob: Blob = "float32"
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Use -> column."""
+        uses = ("text", "label", "title", "id", "vector")
+        return {use: name for use in uses if (name := getattr(self, use)) is not None}
 
     def check(self, there: Iterable[str]) -> None:
         """Refuse a column that is not among those that are ``there``."""
         there = list(there)
-        for use, name in (("text", self.text), ("label", self.label), ("title", self.title)):
-            if name is not None and name not in there:
+        for use, name in self.named.items():
+            if name not in there:
                 raise BadInput(f"{self.where} has no column {name!r} (asked for as {use}); it has {', '.join(there)}")
 
     def document(self, row: dict[str, Any], number: int) -> Document:
-        """One row as a document; without a title column it is named after its place: `data.csv 12`."""
-        text = row.get(self.text)
+        """One row as a document; without a title column it is named after its id or its place: `data.csv 12`."""
+        text = row.get(self.text) if self.text else None
         if text is not None and not isinstance(text, str):
             raise BadInput(f"{self.where}: row {number} of column {self.text!r} holds {text!r}, which is not text")
-        title = _word(row.get(self.title)) if self.title else None
-        label = _word(row.get(self.label)) if self.label else None
-        return Document(title or f"{self.where} {number}", label, text or "")
+        title, label, id = (_word(row.get(name)) if name else None for name in (self.title, self.label, self.id))
+        vector = parsed(row.get(self.vector), self.blob) if self.vector else None
+        return Document(title or id or f"{self.where} {number}", label, text or "", id, vector)
 
     def documents(self, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
         """All rows; the columns of the first are taken for those of the file."""
@@ -147,7 +164,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[dict[str, Any]]:
-    wanted = [name for name in (columns.text, columns.label, columns.title) if name is not None]
+    wanted = list(columns.named.values())
     try:
         with pq.ParquetFile(path) as file:
             columns.check(file.schema_arrow.names)

@@ -33,14 +33,15 @@ class Sets(NamedTuple):
 
 
 def enrich(
-    top_rows: Sets,
+    top_rows: Sets | None,
     top_documents: Sets,
     row_document: NDArray[np.integer],
     document_label: NDArray[np.integer],
     labels: int,
     seed: int,
 ) -> tuple[Table, dict[str, Any]]:
-    """The cells with anything inside, of both levels, by latent and label; and the numbers of the report.
+    """The cells with anything inside, of both levels, by latent and label; and the numbers of the report. ``top_rows``
+    None: rows are documents, and there is one level.
 
     ``row_document``: (row,); ``document_label``: (document,), -1 for none: those documents are left out altogether, as
     are those without a row. The table's columns: latent, level, label (its number), inside, size, labelled, total,
@@ -52,7 +53,10 @@ def enrich(
     shuffled = _shuffled(label, seed)
     every_document = np.arange(len(label))
     tables, report = [], {}
-    for level, sets, units in (("token", top_rows, row_document), ("document", top_documents, every_document)):
+    levels: list[tuple[str, Sets, NDArray[Any]]] = [("document", top_documents, every_document)]
+    if top_rows is not None:
+        levels.insert(0, ("token", top_rows, row_document))
+    for level, sets, units in levels:
         table, tested, living = cells(sets, label[units], labels)
         control, _, _ = cells(sets, shuffled[units], labels)
         tables.append({"level": np.full(len(table["p"]), level, object), **table})

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from stages.files import sha256
@@ -16,6 +17,7 @@ from stages.interpret.explanations import Case, Example, Explanation
 from stages.interpret.scoring import derangement, score
 from stages.interpret.writers import Patience, Replies, Writer, endpoint_writer, transformers_writer
 from stages.lm import LanguageModel, load
+from stages.machine import CPU
 from stages.params import Section
 from stages.resume import main_root
 
@@ -61,7 +63,7 @@ class Explain(Section):
     parallel: int = Field(gt=0)
 
 
-def open_writer(params: Explain, lm: LanguageModel, fingerprint: str, replies: Path) -> tuple[Writer, str]:
+def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str]:
     """The writer that ``params.model`` names, and what to call it: lm or endpoint.
 
     ``lm``: the model of `data/lm/`, with its ``fingerprint``; another one must be a folder or in the hub's cache.
@@ -74,9 +76,11 @@ def open_writer(params: Explain, lm: LanguageModel, fingerprint: str, replies: P
     if params.model != "lm":
         source = str(params.model)
         folder = next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
-        lm = load(folder or source, lm.model.dtype, lm.device, local_files_only=True)
+        dtype, device = (lm.model.dtype, lm.device) if lm else (torch.bfloat16, CPU)
+        lm = load(folder or source, dtype, device, local_files_only=True)
         weights = sorted(folder.glob("*.safetensors")) if folder else []
         fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
+    assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
     return transformers_writer(lm, fingerprint, params.batch_size, kept), "lm"
 
 

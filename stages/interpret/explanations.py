@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.interpret import rules
+from stages.interpret import rules, word_rules
 from stages.interpret.read import Columns
 from stages.interpret.rules import Neighbours, Rules
 from stages.interpret.scoring import SCORES, Windows, auc, cut, derangement, draw, halves, score, strongest, summary
 from stages.interpret.text import Text
+from stages.interpret.vocabulary import Bags
 from stages.interpret.writers import Embed
 
 ALL_SCORES = (*SCORES, "embedding")
@@ -46,13 +47,21 @@ class Explanation:
 @dataclass(frozen=True)
 class Halves:
     """The text as explainers see it. ``learned``: (row,) True where they may look; ``shown`` and ``scored``: windows of
-    the two halves. Rows end at the limit ROWS. ``seed``: of all that is drawn."""
+    the two halves. Rows end at the limit ROWS. ``near``: where tokens stand, or the words of ``bags``, where rows are
+    documents. ``seed``: of all that is drawn."""
 
     near: Neighbours
     learned: NDArray[np.bool_]
     shown: Windows
     scored: Windows
     seed: int
+    bags: Bags | None = None
+
+    def rules(self, starts: NDArray[np.int64], rows: NDArray[Any], values: NDArray[np.float32]) -> Rules:
+        """The rules of some latents, of tokens or of words."""
+        if self.bags is None:
+            return rules.learn(starts, rows, values, self.near, self.learned)
+        return word_rules.learn(starts, rows, values, self.bags, self.learned)
 
     def of(self, columns: Columns, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
         """The codes of latents ``first`` … ``end`` - 1 (counted from the columns' first) that lie within the limit."""
@@ -68,16 +77,19 @@ class Halves:
         return draw(strengths, items, np.random.default_rng([self.seed, latent]))
 
 
-def split(text: Text, bos: int, seed: int) -> Halves:
-    """Share the documents out between explainers and scores. ``bos``: the token that opens a context."""
+def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halves:
+    """Share the documents out between explainers and scores. ``opening``: the token that opens a context."""
     rows = min(text.rows, ROWS)
     shown = np.zeros(len(text.document_rows), bool)
     shown[text.documents[halves(len(text.documents), seed)]] = True
     learned = shown[text.document_of(np.arange(rows))]
-    near = rules.neighbours(text.token[:rows], text.segment[:rows], bos)
+    if bags is None:
+        near = rules.neighbours(text.token[:rows], text.segment[:rows], opening)
+    else:
+        near = word_rules.neighbours(bags)
     mine, others = cut(text, shown, rows), cut(text, ~shown, rows)
     assert not set(mine.document.tolist()) & set(others.document.tolist()), "a document is both shown and scored"
-    return Halves(near, learned, mine, others, seed)
+    return Halves(near, learned, mine, others, seed, bags)
 
 
 def by_rules(
@@ -91,7 +103,7 @@ def by_rules(
     for first in range(0, len(columns), LATENTS):
         end = min(first + LATENTS, len(columns))
         starts, rows, values = halves.of(columns, first, end)
-        learned = rules.learn(starts, rows, values, halves.near, halves.learned)
+        learned = halves.rules(starts, rows, values)
         numbers = range(columns.first + first, columns.first + end)
         table += rules.table(learned, numbers, halves.near, piece)
         found += _scored(learned, numbers, strongest(starts, rows, values, halves.scored), halves, items, piece)

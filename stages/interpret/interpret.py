@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from stages.interpret.explanations import Explanation, Halves
 from stages.interpret.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
 from stages.interpret.knobs import Interpret
 from stages.interpret.read import Codes, open_codes
-from stages.interpret.statistics import Table, edges, geometry
+from stages.interpret.statistics import Table, edges, geometry, token_counts
 from stages.interpret.text import Text
+from stages.interpret.vocabulary import Vocabulary
 from stages.interpret.writers import embedder
 from stages.lm import LanguageModel
 from stages.machine import CPU
@@ -40,7 +40,7 @@ class Source:
     contexts: Contexts
     titles: list[str | None]
     labels: list[str | None]
-    lm: LanguageModel
+    vocabulary: Vocabulary
 
 
 def check(sae: SAE, activations: Activations) -> None:
@@ -56,31 +56,31 @@ def interpret(
     sae: SAE, source: Source, knobs: Interpret, seed: int, folder: Path, work: Path, device: torch.device = CPU
 ) -> dict[str, Any]:
     """Write `data/latents/<L>/` into ``folder``; return the report's numbers. ``work``: for files that are not kept."""
-    activations, lm = source.activations, source.lm
+    activations, vocabulary = source.activations, source.vocabulary
     shards, largest = write_codes(sae, activations, folder, device)
     codes, bins = open_codes(folder, shards, sae.latents), edges(largest)
-    text = texts.read_text(source.contexts, work, knobs.window)
-    halves = explanations.split(text, lm.bos, seed)
-    background = look.background_of(text, lm)
+    text = texts.read_text(source.contexts, work, min(knobs.window, source.contexts.meta["context"]))
+    halves = explanations.split(text, vocabulary.opening, seed, vocabulary.bags(text))
+    background = token_counts(text, vocabulary.size)
     found = look.look(
         codes,
         look.Look(
             activations,
             text,
             bins,
-            look.words(lm, background, source.titles, source.labels),
+            look.words(vocabulary, background, source.titles, source.labels),
             background,
             halves,
             pool(activations, text, knobs.examples.pool, seed),
             knobs,
             seed,
         ),
-        lm,
+        vocabulary,
         folder,
     )
     statistics = found.statistics | geometry(sae)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
-    statistics |= _logits(sae, lm, knobs.logits, folder)
+    statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     parquet.write(folder / "statistics.parquet", statistics, export.STATISTICS)
     near = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
     parquet.write(folder / "neighbours.parquet", near, export.NEIGHBOURS)
@@ -119,10 +119,10 @@ def _counts(statistics: Table) -> dict[str, Any]:
     }
 
 
-def _logits(sae: SAE, lm: LanguageModel, top: int, folder: Path) -> Table:
-    """Write `logits.parquet`; skew and kurtosis, NaN where the model's head is not understood."""
-    found = logit_lens.lens(sae.decoder, lm, top) if top else None
-    if found is None:
+def _logits(sae: SAE, lm: LanguageModel | None, top: int, folder: Path) -> Table:
+    """Write `logits.parquet`; skew and kurtosis, NaN without a model whose head is understood."""
+    found = logit_lens.lens(sae.decoder, lm, top) if top and lm else None
+    if found is None or lm is None:
         return dict.fromkeys(("skew", "kurtosis"), np.full(sae.latents, np.nan))
     columns = found.columns()
     tokens, number = np.unique(columns["token"], return_inverse=True)
@@ -143,7 +143,8 @@ def _enrichment(found: look.Looked, source: Source, text: Text, seed: int, folde
     number = {name: place for place, name in enumerate(names)}
     label = np.array([-1 if name is None else number[name] for name in source.labels])
     owner = text.document_of(np.arange(text.rows))
-    rows, documents = look.joined(found.rows), look.joined(found.documents)
+    rows = look.joined(found.rows) if source.vocabulary.lm else None
+    documents = look.joined(found.documents)
     columns, report = enrich(rows, documents, owner, label, len(names), seed)
     labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
     parquet.write(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
@@ -166,14 +167,17 @@ def _explain(
     """
     if knobs.model is None or source.activations.layer not in knobs.layers:
         return []
+    if knobs.model == "lm" and source.vocabulary.lm is None:
+        sys.stderr.write("interpret: nothing is explained in words: there is no language model that could\n")
+        return []
     low, high = knobs.range or (0, codes.latents)
     full = np.array([rule.items == knobs.items for rule in rules])
     order = np.lexsort((-statistics["importance"], ~(statistics["kept"] & full)))
     chosen = [j for j in order.tolist() if low <= j < high and not statistics["dead"][j]][: knobs.latents]
-    shown = knobs.shown, knobs.silent, knobs.items, partial(texts.pieces, source.lm.tokenizer)
+    shown = knobs.shown, knobs.silent, knobs.items, source.vocabulary.pieces
     cases = [explanations.case(codes.columns(j, j + 1), j, halves, text, *shown) for j in sorted(chosen)]
     fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, name = open_writer(knobs, source.lm, fingerprint, main_root() / ".replies")
+    writer, name = open_writer(knobs, source.vocabulary.lm, fingerprint, main_root() / ".replies")
     found = explain(cases, writer, name, seed)
     if knobs.embedder is not None and cases:
         embed = embedder(knobs.embedder)
@@ -206,6 +210,7 @@ def _meta(
         "texts": knobs.texts and [source["source"] for source in knobs.texts["sources"]],
         "labels": sorted({label for label in source.labels if label is not None}) or None,
         "context": source.contexts.meta["context"],
+        "unit": source.vocabulary.unit,
         "seed": seed,
         "counts": counts,
         "histogram_edges": bins.tolist(),

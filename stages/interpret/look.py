@@ -24,11 +24,11 @@ from stages.interpret.statistics import (
     by_document,
     ranks,
     statistics,
-    token_counts,
     token_statistics,
+    word_statistics,
 )
-from stages.interpret.text import Text, pieces
-from stages.lm import LanguageModel
+from stages.interpret.text import Text
+from stages.interpret.vocabulary import Vocabulary
 
 
 @dataclass
@@ -69,17 +69,20 @@ class Look:
 
     def tokens(self, columns: Columns) -> Table:
         """`tokens.parquet` for a range."""
-        found = token_statistics(columns, self.text, self.background, self.knobs.tokens)
-        return {**found, "piece": self.words.pieces.take(pa.array(found["token"]))}
+        if self.halves.bags is None:
+            found = token_statistics(columns, self.text, self.background, self.knobs.tokens)
+            return {**found, "piece": self.words.pieces.take(pa.array(found["token"]))}
+        found = word_statistics(columns, self.halves.bags, self.knobs.tokens)
+        return {**found, "piece": pa.array(self.halves.bags.words, WORD).take(pa.array(found["token"]))}
 
 
 def words(
-    lm: LanguageModel, background: np.ndarray, titles: list[str | None], labels: list[str | None]
+    vocabulary: Vocabulary, background: np.ndarray, titles: list[str | None], labels: list[str | None]
 ) -> export.Words:
     """The text of every token that occurs (the others are empty), and what documents are called."""
     there = np.flatnonzero(background)
     found = np.full(len(background), "", object)
-    found[there] = pieces(lm.tokenizer, there.tolist())
+    found[there] = vocabulary.pieces(there.tolist())
     return export.Words(pa.array(found, WORD), pa.array(titles, WORD), pa.array(labels, WORD))
 
 
@@ -92,15 +95,15 @@ TABLES = {
 }
 
 
-def look(codes: Codes, with_: Look, lm: LanguageModel, folder: Path) -> Looked:
+def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path) -> Looked:
     """Write what goes by latent into ``folder`` and return what is still to be put together."""
     found, exports = Looked(), with_.knobs.exports
     arrays = export.Arrays(codes.latents, with_.knobs.examples)
     parts: list[Table] = []
 
     @cache
-    def piece(token: int) -> str:
-        return pieces(lm.tokenizer, [token])[0]
+    def piece(number: int) -> str:
+        return vocabulary.pieces([number])[0] if with_.halves.bags is None else with_.halves.bags.words[number]
 
     with ExitStack() as stack:
         tables = {
@@ -167,8 +170,3 @@ def joined(parts: list[Sets]) -> Sets:
     """The sets of all ranges."""
     counts = np.concatenate([np.diff(part.starts) for part in parts])
     return Sets(np.concatenate([[0], counts.cumsum()]), np.concatenate([part.items for part in parts]))
-
-
-def background_of(text: Text, lm: LanguageModel) -> np.ndarray:
-    """(vocabulary,) on how many rows each token stands."""
-    return token_counts(text, len(lm.tokenizer))

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from stages.interpret.read import Columns
 from stages.interpret.text import Text
+from stages.interpret.vocabulary import Bags
 from stages.sae.sae import SAE
 
 BINS = 32  # of the histogram, half an octave each
@@ -110,12 +112,7 @@ def token_counts(text: Text, vocabulary: int, block: int = 1 << 22) -> NDArray[n
 
 
 def token_statistics(columns: Columns, text: Text, background: NDArray[np.int64], most: int) -> Table:
-    """The tokens that say most of where a latent fires, at most ``most`` a latent.
-
-    share = P(token | active), background = P(token), lift = share / background. They are ranked by share · ln lift,
-    what the token adds to the divergence of the two: a rare token with a high lift does not come first by luck.
-    log_odds: ln of the odds of the token where the latent is active, over its odds elsewhere, 1/2 added to each count.
-    """
+    """The tokens that say most of where a latent fires, at most ``most`` a latent: see :func:`_telling`."""
     vocabulary, active = len(background), np.diff(columns.starts)
     key = columns.latents() * vocabulary + text.token[columns.rows]
     order = np.argsort(key, kind="stable")
@@ -123,7 +120,41 @@ def token_statistics(columns: Columns, text: Text, background: NDArray[np.int64]
     latent, token = np.divmod(key[order[begins]], vocabulary)
     count = np.diff(begins, append=len(key))
     total = np.add.reduceat(columns.values[order].astype(np.float64), begins) if len(begins) else np.empty(0)
-    a, b, n = active[latent], background[token], text.rows
+    return _telling(latent, token, count, total, active, background, text.rows, columns.first, most)
+
+
+def word_statistics(columns: Columns, bags: Bags, most: int) -> Table:
+    """The same of the words of documents, over the rows that ``bags`` have: a word's rows are the documents with it."""
+    kept = columns.rows < bags.rows
+    place, shape = (columns.latents()[kept], columns.rows[kept]), (len(columns), bags.rows)
+    total = csr_array(csr_array((columns.values[kept].astype(np.float64), place), shape) @ bags.by_row)
+    count = csr_array(csr_array((np.ones(kept.sum()), place), shape) @ bags.by_row)
+    total.sort_indices()
+    count.sort_indices()
+    active = np.bincount(place[0], minlength=len(columns))
+    latent = np.repeat(np.arange(len(columns)), np.diff(count.indptr))
+    background = np.diff(bags.by_word.indptr)
+    return _telling(latent, count.indices, count.data, total.data, active, background, bags.rows, columns.first, most)
+
+
+def _telling(
+    latent: NDArray[Any],
+    token: NDArray[Any],
+    count: NDArray[Any],
+    total: Floats,
+    active: NDArray[Any],
+    background: NDArray[Any],
+    rows: int,
+    first: int,
+    most: int,
+) -> Table:
+    """The entries (latent, token, on how many active rows, summed activation there) that say most, ``most`` a latent.
+
+    share = P(token | active), background = P(token), lift = share / background. They are ranked by share · ln lift,
+    what the token adds to the divergence of the two: a rare token with a high lift does not come first by luck.
+    log_odds: ln of the odds of the token where the latent is active, over its odds elsewhere, 1/2 added to each count.
+    """
+    a, b, n = active[latent], background[token], rows
     share, expected = count / a, b / n
     gain = share * np.log(share / expected)
     best = np.lexsort((token, -gain, latent))
@@ -135,10 +166,10 @@ def token_statistics(columns: Columns, text: Text, background: NDArray[np.int64]
     )
     inside, outside = (count + 0.5) / (a - count + 0.5), (b - count + 0.5) / (n - a - b + count + 0.5)
     return {
-        "latent": (latent + columns.first).astype(np.int32),
+        "latent": (latent + first).astype(np.int32),
         "rank": rank.astype(np.int32),
         "token": token.astype(np.int32),
-        "count": count,
+        "count": count.astype(np.int64),
         "share": share,
         "background": expected,
         "lift": share / expected,

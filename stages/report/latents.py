@@ -136,7 +136,7 @@ def tokens(pieces: Sequence[str], values: Sequence[float], strongest: float, pea
     return Markup("".join(parts).lstrip(" "))
 
 
-def histogram(counts: Sequence[int], edges: Sequence[float], mean: float) -> Markup:
+def histogram(counts: Sequence[int], edges: Sequence[float], mean: float, unit: str = "token") -> Markup:
     """How often the latent takes a value, as bars over a logarithmic axis, the mean as a dashed line."""
     filled = [place for place, count in enumerate(counts) if count]
     if not filled:
@@ -148,7 +148,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], mean: float) -> Mar
     bars = [
         f'<rect x="{place * step + 0.5:.1f}" y="{height - (tall := max(1.0, 82 * count / tallest)):.1f}" '
         f'width="{max(step - 1, 0.6):.1f}" height="{tall:.1f}"><title>{number(low)} – {number(high)}: '
-        f"{number(count)} tokens</title></rect>"
+        f"{number(count)} {unit}s</title></rect>"
         for place, (count, low, high) in enumerate(zip(counts, edges, edges[1:], strict=False))
         if count
     ]
@@ -218,7 +218,9 @@ def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
                 rules=of["rules"],
                 groups=[(kind, *GROUPS[kind], group) for kind, group in groups.items()],
                 context=lambda example, top=row["max"]: context(example, top),
-                histogram=histogram(row["histogram"], latents.meta["histogram_edges"], row["mean"]),
+                histogram=histogram(
+                    row["histogram"], latents.meta["histogram_edges"], row["mean"], latents.meta["unit"]
+                ),
                 lens={side: [r for r in of["logits"] if r["side"] == side] for side in ("promoted", "suppressed")},
                 tokens=of["tokens"],
                 labels=by_label(of["enrichment"]),

@@ -25,7 +25,7 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     texts = f"   on {', '.join(latents.meta['texts'])}" if latents.meta["texts"] else ""
     lines = [f"{bold}layer {latents.meta['layer']} · latent {latent}{plain}{state}{texts}"]
     if row["dead"]:
-        return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} tokens\n"
+        return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} {latents.meta['unit']}s\n"
     for note in notes:
         lines += wrap(f"{note['source']}: {inline(note['text'] or 'nothing found')}", width)
         lines += [f"{faint}{line}{plain}" for line in wrap(_scores(note), width)]
@@ -63,8 +63,8 @@ def _numbers(latents: Latents, row: Row) -> str:
     return " · ".join(
         (
             f"importance {number(row['importance'])} (rank {number(rank)} of {number(len(living))})",
-            f"active on {percent(row['density'])}: {number(row['active'])} tokens",
-            f"{number(row['documents'])} documents",
+            f"active on {percent(row['density'])}: {number(row['active'])} {latents.meta['unit']}s",
+            *([f"{number(row['documents'])} documents"] if latents.meta["unit"] == "token" else []),
             f"mean {number(row['mean'])}, max {number(row['max'])}",
         )
     )
@@ -73,7 +73,10 @@ def _numbers(latents: Latents, row: Row) -> str:
 def _lists(latents: Latents, latent: int) -> Iterator[tuple[str, str]]:
     """The tables, each in a line or two."""
     tokens = _rows(latents, "tokens", latent)[:8]
-    yield from _line("tokens", [f"{visible(r['piece'])} {percent(r['share'])} ×{number(r['lift'])}" for r in tokens])
+    yield from _line(
+        "tokens" if latents.meta["unit"] == "token" else "words",
+        [f"{visible(r['piece'])} {percent(r['share'])} ×{number(r['lift'])}" for r in tokens],
+    )
     logits = _rows(latents, "logits", latent)
     for side in ("promoted", "suppressed"):
         yield from _line(side, [visible(r["piece"]) for r in logits if r["side"] == side][:10], "  ")

