@@ -2,8 +2,12 @@
 
 import importlib
 import json
+import os
+import pwd
 import shutil
 import sqlite3
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -430,3 +434,64 @@ def test_a_backend_that_cannot_be(project: Path, lm: dict[str, Any], changes: di
     with pytest.raises(BadInput, match=why):
         script.main("lm", "data/lm")
         run("fetch_corpus", "extract")
+
+
+# --- a real PostgreSQL ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, on a socket in a new folder; skipped where Debian's is not installed.
+
+    It refuses to run as root, so that it runs as the user that its package made.
+    """
+    homes = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not homes:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    with tempfile.TemporaryDirectory(prefix="strata-pg-") as name:
+        folder = Path(name)
+        if os.geteuid() == 0:
+            shutil.chown(folder, user)
+        home, data = homes[-1], folder / "data"
+
+        def server(*words: str) -> None:
+            subprocess.run(words, user=user, check=True, capture_output=True, cwd=folder)
+
+        server(str(home / "initdb"), "-D", str(data), "-A", "trust", "-U", user, "--no-sync")
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+        server(str(home / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://{user}@/postgres?host={folder}"
+        finally:
+            server(str(home / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+
+
+@pytest.mark.slow
+def test_a_real_postgres(postgres: str, tmp_path: Path) -> None:
+    """pgvector's type where it is installed, else its text; arrays, NULL; and nothing can be written."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(postgres)
+    with engine.begin() as connection:
+        there = connection.execute(text("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'")).first()
+        kind = "vector(3)" if there else "text"
+        if there:
+            connection.execute(text("CREATE EXTENSION vector"))
+        connection.execute(text("CREATE SEQUENCE s"))
+        connection.execute(text(f"CREATE TABLE items (id int, emb {kind}, list real[])"))
+        for number in range(2500):
+            row = {"id": number, "emb": f"[{number},1,2]", "list": [float(number), 1.0, 2.0]}
+            connection.execute(text("INSERT INTO items VALUES (:id, :emb, :list)"), row)
+        connection.execute(text("INSERT INTO items VALUES (2500, NULL, NULL)"))
+    for column in ("emb", "list"):
+        source = {"source": postgres, "query": "SELECT * FROM items ORDER BY id", "vector": column}
+        meta = build(tmp_path / column, source)
+        assert meta["bad_rows"]["first"] == ["2500: NULL"] and meta["documents"] == 2500
+        assert stored(tmp_path / column) == {str(number): [number, 1, 2] for number in range(2500)}
+    with pytest.raises(BadInput, match="read-only transaction"):
+        build(
+            tmp_path / "w", {"source": postgres, "query": "SELECT nextval('s') AS id, emb FROM items", "vector": "emb"}
+        )
+    engine.dispose()

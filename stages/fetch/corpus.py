@@ -9,7 +9,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from itertools import accumulate
 from pathlib import Path
@@ -97,7 +97,7 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
     vectors = Vectors(params.max_bad_rows)
     spool = folder / "spool.arrow"
     with ExitStack() as stack:
-        streams = [stack.enter_context(closing(_closable(sources.documents(source)))) for source in chosen]
+        streams = [stack.enter_context(closing(sources.documents(source))) for source in chosen]
         documents = tqdm(_turns(streams), desc="documents", unit=" documents", disable=None)
         labels, names = _spool(_filtered(documents, params, counts, vectors), spool)
     random = np.random.default_rng(seed)
@@ -132,11 +132,6 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
             sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.rows[:10])}\n")
     write_json(folder / "meta.json", meta)
     return meta
-
-
-def _closable(documents: Iterator[Document]) -> Generator[Document, None, None]:
-    """A generator of its own, so that it can be closed early whatever the source gave."""
-    yield from documents
 
 
 def _turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:

@@ -1,7 +1,7 @@
 """Rows of a database by query, streamed: nothing is held but a buffer, and nothing can be written."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,17 @@ def shown(url: str) -> str:
         raise BadInput("params.yaml: fetch.corpus.sources has a database URL that SQLAlchemy cannot read") from None
 
 
-def rows(url: str, query: str, where: str) -> Iterator[dict[str, Any]]:
+def rows(url: str, query: str, where: str) -> Generator[dict[str, Any], None, None]:
     """The rows of ``query`` as column -> value, in a transaction that can only read. ``where``: what it is called.
 
     BadInput, without the password that the URL may hold, when the database cannot be reached or refuses the query.
     """
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     try:
-        engine = create_engine(url)
+        engine = create_engine(url, poolclass=NullPool)  # one connection, closed when it is done
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise BadInput(f"the database {where} cannot be opened: {_plain(error)}") from None
     options = {"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}

@@ -2,7 +2,7 @@
 
 import bz2
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -13,7 +13,7 @@ from stages.fetch.document import Document
 FILE, MEDIA, CATEGORY = "6", "-2", "14"  # namespaces whose links show no text, by their keys
 
 
-def documents(path: Path, paragraphs: bool = False) -> Iterator[Document]:
+def documents(path: Path, paragraphs: bool = False) -> Generator[Document, None, None]:
     """Each section of each article, or each of its ``paragraphs``, is a document; its label is the article's title.
 
     Redirects and pages outside the article namespace are dropped. A page's last revision in the dump counts.

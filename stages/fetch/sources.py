@@ -1,6 +1,7 @@
 """A source of params.yaml -> its documents, whatever it is."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -130,12 +131,17 @@ def _path_kind(path: Path) -> Kind:
     raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table, text or sql")
 
 
-def documents(source: Source) -> Iterator[Document]:
-    """The documents of a resolved source, in its order, at most ``source.documents`` of them."""
-    return islice(_all(source), source.documents)
+def documents(source: Source) -> Generator[Document, None, None]:
+    """The documents of a resolved source, in its order, at most ``source.documents`` of them. Closed early, it leaves
+    no file or connection open."""
+    found = _all(source)
+    try:
+        yield from islice(found, source.documents)
+    finally:
+        found.close()
 
 
-def _all(source: Source) -> Iterator[Document]:
+def _all(source: Source) -> Generator[Document, None, None]:
     if source.kind == "hub":
         return _hub(source)
     if source.kind == "sql":
@@ -179,12 +185,13 @@ def _columns(source: Source, where: str) -> tables.Columns:
     return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob or "float32")
 
 
-def _query(source: Source) -> Iterator[Document]:
+def _query(source: Source) -> Generator[Document, None, None]:
     """The rows of a database: `id` and `vector`, unless other columns are named."""
     path = _sqlite(source)
     where = path.name if path else database.shown(source.source)
     columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
-    return columns.documents(database.rows(database.address(source.source, path), source.query or "", where))
+    with closing(database.rows(database.address(source.source, path), source.query or "", where)) as rows:
+        yield from columns.documents(rows)
 
 
 def _sqlite(source: Source) -> Path | None:
@@ -215,7 +222,7 @@ def _local(source: Source) -> Path:
     return path
 
 
-def _hub(source: Source) -> Iterator[Document]:
+def _hub(source: Source) -> Generator[Document, None, None]:
     """Stream a dataset of the hub, or of a local folder in its layout; nothing is read past the last document."""
     folder = find(source.source, SUFFIXES)
     if folder is None and source.revision is None:

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -80,7 +80,7 @@ def _word(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def documents(path: Path, columns: Columns, separator: str | None) -> Iterator[Document]:
+def documents(path: Path, columns: Columns, separator: str | None) -> Generator[Document, None, None]:
     """The rows of a table, by its suffix (`.bz2` and `.gz` on top are unpacked). ``separator`` None: found out."""
     suffix = kind(path)
     if suffix == ".parquet":
@@ -91,7 +91,7 @@ def documents(path: Path, columns: Columns, separator: str | None) -> Iterator[D
         yield from columns.documents(_csv(path, "\t" if suffix == ".tsv" and separator is None else separator))
 
 
-def text_documents(path: Path, unit: Unit) -> Iterator[Document]:
+def text_documents(path: Path, unit: Unit) -> Generator[Document, None, None]:
     """A plain text file: a document a line, a paragraph (parted by blank lines), or the whole."""
     with _opened(path) as file:
         lines = _decoded(path, file)

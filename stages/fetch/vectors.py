@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,9 @@ class Vectors:
         return {"width": self.width, "bad_rows": {"count": self.bad.total(), "why": dict(self.bad), "first": self.rows}}
 
 
-def arrays(path: Path, vector: str | None, id: str | None, text: str | None, label: str | None) -> Iterator[Document]:
+def arrays(
+    path: Path, vector: str | None, id: str | None, text: str | None, label: str | None
+) -> Generator[Document, None, None]:
     """The rows of a `.npy`, or of the arrays of a `.npz` that are named; memory holds a `.npy`'s mapped pages alone."""
     rows, columns = _opened(path, vector, {"id": id, "text": text, "label": label})
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":

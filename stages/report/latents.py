@@ -116,8 +116,11 @@ def _marked(piece: str) -> tuple[str, str]:
     return space, escape(word)
 
 
-def context(example: Row, strongest: float) -> Markup:
-    """A window's text, every token on which the latent is active marked by how much of ``strongest`` it reaches."""
+def context(example: Row, strongest: float, unit: str = "token") -> Markup:
+    """A window's text, every token on which the latent is active marked by how much of ``strongest`` it reaches; of a
+    whole document there is nothing to point at."""
+    if unit == "document":
+        return Markup(_plain(example["pieces"][0]))
     return tokens(example["pieces"], example["values"], strongest, example["position"] - example["first"])
 
 
@@ -217,7 +220,7 @@ def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
                 scores=SCORES,
                 rules=of["rules"],
                 groups=[(kind, *GROUPS[kind], group) for kind, group in groups.items()],
-                context=lambda example, top=row["max"]: context(example, top),
+                context=lambda example, top=row["max"]: context(example, top, latents.meta["unit"]),
                 histogram=histogram(
                     row["histogram"], latents.meta["histogram_edges"], row["mean"], latents.meta["unit"]
                 ),
