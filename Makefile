@@ -1,4 +1,4 @@
-# make: everything, from a bare machine to the report · make test · make ui: the runs in MLflow
+# make: everything, from a bare machine to the report · make test · make ui: the runs in MLflow · make serve
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -7,7 +7,10 @@ export DVC_NO_ANALYTICS := true
 # Two processes of two threads on two cores: those that wait for each other must not keep the others from working.
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: all setup test check ui clean
+LAYER ?= 9
+PORT ?= 8000
+
+.PHONY: all setup test check ui serve clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup
@@ -34,6 +37,10 @@ check: setup
 
 ui: setup
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port 5000 --workers 1
+
+# Which latents a text activates, over HTTP: http://127.0.0.1:8000
+serve: setup
+	python -m src.serve data/sae/$(LAYER) "" "" "" $(PORT)
 
 clean:
 	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache

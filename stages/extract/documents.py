@@ -64,7 +64,11 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
         return {LAYER: stored(found.cpu(), LAYER, first, len(tokens))}
 
     return Reading(
-        {"hook": SENTENCE, "forward": params.dtype}, width, BLOCK, partial(write_rows, params.tokens), forward
+        {"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
+        width,
+        BLOCK,
+        partial(write_rows, params.tokens),
+        forward,
     )
 
 

@@ -115,6 +115,8 @@ def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: d
         "strata": {
             "model_fingerprint": meta["model"]["fingerprint"],
             "corpus": meta["corpus"],
+            "forward": meta["forward"],
+            **({"normalize": meta["normalize"]} if "normalize" in meta else {}),
             "scale": activations.scale,
             "median_norm": activations.median_norm,
         },

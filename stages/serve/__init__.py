@@ -1,0 +1,2 @@
+"""In: an SAE folder, the model whose activations it reads, what interpret wrote. Out: an HTTP server that says which
+latents are active on a text, or on vectors, and how strongly."""

