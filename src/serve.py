@@ -1,12 +1,13 @@
 """Serve an SAE over HTTP: `python -m src.serve data/sae/9`, then http://127.0.0.1:8000."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from stages.door import BadInput, run
 from stages.machine import Machine, start
-from stages.serve.app import make_app
-from stages.serve.explainer import open_explainer
+from stages.serve.app import Gate, make_app
+from stages.serve.explainer import Explainer, open_explainer
 
 
 def main(
@@ -21,13 +22,28 @@ def main(
     token = os.environ.get("STRATA_TOKEN") or None
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         raise BadInput(f"to listen on {host}, where others can reach it, set STRATA_TOKEN")
-    device = start(Machine(device="auto", threads=os.cpu_count() or 1, save_every=60))
-    explainer = open_explainer(folder, Path(lm or data / "lm"), Path(latents or data / "latents" / folder.name), device)
-    app = make_app(explainer, token, Path(pages) if pages else data.parent / "reports" / "latents")
+    gate = Gate()
+
+    def opened() -> Explainer:
+        device = start(Machine(device="auto", threads=os.cpu_count() or 1, save_every=60))
+        found = open_explainer(folder, Path(lm or data / "lm"), Path(latents or data / "latents" / folder.name), device)
+        with suppress(BadInput):  # of an SAE that reads vectors
+            found.read("a")  # opens the tokenizer, which takes seconds, before the first request has to wait for it
+        return found
+
+    # All that torch does is done in the model's thread: another one's team of workers would halve its speed.
+    explainer = gate.model.submit(opened).result()
+    app = make_app(explainer, token, Path(pages) if pages else data.parent / "reports" / "latents", gate)
     import uvicorn
 
     uvicorn.run(
-        app, host=host, port=int(port), log_level="warning", timeout_keep_alive=5, h11_max_incomplete_event_size=2**16
+        app,
+        host=host,
+        port=int(port),
+        log_level="warning",
+        limit_concurrency=1024,
+        timeout_keep_alive=5,
+        h11_max_incomplete_event_size=2**16,
     )
 
 

@@ -273,3 +273,13 @@ def _part(block: nn.Module, hook: Hook) -> nn.Module:
         if isinstance(part, nn.Module):
             return part
     raise BadInput(f"{type(block).__name__} has no part that Strata knows as {hook}; use resid_post or resid_pre")
+
+
+def pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> list[str]:
+    """The text of each token by itself, with the space before it where it has one."""
+    texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
+    marks = tokenizer.convert_ids_to_tokens(list(tokens))
+    return [
+        f" {text}" if str(mark).startswith("▁") and not text.startswith(" ") else text
+        for text, mark in zip(texts, marks, strict=True)
+    ]

@@ -26,7 +26,7 @@ from stages.interpret.statistics import Table, edges, geometry, token_counts
 from stages.interpret.text import Text
 from stages.interpret.vocabulary import Vocabulary
 from stages.interpret.writers import embedder
-from stages.lm import LanguageModel
+from stages.lm import LanguageModel, pieces
 from stages.machine import CPU
 from stages.resume import main_root
 from stages.sae.sae import SAE
@@ -126,7 +126,7 @@ def _logits(sae: SAE, lm: LanguageModel | None, top: int, folder: Path) -> Table
         return dict.fromkeys(("skew", "kurtosis"), np.full(sae.latents, np.nan))
     columns = found.columns()
     tokens, number = np.unique(columns["token"], return_inverse=True)
-    names = pa.array(texts.pieces(lm.tokenizer, tokens.tolist()), pa.string())
+    names = pa.array(pieces(lm.tokenizer, tokens.tolist()), pa.string())
     parquet.write(folder / "logits.parquet", {**columns, "piece": names.take(pa.array(number))}, export.LOGITS)
     return {"skew": found.skew, "kurtosis": found.kurtosis}
 

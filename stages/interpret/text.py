@@ -4,7 +4,6 @@ A *segment* is a run of rows whose tokens stand side by side in one context and 
 within a segment, so it is a range of rows, and what is shown of it is unbroken text.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from stages.extract.shards import Contexts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 PEAK = 0.75  # where in a window its peak stands: a model reads what comes before, not what follows
 Ints = NDArray[Any]
@@ -120,13 +119,3 @@ def read_text(contexts: Contexts, work: Path, window: int) -> Text:
     starts, *rest = (np.concatenate(column) for column in zip(*parts, strict=True))
     context, position, document = (column.astype(np.int32) for column in rest)
     return Text(token, segment, np.append(starts, at), context, position, document, window)
-
-
-def pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> list[str]:
-    """The text of each token by itself, with the space before it where it has one."""
-    texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
-    marks = tokenizer.convert_ids_to_tokens(list(tokens))
-    return [
-        f" {text}" if str(mark).startswith("▁") and not text.startswith(" ") else text
-        for text, mark in zip(texts, marks, strict=True)
-    ]

@@ -9,7 +9,7 @@ from scipy.sparse import csc_array, csr_array
 
 from stages.fetch.read import Texts
 from stages.interpret import text as texts
-from stages.lm import LanguageModel
+from stages.lm import LanguageModel, pieces
 
 EXCERPT = 600  # characters of a document that are shown
 ROWS = 2**17  # whose words are looked at, the first ones, of documents in shuffled order
@@ -56,7 +56,7 @@ class Vocabulary:
 
 def of_tokens(lm: LanguageModel) -> Vocabulary:
     """Rows are tokens that ``lm`` read."""
-    return Vocabulary(len(lm.tokenizer), lm.bos, partial(texts.pieces, lm.tokenizer), lm=lm)
+    return Vocabulary(len(lm.tokenizer), lm.bos, partial(pieces, lm.tokenizer), lm=lm)
 
 
 def of_documents(corpus: Texts) -> Vocabulary:

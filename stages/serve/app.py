@@ -1,16 +1,16 @@
 """The HTTP server: what it takes, how much of it, and what it answers. Bad input is a 4xx with one sentence."""
 
+import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
-from threading import BoundedSemaphore
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -65,6 +65,7 @@ class Explained(BaseModel):
     unread_tokens: int
 
 
+T = TypeVar("T")
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
@@ -95,27 +96,38 @@ class Problem(BaseModel):
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": why}
-    for code, why in {401: "no token", 413: "too large", 422: "not usable", 503: "too many requests wait"}.items()
+    for code, why in {
+        400: "no JSON",
+        401: "no token",
+        404: "not there",
+        413: "too large",
+        422: "not usable",
+        503: "too many requests wait",
+    }.items()
 }
 
 
 class Gate:
-    """One request at a time has the model; others wait, and more than WAITING are turned away."""
+    """One request at a time has the model; others wait, and those beyond WAITING are turned away.
+
+    The model has a thread of its own: each thread that calls torch gets a team of workers, and several teams on the
+    same cores take twice as long.
+    """
 
     def __init__(self) -> None:
-        self._room, self._model = BoundedSemaphore(WAITING), BoundedSemaphore(1)
+        self._inside, self.model = 0, ThreadPoolExecutor(1, "model")
 
-    def run(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], T]) -> T:
         """``work()``, when its turn comes."""
-        if not self._room.acquire(blocking=False):
+        if self._inside >= WAITING:
             raise HTTPException(503, "too many requests wait; try again soon", {"Retry-After": "1"})
+        self._inside += 1
         try:
-            with self._model:
-                return work()
+            return await asyncio.get_running_loop().run_in_executor(self.model, work)
         except BadInput as refusal:
             raise HTTPException(422, str(refusal)) from None
         finally:
-            self._room.release()
+            self._inside -= 1
 
 
 class Small:
@@ -149,9 +161,11 @@ class Small:
         await self.app(scope, again, send)
 
 
-def make_app(explainer: Explainer, token: str | None = None, pages: Path | None = None) -> FastAPI:
+def make_app(
+    explainer: Explainer, token: str | None = None, pages: Path | None = None, gate: Gate | None = None
+) -> FastAPI:
     """The application. ``token``: what requests must carry as bearer; ``pages``: the folder of the latents' pages."""
-    registry, gate = CollectorRegistry(), Gate()
+    registry, gate = CollectorRegistry(), gate or Gate()
     requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
     seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
 
@@ -184,12 +198,11 @@ def make_app(explainer: Explainer, token: str | None = None, pages: Path | None 
 
     @app.post("/explain", **guarded)
     async def explain(given: Text) -> Explained:
-        found = await run_in_threadpool(gate.run, lambda: explainer.read(given.text))
-        return explained(explainer, found, given)
+        return await gate.run(lambda: explained(explainer, explainer.read(given.text), given))
 
     @app.post("/encode", **guarded)
     async def encode(given: Vectors) -> Encoded:
-        return await run_in_threadpool(gate.run, lambda: encoded(explainer, given.vectors))
+        return await gate.run(lambda: encoded(explainer, given.vectors))
 
     @app.get("/latents/{latent}", **guarded, response_model=dict[str, Any])
     def latent(latent: int) -> dict[str, Any]:

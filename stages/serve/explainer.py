@@ -19,8 +19,7 @@ from stages import sentences
 from stages.door import BadInput
 from stages.fetch import read
 from stages.interpret.read import Latents, interpreted, open_latents
-from stages.interpret.text import pieces
-from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load
+from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load, pieces
 from stages.machine import CPU
 from stages.readable import best_first
 from stages.sae import disk
@@ -89,10 +88,10 @@ class Explainer:
         kept = [place for place, token in enumerate(ids[:TOKENS]) if token not in special]
         if not kept:
             raise BadInput("the text holds no token that is not special")
-        rows = self._rows(ids[:TOKENS])[kept]
+        rows = self.activations(ids[:TOKENS])[kept]
         return Read(pieces(self.lm.tokenizer, [ids[place] for place in kept]), self.codes(rows), len(ids[TOKENS:]))
 
-    def _rows(self, ids: Sequence[int]) -> Tensor:
+    def activations(self, ids: Sequence[int]) -> Tensor:
         """The activations of tokens, (token, width), in contexts as extract makes them of one document."""
         assert self.lm is not None
         layer, hook = _point(self.config)
