@@ -4,6 +4,7 @@ What is kept goes to an Arrow file on disk as it is read, and is taken from ther
 larger than memory: a few bytes a document stay in it, plus what near-duplicate removal holds (see duplicates.py).
 """
 
+import os
 import re
 import sys
 from array import array
@@ -32,15 +33,7 @@ from stages.fetch.vectors import Vectors
 from stages.files import sha256, write_json
 from stages.params import Section
 
-SPOOL = pa.schema(
-    [
-        ("title", pa.string()),
-        ("label", pa.string()),
-        ("text", pa.string()),
-        ("id", pa.string()),
-        ("vector", pa.binary()),
-    ]
-)
+SPOOL = pa.schema([("title", pa.string()), ("label", pa.string()), ("text", pa.string()), ("id", pa.string())])
 SCHEMA = pa.schema(
     [
         ("document", pa.int64()),
@@ -115,6 +108,7 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
     splits = _splits(labels[order] if params.stratify else np.zeros(len(order), np.int64), params)
     chars = _write(spool, order, splits, folder, vectors.width)
     spool.unlink()
+    _vectors(spool).unlink()
     meta = {
         "documents": len(order),
         "splits": {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)},
@@ -183,13 +177,20 @@ def _cut(text: str, limit: int | None) -> str:
 
 
 def _spool(documents: Iterable[Document], path: Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Write documents to an Arrow file as they come; return each one's label as a number (-1: none), and the names."""
+    """Write documents to an Arrow file as they come, and the vectors of those that have one, all of one width, to a
+    file of numbers beside it; return each one's label as a number (-1: none), and the names."""
     numbers: dict[str, int] = {}
     labels = array("q")
     held: list[dict[str, Any]] = []
     chars = 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SPOOL) as writer:
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, SPOOL) as writer,
+        _vectors(path).open("wb") as vectors,
+    ):
         for document in documents:
+            if isinstance(document.vector, bytes):
+                vectors.write(document.vector)
             labels.append(-1 if document.label is None else numbers.setdefault(document.label, len(numbers)))
             held.append(document._asdict())
             chars += len(document.text)
@@ -199,6 +200,11 @@ def _spool(documents: Iterable[Document], path: Path) -> tuple[NDArray[np.int64]
         if held:
             writer.write_batch(pa.RecordBatch.from_pylist(held, SPOOL))
     return np.array(labels, np.int64), list(numbers)
+
+
+def _vectors(spool: Path) -> Path:
+    """The file of vectors beside a spool: read place by place, because a mapping of it would look like memory."""
+    return spool.with_suffix(".vectors")
 
 
 def _balanced(labels: NDArray[np.int64], params: Corpus, names: list[str]) -> NDArray[np.int64]:
@@ -256,6 +262,7 @@ def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], fol
         pa.ipc.open_file(source) as reader,
         pq.ParquetWriter(folder / "corpus.parquet", SCHEMA, compression="zstd") as writer,
         (folder / VECTORS).open("wb") if width else nullcontext() as array,
+        _vectors(spool).open("rb") as vectors,
     ):
         if array:
             np.lib.format.write_array_header_1_0(
@@ -270,7 +277,7 @@ def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], fol
                 number = bisect_right(ends, row)
                 document = batches[number].slice(row - starts[number], 1).to_pylist()[0]
                 if array:
-                    array.write(document.pop("vector"))
+                    array.write(os.pread(vectors.fileno(), 4 * width, 4 * width * row))
                 rows.append({**document, "document": place, "split": SPLITS[splits[place]]})
                 chars += len(document["text"])
             writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
