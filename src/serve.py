@@ -13,10 +13,10 @@ from stages.serve.explainer import Explainer, open_explainer
 def main(
     sae: str, lm: str = "", latents: str = "", pages: str = "", port: str = "8000", host: str = "127.0.0.1"
 ) -> None:
-    """SAE: its folder. LM, LATENTS, PAGES: folders that fetch, interpret and report wrote; by default those beside it
-    in the project. With STRATA_TOKEN set, requests must carry it."""
+    """SAE: its folder, or an encoder.npz. LM, LATENTS, PAGES: folders that fetch, interpret and report wrote; by
+    default those beside it in the project. With STRATA_TOKEN set, requests must carry it."""
     folder = Path(sae).resolve()
-    data = folder.parents[1]
+    data = folder.parent.parent
     if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
     token = os.environ.get("STRATA_TOKEN") or None

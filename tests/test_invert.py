@@ -147,7 +147,7 @@ def project(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = root / "data" / "lm"
     source.lm.model.save_pretrained(lm)
     source.lm.tokenizer.save_pretrained(lm)
-    files.write_json(lm / "meta.json", {"kind": "folder", "trust_remote_code": False, **FACTS})
+    files.write_json(lm / "meta.json", {"kind": "language", "stored": "folder", "trust_remote_code": False, **FACTS})
     interpreted(root / "data" / "latents" / "1", source.lm, source.sae)
     disk.save(root / "data" / "sae" / "1", source.sae, {})
     files.write_json(root / "data" / "clusters" / "1" / "meta.json", {"layer": 1})
@@ -245,7 +245,7 @@ def test_a_model_that_writes_no_text_is_told_and_left(run, project: Path, capsys
     (folder / "mute.py").write_text(MUTE)
     config = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", {**config, "auto_map": {"AutoModelForCausalLM": "mute.MuteLM"}})
-    files.write_json(folder / "meta.json", {"kind": "folder", "trust_remote_code": True, **FACTS})
+    files.write_json(folder / "meta.json", {"kind": "language", "stored": "folder", "trust_remote_code": True, **FACTS})
     assert set(run("mute", lm="data/mute")) == {"inverted/meta.json", "report.json"}
     why = "not applicable: MuteLM does not generate text"
     assert files.read_json(project / "mute" / "report.json") == {"skipped": True, "why": why}

@@ -31,7 +31,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = save_tiny_lm(root / "data" / "lm", "gpt2")
     extract(root / "data" / "activations", lm, [1], extract_knobs())
     meta = files.read_json(root / "data" / "activations" / "1" / "meta.json")
-    files.write_json(lm / "meta.json", {"kind": "folder", "trust_remote_code": False, **meta["model"]})
+    files.write_json(
+        lm / "meta.json", {"kind": "language", "stored": "folder", "trust_remote_code": False, **meta["model"]}
+    )
     files.write_json(root / "data" / "layers" / "1.json", {})
     files.write_text(root / "best.yaml", "skipped: true\n")
     return root

@@ -71,7 +71,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A tiny model, a text, and what one process extracts from them."""
     root = tmp_path_factory.mktemp("launch")
     lm = save_tiny_lm(root / "data" / "lm", "gpt2")
-    facts = {"kind": "folder", "name": "tiny", "revision": None, "fingerprint": "abc", "trust_remote_code": False}
+    facts = {
+        "kind": "language",
+        "stored": "folder",
+        "name": "tiny",
+        "revision": None,
+        "fingerprint": "abc",
+        "trust_remote_code": False,
+    }
     files.write_json(lm / "meta.json", {**facts, "blocks": 4, "width": 32, "bytes": 10**5})
     texts = corpus(300)
     rows = [{**d, "title": "", "label": None, "split": split} for split in SPLITS for d in texts[split]]

@@ -21,7 +21,7 @@ from conftest import WORDS
 from fastapi.testclient import TestClient
 from test_extract import FACTS, corpus, extract, knobs
 
-from stages import sentences
+from stages import npz, sentences
 from stages.door import BadInput
 from stages.extract.documents import sentences as embedded
 from stages.extract.shards import open_activations, open_contexts
@@ -44,6 +44,11 @@ def random_sae(width: int, seed: int = 0) -> SAE:
     return SAE(
         encoder, torch.zeros(LATENTS), encoder.clone(), torch.zeros(width), threshold=torch.full((LATENTS,), 0.01)
     )
+
+
+def dense(explainer: Explainer, x: torch.Tensor) -> torch.Tensor:
+    codes = explainer.sae.encode(x)
+    return codes.pattern.dense(codes.values)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_a_text_has_the_codes_that_the_pipeline_stores(project: Path, client: Te
         open_contexts(project / "activations/tokens"),
     )
     owner = np.concatenate([contexts.rows(split)[1] for split in SPLITS])
-    stored = explainer.codes(rows.read(0, rows.rows))
+    stored = dense(explainer, rows.read(0, rows.rows))
     documents = [document for split in SPLITS for document in corpus()[split]]
     longest, seen = 0, 0
     for document in documents:
@@ -117,7 +122,7 @@ def test_a_sentence_has_one_row(tmp_path: Path) -> None:
     sae = random_sae(384)
     explainer = Explainer(sae, {"metadata": {"strata": {"normalize": True}}}, sentence=model)
     answer = TestClient(server.make_app(explainer)).post("/explain", json={"text": text, "top_n": LATENTS}).json()
-    codes = explainer.codes(x)[0]
+    codes = dense(explainer, x)[0]
     assert answer["tokens"] == [text]
     assert {int(j): value for j, (value,) in answer["feature_scores"].items()} == {
         j: pytest.approx(float(codes[j]), abs=1e-5) for j in range(LATENTS) if codes[j] > 0
@@ -127,9 +132,7 @@ def test_a_sentence_has_one_row(tmp_path: Path) -> None:
 def test_vectors_have_their_codes(client: TestClient, explainer: Explainer) -> None:
     x = torch.randn(5, explainer.sae.width, generator=torch.Generator().manual_seed(1))
     answer = client.post("/encode", json={"vectors": x.tolist()}).json()["codes"]
-    codes = explainer.sae.encode(x)
-    dense = codes.pattern.dense(codes.values)
-    for row, found in zip(dense, answer, strict=True):
+    for row, found in zip(dense(explainer, x), answer, strict=True):
         assert found["latents"] == row.nonzero().flatten().tolist()
         assert torch.allclose(torch.tensor(found["values"]), row[row > 0], atol=1e-5)
 
@@ -233,6 +236,31 @@ def test_a_token_is_asked_for(explainer: Explainer) -> None:
         assert client.post("/explain", json={"text": "cat"}, headers=given).status_code == 401  # pyright: ignore
     assert client.post("/explain", json={"text": "cat"}, headers={"authorization": "Bearer secret"}).status_code == 200
     assert client.get("/health").status_code == 200 and client.get("/latents/1").status_code == 401
+
+
+def test_a_body_that_never_comes(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SECONDS", 0.05)
+    said: list[Any] = []
+
+    async def silence() -> Any:
+        await asyncio.sleep(5)
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/explain", "headers": [], "query_string": b""}
+    asyncio.run(server.make_app(explainer)(scope, silence, send))
+    assert said[0]["status"] == 408
+
+
+def test_an_encoder_of_arrays_is_served(project: Path, explainer: Explainer, tmp_path: Path) -> None:
+    npz.save(tmp_path, explainer.sae, explainer.config["metadata"])
+    other = open_explainer(tmp_path / "encoder.npz", project / "lm", None)
+    body = {"text": "the cat sat on a mat", "top_n": LATENTS}
+    mine, same = (TestClient(server.make_app(one)).post("/explain", json=body).json() for one in (explainer, other))
+    assert mine["tokens"] == same["tokens"] and set(mine["feature_scores"]) == set(same["feature_scores"])
+    for latent, values in mine["feature_scores"].items():
+        assert same["feature_scores"][latent] == pytest.approx(values, abs=1e-4)
 
 
 def test_those_who_wait_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def parsed(value: Any, blob: Blob = "float32") -> bytes | str:
                 found = np.frombuffer(value, "<f8" if blob == "float64" else "<f4").astype("<f4")
             else:
                 found = np.asarray(value, np.float64).astype("<f4")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return NOTHING
     if found.ndim != 1 or not found.size:
         return NOTHING

@@ -26,6 +26,7 @@ CHARACTERS = 20_000  # of a text
 ROWS = 1024  # vectors of a request
 BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
 WAITING = 64  # requests that may wait for the model; more are told to come again
+SECONDS = 30.0  # that a body may take to come
 SHADES = 10
 LARGEST = 1.0e18  # of a number in a vector: its square is still finite in float32
 
@@ -131,7 +132,7 @@ class Gate:
 
 
 class Small:
-    """Refuses a body of more than BODY bytes, also one that does not say how long it is."""
+    """Refuses a body of more than BODY bytes, also one that does not say how long it is, or that takes SECONDS."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -140,18 +141,16 @@ class Small:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        parts, size, more = [], 0, True
-        while more and size <= BODY:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
-        if size > BODY:
-            answer = JSONResponse({"detail": f"the body is larger than {BODY} bytes"}, 413)
-            await answer(scope, receive, send)
+        try:
+            body = await asyncio.wait_for(_body(receive), SECONDS)
+        except TimeoutError:
+            await JSONResponse({"detail": f"the body did not come within {SECONDS} s"}, 408)(scope, receive, send)
             return
-        body = b"".join(parts)
+        if body is None:
+            return
+        if len(body) > BODY:
+            await JSONResponse({"detail": f"the body is larger than {BODY} bytes"}, 413)(scope, receive, send)
+            return
 
         async def again() -> Any:
             nonlocal body
@@ -159,6 +158,18 @@ class Small:
             return await receive() if whole is None else {"type": "http.request", "body": whole, "more_body": False}
 
         await self.app(scope, again, send)
+
+
+async def _body(receive: Any) -> bytes | None:
+    """A request's body, of which no more than a part over BODY is taken; None from a client that has gone."""
+    parts, size, more = [], 0, True
+    while more and size <= BODY:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+    return b"".join(parts)
 
 
 def make_app(
@@ -220,7 +231,7 @@ def make_app(
     def page() -> str:
         return PAGE.read_text(encoding="utf-8")
 
-    if pages is not None and pages.is_dir():
+    if pages is not None and pages.is_dir() and token is None:  # a browser that follows a link sends no token
         app.mount("/pages", StaticFiles(directory=pages, html=True))
     return app
 
@@ -267,11 +278,10 @@ def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
         raise BadInput(f"a vector has {wrong} numbers, but this SAE reads {width}")
     if any(not vector for vector in vectors):
         raise BadInput(f"a vector is empty, but this SAE reads {width} numbers")
-    dense = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
-    active = [row.nonzero().flatten() for row in dense]
-    return Encoded(
-        codes=[Codes(latents=at.tolist(), values=row[at].tolist()) for row, at in zip(dense, active, strict=True)]
-    )
+    codes = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
+    sizes = codes.active().tolist()
+    rows = zip(codes.pattern.latents.split(sizes), codes.values.split(sizes), strict=True)
+    return Encoded(codes=[Codes(latents=latents.tolist(), values=values.tolist()) for latents, values in rows])
 
 
 def card(explainer: Explainer, latent: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import sentences
+from stages import npz, sentences
 from stages.door import BadInput
 from stages.fetch import read
 from stages.interpret.read import Latents, interpreted, open_latents
@@ -23,7 +23,7 @@ from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load,
 from stages.machine import CPU
 from stages.readable import best_first
 from stages.sae import disk
-from stages.sae.sae import SAE
+from stages.sae.sae import SAE, Codes
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,10 +33,10 @@ TOKENS = 4096  # of a text that are read; the rest is left out, and the answer s
 
 
 class Read(NamedTuple):
-    """``tokens``: what stands on each row; ``codes``: (row, latent), dense; ``left``: tokens that were not read."""
+    """``tokens``: what stands on each row of ``codes``; ``left``: tokens that were not read."""
 
     tokens: list[str]
-    codes: Tensor
+    codes: Codes
     left: int
 
 
@@ -109,18 +109,17 @@ class Explainer:
         return torch.cat(found)[: len(ids)]
 
     @torch.inference_mode()
-    def codes(self, x: Tensor) -> Tensor:
-        """Dense codes of activations (row, width). Raises BadInput where one is not finite."""
-        codes = self.sae.encode(x.to(self.sae.b_dec.device))
-        dense = codes.pattern.dense(codes.values)
-        if not torch.isfinite(dense).all():
+    def codes(self, x: Tensor) -> Codes:
+        """Codes of activations (row, width). Raises BadInput where one is not finite."""
+        codes = self.sae.encode(x.to(self.sae.b_dec.device)).to(CPU)
+        if not torch.isfinite(codes.values).all():
             raise BadInput("the vectors are so long that a code overflows")
-        return dense
+        return codes
 
 
 def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
-    """An SAE folder, the folder that fetch wrote and the one that interpret wrote, both of which may be missing."""
-    coder, config = disk.load(sae)
+    """An SAE folder or `encoder.npz`; the folders that fetch and interpret wrote, both of which may be missing."""
+    coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
     known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
     if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
         raise BadInput(f"{latents} is of another SAE than {sae}")
@@ -128,7 +127,7 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     if lm is None or not (lm / "meta.json").exists():
         return found
     meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
-    if meta["fingerprint"] != strata.get("model_fingerprint"):
+    if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz need not say
         raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
     source, options = read.lm_path(lm)
     dtype = DTYPES[strata.get("forward", "bfloat16")]
@@ -151,6 +150,12 @@ def _point(config: dict[str, Any]) -> tuple[int, Hook]:
 
 def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:
     """The latents that reach most somewhere, at most ``most``: number, largest code, code on each row."""
-    largest = found.codes.max(0).values
-    order = np.argsort(-largest.numpy(), kind="stable")[:most]
-    return [(int(j), float(largest[j]), found.codes[:, j].tolist()) for j in order if largest[j] > 0]
+    values, pattern = found.codes.values, found.codes.pattern
+    largest = torch.zeros(pattern.width).scatter_reduce(0, pattern.latents, values, "amax")
+    shown = []
+    for j in np.argsort(-largest.numpy(), kind="stable")[:most]:
+        if largest[j] > 0:
+            here, row = pattern.latents == int(j), torch.zeros(len(found.tokens))
+            row[pattern.row_of[here]] = values[here]
+            shown.append((int(j), float(largest[j]), row.tolist()))
+    return shown

@@ -1,0 +1,92 @@
+"""An SAE as plain numpy arrays, for programs without torch.
+
+`encoder.npz`: W (latent, width), b (latent,), and either threshold (latent,) or k; `decoder.npz`: W (latent, width), b
+(width,); in both metadata, JSON. b_dec is folded into the encoder's b, so that codes are
+
+h = x Wᵀ + b        f = h · 1[h > threshold]   or   the k largest of h that are above 0        x̂ = f W + b
+
+An encoder without threshold and k, as Spindle writes it, is a ReLU.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.door import BadInput
+from stages.files import replacing
+from stages.sae.sae import SAE
+
+ENCODER, DECODER = "encoder.npz", "decoder.npz"
+
+
+def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
+    """Write both files. Raises BadInput for an SAE that such arrays cannot say."""
+    if sae.groups is not None:
+        raise BadInput("its latents are sums of parts, which no encoder matrix can say; merge with merge.encoder: mean")
+    if sae.mean is not None:
+        raise BadInput(f"its decoder ends in {sae.decoder_activation}, which no decoder matrix can say")
+    said = np.array(json.dumps(metadata))
+    rule = {"k": np.array(sae.k)} if sae.k is not None else {"threshold": _array(sae.threshold)}
+    folded = sae.b_enc.double() - sae.encoder.double() @ sae.b_dec.double()
+    _write(folder / ENCODER, W=_array(sae.encoder), b=_array(folded), metadata=said, **rule)
+    _write(folder / DECODER, W=_array(sae.decoder), b=_array(sae.b_dec), metadata=said)
+
+
+def load(path: Path) -> tuple[SAE, dict[str, Any]]:
+    """An SAE from an encoder and, if it stands beside it, the decoder; else the encoder's own rows decode.
+
+    The second value is called as in `cfg.json`: ``metadata`` is what was saved.
+    """
+    arrays = _read(path)
+    w, b = (arrays.get(name) for name in ("W", "b"))
+    if w is None or b is None or w.ndim != 2 or b.shape != w.shape[:1]:
+        raise BadInput(f"{path} must hold W (latent, width) and b (latent,); it holds {_shapes(arrays)}")
+    latents, width = w.shape
+    other = _read(path.with_name(DECODER)) if path.with_name(DECODER).exists() else {"W": w, "b": np.zeros(width)}
+    if other["W"].shape != w.shape or other["b"].shape != (width,):
+        raise BadInput(f"{path.with_name(DECODER)} holds {_shapes(other)}, but {path.name} is {w.shape}")
+    k, threshold = arrays.get("k"), arrays.get("threshold", np.zeros(latents))
+    if threshold.shape != (latents,) or (k is not None and not (k.ndim == 0 and 0 < int(k) <= latents)):
+        raise BadInput(f"{path} holds {_shapes(arrays)}: threshold must be (latent,), k a number up to {latents}")
+    encoder, decoder, b_dec = _tensor(w), _tensor(other["W"]), _tensor(other["b"])
+    sae = SAE(
+        encoder,
+        (_tensor(b).double() + encoder.double() @ b_dec.double()).float(),
+        decoder,
+        b_dec,
+        k=None if k is None else int(k),
+        threshold=None if k is not None else _tensor(threshold),
+    )
+    return sae, {"metadata": json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}}
+
+
+def _write(path: Path, **arrays: NDArray[Any]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise BadInput(f"{path} is no file of plain arrays: {' '.join(str(error).split())}") from None
+
+
+def _shapes(arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _array(tensor: torch.Tensor | None) -> NDArray[Any]:
+    assert tensor is not None
+    return tensor.float().cpu().numpy()
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
