@@ -8,14 +8,13 @@ splits and writes, and prints one JSON object.
 import argparse
 import json
 import sqlite3
-import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import psutil
 
+from benchmarks.extraction import watched
 from benchmarks.training import machine
 from stages import params
 from stages.door import run
@@ -51,15 +50,8 @@ def fetched(path: Path, folder: Path) -> int:
     source = {"source": str(path), "query": "SELECT id, vector, text FROM items", "text": "text"}
     plain = {"documents": None, "min_chars": 0, "max_chars": None, "near_duplicates": None, "balance": None}
     shares = {"max_bad_rows": 0, "validation": 0.1, "test": 0.1, "stratify": False}
-    return corpus.build(params.check({"sources": [source], **plain, **shares}, corpus.Corpus, "corpus"), 0, folder)[
-        "documents"
-    ]
-
-
-def anonymous() -> int:
-    """RssAnon of this process, in bytes: mapped pages do not count."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+    wanted = params.check({"sources": [source], **plain, **shares}, corpus.Corpus, "corpus")
+    return corpus.build(wanted, 0, folder)["documents"]
 
 
 def main(*words: str) -> None:
@@ -68,29 +60,18 @@ def main(*words: str) -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     given = parser.parse_args(words)
     with TemporaryDirectory() as name:
-        path, done = Path(name) / "items.sqlite", threading.Event()
+        path, target = Path(name) / "items.sqlite", Path(name) / "corpus"
         make(path, given.rows)
         first = time.perf_counter()
         assert bare(path) == given.rows
         plain = time.perf_counter() - first
-        peaks = {"anonymous": 0, "resident": 0}
-
-        def watch() -> None:
-            while not done.wait(0.1):
-                peaks["anonymous"] = max(peaks["anonymous"], anonymous())
-                peaks["resident"] = max(peaks["resident"], psutil.Process().memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        target = Path(name) / "corpus"
         target.mkdir()
-        first = time.perf_counter()
-        assert fetched(path, target) == given.rows
-        ours = time.perf_counter() - first
-        done.set()
-        watcher.join()
+        with watched() as peak:
+            first = time.perf_counter()
+            assert fetched(path, target) == given.rows
+            ours = time.perf_counter() - first
     found = {"rows": given.rows, "width": WIDTH, "bare_rows_a_second": round(given.rows / plain)}
-    found |= {"rows_a_second": round(given.rows / ours), "ratio": round(plain / ours, 3), "peak_bytes": peaks}
+    found |= {"rows_a_second": round(given.rows / ours), "ratio": round(plain / ours, 3), "peak_bytes": peak}
     print(json.dumps({"machine": machine(1), **found}, indent=1))
 
 

@@ -31,6 +31,7 @@ def main(lm: str, corpus: str, target: str) -> None:
         reading = _documents(Path(lm), Path(corpus), Path(target), layers, model, knobs)
     facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
     belongs = {**facts, "params": knobs.model_dump(exclude={"batch_size"} if of_tokens else None), "layers": layers}
+    belongs["vectors"] = text.get("vectors_sha256")  # the corpus' own hash is of its texts
     with launch.shared(resume.scratch("extract", belongs)) as work:
         tokens = work / "tokens"
         if launch.rank() == 0 and not (tokens / "meta.json").exists():

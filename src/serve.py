@@ -31,7 +31,7 @@ def main(
             found.read("a")  # opens the tokenizer, which takes seconds, before the first request has to wait for it
         return found
 
-    # All that torch does is done in the model's thread: another one's team of workers would halve its speed.
+    # All that torch does is done in the model's thread: another one's team of workers would be in its way.
     explainer = gate.model.submit(opened).result()
     app = make_app(explainer, token, Path(pages) if pages else data.parent / "reports" / "latents", gate)
     import uvicorn

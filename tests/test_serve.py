@@ -167,7 +167,7 @@ def test_html_shows_texts_and_never_runs_them() -> None:
         ("/explain", [1], 422, "the body: "),
         ("/explain", {"text": "<bos>"}, 422, "no token that is not special"),
         ("/encode", {"vectors": []}, 422, "vectors: "),
-        ("/encode", {"vectors": [[]]}, 422, "empty"),
+        ("/encode", {"vectors": [[]]}, 422, "a vector has 0 numbers"),
         ("/encode", {"vectors": [[1.0, 2.0]]}, 422, "a vector has 2 numbers, but this SAE reads 32"),
         ("/encode", {"vectors": [[1e30] * 32]}, 422, "vectors.0.0: "),
         ("/encode", {"vectors": [[0.0] * 32] * 2000}, 422, "vectors: "),

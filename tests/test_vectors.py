@@ -391,6 +391,30 @@ def test_given_vectors_go_the_whole_way(project: Path, capsys: pytest.CaptureFix
     assert {line["metric"] for line in card["targets"] if line["pass"] is None} == {"ce_recovered", "delta_ce"}
 
 
+def test_unfinished_work_of_other_vectors_is_not_used(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts stay as they are, so that their hash says nothing."""
+    change(fetch__lm={"kind": "vectors", "source": None, "revision": None, "trust_remote_code": False})
+    change(fetch__corpus__sources=[{"source": "lines.jsonl", "id": "id", "text": "text", "vector": "emb"}])
+    run("select", "fetch_lm", "fetch_corpus")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("stages.resume.deliver", killed)
+        run("extract")
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    with Path("lines.jsonl").open("w") as file:
+        for line in lines:
+            print(json.dumps({**line, "emb": [-x for x in line["emb"]]}), file=file)
+    run("fetch_corpus", "extract")
+    rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))
+    order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
+    assert torch.equal(
+        rows.read(0, rows.rows), torch.from_numpy(read.vectors(Path("data/corpus"))[order]).to(torch.bfloat16)
+    )
+
+
 def test_sentences_are_what_the_model_says_bare(project: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -41,6 +41,7 @@ UNITS: dict[Kind, tuple[tables.Unit, ...]] = {
     "package": ("section", "paragraph"),
     "mediawiki": ("section", "paragraph"),
     "text": ("paragraph", "line", "file"),
+    "kaggle": ("paragraph", "line", "file"),
 }
 
 

@@ -53,10 +53,9 @@ def enrich(
     shuffled = _shuffled(label, seed)
     every_document = np.arange(len(label))
     tables, report = [], {}
-    levels: list[tuple[str, Sets, NDArray[Any]]] = [("document", top_documents, every_document)]
-    if top_rows is not None:
-        levels.insert(0, ("token", top_rows, row_document))
-    for level, sets, units in levels:
+    for level, sets, units in (("token", top_rows, row_document), ("document", top_documents, every_document)):
+        if sets is None:
+            continue
         table, tested, living = cells(sets, label[units], labels)
         control, _, _ = cells(sets, shuffled[units], labels)
         tables.append({"level": np.full(len(table["p"]), level, object), **table})

@@ -38,7 +38,7 @@ def learn(
 ) -> Rules:
     """The rule of each latent of a range. ``starts``, ``rows``, ``values``: its codes, column-wise; ``learned``: (row,)
     which rows may be looked at."""
-    latents, words = len(starts) - 1, len(bags.words)
+    latents = len(starts) - 1
     open_ = np.flatnonzero(learned[: bags.rows])
     place = np.full(len(learned), -1)
     place[open_] = np.arange(len(open_))
@@ -47,8 +47,8 @@ def learn(
     shape = (latents, len(open_))
     codes = csr_array((values[kept].astype(np.float64), (owner[kept], place[rows[kept]])), shape)
     held = bags.by_row[open_]
-    parts = [_rules(codes[first : first + at_once], held, first) for at_once in [max(1, CELLS // max(words, 1))]
-             for first in range(0, latents, at_once)]  # fmt: skip
+    at_once = max(1, CELLS // max(len(bags.words), 1))
+    parts = [_rules(codes[first : first + at_once], held, first) for first in range(0, latents, at_once)]
     latent, word, share, value, hits = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((word, -hits, latent))
     return Rules(

@@ -112,7 +112,7 @@ class Gate:
     """One request at a time has the model; others wait, and those beyond WAITING are turned away.
 
     The model has a thread of its own: each thread that calls torch gets a team of workers, and several teams on the
-    same cores take twice as long.
+    same cores are in each other's way (benchmarks/serving.py; an answer then took half as long again).
     """
 
     def __init__(self) -> None:
@@ -274,10 +274,8 @@ def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
 def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
     """The answer of /encode."""
     width = explainer.sae.width
-    if wrong := next((len(vector) for vector in vectors if len(vector) != width), None):
-        raise BadInput(f"a vector has {wrong} numbers, but this SAE reads {width}")
-    if any(not vector for vector in vectors):
-        raise BadInput(f"a vector is empty, but this SAE reads {width} numbers")
+    if wrong := {len(vector) for vector in vectors} - {width}:
+        raise BadInput(f"a vector has {min(wrong)} numbers, but this SAE reads {width}")
     codes = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
     sizes = codes.active().tolist()
     rows = zip(codes.pattern.latents.split(sizes), codes.values.split(sizes), strict=True)

@@ -6,7 +6,7 @@ interpret would have stored: bias, threshold, pooling and normalisation included
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -132,11 +132,11 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     source, options = read.lm_path(lm)
     dtype = DTYPES[strata.get("forward", "bfloat16")]
     if meta["kind"] == read.SENTENCE:
-        return Explainer(found.sae, config, sentence=sentences.load(source, device, dtype, **options), latents=known)
+        return replace(found, sentence=sentences.load(source, device, dtype, **options))
     if meta["kind"] == read.GIVEN:
         return found
     _point(config)
-    return Explainer(found.sae, config, lm=load(source, dtype, device, **options), latents=known)
+    return replace(found, lm=load(source, dtype, device, **options))
 
 
 def _point(config: dict[str, Any]) -> tuple[int, Hook]:
