@@ -1,4 +1,4 @@
-# make: everything, from a bare machine to the report · make test · make ui: the runs in MLflow · make serve
+# make: everything, from a bare machine to the report · make test · make ui: the runs in MLflow · make serve · make dashboard
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT ?= 3000
 LAYER ?= 9
 PORT ?= 8000
 
-.PHONY: all setup test check ui serve clean
+.PHONY: all setup test check ui serve dashboard clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup
@@ -41,6 +41,10 @@ ui: setup
 # Which latents a text activates, over HTTP: http://127.0.0.1:8000
 serve: setup
 	python -m src.serve data/sae/$(LAYER) "" "" "" $(PORT)
+
+# What is on disk, to look into: http://127.0.0.1:8501
+dashboard: setup
+	python -m src.dashboard
 
 clean:
 	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +31,10 @@ def path() -> str | None:
 
 
 class Page:
-    """One tab. ``complaints``: errors and warnings of the console, exceptions, and requests that left the disk."""
+    """One tab. ``complaints``: errors and warnings of the console, exceptions, and requests that left ``home``."""
 
-    def __init__(self, to: int, back: int) -> None:
+    def __init__(self, to: int, back: int, home: tuple[str, ...]) -> None:
+        self._home = (*home, "data:", "blob:")
         self._to, self._back, self._buffer, self._number, self._session = to, back, b"", 0, {}
         self.complaints: list[str] = []
         self._loaded = False
@@ -70,7 +72,7 @@ class Page:
                 self.complaints.append(str(params["args"]))
             case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
                 self.complaints.append(params["entry"]["text"])
-            case "Network.requestWillBeSent" if not params["request"]["url"].startswith(("file:", "data:")):
+            case "Network.requestWillBeSent" if not params["request"]["url"].startswith(self._home):
                 self.complaints.append(params["request"]["url"])
             case "Page.javascriptDialogOpening":
                 self.complaints.append(f"a script ran: {params['message']}")
@@ -78,7 +80,11 @@ class Page:
 
     def open(self, file: Path, fragment: str = "") -> None:
         """Go to a file and wait until it is loaded with its scripts run."""
-        for url in ("about:blank", file.resolve().as_uri() + fragment):  # another fragment alone would load nothing
+        self.visit(file.resolve().as_uri() + fragment)
+
+    def visit(self, address: str) -> None:
+        """The same of any address."""
+        for url in ("about:blank", address):  # another fragment alone would load nothing
             self._loaded = False
             self.call("Page.navigate", url=url)
             while not self._loaded:
@@ -88,12 +94,19 @@ class Page:
         """The value of an expression in the page."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
+    def wait(self, script: str) -> None:
+        """Until an expression in the page is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(script):
+            assert time.monotonic() < end, f"after {PATIENCE} s not: {script}\n{self.run('document.body.innerText')}"
+            time.sleep(0.2)
+
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
 
 @contextmanager
-def opened(binary: str, profile: Path) -> Iterator[Page]:
+def opened(binary: str, profile: Path, *home: str) -> Iterator[Page]:
     """Start a browser that reads commands on its descriptor 3 and answers on 4; stop it afterwards."""
     theirs_in, to = os.pipe()
     back, theirs_out = os.pipe()
@@ -104,7 +117,7 @@ def opened(binary: str, profile: Path) -> Iterator[Page]:
     os.close(theirs_in)
     os.close(theirs_out)
     try:
-        yield Page(to, back)
+        yield Page(to, back, home or ("file:",))
     finally:
         browser.kill()
         browser.wait()

@@ -179,7 +179,7 @@ def test_measures_equal_scikit_learn():
     labels = numbered(rng.integers(0, 5, 60))
     labels[-1] = 5  # a cluster of one
     sums = condensed.summed(distance_of(vectors), labels, 6)
-    cosine = silhouette_samples(vectors, labels, metric="cosine")
+    cosine: Any = silhouette_samples(vectors, labels, metric="cosine")
     found = quality.silhouettes(sums, labels)
     assert found is not None
     np.testing.assert_allclose(found, cosine, atol=1e-5)

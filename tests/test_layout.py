@@ -24,7 +24,9 @@ READERS = {
     "interpret": "read",
     "cluster": "read",
     "report": "results",
+    "serve": "explainer",
 }  # what a later room may open files with
+APPS = ["serve", "dashboard"]  # rooms that are no stages: they look at what these left
 FLOORS = {"sae"}  # folders of the ground floor
 FORBIDDEN = re.compile(r"pickle|torch\.load")
 
@@ -111,7 +113,7 @@ def code_is_declared(root: Path) -> list[str]:
 
 def floors_are_kept(root: Path) -> list[str]:
     """The ground floor imports no room; a room and its script import, of other rooms, only readers upstream."""
-    order = list(dict.fromkeys(script(stage) for stage in stages(root).values()))
+    order = [*dict.fromkeys(script(stage) for stage in stages(root).values()), *APPS]
     rooms = {path.parent.name for path in root.glob("stages/*/__init__.py")} - FLOORS
     faults = []
     for file in code(root):

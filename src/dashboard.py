@@ -1,0 +1,33 @@
+"""Look at finished artifacts in a browser: `python -m src.dashboard`, then http://127.0.0.1:8501."""
+
+import os
+import sys
+from pathlib import Path
+
+from stages.dashboard.artifacts import Project
+from stages.door import BadInput, run
+
+APP = Path(__file__).resolve().parents[1] / "stages" / "dashboard" / "app.py"
+
+
+def main(data: str = "data", reports: str = "reports", port: str = "8501") -> None:
+    """DATA, REPORTS: the folders of a project in which the pipeline has run. Only this machine is answered."""
+    Project(Path(data), Path(reports)).layers()  # refused here where there is nothing to look at
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
+    options = {
+        "server.port": port,
+        "server.address": "127.0.0.1",
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "minimal",
+        "theme.primaryColor": "#1f5fb4",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = [sys.executable, "-m", "streamlit", "run", str(APP), *flags, "--", data, reports]
+    os.execv(sys.executable, words)
+
+
+if __name__ == "__main__":
+    run(main)
