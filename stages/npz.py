@@ -36,15 +36,19 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     _write(folder / DECODER, W=_array(sae.decoder), b=_array(sae.b_dec), metadata=said)
 
 
+def encoder(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (latent, width) and b (latent,) of an `encoder.npz`, for which h = x Wᵀ + b."""
+    arrays = _read(path)
+    return _tensor(_matrix(path, arrays)), _tensor(arrays["b"])
+
+
 def load(path: Path) -> tuple[SAE, dict[str, Any]]:
     """An SAE from an encoder and, if it stands beside it, the decoder; else the encoder's own rows decode.
 
     The second value is called as in `cfg.json`: ``metadata`` is what was saved.
     """
     arrays = _read(path)
-    w, b = (arrays.get(name) for name in ("W", "b"))
-    if w is None or b is None or w.ndim != 2 or b.shape != w.shape[:1]:
-        raise BadInput(f"{path} must hold W (latent, width) and b (latent,); it holds {_shapes(arrays)}")
+    w, b = _matrix(path, arrays), arrays["b"]
     latents, width = w.shape
     other = _read(path.with_name(DECODER)) if path.with_name(DECODER).exists() else {"W": w, "b": np.zeros(width)}
     if other["W"].shape != w.shape or other["b"].shape != (width,):
@@ -52,16 +56,24 @@ def load(path: Path) -> tuple[SAE, dict[str, Any]]:
     k, threshold = arrays.get("k"), arrays.get("threshold", np.zeros(latents))
     if threshold.shape != (latents,) or (k is not None and not (k.ndim == 0 and 0 < int(k) <= latents)):
         raise BadInput(f"{path} holds {_shapes(arrays)}: threshold must be (latent,), k a number up to {latents}")
-    encoder, decoder, b_dec = _tensor(w), _tensor(other["W"]), _tensor(other["b"])
+    rows, decoder, b_dec = _tensor(w), _tensor(other["W"]), _tensor(other["b"])
     sae = SAE(
-        encoder,
-        (_tensor(b).double() + encoder.double() @ b_dec.double()).float(),
+        rows,
+        (_tensor(b).double() + rows.double() @ b_dec.double()).float(),
         decoder,
         b_dec,
         k=None if k is None else int(k),
         threshold=None if k is not None else _tensor(threshold),
     )
     return sae, {"metadata": json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}}
+
+
+def _matrix(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """W, which fits b."""
+    w, b = (arrays.get(name) for name in ("W", "b"))
+    if w is None or b is None or w.ndim != 2 or b.shape != w.shape[:1]:
+        raise BadInput(f"{path} must hold W (latent, width) and b (latent,); it holds {_shapes(arrays)}")
+    return w
 
 
 def _write(path: Path, **arrays: NDArray[Any]) -> None:

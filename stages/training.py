@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages import quality
+from stages import npz, quality
 from stages.batches import Rows, Shuffled
 from stages.door import BadInput
+from stages.files import sha256
 from stages.machine import CPU, put
 from stages.metrics import OUTLIER
+from stages.resume import main_root
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.fit import Fitted, Judgement, fit
-from stages.sae.knobs import BY_BATCH, Train, make_rule
+from stages.sae.knobs import BY_BATCH, Given, Train, make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
 from stages.sae.trainer import Trainer
@@ -54,6 +56,8 @@ def train(
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
+    if knobs.encoder is not None:
+        model.take(*given(knobs.encoder, tuple(model.encoder.shape), scale), knobs.encoder.frozen)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
         first, end = activations.split("validation")
@@ -84,6 +88,23 @@ def train(
     once = {number: settled(sae) for number, sae in once.items()}
     fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
+
+
+def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:
+    """The rows and biases of a file's encoder on the training scale: x Wᵀ + b = (y Wᵀ + s (b + W μ)) / s."""
+    path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.exists()), None)
+    if path is None:
+        raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is not there")
+    if (found := sha256(path)) != encoder.sha256:
+        raise BadInput(f"params.yaml: train.encoder.sha256 must be that of {encoder.file}, which is {found}")
+    rows, bias = npz.encoder(path)
+    if tuple(rows.shape) != shape:
+        raise BadInput(
+            f"{encoder.file} is of {rows.shape[0]} latents of width {rows.shape[1]}, but train.latents is {shape[0]} "
+            f"and activations have {shape[1]} numbers"
+        )
+    rows, bias = rows.to(scale.mean.device), bias.to(scale.mean.device)
+    return rows, (scale.factor * (bias.double() + rows.double() @ scale.mean.double())).float()
 
 
 def blocks(activations: Rows, first: int, end: int, device: torch.device) -> Iterator[Tensor]:

@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
         decoder_activation: Nonlinearity = "identity",
     ) -> None:
         super().__init__()
-        self.from_data = init == "data"
+        self.from_data, self.given = init == "data", False
         self.decoder_activation: Nonlinearity = decoder_activation
         directions = torch.randn(latents, width, generator=generator)
         if init == "orthogonal":
@@ -69,11 +69,28 @@ class Autoencoder(nn.Module):
         self.balance: Tensor  # of columns, for the cheap product
 
     @torch.no_grad()
+    def take(self, encoder: Tensor, bias: Tensor, frozen: bool) -> None:
+        """Begin with this encoder (latent, width) and bias (latent,), on the training scale, and decode by its rows.
+
+        ``frozen``: both stay as they are, to the bit. Decoder rows then take the length that its codes need.
+        """
+        self.given, self.from_data = True, False
+        self.encoder.copy_(encoder)
+        self.b_enc.copy_(bias)
+        self.decoder.copy_(normalize(encoder, dim=1))
+        for parameter in (self.encoder, self.b_enc):
+            parameter.requires_grad_(not frozen)
+
+    @property
+    def frozen(self) -> bool:
+        return not self.encoder.requires_grad
+
+    @torch.no_grad()
     def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:
         """Scale the encoder so that the error on a first batch is least: c = ⟨y, ŷ⟩ / ⟨ŷ, ŷ⟩ with k latents a row.
 
         ŷ is without g here. Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added
-        up several times.
+        up several times. A given encoder stays as it is.
         """
         if self.from_data:
             rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator, device=y.device)]
@@ -81,6 +98,8 @@ class Autoencoder(nn.Module):
             self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
             self.encoder.copy_(self.decoder)
         self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
+        if self.given:
+            return
         run = self(y, TopK(k), generator)
         output = decode(run.codes, self.decoder, run.pattern)
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))

@@ -16,6 +16,14 @@ RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated
 BY_BATCH = ("batchtopk", "matryoshka")  # rules whose threshold is settled on validation rows
 
 
+class Given(Section):
+    """The encoder of an `encoder.npz` (stages/npz.py). ``sha256`` pins what is in it: DVC does not watch the file."""
+
+    file: str
+    sha256: str
+    frozen: bool = False
+
+
 class Train(Section):
     """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml."""
 
@@ -32,6 +40,7 @@ class Train(Section):
     activity_cost: float = Field(ge=0)
     diversity: float = Field(ge=0)
     init: Init
+    encoder: Given | None
     decoder_activation: Nonlinearity
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -65,6 +74,9 @@ class Train(Section):
             raise ValueError(f"groups is {self.groups}; it must rise from above 0 to 1, e.g. [0.125, 0.25, 0.5, 1]")
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
+        if self.encoder is not None and self.encoder.frozen and (self.rule == "gated" or self.resample_every):
+            what = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
+            raise ValueError(f"encoder.frozen is true, but {what} the encoder")
         if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
             raise ValueError(f"from_tune names {unknown[0]!r}, which is no knob of train")
         return self

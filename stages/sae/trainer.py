@@ -87,7 +87,7 @@ class Trainer:
 
         self.silent += len(y)
         self.silent[fired] = 0
-        if knobs.wake:
+        if knobs.wake and not model.frozen:
             model.wake(self._dead(), knobs.wake)
         self.done += 1
         self.tokens += len(y)
@@ -165,7 +165,7 @@ class Trainer:
         return Step(loss, fvu, active, dead), marks > 0
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [*self.model.parameters(), *self.rule.parameters()]
+        return [p for part in (self.model, self.rule) for p in part.parameters() if p.requires_grad]
 
     def _check(self, step: Step) -> None:
         if math.isfinite(step.loss) and step.fvu < DIVERGED:

@@ -58,6 +58,10 @@ class AdamW:
 @torch.no_grad()
 def update(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     """One step of ``optimizer``; the gradients of ``model`` together have the norm ``clip`` at the most."""
+    if model.frozen:  # codes have the lengths that the encoder gives them, so that decoder rows must not have norm 1
+        clip_grad_norm_(model.parameters(), clip)
+        optimizer.advance()
+        return
     (by_rows if model.decoder.device.type == "cpu" else step_by_step)(model, optimizer, clip)
 
 

@@ -25,6 +25,7 @@ class Weights(Protocol):
     b_dec: nn.Parameter
 
     decoder_activation: Nonlinearity
+    given: bool  # the encoder, by the user: no rule may change it before the first step
 
 
 @dataclass(frozen=True)

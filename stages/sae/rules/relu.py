@@ -32,7 +32,8 @@ class ReLU(Rule):
 
     @torch.no_grad()
     def start(self, weights: Weights, y: Tensor) -> None:
-        weights.b_enc.sub_(cut(weights, y, self.k).clamp(min=0))
+        if not weights.given:
+            weights.b_enc.sub_(cut(weights, y, self.k).clamp(min=0))
 
     def schedule(self, done: float) -> None:
         rise = 1.0 if self.warmup == 0 else (done - self.delay) / self.warmup
