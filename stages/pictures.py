@@ -28,14 +28,22 @@ STYLE: dict[Any, Any] = {
 SIZE = 4.0, 2.9  # inches: in a column of 350 CSS pixels, a phone's width, the text is still 11 pixels high
 
 
+def drawn(
+    draw: Callable[..., None], size: tuple[float, float] = SIZE, dpi: int = 100, panels: int = 1, apart: bool = False
+) -> Figure:
+    """What ``draw`` puts on ``panels`` axes side by side, in today's style. ``apart``: each has its own scale."""
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    draw(*np.atleast_1d(figure.subplots(1, panels, sharey=panels > 1 and not apart)))
+    return figure
+
+
 def png(
     draw: Callable[..., None], size: tuple[float, float] = SIZE, dpi: int = 240, panels: int = 1, **style: Any
 ) -> bytes:
-    """What ``draw`` puts on ``panels`` axes side by side. ``style``: what differs, `_` in place of the dot."""
+    """The same as PNG, in our style. ``style``: what differs, `_` in place of the dot."""
     changes: dict[Any, Any] = {name.replace("_", ".", 1): value for name, value in style.items()}
     with rc_context({**STYLE, **changes}):
-        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
-        draw(*np.atleast_1d(figure.subplots(1, panels, sharey=panels > 1)))
+        figure = drawn(draw, size, dpi, panels)
         file = BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

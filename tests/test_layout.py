@@ -314,7 +314,7 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         floors_are_kept,
-        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.controls\n"),
+        lambda root: add(root / "stages/sae/fit.py", "\nimport stages.train.train\n"),
         "stages/sae/fit.py is on the ground floor and imports the room train",
     ),
     (

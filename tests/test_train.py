@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_extract import extract
 from test_extract import knobs as extract_knobs
 
-from stages import params, splice, training
+from stages import controls, params, splice, training
 from stages.batches import CHUNK, Shuffled
 from stages.door import BadInput
 from stages.extract.shards import Activations, check_origin, open_activations, open_contexts
@@ -25,7 +25,6 @@ from stages.sae.knobs import Train
 from stages.sae.sae import SAE
 from stages.sae.trainer import learning_rate
 from stages.targets import Targets
-from stages.train import controls
 from stages.train import train as room
 
 WIDTH, ATOMS = 32, 64

