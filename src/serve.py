@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from stages import sentences
 from stages.door import BadInput, run
 from stages.machine import Machine, start
 from stages.serve.app import Gate, make_app
@@ -14,7 +15,8 @@ def main(
     sae: str, lm: str = "", latents: str = "", pages: str = "", port: str = "8000", host: str = "127.0.0.1"
 ) -> None:
     """SAE: its folder, or an encoder.npz. LM, LATENTS, PAGES: folders that fetch, interpret and report wrote; by
-    default those beside it in the project. With STRATA_TOKEN set, requests must carry it."""
+    default those beside it in the project. LM may also be any sentence-transformers model: a folder or package:NAME.
+    With STRATA_TOKEN set, requests must carry it."""
     folder = Path(sae).resolve()
     data = folder.parent.parent
     if not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -22,11 +24,14 @@ def main(
     token = os.environ.get("STRATA_TOKEN") or None
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         raise BadInput(f"to listen on {host}, where others can reach it, set STRATA_TOKEN")
+    model = sentences.find(lm) if lm else data / "lm"
+    if model is None:
+        raise BadInput(f"{lm} is no folder of a model")
     gate = Gate()
 
     def opened() -> Explainer:
         device = start(Machine(device="auto", threads=os.cpu_count() or 1, save_every=60))
-        found = open_explainer(folder, Path(lm or data / "lm"), Path(latents or data / "latents" / folder.name), device)
+        found = open_explainer(folder, model, Path(latents or data / "latents" / folder.name), device)
         with suppress(BadInput):  # of an SAE that reads vectors
             found.read("a")  # opens the tokenizer, which takes seconds, before the first request has to wait for it
         return found

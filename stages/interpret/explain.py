@@ -26,6 +26,14 @@ STRONGEST = 10  # what the largest activation is called in a prompt
 MARKED = 0.3  # share of the largest activation from which on a token is marked
 NAMED = 3  # tokens of an example that are listed with their activation
 # Worked examples, without which a model that was never taught to answer goes on with more of the texts.
+SOLVED_DOCUMENTS = (
+    "Active:",
+    "1. The treaty was signed in May and came into force in October. (10)",
+    "2. By the end of July the river had dried up. (8)",
+    "Silent:",
+    "1. He may not have known of it.",
+    'In common: "names of months"',
+)
 SOLVED = (
     "Active:",
     '1. The treaty was signed in<< May>> and came into force in<< October>>. (" May" 10, " October" 9)',
@@ -114,16 +122,25 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> li
 
 
 def explanation_prompt(case: Case) -> str:
-    """Texts with the active tokens marked, texts without, and the question; before it one that is answered."""
+    """Texts with the active tokens marked, texts without, and the question; before it one that is answered. A text that
+    is one piece, a whole document, has nothing to mark: only how strong the latent is on it."""
     most = max((max(example.values) for example in case.active), default=0.0)
-    active = [f"{i}. {_marked(example, most)}" for i, example in enumerate(case.active, 1)]
+    whole = all(len(example.pieces) == 1 for example in case.active)
+    shown = _weighed if whole else _marked
+    active = [f"{i}. {shown(example, most)}" for i, example in enumerate(case.active, 1)]
     silent = [f"{i}. {_line(example.text)}" for i, example in enumerate(case.silent, 1)]
+    asked = (
+        "A hidden unit of an embedding model is active on some texts and silent on others. After each active one "
+        f"stands how much, from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the active texts have in common. "
+        if whole
+        else "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>, and "
+        f"the strongest are listed with their activation from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the "
+        "marked tokens have in common. "
+    )
     parts = [
-        "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>, and the "
-        f"strongest are listed with their activation from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the marked "
-        "tokens have in common. Reply with these words alone.",
+        asked + "Reply with these words alone.",
         "",
-        *SOLVED,
+        *(SOLVED_DOCUMENTS if whole else SOLVED),
         "",
         "Active:",
         *active,
@@ -154,6 +171,10 @@ def _marked(example: Example, most: float) -> str:
         if example.values[i] > 0
     ]
     return f"{_line(text + '>>' * inside)} ({', '.join(named)})"
+
+
+def _weighed(example: Example, most: float) -> str:
+    return f"{_line(example.text)} ({round(STRONGEST * example.values[0] / most)})"
 
 
 def _line(text: str) -> str:

@@ -118,14 +118,16 @@ class Explainer:
 
 
 def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
-    """An SAE folder or `encoder.npz`; the folders that fetch and interpret wrote, both of which may be missing."""
+    """An SAE folder or `encoder.npz`; the folders that fetch and interpret wrote, both of which may be missing. ``lm``
+    may also be the folder of a sentence-transformers model that nobody fetched."""
     coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
     known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
     if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
         raise BadInput(f"{latents} is of another SAE than {sae}")
     found = Explainer(coder.to(device), config, latents=known)
     if lm is None or not (lm / "meta.json").exists():
-        return found
+        bare = lm is not None and (lm / "modules.json").exists()
+        return replace(found, sentence=sentences.load(str(lm), device, torch.bfloat16)) if bare else found
     meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
     if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz need not say
         raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
