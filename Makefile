@@ -7,6 +7,10 @@ export DVC_NO_ANALYTICS := true
 # Two processes of two threads on two cores: those that wait for each other must not keep the others from working.
 export GOMP_SPINCOUNT ?= 3000
 
+# What numba compiles of UMAP takes 18 s, once, and is kept in the environment: not in the first stage that draws a map.
+COMPILE := import numpy; from stages.cluster import knobs, maps; maps.layout(numpy.eye(40, dtype="f4"), None, \
+	knobs.Map(of="families", method="umap", neighbours=5, spread=0.1), 0)
+
 LAYER ?= 9
 PORT ?= 8000
 
@@ -24,6 +28,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Strata needs Python 3.11; say make PYTHON=python3.11"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -c '$(COMPILE)'
 	touch $@
 
 # Two processes of tests, a file each at a time, in the order of tests/conftest.py.

@@ -25,8 +25,8 @@ def main(
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         raise BadInput(f"to listen on {host}, where others can reach it, set STRATA_TOKEN")
     model = sentences.find(lm) if lm else data / "lm"
-    if model is None:
-        raise BadInput(f"{lm} is no folder of a model")
+    if model is None or (lm and not any((model / name).exists() for name in ("meta.json", "modules.json"))):
+        raise BadInput(f"{lm} is neither a folder that fetch wrote nor a sentence-transformers model")
     gate = Gate()
 
     def opened() -> Explainer:

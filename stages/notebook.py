@@ -1,7 +1,8 @@
 """Embeddings in a notebook: texts or a database in, an SAE and what is known of it out. Nothing is remembered between
 calls; what is drawn at random takes a ``seed``, and nothing is written unless it is asked for.
 
-    vectors = encode(["a text", "another"])          # or from_database(url, query), or load("vectors.npz")
+    vectors = encode(["a text", "another"])           # or load("vectors.parquet")
+    vectors, left_out = from_database(url, query)     # or these
     trained = train(vectors, latents=1024, k=32)
     trained.quality, trained.features
     strongest(trained.sae, vectors, latent=3)
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -52,6 +55,7 @@ class Vectors:
     texts: list[str]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "x", np.asarray(self.x, np.float32))
         if self.x.ndim != 2 or not len(self.x) == len(self.ids) == len(self.texts):
             raise BadInput(f"{self.x.shape} vectors, {len(self.ids)} ids and {len(self.texts)} texts are not one each")
         if not np.isfinite(self.x).all():
@@ -111,18 +115,22 @@ def from_database(
 
 
 def save(vectors: Vectors, path: str | Path) -> None:
-    """Write `vectors`, `ids` and `texts` as an .npz, which the pipeline takes as a source (id: ids, text: texts)."""
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        np.savez(file, vectors=vectors.x, ids=np.array(vectors.ids, str), texts=np.array(vectors.texts, str))
+    """Write `id`, `vector` and `text` as Parquet, which the pipeline takes as a source with these columns."""
+    flat = pa.array(vectors.x.ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.x.shape[1])
+    with replacing(Path(path)) as temporary:
+        pq.write_table(pa.table({"id": vectors.ids, "vector": column, "text": vectors.texts}), temporary)
 
 
 def load(path: str | Path) -> Vectors:
     """Read what :func:`save` wrote."""
     try:
-        with np.load(path) as file:
-            return Vectors(file["vectors"].astype(np.float32), file["ids"].tolist(), file["texts"].tolist())
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise BadInput(f"{path} holds no vectors, ids and texts: {' '.join(str(error).split())}") from None
+        found = pq.read_table(path, columns=["id", "vector", "text"])
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"{path} holds no vectors as Parquet: {' '.join(str(error).split())}") from None
+    column = found["vector"].combine_chunks()
+    x = column.flatten().to_numpy().reshape(len(found), -1)
+    return Vectors(x, found["id"].to_pylist(), found["text"].to_pylist())
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -130,32 +138,18 @@ def load(path: str | Path) -> Vectors:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Vectors as `stages.batches.Rows`: training rows, then validation, then test, shuffled by ``seed``."""
+    """Vectors as `stages.batches.Rows`; what is said of the training rows is known when they are."""
 
     x: Tensor
     splits: dict[str, tuple[int, int]]
+    scale: float
+    mean: Tensor
+    median_norm: float
     layer: int = 0
 
     @property
     def width(self) -> int:
         return self.x.shape[1]
-
-    @property
-    def scale(self) -> float:
-        squares = self._training.double().square().sum(1).mean()
-        return float((self.width / squares).sqrt())
-
-    @property
-    def mean(self) -> Tensor:
-        return self._training.mean(0, dtype=torch.float64).float()
-
-    @property
-    def median_norm(self) -> float:
-        return float(self._training.norm(dim=1).median())
-
-    @property
-    def _training(self) -> Tensor:
-        return self.read(*self.split("train"))
 
     def split(self, name: str) -> tuple[int, int]:
         return self.splits[name]
@@ -168,15 +162,19 @@ class InMemory:
 
 
 def shuffled(vectors: Vectors, seed: int) -> InMemory:
-    """A tenth of the vectors for validation and a tenth for the test, at least one each."""
+    """In an order drawn by ``seed``: training rows, a tenth for validation, a tenth for the test, at least one each."""
     count, held = len(vectors), max(1, round(HELD_OUT * len(vectors)))
     if count < 3:
         raise BadInput(f"{count} vectors are too few to train on and to hold some out")
-    order = np.random.default_rng(seed).permutation(count)
+    x = torch.from_numpy(vectors.x[np.random.default_rng(seed).permutation(count)])
     ends = (count - 2 * held, count - held, count)
-    return InMemory(
-        torch.from_numpy(vectors.x[order]), dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
-    )
+    splits: dict[str, tuple[int, int]] = dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
+    training_rows = x[: ends[0]]
+    squares = float(training_rows.double().square().sum(1).mean())
+    if not squares:
+        raise BadInput("every vector is zero")
+    mean = training_rows.mean(0, dtype=torch.float64).float()
+    return InMemory(x, splits, (x.shape[1] / squares) ** 0.5, mean, float(training_rows.norm(dim=1).median()))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ An encoder without threshold and k, as Spindle writes it, is a ReLU.
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError, BadZipFile) as error:
         raise BadInput(f"{path} is no file of plain arrays: {' '.join(str(error).split())}") from None
 
 

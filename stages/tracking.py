@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from stages.door import BadInput
 from stages.experiment import Experiment, baseline, checkout, experiment_name, flat, thin
 from stages.resume import main_root
 
@@ -52,6 +53,15 @@ def track(experiment: Experiment) -> None:
             Store().write(experiment)
     except _faults() as error:
         _say("this experiment is not in MLflow", error)
+
+
+def pipelines() -> list[Any]:
+    """The experiments of the store, the newest first; BadInput, in one sentence, where it cannot be read."""
+    try:
+        with _lock():
+            return Store().search(role="pipeline")
+    except _faults() as error:
+        raise BadInput(f"MLflow cannot be read: {_reason(error)}") from None
 
 
 @contextmanager
@@ -316,5 +326,8 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def _say(what: str, why: BaseException) -> None:
-    reason = str(why).strip().partition("\n")[0] or type(why).__name__
-    sys.stderr.write(f"tracking: {what} ({reason}); the results are the same without it\n")
+    sys.stderr.write(f"tracking: {what} ({_reason(why)}); the results are the same without it\n")
+
+
+def _reason(why: BaseException) -> str:
+    return str(why).strip().partition("\n")[0] or type(why).__name__

@@ -92,9 +92,9 @@ def train(
 
 def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:
     """The rows and biases of a file's encoder on the training scale: x Wᵀ + b = (y Wᵀ + s (b + W μ)) / s."""
-    path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.exists()), None)
+    path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.is_file()), None)
     if path is None:
-        raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is not there")
+        raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is no file")
     if (found := sha256(path)) != encoder.sha256:
         raise BadInput(f"params.yaml: train.encoder.sha256 must be that of {encoder.file}, which is {found}")
     rows, bias = npz.encoder(path)

@@ -38,6 +38,7 @@ from stages.fetch.read import SPLITS, documents
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "stages" / "dashboard" / "app.py"
+CHOICES = 12  # of buttons and lists that a tab is opened with, at the most
 TABS = ["Latents", "Documents", "Dimensions", "Clustering", "Similarity", "Training", "Try a text"]
 
 # --- numbers by hand ------------------------------------------------------------------------------------------------
@@ -217,6 +218,9 @@ def test_a_sample_is_what_is_stored(folder: Path) -> None:
     for line in one.rows.to_dict("records"):  # the tiny tokenizer's words come without their spaces
         text = "".join(str(line["text"]).translate(dict.fromkeys(map(ord, "⟦⟧…"))).split())
         assert text and text in texts[line["document"]]
+    sae = of.sae(0)
+    dense = sae.encode(torch.from_numpy(one.x))
+    assert np.array_equal(artifacts.one_code(sae, one.x, 3), dense.pattern.dense(dense.values)[:, 3].numpy())
     few = artifacts.sample(of, 0, unit, 10**6, True, 0)
     assert len(few.x) + few.outliers == stored.rows and few.rows["norm"].max() <= 3 * stored.median_norm
 
@@ -228,8 +232,11 @@ def test_a_document_is_the_mean_of_its_rows(folder: Path) -> None:
     x = stored.read(0, stored.rows).double().numpy()
     found = artifacts.sample(of, 0, DOCUMENT, 25, False, 0)
     assert len(found.x) == 25
+    norms = artifacts.norms(of, 0, list(range(200)))
+    assert sorted(norms) == sorted(set(owner.tolist()))
     for vector, document in zip(found.x, found.rows["document"], strict=True):
         assert np.allclose(vector, x[owner == document].mean(0), atol=1e-5)
+        assert norms[document] == pytest.approx(np.linalg.norm(vector), rel=1e-5)
 
 
 def page(tab: str) -> AppTest:
@@ -258,17 +265,23 @@ def other(slider: Any) -> Any:
 
 
 def moved(tab: str) -> int:
-    """Move every slider of a tab by itself, also those that come with another choice of its buttons; each must change
-    what is shown. Their number."""
+    """Move every slider of a tab by itself, also those that come with another choice of its buttons and lists; each
+    must change what is shown. Their number."""
     first = page(tab)
-    ways = [(radio.key, option) for radio in first.main.radio for option in radio.options] or [(None, None)]
+    asked = [*first.main.radio, *first.main.selectbox]
+    ways = [(widget.key, place) for widget in asked for place in range(len(widget.options))][:CHOICES] or [(None, 0)]
+    assert output(first) == output(first.run()), "what nobody touched must not change"
     seen: set[str] = set()
     for key, option in ways:
 
-        def fresh(key: str | None = key, option: Any = option) -> AppTest:
+        def fresh(key: str | None = key, option: int = option) -> AppTest:
             found = page(tab)
             if key is not None:
-                found.radio(key=key).set_value(option).run()
+                widget = next(w for w in (*found.main.radio, *found.main.selectbox) if w.key == key)
+                if widget.type == "selectbox":  # whose options are shown otherwise than they are
+                    widget.select_index(option).run()
+                else:
+                    widget.set_value(widget.options[option]).run()
             assert not found.exception and not found.error, (tab, option, found.exception, found.error)
             return found
 
@@ -298,6 +311,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(folder: Path) -> None:
         monkeypatch.chdir(folder)
         monkeypatch.setattr("sys.argv", ["app.py", "data", "reports"])
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the app there
         logging.getLogger("streamlit").setLevel(logging.ERROR)
 
     return go

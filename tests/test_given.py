@@ -116,7 +116,7 @@ def test_what_cannot_be_begun_with(planted: Activations, trained: tuple[SAE, Pat
         with pytest.raises(BadInput, match=why):
             training.train(planted, knobs(**{"rule": "topk", **changes}), TARGETS, 0)
 
-    refused("nowhere.npz, which is not there", encoder={"file": str(tmp_path / "nowhere.npz"), "sha256": pin})
+    refused("nowhere.npz, which is no file", encoder={"file": str(tmp_path / "nowhere.npz"), "sha256": pin})
     refused(f"must be that of .*encoder.npz, which is {pin}", encoder={"file": str(path), "sha256": "0"})
     refused(
         f"{ATOMS} latents of width {WIDTH}, but train.latents is 32",

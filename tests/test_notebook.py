@@ -52,13 +52,13 @@ def test_texts_are_embedded_as_the_model_does_bare() -> None:
 
 def test_what_is_saved_is_loaded_and_a_source_of_the_pipeline(planted: Vectors, tmp_path: Path) -> None:
     few = Vectors(planted.x[:9], planted.ids[:9], planted.texts[:9])
-    notebook.save(few, tmp_path / "v.npz")
-    again = notebook.load(tmp_path / "v.npz")
+    notebook.save(few, tmp_path / "v.parquet")
+    again = notebook.load(tmp_path / "v.parquet")
     assert np.array_equal(again.x, few.x) and again.ids == few.ids and again.texts == few.texts
-    build(tmp_path / "c", {"source": str(tmp_path / "v.npz"), "id": "ids", "text": "texts"})
+    build(tmp_path / "c", {"source": str(tmp_path / "v.parquet"), "id": "id", "vector": "vector", "text": "text"})
     assert stored(tmp_path / "c") == {id: x.tolist() for id, x in zip(few.ids, few.x, strict=True)}
-    (tmp_path / "broken.npz").write_text("no")
-    for path in ("broken.npz", "nowhere.npz"):
+    (tmp_path / "broken.parquet").write_text("no")
+    for path in ("broken.parquet", "nowhere.parquet"):
         with pytest.raises(BadInput, match="holds no vectors"):
             notebook.load(tmp_path / path)
 

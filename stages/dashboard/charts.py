@@ -22,8 +22,8 @@ def few(labels: Sequence[str | None]) -> list[str]:
     return [label if label is not None and label in common else OTHER for label in labels]
 
 
-def points(frame: pd.DataFrame, colour: str, x: str = "x", y: str = "y", log: bool = False) -> alt.Chart:
-    """A scatter of ``frame``; hovering shows its other columns. Numbers get a scale, texts colours of their own."""
+def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
+    """A scatter of ``frame``'s x and y; hovering shows its other columns. Numbers get a scale, texts a colour each."""
     if pd.api.types.is_float_dtype(frame[colour]):
         paint = alt.Color(f"{colour}:Q", scale=alt.Scale(scheme="viridis", type="symlog" if log else "linear"))
     else:
@@ -31,13 +31,13 @@ def points(frame: pd.DataFrame, colour: str, x: str = "x", y: str = "y", log: bo
         domain = [*names, OTHER] if (frame[colour] == OTHER).any() else names
         scale = alt.Scale(domain=domain, range=[*_palette(len(names)), "#d5d9e0"])
         paint = alt.Color(f"{colour}:N", scale=scale, legend=LEGEND)
-    hover = [alt.Tooltip(f"{name}") for name in frame.columns if name not in (x, y)]
+    hover = [alt.Tooltip(f"{name}") for name in frame.columns if name not in ("x", "y")]
     return (
         alt.Chart(frame)
         .mark_circle(size=28, opacity=0.75)
         .encode(
-            x=alt.X(f"{x}:Q", scale=alt.Scale(zero=False), title=x if x != "x" else None),
-            y=alt.Y(f"{y}:Q", scale=alt.Scale(zero=False), title=y if y != "y" else None),
+            x=alt.X("x:Q", scale=alt.Scale(zero=False), title=None),
+            y=alt.Y("y:Q", scale=alt.Scale(zero=False), title=None),
             color=paint,
             tooltip=hover,
         )
@@ -74,13 +74,13 @@ def _palette(count: int) -> list[str]:
     return [colours[place % len(colours)] for place in range(count)]
 
 
-def bars(frame: pd.DataFrame, x: str, y: str, title: str | None = None) -> alt.Chart:
+def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
     """Horizontal bars in the table's order: ``x`` the number, ``y`` the name."""
     return (
         alt.Chart(frame)
         .mark_bar(color=BLUE)
         .encode(
-            x=alt.X(f"{x}:Q", title=title or x),
+            x=alt.X(f"{x}:Q", title=x),
             y=alt.Y(f"{y}:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
             tooltip=list(frame.columns),
         )

@@ -33,11 +33,12 @@ def _vectors(view: View) -> None:
     left, right = st.columns([1, 2])
     with left:
         k = slider("Clusters", 2, min(30, len(x) - 1), 5, "k")
-        scaled = switch("Every column of the same spread", True, "scaled")
-        found, away = view.of_sample(lambda: measures.kmeans(x, k, view.seed, scaled), "kmeans both", k, scaled)
-        quality = view.of_sample(lambda: measures.silhouette(x, found, view.seed), "silhouette", k, scaled)
+        even = switch("Every column of the same spread", True, "scaled")
+        found, away = view.of_sample(lambda: measures.kmeans(x, k, view.seed, even), "kmeans both", k, even)
+        seen = measures.scaled(x) if even else x
+        quality = view.of_sample(lambda: measures.silhouette(seen, found, view.seed), "silhouette", k, even)
         labels = rows["label"].tolist()
-        agreed = view.of_sample(lambda: measures.agreement(found, labels, view.seed), "agreement", k, scaled)
+        agreed = view.of_sample(lambda: measures.agreement(found, labels, view.seed), "agreement", k, even)
         one, two = st.columns(2)
         one.metric("silhouette", "–" if quality is None else f"{quality:.3f}", help="1: far apart; 0: they touch")
         if agreed:

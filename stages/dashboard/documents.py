@@ -4,7 +4,6 @@ import pandas as pd
 import streamlit as st
 
 from stages.dashboard import artifacts, charts, measures
-from stages.dashboard.artifacts import DOCUMENT
 from stages.dashboard.view import View
 from stages.dashboard.widgets import choice, csv, slider, table
 
@@ -15,8 +14,8 @@ def measured(view: View) -> pd.DataFrame:
     """The sampled documents with their lengths, and the norm of their vector where they have one."""
     found = artifacts.documents(view.project, view.most, view.seed)
     found = pd.concat([found, measures.lengths(list(found["text"]))], axis=1)
-    vectors = artifacts.sample(view.project, view.layer, DOCUMENT, view.most, False, view.seed).rows
-    return found.merge(vectors[["document", "norm"]], how="left", on="document")
+    norms = artifacts.norms(view.project, view.layer, found["document"].tolist())
+    return found.assign(norm=found["document"].map(norms))
 
 
 def show(view: View) -> None:

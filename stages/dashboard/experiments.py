@@ -30,7 +30,7 @@ def experiments() -> pd.DataFrame:
     path = database()
     if path is not None and not path.exists():  # to open it would make one
         return pd.DataFrame()
-    return pd.DataFrame([_line(run) for run in tracking.Store().search(role="pipeline")])
+    return pd.DataFrame([_line(run) for run in tracking.pipelines()])
 
 
 def _line(run: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from stages.dashboard.marks import marks
 from stages.dashboard.view import View
 from stages.dashboard.widgets import choice, csv, kept, one_of, slider
 from stages.interpret.read import Latents
-from stages.readable import SCORES, best_first, number, percent, visible
+from stages.readable import SCORES, number, percent, visible
 
 LEAST, ANY = -6.0, -0.5  # what leaves nothing out: of a share's log10, and of how far a score is above chance
 KINDS = {
@@ -45,23 +45,14 @@ def overview(latents: Latents) -> pd.DataFrame:
     frame, first = statistics.to_pandas(), tokens.to_pandas()
     first = first[first["rank"] < 3].assign(piece=lambda rows: rows["piece"].map(visible))
     frame["tokens"] = frame["latent"].map(first.groupby("latent")["piece"].agg(" ".join)).fillna("")
-    best = {latent: rows[0] for latent, rows in explanations(latents).items()}
-    frame["explanation"] = [best.get(latent, {}).get("text", "") for latent in frame["latent"]]
+    best = {latent: rows[0] for latent, rows in artifacts.explanations(latents).items()}
+    frame["explanation"] = [best.get(latent, {}).get("text") or "" for latent in frame["latent"]]
     frame["score"] = [best.get(latent, {}).get("balanced_accuracy", np.nan) for latent in frame["latent"]]
     frame["chance"] = [best.get(latent, {}).get("balanced_accuracy_chance", np.nan) for latent in frame["latent"]]
     state = np.where(
         frame["dead"], "dead", np.where(frame["kept"], "kept", frame["dropped"].fillna("").str.replace("_", " "))
     )
     return frame.assign(state=state).drop(columns=["dead", "kept", "dropped"])
-
-
-def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
-    """Latent -> its explanations, the best first."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    written = latents.table("explanations")
-    for row in [] if written is None else written.to_pylist():
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows) for latent, rows in found.items()}
 
 
 def show(view: View) -> None:
@@ -125,7 +116,7 @@ def _one(view: View, latents: Latents, latent: int) -> None:
     if facts["dead"]:
         st.info(f"Latent {latent} is dead: nothing in the corpus makes it fire.")
         return
-    said = view.of_files(lambda: explanations(latents), "explanations").get(latent, [])
+    said = view.of_files(lambda: artifacts.explanations(latents), "explanations").get(latent, [])
     st.markdown(f"### Latent {latent}")
     for note in said:
         scores = [
@@ -167,8 +158,9 @@ def _one(view: View, latents: Latents, latent: int) -> None:
             places = clusters.table("latents").to_pandas()
             places = places[places["x"].notna()]
             here = places["latent"] == latent
+            family = int(places.loc[here, "cluster"].iloc[0]) if here.any() else None
             places = places.assign(this=np.where(here, f"latent {latent}", charts.OTHER))
-            st.caption(f"On the map, of family {int(places.loc[here, 'cluster'].iloc[0])}")
+            st.caption("Not on the map: cluster ran on other latents" if family is None else f"Of family {family}")
             st.altair_chart(
                 charts.points(
                     places.sort_values("this", ascending=False)[["latent", "cluster", "x", "y", "this"]], "this"

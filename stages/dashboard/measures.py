@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,18 @@ def density(x: Array, neighbours: int) -> Array:
 # --- clustering -----------------------------------------------------------------------------------------------------
 
 
+def scaled(x: Array) -> Array:
+    """Every column with mean 0 and deviation 1; one that never changes is 0."""
+    from sklearn.preprocessing import StandardScaler
+
+    return StandardScaler().fit_transform(x)
+
+
 def kmeans(x: Array, clusters: int, seed: int, standardise: bool) -> tuple[Array, Array]:
     """(n,) cluster of each vector, numbered by falling size, and its distance to the centre."""
     from sklearn.cluster import KMeans
-    from sklearn.preprocessing import StandardScaler
 
-    given = StandardScaler().fit_transform(x) if standardise else x
+    given = scaled(x) if standardise else x
     model = KMeans(min(clusters, len(x)), n_init=3, random_state=seed)  # pyright: ignore[reportArgumentType]
     labels = model.fit_predict(given)
     away = np.linalg.norm(given - model.cluster_centers_[labels], axis=1)
@@ -156,18 +162,19 @@ def pairs(x: Array, seed: int) -> pd.DataFrame:
     """Pairs of vectors, all of them or PAIRS drawn: cosine, Euclidean distance, and the cosine of chance, of the same
     vectors with each column shuffled by itself."""
     random = np.random.default_rng(seed)
-    i, j = np.triu_indices(len(x), 1) if len(x) < 450 else random.integers(len(x), size=(2, PAIRS))
+    few = len(x) * (len(x) - 1) // 2 <= PAIRS
+    i, j = np.triu_indices(len(x), 1) if few else random.integers(len(x), size=(2, PAIRS))
     i, j = i[i != j], j[i != j]
     directions, shuffled = unit(x), unit(random.permuted(x, axis=0))
-    dots = (np.einsum("nd,nd->n", y[i], y[j]) for y in (directions, shuffled))
-    return pd.DataFrame(
-        {
-            "i": i,
-            "j": j,
-            **dict(zip(("cosine", "chance"), dots, strict=True)),
-            "distance": np.linalg.norm(x[i] - x[j], axis=1),
-        }
-    )
+    found = {"i": i, "j": j}
+    for name, y in (("cosine", directions), ("chance", shuffled)):
+        found[name] = _by_pair(lambda a, b: np.einsum("nd,nd->n", a, b), y, i, j)
+    return pd.DataFrame({**found, "distance": _by_pair(lambda a, b: np.linalg.norm(a - b, axis=1), x, i, j)})
+
+
+def _by_pair(measure: Callable[[Array, Array], Array], x: Array, i: Array, j: Array, block: int = 2048) -> Array:
+    parts = [measure(x[i[at : at + block]], x[j[at : at + block]]) for at in range(0, len(i), block)]
+    return np.concatenate(parts)
 
 
 def histogram(columns: dict[str, Array], bins: int) -> pd.DataFrame:

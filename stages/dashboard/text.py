@@ -28,7 +28,7 @@ def show(view: View) -> None:
     vectors = explainer.facts["reads"] == "vectors"
     say = "A vector, as a JSON list of numbers" if vectors else "Text"
     first = json.dumps([round(float(x), 4) for x in view.sample().x[0]]) if vectors else TEXT
-    given = st.text_area(say, key=kept("vector" if vectors else "text", first), max_chars=20_000)
+    given = st.text_area(say, key=kept("vector" if vectors else "text", first), max_chars=None if vectors else 20_000)
     try:
         found = view.now(lambda: _vector(explainer, given) if vectors else explainer.read(given))
     except BadInput as refusal:
@@ -64,8 +64,10 @@ def _vector(explainer: Explainer, given: str) -> Read:
     width = explainer.sae.width
     try:
         x = torch.tensor(json.loads(given), dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError):
+    except (ValueError, TypeError, RuntimeError, OverflowError):
         raise BadInput("this is no JSON list of numbers") from None
     if x.shape != (width,):
         raise BadInput(f"this SAE reads vectors of {width} numbers, but the list is of shape {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise BadInput("a number of the list is NaN or infinity")
     return Read(["the vector"], explainer.codes(x[None].to(CPU)), 0)

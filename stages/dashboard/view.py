@@ -11,7 +11,8 @@ from stages.dashboard import artifacts
 from stages.dashboard.artifacts import Project, Sample
 
 T = TypeVar("T")
-HELD = 64  # results of at most a few MiB each, but for samples: 10,000 vectors of 1,000 numbers are 40
+# Results; the largest are samples (10,000 vectors of 1,000 numbers are 40 MB), an SAE, the texts of documents.
+HELD = 32
 
 
 @st.cache_resource
@@ -52,7 +53,7 @@ class View:
         return self.of_files(work, self.unit, self.most, self.inliers, self.seed, *key)
 
     def model(self, work: Callable[[], T], *key: Hashable) -> T:
-        """The same of a model, of which one at a time is in memory."""
+        """The same of a model, of which one at a time is kept."""
         return _one((str(self.project.data), self.stamp, self.layer, *key), work)
 
     def now(self, work: Callable[[], T]) -> T:

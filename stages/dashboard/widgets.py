@@ -26,9 +26,9 @@ def kept(name: str, default: Any, allowed: Callable[[Any], bool] = lambda value:
 
 
 def slider(label: str, low: float, high: float, default: Any, name: str, step: float | None = None) -> Any:
-    """A number, or two with a default of two, from ``low`` to ``high``; where these are one, that and no slider."""
+    """A number, or two with a default of two, from ``low`` to ``high``; where there is no choice ``high``, unasked."""
     if low >= high:
-        return default
+        return high
     ends = default if isinstance(default, tuple) else (default,)
     bounded = tuple(min(max(end, low), high) for end in ends)
 

@@ -125,7 +125,7 @@ def explanation_prompt(case: Case) -> str:
     """Texts with the active tokens marked, texts without, and the question; before it one that is answered. A text that
     is one piece, a whole document, has nothing to mark: only how strong the latent is on it."""
     most = max((max(example.values) for example in case.active), default=0.0)
-    whole = all(len(example.pieces) == 1 for example in case.active)
+    whole = bool(case.active) and all(len(example.pieces) == 1 for example in case.active)
     shown = _weighed if whole else _marked
     active = [f"{i}. {shown(example, most)}" for i, example in enumerate(case.active, 1)]
     silent = [f"{i}. {_line(example.text)}" for i, example in enumerate(case.silent, 1)]

@@ -154,7 +154,7 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
-    """The same function on raw activations, codes in raw units, decoder rows still of unit norm.
+    """The same function on raw activations, codes in raw units, decoder rows as long as they were.
 
     With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s. A g other than the identity keeps s and μ:
     x̂ = μ + g(s (f W_dec + b − μ)) / s.

@@ -1,4 +1,4 @@
-"""What a step does with the gradients: clipped, AdamW, decoder rows of norm 1.
+"""What a step does with the gradients: clipped, AdamW, decoder rows of norm 1 (but for a frozen encoder).
 
 The part of the decoder's gradient along its rows, which renormalising would undo, is taken out first. On a CPU, where
 this is all reading and writing, each row is gone through twice; step by step it would be eight times.

@@ -127,7 +127,7 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     found = Explainer(coder.to(device), config, latents=known)
     if lm is None or not (lm / "meta.json").exists():
         bare = lm is not None and (lm / "modules.json").exists()
-        return replace(found, sentence=sentences.load(str(lm), device, torch.bfloat16)) if bare else found
+        return _with_sentence(found, str(lm), device) if bare else found
     meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
     if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz need not say
         raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
@@ -139,6 +139,15 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
         return found
     _point(config)
     return replace(found, lm=load(source, dtype, device, **options))
+
+
+def _with_sentence(found: Explainer, folder: str, device: torch.device) -> Explainer:
+    """With a model that nobody fetched, which must fit in width."""
+    forward = found.config["metadata"].get("strata", {}).get("forward", "bfloat16")
+    model = sentences.load(folder, device, DTYPES[forward])
+    if (width := model.get_embedding_dimension()) != found.sae.width:
+        raise BadInput(f"{folder} makes vectors of {width} numbers, but this SAE reads {found.sae.width}")
+    return replace(found, sentence=model)
 
 
 def _point(config: dict[str, Any]) -> tuple[int, Hook]:
