@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train import ATOMS, TARGETS, WIDTH, knobs, planted
 
 from stages import npz, params, training
@@ -13,6 +14,7 @@ from stages.door import BadInput
 from stages.extract.shards import Activations
 from stages.files import sha256
 from stages.quality import reconstruction
+from stages.sae.fit import STATE
 from stages.sae.sae import SAE
 
 __all__ = ["planted"]  # the fixture
@@ -104,6 +106,9 @@ def test_twice_and_after_a_kill_the_same_bytes(planted: Activations, trained: tu
     with pytest.raises(Killed):
         training.train(planted, settings, TARGETS, 1, kill, work=tmp_path, save_every=0)
     again, _ = training.train(planted, settings, TARGETS, 1, work=tmp_path)
+    state = load_file(tmp_path / STATE)  # what was trained, on the training scale
+    rows, bias = training.given(settings.encoder, (ATOMS, WIDTH), training.scale_of(planted))
+    assert torch.equal(state["model.encoder"], rows) and torch.equal(state["model.b_enc"], bias)
     for name, tensor in whole.best.tensors().items():
         assert torch.equal(tensor, again.best.tensors()[name])
 
