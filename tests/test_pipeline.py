@@ -60,6 +60,7 @@ PARAMS = {
     "tune.calls": 3,
     "tune.starts": 1,
     "tune.rows": None,
+    "cluster.map.method": "pca",  # importing umap takes seconds, in every run and layer
     "merge.ce_tokens": 200,
     "invert.layers": [2],
     "invert.latents": 2,

@@ -71,6 +71,24 @@ def test_the_default_section_is_good():
     assert [TRAIN[name] for name in names] == list(Search(section, 0, TRAIN).ask().values())  # params.yaml is inside
 
 
+def test_noise_in_the_last_bits_changes_no_proposal(monkeypatch: pytest.MonkeyPatch):
+    def points(noise: float) -> list[dict[str, Any]]:
+        space = {"lr": SPACE["lr"], "auxk": {"min": 4.0e-3, "max": 0.25, "log": True}}
+        search = Search(knobs(space=space, starts=3), 0)
+        assert search.model is not None
+        ask, found = search.model.ask, []
+        monkeypatch.setattr(search.model, "ask", lambda: [value * (1 + noise) for value in ask() or []])
+        for _ in range(8):
+            found.append(search.ask())
+            search.tell(0.1 + 0.05 * math.log10(found[-1]["lr"] / 0.02) ** 2 + 0.01 * found[-1]["auxk"])
+        return found
+
+    exact = points(0.0)
+    assert exact == points(1e-8) == points(-1e-8) != points(1e-2)
+    for point in exact:
+        assert point["lr"] == float(f"{point['lr']:.3g}") and 1e-3 <= point["lr"] <= 1e-1
+
+
 def test_a_knob_is_a_number_a_whole_number_or_a_choice():
     space = {**SPACE, "beta2": {"min": 0.9, "max": 0.999}, "resample_every": [None, 1], "skip_outliers": [True, False]}
     found = dimensions(knobs(space=space))

@@ -19,6 +19,7 @@ from stages.tune.knobs import Range, Tune, ends
 
 WORST = 10.0  # of what is told, and what a failure counts: an error as large as the variance, and all latents dead
 MODELS = {"gp": "GP", "forest": "ET"}
+DIGITS = 3  # of a number that is proposed
 CANDIDATES = 2000  # points whose expected improvement is computed; the best few are improved by gradient
 
 Point = dict[str, Any]
@@ -74,6 +75,8 @@ class Search:
         else:
             with _quiet():
                 self._asked = self.model.ask() or []
+        if self._asked is not self.first:
+            self._asked = [_rounded(value, part) for value, part in zip(self._asked, self.space, strict=True)]
         return {name: plain(value) for name, value in zip(self.names, self._asked, strict=True)}
 
     def tell(self, score: float | None) -> None:
@@ -83,6 +86,17 @@ class Search:
         if self.model is not None:
             with _quiet():
                 self.model.tell(self._asked, value)
+
+
+def _rounded(value: Any, part: Any) -> Any:
+    """A real number with DIGITS significant digits, within its range; anything else as it is.
+
+    The last bits of a proposal hang on where in memory a matrix happens to lie (BLAS sums in another order there), and
+    from one trial to the next they would grow: from 1e-12 of an lr to 6e-7 of another one two trials later.
+    """
+    if not isinstance(part, Real):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), part.low), part.high)
 
 
 def plain(value: Any) -> Any:
