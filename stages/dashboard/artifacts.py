@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,10 @@ from stages.fetch import read
 from stages.interpret.read import Latents, interpreted, open_latents
 from stages.lm import Hook, pieces
 from stages.metrics import OUTLIER
-from stages.readable import best_first, inline, marked
+from stages.readable import inline, marked
 from stages.sae import disk
 from stages.sae.sae import SAE
+from stages.serve.explainer import explanations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,15 +99,6 @@ class Project:
 
         source, options = read.lm_path(self.data / "lm")
         return AutoTokenizer.from_pretrained(source, **options)
-
-
-def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
-    """Latent -> its explanations, the best first; their ``text`` may be None."""
-    table = latents.table("explanations")
-    found: dict[int, list[dict[str, Any]]] = {}
-    for row in [] if table is None else table.to_pylist():
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows) for latent, rows in found.items()}
 
 
 def notes(latents: Latents) -> dict[int, str]:

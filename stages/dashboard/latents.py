@@ -13,6 +13,7 @@ from stages.dashboard.view import View
 from stages.dashboard.widgets import choice, csv, kept, one_of, slider
 from stages.interpret.read import Latents
 from stages.readable import SCORES, number, percent, visible
+from stages.serve.explainer import explanations
 
 LEAST, ANY = -6.0, -0.5  # what leaves nothing out: of a share's log10, and of how far a score is above chance
 KINDS = {
@@ -45,7 +46,7 @@ def overview(latents: Latents) -> pd.DataFrame:
     frame, first = statistics.to_pandas(), tokens.to_pandas()
     first = first[first["rank"] < 3].assign(piece=lambda rows: rows["piece"].map(visible))
     frame["tokens"] = frame["latent"].map(first.groupby("latent")["piece"].agg(" ".join)).fillna("")
-    best = {latent: rows[0] for latent, rows in artifacts.explanations(latents).items()}
+    best = {latent: rows[0] for latent, rows in explanations(latents).items()}
     frame["explanation"] = [best.get(latent, {}).get("text") or "" for latent in frame["latent"]]
     frame["score"] = [best.get(latent, {}).get("balanced_accuracy", np.nan) for latent in frame["latent"]]
     frame["chance"] = [best.get(latent, {}).get("balanced_accuracy_chance", np.nan) for latent in frame["latent"]]
@@ -116,7 +117,7 @@ def _one(view: View, latents: Latents, latent: int) -> None:
     if facts["dead"]:
         st.info(f"Latent {latent} is dead: nothing in the corpus makes it fire.")
         return
-    said = view.of_files(lambda: artifacts.explanations(latents), "explanations").get(latent, [])
+    said = view.of_files(lambda: explanations(latents), "explanations").get(latent, [])
     st.markdown(f"### Latent {latent}")
     for note in said:
         scores = [

@@ -66,11 +66,7 @@ class Explainer:
     @cached_property
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
         """Latent -> its explanations, the best first."""
-        table = self.latents.table("explanations") if self.latents else None
-        found: dict[int, list[dict[str, Any]]] = {}
-        for row in [] if table is None else table.to_pylist():
-            found.setdefault(row["latent"], []).append(row)
-        return {latent: best_first(rows) for latent, rows in found.items()}
+        return explanations(self.latents) if self.latents else {}
 
     @torch.inference_mode()
     def read(self, text: str) -> Read:
@@ -115,6 +111,15 @@ class Explainer:
         if not torch.isfinite(codes.values).all():
             raise BadInput("the vectors are so long that a code overflows")
         return codes
+
+
+def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
+    """Latent -> its explanations, the best first; their ``text`` may be None."""
+    table = latents.table("explanations")
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in [] if table is None else table.to_pylist():
+        found.setdefault(row["latent"], []).append(row)
+    return {latent: best_first(rows) for latent, rows in found.items()}
 
 
 def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:

@@ -91,7 +91,7 @@ class Search:
 def _rounded(value: Any, part: Any) -> Any:
     """A real number with DIGITS significant digits, within its range; anything else as it is.
 
-    The last bits of a proposal hang on where in memory a matrix happens to lie (BLAS sums in another order there), and
+    The last bits of a proposal hang on the kernels that BLAS takes (by the processor, or by OPENBLAS_CORETYPE), and
     from one trial to the next they would grow: from 1e-12 of an lr to 6e-7 of another one two trials later.
     """
     if not isinstance(part, Real):
