@@ -7,7 +7,7 @@ from stages import launch, params, resume, tracking, training
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import read_json, write_json, write_text
+from stages.files import read_json, sha256, write_json, write_text
 from stages.lm import DTYPES, load
 from stages.machine import Machine, keep_memory, start
 from stages.sae import disk
@@ -56,7 +56,7 @@ def main(
         for name, sae in fitted.saes.items():
             best = name == "best"
             disk.save(Path(target) if best else Path(target) / name, sae, metadata, frequency if best else None)
-        write_json(Path(report), found)
+        write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
         write_text(Path(curve), room.history_csv(fitted.history))
 
 

@@ -62,7 +62,15 @@ def measured(layer: int) -> dict[str, Any]:
     return copy.deepcopy(
         {
             "layer": layer,
-            "model": {"name": "gemma-3-270m", "hook": "resid_post", "width": 640},
+            "model": {
+                "name": "gemma-3-270m",
+                "revision": None,
+                "fingerprint": "f1",
+                "hook": "resid_post",
+                "width": 640,
+            },
+            "corpus": "c1",
+            "weights": f"w{layer}",
             "rule": "batchtopk",
             "latents": 4096,
             "k": 64,
@@ -208,6 +216,8 @@ def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPat
     assert "All 18 targets pass" in page
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page, "a token is text, not markup"
     assert "fails" not in page.split("<h2>Scorecard")[0].replace("control fails at least one", "")
+    for word in ("<code>f1</code>", "<code>c1</code>", "<code>w3</code>", "<code>w9</code>"):
+        assert page.count(word) == 1, "what was run is named by its hashes"
     for word in ("gemma-3-270m", "batchtopk", "resid_post", "160,000", "4,096", "package:gensim-wikipedia"):
         assert word in page
     assert all(entry.meaning in html.unescape(page) for entry in GLOSSARY.values())
@@ -222,7 +232,8 @@ def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeyp
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
     links = re.findall(r'href="latents/([^"]+)"', page)
-    assert {"index.html", "3/index.html", "9/index.html", "9/0.html"} <= set(links) and len(links) == 13
+    assert {"index.html", "3/index.html", "9/index.html", "9/0.html"} <= set(links)
+    assert len(links) == 1 + 2 * (1 + 5 + 3 + 3), "all layers; of each its index, five latents, three at either end"
     assert all((Path("pages") / link).exists() for link in links)
     assert "latent 1 &#34; onmouseover" in page, "an explanation is text, not markup"
 

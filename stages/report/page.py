@@ -9,6 +9,7 @@ from pydantic import Field
 from stages.params import Section
 from stages.readable import number
 from stages.report.causes import SHOWN, Causes
+from stages.report.closeup import closeup
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
@@ -75,6 +76,7 @@ def render(
         glossary=GLOSSARY,
         text=text,
         latents=latents,
+        closeups=[found for layer in latents if (found := closeup(layer))],
         searched=searched,
         families=families,
         maps={found.layer: base64.b64encode(found.picture).decode() for found in families},

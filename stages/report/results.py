@@ -25,6 +25,8 @@ class Model(_Part):
     """Where the activations come from."""
 
     name: str
+    revision: str | None
+    fingerprint: str
     hook: str
     width: int
 
@@ -60,10 +62,12 @@ class Best(_Part):
 
 
 class Result(_Part):
-    """One layer: its SAE and the controls, judged on the test split."""
+    """One layer: its SAE and the controls, judged on the test split. ``corpus`` and ``weights`` are fingerprints."""
 
     layer: int
     model: Model
+    corpus: str
+    weights: str
     rule: str
     latents: int
     k: int | None

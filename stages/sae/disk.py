@@ -20,6 +20,7 @@ from stages.files import read_json, write_json, write_tensors
 from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.sae import NO_GROUP, SAE
 
+WEIGHTS = "sae_weights.safetensors"
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
 ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
     "topk": ("topk", "identity"),
@@ -65,7 +66,7 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
         name = config["architecture"].removeprefix("strata_")
         config |= {"architecture": f"strata_{name}{GROUPS}", "parts": sae.parts}
         tensors |= {"groups": sae.groups.cpu(), "shares": sae.shares.float().cpu()}
-    write_tensors(folder / "sae_weights.safetensors", tensors)
+    write_tensors(folder / WEIGHTS, tensors)
     if density is not None:
         write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
     write_json(folder / "cfg.json", {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
@@ -92,7 +93,7 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     scale = config.get("scale") if bent else 1.0
     if not isinstance(scale, int | float) or not scale > 0:
         raise BadInput(f"{folder / 'cfg.json'}: scale is {scale!r}, not a number above 0")
-    path = folder / "sae_weights.safetensors"
+    path = folder / WEIGHTS
     try:
         tensors = {  # other tools store halves too
             name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()

@@ -80,6 +80,7 @@ def measure(
     return {
         "layer": activations.layer,
         "model": {**activations.meta["model"], "hook": hook, "width": activations.width},
+        "corpus": activations.meta["corpus"],
         "rule": knobs.rule,
         "latents": knobs.latents,
         "k": knobs.k,

@@ -1,0 +1,39 @@
+"""The latents that the report shows up close: which ones, and that their texts stay text."""
+
+from pathlib import Path
+from typing import Any
+
+from planted import EVIL, planted
+
+from stages.interpret.read import open_latents
+from stages.report.closeup import CONTEXTS, closeup, ends
+from stages.report.latents import read_layer
+from stages.report.templates import environment
+
+
+def note(value: float | None, chance: float | None = 0.5) -> dict[str, Any]:
+    return {"balanced_accuracy": value, "balanced_accuracy_chance": chance}
+
+
+def test_both_ends_are_above_chance_and_the_important_come_first():
+    notes = {1: note(0.9), 2: note(None), 3: note(0.9, 0.6), 4: note(0.5), 5: note(0.9), 6: note(0.45), 7: note(0.5)}
+    ids = [7, 5, 4, 3, 2, 1, 6, 8]  # by importance; 8 has no explanation, 2 no score
+    assert ends(ids, notes, 2) == ([5, 1], [6, 7]), "5 and 1 tie at 0.4 above chance, 7 and 4 at 0"
+    assert ends(ids, notes, 9) == ([5, 1, 3], [6, 7, 4]), "of six none is in both"
+    assert ends([5], notes, 3) == ([5], [])
+    assert ends([2, 8], notes, 3) == ([], [])
+
+
+def test_a_layer_up_close(tmp_path: Path):
+    planted(tmp_path / "9", 9)
+    layer = read_layer(open_latents(tmp_path / "9"), 10)
+    found = closeup(layer)
+    assert found is not None and found.layer == 9
+    best, worst = ends(layer.ids, layer.notes)
+    assert [[latent.row["latent"] for latent in end] for end in found[1:]] == [best, worst]
+    assert all(0 < len(latent.contexts) <= CONTEXTS for latent in found.best)
+    page = environment().get_template("closeup.html.j2").render(closeups=[found])
+    assert "explained best" in page and f'href="latents/9/{best[0]}.html"' in page
+    assert '<mark class="a10 peak"' in page, "the strongest token of the strongest context"
+    assert not any(text in page for text in EVIL[:2] + EVIL[4:5]), "a text is never markup"
+    assert not environment().get_template("closeup.html.j2").render(closeups=[]).strip()
