@@ -18,6 +18,10 @@ def main(target: str, *homes: str) -> None:
         raise BadInput(f"params.yaml: tune.layer is {chosen!r}, but layers are {layers}; name one of them")
     if stray := sorted(overrides.keys() - names):
         print(f"select: by_layer.{', '.join(stray)} changes nothing: layers are {layers}", file=sys.stderr)
+    for stage in ("invert", "steer_eval"):
+        knobs = params.load(stage, dict)
+        if knobs.get("run") and not set(wanted := knobs.get("layers") or []) & set(layers):
+            print(f"select: {stage} does nothing: {stage}.layers is {wanted}, but layers are {layers}", file=sys.stderr)
     for home in map(Path, homes):
         for stale in home.glob("[0-9]*") if home.exists() else ():
             if stale.name.partition(".")[0] not in names:

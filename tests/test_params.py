@@ -202,3 +202,9 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     changed(tmp_path, "by_layer", "by_layer: {77: {k: 3}}")
     ended = select("layers")
     assert ended.returncode == 0 and ended.stderr.startswith("select: by_layer.77 changes nothing: layers are [")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values |= {"layers": [3], "tune": {"layer": 3}}
+    values["invert"] = {"run": False, "layers": [9]}
+    written(tmp_path, yaml.safe_dump(values))
+    ended = select("layers")
+    assert ended.stderr == "select: steer_eval does nothing: steer_eval.layers is [9], but layers are [3]\n"
