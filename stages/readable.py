@@ -64,15 +64,14 @@ def excerpt(pieces: list[str], peak: int, before: int = 8, after: int = 7) -> tu
     return left + space * bool(left), word, "".join(map(inline, pieces[peak + 1 : peak + 1 + after])).rstrip(" ")
 
 
-def above_chance(explanation: Row) -> float:
-    """How far an explanation's detection is above chance; -1 where it was not scored."""
-    value, chance = explanation["balanced_accuracy"], explanation["balanced_accuracy_chance"]
-    return -1.0 if value is None else value - (0.5 if chance is None else chance)
-
-
 def best_first(explanations: Sequence[Row]) -> list[Row]:
     """A latent's explanations by how far their detection is above chance; those that were not scored come last."""
-    return sorted(explanations, key=above_chance, reverse=True)
+
+    def above(row: Row) -> float:
+        value, chance = row["balanced_accuracy"], row["balanced_accuracy_chance"]
+        return -1.0 if value is None else value - (0.5 if chance is None else chance)
+
+    return sorted(explanations, key=above, reverse=True)
 
 
 def by_label(enrichment: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:

@@ -11,14 +11,14 @@ from stages.report.latents import read_layer
 from stages.report.templates import environment
 
 
-def note(value: float | None, chance: float | None = 0.5) -> dict[str, Any]:
-    return {"balanced_accuracy": value, "balanced_accuracy_chance": chance}
+def note(value: float | None) -> dict[str, Any]:
+    return {"balanced_accuracy": value}
 
 
-def test_both_ends_are_above_chance_and_the_important_come_first():
-    notes = {1: note(0.9), 2: note(None), 3: note(0.9, 0.6), 4: note(0.5), 5: note(0.9), 6: note(0.45), 7: note(0.5)}
+def test_both_ends_by_score_and_the_important_come_first():
+    notes = {1: note(0.9), 2: note(None), 3: note(0.8), 4: note(0.5), 5: note(0.9), 6: note(0.45), 7: note(0.5)}
     ids = [7, 5, 4, 3, 2, 1, 6, 8]  # by importance; 8 has no explanation, 2 no score
-    assert ends(ids, notes, 2) == ([5, 1], [6, 7]), "5 and 1 tie at 0.4 above chance, 7 and 4 at 0"
+    assert ends(ids, notes, 2) == ([5, 1], [6, 7])
     assert ends(ids, notes, 9) == ([5, 1, 3], [6, 7, 4]), "of six none is in both"
     assert ends([5], notes, 3) == ([5], [])
     assert ends([2, 8], notes, 3) == ([], [])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stages.readable import Row, above_chance
+from stages.readable import Row
 from stages.report.latents import Layer, context, grouped, rows
 
 EACH = 3  # latents at either end, a layer
@@ -29,15 +29,16 @@ class Closeup(NamedTuple):
 
 
 def ends(ids: Sequence[int], notes: dict[int, Row], each: int = EACH) -> tuple[list[int], list[int]]:
-    """Those of ``ids`` that are explained best and worst above chance, the more important first where they tie.
+    """Those of ``ids`` whose explanations do best and worst, the more important first where they tie.
 
+    By the score alone: a latent's chance is the score of one other latent's explanation, which may happen to fit.
     Latents whose explanation could not be scored are in neither; of few latents none is in both.
     """
-    scored = [latent for latent in ids if latent in notes and notes[latent]["balanced_accuracy"] is not None]
-    order = sorted(scored, key=lambda latent: -above_chance(notes[latent]))
-    best = order[: min(each, (len(order) + 1) // 2)]
-    rest = sorted(order[len(best) :], key=lambda latent: (above_chance(notes[latent]), scored.index(latent)))
-    return best, rest[:each]
+    scores = {latent: notes[latent]["balanced_accuracy"] for latent in ids if latent in notes}
+    scored = [latent for latent, score in scores.items() if score is not None]
+    best = sorted(scored, key=lambda latent: -scores[latent])[: min(each, (len(scored) + 1) // 2)]
+    rest = (latent for latent in scored if latent not in best)
+    return best, sorted(rest, key=scores.__getitem__)[:each]
 
 
 def closeup(layer: Layer) -> Closeup | None:
