@@ -1,16 +1,37 @@
-"""An SAE in another format: `python -m src.convert data/sae/9 shared/` writes encoder.npz and decoder.npz."""
+"""SAEs of other tools, in and out: `python -m src.convert SOURCE TARGET [FORMAT]`."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from stages import npz
+from stages.convert import card, hub
+from stages.convert.read import read
+from stages.convert.say import line
+from stages.convert.write import check, write
 from stages.door import run
+from stages.files import read_json, write_text
 from stages.sae import disk
 
 
-def main(sae: str, target: str) -> None:
-    """SAE: its folder; TARGET: the folder that gets the arrays, which numpy alone can read."""
-    coder, config = disk.load(Path(sae))
-    npz.save(Path(target), coder, config["metadata"])
+def main(source: str, target: str, form: str = "strata", ending: str = "") -> None:
+    """SOURCE: an SAE of SAELens, sparsify, dictionary_learning, Gemma Scope, Spindle, Integral Superposition, Growth
+    Signals, GhostTrack or Strata: a folder, a file, or hub:OWNER/REPO/FOLDER@REVISION. TARGET: a new folder, or
+    hub:OWNER/REPO/FOLDER to publish it. FORM: strata (the default), saelens, sparsify, dictionary_learning or npz.
+    ENDING: what a decoder of Growth Signals ends in: identity, tanh or sigmoid."""
+    published = hub.place(target) if target.startswith(hub.PREFIX) else None
+    check(Path() / "nowhere" if published else Path(target), form)
+    if source.startswith(hub.PREFIX):
+        found = hub.bring(hub.place(source), ending or None)
+    else:
+        found = read(Path(source), ending or None)
+    measured = card.beside(Path(source))
+    text = card.card(found, form, read_json(measured) if measured else None, published)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) if published else Path(target)
+        write(folder, found, form)
+        write_text(folder / "README.md", text)
+        where = hub.give(folder, published) if published else target
+    pinned = f", sha256 {disk.fingerprint(Path(target))}" if form in ("strata", "saelens") and not published else ""
+    print(f"read {line(found)}; wrote {form} to {where}{pinned}")
 
 
 if __name__ == "__main__":

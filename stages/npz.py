@@ -39,7 +39,7 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
 
 def encoder(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """W (latent, width) and b (latent,) of an `encoder.npz`, for which h = x Wᵀ + b."""
-    arrays = _read(path)
+    arrays = read(path)
     return _tensor(_matrix(path, arrays)), _tensor(arrays["b"])
 
 
@@ -48,10 +48,10 @@ def load(path: Path) -> tuple[SAE, dict[str, Any]]:
 
     The second value is called as in `cfg.json`: ``metadata`` is what was saved.
     """
-    arrays = _read(path)
+    arrays = read(path)
     w, b = _matrix(path, arrays), arrays["b"]
     latents, width = w.shape
-    other = _read(path.with_name(DECODER)) if path.with_name(DECODER).exists() else {"W": w, "b": np.zeros(width)}
+    other = read(path.with_name(DECODER)) if path.with_name(DECODER).exists() else {"W": w, "b": np.zeros(width)}
     if other["W"].shape != w.shape or other["b"].shape != (width,):
         raise BadInput(f"{path.with_name(DECODER)} holds {_shapes(other)}, but {path.name} is {w.shape}")
     k, threshold = arrays.get("k"), arrays.get("threshold", np.zeros(latents))
@@ -82,7 +82,8 @@ def _write(path: Path, **arrays: NDArray[Any]) -> None:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def read(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` by name; no objects."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}

@@ -47,7 +47,7 @@ def made(**rule: Any) -> SAE:
 def test_numpy_alone_computes_the_codes(tmp_path: Path, rule: dict[str, Any]) -> None:
     sae = made(**rule)
     disk.save(tmp_path / "sae", sae, {"hook_name": "vectors"})
-    main(str(tmp_path / "sae"), str(tmp_path / "out"))
+    main(str(tmp_path / "sae"), str(tmp_path / "out"), "npz")
     x = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(1)) + sae.b_dec
     np.save(tmp_path / "x.npy", x.numpy())
     names = ("x.npy", "out/encoder.npz", "out/decoder.npz", "found.npz")

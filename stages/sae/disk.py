@@ -5,8 +5,10 @@ because SAELens can train batchtopk but not load it. A decoder that ends in tanh
 say, gets an architecture of our own, which SAELens does not know and refuses: e.g. strata_jumprelu_tanh, with the
 ``scale`` in `cfg.json` and the ``mean`` among the tensors. So does a merged SAE, whose codes are sums of its parts':
 strata_jumprelu_groups, with the number of ``parts`` in `cfg.json`, and ``groups`` and ``shares`` among the tensors.
+standard, a ReLU, is read, too. What else other tools write, `src.convert` reads.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.files import read_json, write_json, write_tensors
+from stages.files import read_json, sha256, write_json, write_tensors
 from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.sae import NO_GROUP, SAE
 
@@ -32,6 +34,16 @@ ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
 }
 GROUPS = "_groups"  # what a merged SAE's architecture ends in: strata_jumprelu_groups, strata_topk_tanh_groups …
 ARCHITECTURES |= {f"strata_{name.removeprefix('strata_')}{GROUPS}": what for name, what in list(ARCHITECTURES.items())}
+ARCHITECTURES["standard"] = ("standard", "identity")
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of an SAE: of its two files' hashes."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BadInput(f"{folder / name} is missing")
+    return hashlib.sha256("".join(sha256(folder / name) for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
@@ -69,30 +81,33 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
     write_tensors(folder / WEIGHTS, tensors)
     if density is not None:
         write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
-    write_json(folder / "cfg.json", {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
+    write_json(folder / CONFIG, {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
 
 
 def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     """Read an SAE and its configuration; shapes and names are checked."""
-    config = read_json(folder / "cfg.json")
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
-        raise BadInput(f"{folder / 'cfg.json'} is not an object, so it is no configuration of an SAE")
+        raise BadInput(f"{folder / CONFIG} is not an object, so it is no configuration of an SAE")
     name = config.get("architecture")
     if name not in ARCHITECTURES:
-        raise BadInput(f"{folder / 'cfg.json'} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}")
+        raise BadInput(
+            f"{folder / CONFIG} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}, and some "
+            "others through `python -m src.convert`"
+        )
     kind, activation = ARCHITECTURES[name]
     grouped = name.endswith(GROUPS)
     for key in ("d_in", "d_sae", *["k"] * (kind == "topk"), *["parts"] * grouped):
         if not isinstance(config.get(key), int):
-            raise BadInput(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}, not a whole number")
+            raise BadInput(f"{folder / CONFIG}: {key} is {config.get(key)!r}, not a whole number")
     width, latents = config["d_in"], config["d_sae"]
     parts = config["parts"] if grouped else latents
     if kind == "topk" and not 0 < config["k"] <= parts:
-        raise BadInput(f"{folder / 'cfg.json'}: k is {config['k']}, but there are {parts} latents")
+        raise BadInput(f"{folder / CONFIG}: k is {config['k']}, but there are {parts} latents")
     bent = activation != "identity"
     scale = config.get("scale") if bent else 1.0
     if not isinstance(scale, int | float) or not scale > 0:
-        raise BadInput(f"{folder / 'cfg.json'}: scale is {scale!r}, not a number above 0")
+        raise BadInput(f"{folder / CONFIG}: scale is {scale!r}, not a number above 0")
     path = folder / WEIGHTS
     try:
         tensors = {  # other tools store halves too
@@ -117,7 +132,9 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
         if groups.dtype is not torch.int64 or not bool(((groups >= NO_GROUP) & (groups < latents)).all()):
             raise BadInput(f"{path}: groups must be whole numbers from {NO_GROUP} to {latents - 1}, one a part")
     if config.get("normalize_activations", "none") != "none" or config.get("rescale_acts_by_decoder_norm"):
-        raise BadInput(f"{folder / 'cfg.json'} asks for a normalisation at run time, which Strata folds in beforehand")
+        raise BadInput(f"{folder / CONFIG} asks for a normalisation at run time, which Strata folds in beforehand")
+    if kind == "standard":
+        tensors["threshold"] = torch.zeros(latents)
     if not config.get("apply_b_dec_to_input", True):
         tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
     return (

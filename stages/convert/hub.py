@@ -1,0 +1,75 @@
+"""`hub:OWNER/REPO/FOLDER@REVISION`: SAEs on the Hugging Face hub, brought and given."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from stages import npz
+from stages.convert import dictionary_learning, gemma_scope, saelens, sparsify
+from stages.convert.found import Found
+from stages.convert.read import read
+from stages.door import BadInput
+
+PREFIX = "hub:"
+FILES = (
+    *("cfg.json", "config.json", saelens.WEIGHTS, saelens.DENSITY, saelens.SCALER, sparsify.WEIGHTS),
+    *(dictionary_learning.WEIGHTS, gemma_scope.FILE, npz.ENCODER, npz.DECODER),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or file (``folder``, "" for the root) of a repository, at a revision."""
+
+    repo: str
+    folder: str
+    revision: str | None
+
+
+def place(text: str) -> Place:
+    """What ``hub:OWNER/REPO/FOLDER@REVISION`` names; FOLDER and REVISION may be left out."""
+    match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)((?:/[\w.=+-]+)*)(?:@([\w./-]+))?", text)
+    if match is None:
+        raise BadInput(f"{text!r} must be hub:OWNER/REPO/FOLDER@REVISION; the folder may be left out")
+    return Place(match.group(1), match.group(2).strip("/"), match.group(3))
+
+
+def bring(source: Place, ending: str | None = None) -> Found:
+    """The SAE at a pinned revision, out of the hub's cache if it is there."""
+    if source.revision in (None, "main"):
+        raise BadInput(f"{source.repo} must be pinned: add @ and a commit or tag to hub:{source.repo}/{source.folder}")
+    beside = Path(source.folder).parent / "config.json"  # of a sparsify run, or a checkpoint of dictionary_learning
+    wanted = [source.folder, str(beside), *(f"{source.folder}/{name}".lstrip("/") for name in FILES)]
+    try:
+        snapshot = snapshot_download(source.repo, revision=source.revision, allow_patterns=[w for w in wanted if w])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise BadInput(f"{source.repo} at {source.revision} could not be fetched: {_said(error)}") from None
+    home = Path(snapshot)  # named after the commit, which a tag stood for
+    if not (home / source.folder).exists():
+        raise BadInput(f"{source.repo} at {source.revision} holds no SAE in {source.folder or 'its root'}")
+    found = read(home / source.folder, ending)
+    origin = {"hub": source.repo, "folder": source.folder, "revision": home.name}
+    return replace(found, metadata={**found.metadata, "imported_from": origin})
+
+
+def give(folder: Path, target: Place) -> str:
+    """Upload ``folder``; returns the address of the commit. The token is the hub's own: `hf auth login` or HF_TOKEN."""
+    if target.revision is not None:
+        raise BadInput(f"hub:{target.repo} is written to its main branch; leave out @{target.revision}")
+    try:
+        api = HfApi()
+        api.create_repo(target.repo, exist_ok=True)
+        message = "Upload a sparse autoencoder"
+        commit = api.upload_folder(
+            repo_id=target.repo, folder_path=folder, path_in_repo=target.folder or None, commit_message=message
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BadInput(f"{target.repo} could not be written on the hub: {_said(error)}") from None
+    return str(commit.commit_url)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())
