@@ -2,17 +2,23 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from stages import launch, params, resume, tracking, training
 from stages.door import run
-from stages.extract.shards import check_origin, open_activations, open_contexts
+from stages.extract.shards import Activations, Contexts, check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, sha256, write_json, write_text
 from stages.lm import DTYPES, load
 from stages.machine import Machine, keep_memory, start
 from stages.sae import disk
+from stages.sae.fit import Fitted
 from stages.sae.knobs import Train
+from stages.sae.sae import SAE
 from stages.targets import CHECKPOINT, Targets
+from stages.train import imported
 from stages.train import train as room
 from stages.tune.read import taken
 
@@ -34,6 +40,21 @@ def main(
     device = start(machine)
     keep_memory()
 
+    def write(fitted: Fitted, untrained: SAE, knobs: Train, origin: dict[str, Any]) -> None:
+        found, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, device)
+        found["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
+        for name, sae in fitted.saes.items():
+            best = name == "best"
+            folder = Path(target) if best else Path(target) / name
+            disk.save(folder, sae, metadata | origin, frequency if best else None)
+        write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
+        write_text(Path(curve), room.history_csv(fitted.history))
+
+    if knobs.from_ is not None:
+        if launch.rank() == 0:
+            write(*imported.take(knobs.from_, rows, knobs, seed, device))
+        return
+
     facts = {
         "activations": rows.meta,
         "train": knobs.model_dump(),
@@ -45,19 +66,19 @@ def main(
     with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
             fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
-        if launch.rank():
-            return
-        source, options = read.lm_path(Path(lm))
-        loaded = None if read.speechless(model) else load(source, DTYPES[rows.meta["forward"]], device, **options)
-        found, frequency = room.measure(fitted.best, untrained, rows, contexts, loaded, knobs)
-        found["best"] = {"step": fitted.best_step, "score": fitted.best_score}
+        if launch.rank() == 0:
+            write(fitted, untrained, knobs, {})
 
-        metadata = room.metadata(rows, contexts, knobs, found["test"])
-        for name, sae in fitted.saes.items():
-            best = name == "best"
-            disk.save(Path(target) if best else Path(target) / name, sae, metadata, frequency if best else None)
-        write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
-        write_text(Path(curve), room.history_csv(fitted.history))
+
+def _judged(
+    sae: SAE, untrained: SAE, rows: Activations, contexts: Contexts, lm: Path, knobs: Train, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
+    """What the report and `cfg.json` say of the SAE, and how often each latent is active."""
+    source, options = read.lm_path(lm)
+    speechless = read.speechless(read.lm_meta(lm))
+    model = None if speechless else load(source, DTYPES[rows.meta["forward"]], device, **options)
+    found, frequency = room.measure(sae, untrained, rows, contexts, model, knobs)
+    return found, room.metadata(rows, contexts, knobs, found["test"]), frequency
 
 
 if __name__ == "__main__":

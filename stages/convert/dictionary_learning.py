@@ -98,7 +98,8 @@ def _place(trainer: dict[str, Any], buffer: dict[str, Any]) -> dict[str, Any]:
 def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     """Write top-k as an AutoEncoderTopK, and thresholds as a JumpReluAutoEncoder: BatchTopKSAE has but one."""
     encoder, decoder, b_dec = (tensor.float().cpu() for tensor in (sae.encoder, sae.decoder, sae.b_dec))
-    b_enc, trainer = sae.b_enc.float().cpu(), {"activation_dim": sae.width, "dict_size": sae.latents}
+    b_enc = sae.b_enc.float().cpu()
+    trainer: dict[str, Any] = {"activation_dim": sae.width, "dict_size": sae.latents}
     if sae.k is not None:
         trainer |= {"dict_class": "AutoEncoderTopK", "k": sae.k}
         tensors = {"encoder.weight": encoder, "encoder.bias": b_enc, "decoder.weight": decoder.T.contiguous()}

@@ -31,7 +31,7 @@ class Place:
 
 def place(text: str) -> Place:
     """What ``hub:OWNER/REPO/FOLDER@REVISION`` names; FOLDER and REVISION may be left out."""
-    match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)((?:/[\w.=+-]+)*)(?:@([\w./-]+))?", text)
+    match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)((?:/[\w=+-][\w.=+-]*)*)(?:@([\w./-]+))?", text)
     if match is None:
         raise BadInput(f"{text!r} must be hub:OWNER/REPO/FOLDER@REVISION; the folder may be left out")
     return Place(match.group(1), match.group(2).strip("/"), match.group(3))
@@ -66,7 +66,7 @@ def give(folder: Path, target: Place) -> str:
         commit = api.upload_folder(
             repo_id=target.repo, folder_path=folder, path_in_repo=target.folder or None, commit_message=message
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # what a hub that does not answer raises is its client's own
         raise BadInput(f"{target.repo} could not be written on the hub: {_said(error)}") from None
     return str(commit.commit_url)
 

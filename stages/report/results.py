@@ -76,7 +76,7 @@ class Result(_Part):
     controls: dict[str, Measured]
     outliers: Outliers
     density: Density
-    best: Best
+    best: Best | None  # null: the SAE was given, not trained
 
 
 def read_result(path: Path) -> Result:

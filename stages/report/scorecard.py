@@ -63,8 +63,8 @@ def summary(
     for result in results:
         facts = {
             **result.test,
-            "best_step": result.best.step,
-            "best_score": result.best.score,
+            "best_step": result.best and result.best.step,
+            "best_score": result.best and result.best.score,
             "outlier_rows": result.outliers.share_of_rows,
             "outlier_variance": result.outliers.share_of_variance,
         }

@@ -22,7 +22,7 @@ from stages.files import read_json, sha256, write_json, write_tensors
 from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.sae import NO_GROUP, SAE
 
-WEIGHTS = "sae_weights.safetensors"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
 ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
     "topk": ("topk", "identity"),
@@ -35,7 +35,6 @@ ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
 GROUPS = "_groups"  # what a merged SAE's architecture ends in: strata_jumprelu_groups, strata_topk_tanh_groups …
 ARCHITECTURES |= {f"strata_{name.removeprefix('strata_')}{GROUPS}": what for name, what in list(ARCHITECTURES.items())}
 ARCHITECTURES["standard"] = ("standard", "identity")
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stages.params import Section
 from stages.sae.autoencoder import Init
@@ -24,8 +24,19 @@ class Given(Section):
     frozen: bool = False
 
 
+class From(Section):
+    """An SAE's folder, as `src.convert` writes it, taken as it is. ``sha256`` pins it: DVC does not watch it."""
+
+    folder: str
+    sha256: str
+
+
 class Train(Section):
     """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    from_: From | None = Field(alias="from")
 
     rule: RuleName
     latents: int = Field(gt=0)

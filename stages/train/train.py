@@ -102,12 +102,11 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
 def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any]) -> dict[str, Any]:
     """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them."""
     meta = activations.meta
-    of_tokens = meta["hook"] in get_args(Hook)  # else rows are documents, and there are no blocks
     return {
         "model_name": meta["model"]["name"],
-        "hook_name": f"blocks.{activations.layer}.hook_{meta['hook']}" if of_tokens else meta["hook"],
+        "hook_name": hook_name(activations),
         "context_size": contexts.meta["context"],
-        "prepend_bos": of_tokens,
+        "prepend_bos": _of_tokens(activations),
         "exclude_special_tokens": True,
         "training_architecture": knobs.rule,
         "training_architecture_details": {"k": knobs.k},
@@ -121,6 +120,17 @@ def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: d
             "median_norm": activations.median_norm,
         },
     }
+
+
+def hook_name(activations: Activations) -> str:
+    """Where the rows come from, by SAELens's name."""
+    hook = activations.meta["hook"]
+    return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
+
+
+def _of_tokens(activations: Activations) -> bool:
+    """Else rows are documents, and there are no blocks."""
+    return activations.meta["hook"] in get_args(Hook)
 
 
 def history_csv(history: list[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ Sampler = Literal["gp", "forest", "dummy"]
 FIXED = {
     "epochs": "tune.epochs says how long a trial is",
     "from_tune": "it is no knob of a training",
+    "from_": "it is no knob of a training",
     "groups": "it is a list",
     "micro_batches": "it is chosen for the number of processes",
     "log_every": "it changes no result",

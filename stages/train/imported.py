@@ -1,0 +1,80 @@
+"""An SAE that is judged instead of trained: `train.from`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages import quality, training
+from stages.door import BadInput
+from stages.extract.shards import Activations
+from stages.resume import main_root
+from stages.sae import disk
+from stages.sae.autoencoder import Autoencoder, fold
+from stages.sae.fit import Fitted
+from stages.sae.knobs import From, Train
+from stages.sae.rules.topk import TopK
+from stages.sae.sae import SAE
+from stages.train.train import hook_name
+
+HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be compared
+
+
+def take(
+    given: From, rows: Activations, knobs: Train, seed: int, device: torch.device
+) -> tuple[Fitted, SAE, Train, dict[str, Any]]:
+    """The SAE as if it were trained, without a history; the untrained one; knobs that say what it is; its origin."""
+    sae, config = load(given, rows)
+    sae = sae.to(device)
+    knobs = described(sae, config, rows, knobs)
+    origin = (config.get("metadata") or {}).get("imported_from")
+    return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, {"imported_from": origin} if origin else {}
+
+
+def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
+    """The SAE and its configuration. Raises BadInput for other bytes than were pinned, another width or hook."""
+    places = (Path(given.folder), main_root() / given.folder)
+    folder = next((place for place in places if (place / disk.CONFIG).is_file()), None)
+    if folder is None:
+        raise BadInput(
+            f"params.yaml: train.from names {given.folder}, which holds no {disk.CONFIG}; "
+            f"`python -m src.convert SOURCE {given.folder}` makes an SAE's folder"
+        )
+    if (found := disk.fingerprint(folder)) != given.sha256:
+        raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {found}")
+    sae, config = disk.load(folder)
+    if sae.width != rows.width:
+        raise BadInput(f"{given.folder} is for width {sae.width}, but layer {rows.layer} has width {rows.width}")
+    theirs, ours = (config.get("metadata") or {}).get("hook_name"), hook_name(rows)
+    if isinstance(theirs, str) and HERE.fullmatch(theirs) and _point(theirs) != _point(ours):
+        raise BadInput(
+            f"{given.folder} is for {theirs}, but layer {rows.layer} has {ours}; give it its own layer's SAE"
+        )
+    return sae, config
+
+
+def _point(hook: str) -> str:
+    """What a block reads is what the one before it wrote."""
+    before = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_resid_pre", hook)
+    return f"blocks.{int(before.group(1)) - 1}.hook_resid_post" if before else hook
+
+
+@torch.inference_mode()
+def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train) -> Train:
+    """``knobs`` that say what the SAE is: its own latents, as k its l0 on the validation rows, and what trained it."""
+    first, end = rows.split("validation")
+    if first == end:
+        raise BadInput("there are no validation rows to count active latents on; raise fetch.corpus.validation")
+    blocks = training.blocks(rows, first, end, sae.decoder.device)
+    l0 = quality.reconstruction(sae.reconstruct, blocks, rows.scale, rows.median_norm)["l0"]
+    rule = (config.get("metadata") or {}).get("training_architecture") or config["architecture"]
+    return knobs.model_copy(update={"rule": str(rule), "latents": sae.latents, "k": max(1, round(l0))})
+
+
+def untrained(sae: SAE, rows: Activations, knobs: Train, seed: int) -> SAE:
+    """What a training of ``knobs`` would begin with, with top-k."""
+    device = sae.decoder.device
+    random = torch.Generator().manual_seed(seed)
+    model = Autoencoder(rows.width, knobs.latents, random, knobs.init, sae.decoder_activation).to(device)
+    return fold(model, TopK(knobs.k), training.scale_of(rows, device))
