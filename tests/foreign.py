@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.files import write_json
 
+__all__ = ["load_file", "save_file"]  # for the tests, too
 LATENTS, WIDTH, K = 48, 16, 5
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> codes, reconstruction
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.convert import main
 from stages import npz
+from stages.convert import saelens
 from stages.convert.found import Found
 from stages.convert.read import read
 from stages.convert.write import write
@@ -65,16 +66,12 @@ def test_what_is_not_square_cannot_be_turned_round_unseen(tmp_path: Path) -> Non
     assert LATENTS != WIDTH
     source, _ = foreign.sparsify(tmp_path)
     path = source / "sae.safetensors"
-    tensors = {name: tensor.T.contiguous() if name == "W_dec" else tensor for name, tensor in load(path).items()}
+    tensors = {
+        name: tensor.T.contiguous() if name == "W_dec" else tensor for name, tensor in foreign.load_file(path).items()
+    }
     foreign.save_file(tensors, path)
     with pytest.raises(BadInput, match=r"W_dec \(16, 48\).* but such an SAE has .*W_dec \(latent, width\)"):
         read(source)
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def test_the_gate_of_a_gated_sae_is_a_threshold() -> None:
@@ -82,11 +79,10 @@ def test_the_gate_of_a_gated_sae_is_a_threshold() -> None:
     found = {
         "W_enc": [[1.0]], "W_dec": [[1.0]], "b_dec": [0.0], "b_gate": [-1.0], "b_mag": [-3.0], "r_mag": [0.6931472],
     }  # fmt: skip
-    from stages.convert.saelens import _made
 
     def made(**changes: list[float]) -> SAE:
         tensors = {name: torch.tensor(value) for name, value in (found | changes).items()}
-        return _made(tensors, {"architecture": "gated"}, Path("cfg.json"))
+        return saelens._made(tensors, {"architecture": "gated"}, Path("cfg.json"))
 
     x = torch.tensor([[0.5], [1.2], [1.6], [3.0]])
     assert dense(made(), x)[0].flatten().tolist() == pytest.approx([0, 0, 0.2, 3.0], abs=1e-5)
@@ -171,7 +167,7 @@ def test_how_often_latents_fire_comes_along(tmp_path: Path) -> None:
 
 def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
     source, _ = foreign.saelens_uncentred(tmp_path / "source")
-    halves = {name: tensor.bfloat16() for name, tensor in load(source / "sae_weights.safetensors").items()}
+    halves = {name: tensor.bfloat16() for name, tensor in foreign.load_file(source / "sae_weights.safetensors").items()}
     foreign.save_file(halves, source / "sae_weights.safetensors")
     found = read(source).sae
     assert found.decoder.dtype is torch.float32 and torch.equal(found.decoder, halves["W_dec"].float())

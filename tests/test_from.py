@@ -1,0 +1,145 @@
+"""train.from: an SAE that goes out, comes back and is judged again is as good as it was, and nothing is trained."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import foreign
+import pytest
+import torch
+from small import change, make, of_vectors, run
+from test_train import knobs, stored
+
+from src.convert import main
+from stages.door import BadInput
+from stages.extract.shards import Activations
+from stages.files import read_json, write_json
+from stages.report.results import read_history, read_result
+from stages.sae import disk
+from stages.sae.knobs import From
+from stages.sae.sae import SAE
+from stages.train import imported
+
+AFTER = ("interpret", "cluster", "merge", "invert", "steer_eval", "report")
+
+
+@pytest.mark.slow
+def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path)
+    of_vectors()
+    change(train__rule="topk", train__epochs=2)
+    run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune", "train")
+    trained = read_json(Path("reports/train/0.json"))
+    assert trained["best"]["step"] > 0 and len(read_history(Path("reports/train/0.csv"))) > 0
+    kept, frequency = disk.load(Path("data/sae/0"))[0], Path("data/sae/0/sparsity.safetensors").read_bytes()
+
+    for form in ("saelens", "sparsify", "dictionary_learning", "npz"):
+        main("data/sae/0", f"out/{form}", form)
+        main(f"out/{form}", f"imported/{form}")
+        shutil.rmtree("data/sae/0")
+        pin = disk.fingerprint(Path(f"imported/{form}"))
+        change(by_layer={0: {"from": {"folder": f"imported/{form}", "sha256": pin}}})
+        run("select", "train")
+        found = read_json(Path("reports/train/0.json"))
+        expected = {**trained, "best": None}
+        if form == "npz":  # folds the bias in and out, so that the last bit may differ
+            theirs, ours = expected.pop("test"), found.pop("test")
+            for name, value in theirs.items():
+                assert ours[name] == (value if value is None else pytest.approx(value, rel=1e-5)), name
+        assert found == expected, form
+        assert read_history(Path("reports/train/0.csv")) == []
+        assert Path("data/sae/0/sparsity.safetensors").read_bytes() == frequency
+        sae = disk.load(Path("data/sae/0"))[0]
+        assert torch.allclose(sae.encoder, kept.encoder) and torch.allclose(sae.decoder, kept.decoder)
+    run(*AFTER)
+    page = Path("reports/report.html").read_text()
+    assert "imported" in page and read_result(Path("reports/train/0.json")).best is None
+    summary = json.loads(Path("reports/summary.json").read_text())
+    assert summary["train.0.fvu"] == pytest.approx(trained["test"]["fvu"]) and "train.0.best_step" not in summary
+    assert (Path("reports/latents/0/index.html")).is_file() or list(Path("reports/latents").glob("*.html"))
+
+
+@pytest.fixture
+def rows() -> Activations:
+    """Of width 16, as the block 3 of some model wrote them."""
+    found = stored(3 * foreign.rows(), {"train": [0, 200], "validation": [200, 250], "test": [250, 300]})
+    found.meta.update(layer=3, hook="resid_post")
+    return found
+
+
+def pinned(folder: Path) -> From:
+    return From(folder=str(folder), sha256=disk.fingerprint(folder))
+
+
+def test_what_cannot_be_taken(rows: Activations, tmp_path: Path) -> None:
+    source, _ = foreign.saelens_topk(tmp_path / "source")
+    main(str(source), str(tmp_path / "sae"))
+    folder = tmp_path / "sae"
+    pin = disk.fingerprint(folder)
+
+    def refused(sentence: str, sha256: str | None = None, at: Path = folder) -> None:
+        with pytest.raises(BadInput, match=sentence):
+            imported.load(From(folder=str(at), sha256=sha256 or disk.fingerprint(at)), rows)
+
+    assert imported.load(From(folder=str(folder), sha256=pin), rows)[0].k == foreign.K
+    refused(rf"train.from.sha256 must be that of .*sae, which is {pin}", sha256="0")
+    refused("which holds no cfg.json; `python -m src.convert SOURCE .*nowhere` makes", "0", tmp_path / "nowhere")
+    for name, wrong in (("blocks.4.hook_resid_post", True), ("blocks.3.hook_mlp_out", True), ("layers.7", False)):
+        hook(folder, name)
+        if wrong:
+            refused(f"is for {name}, but layer 3 has blocks.3.hook_resid_post; give it its own layer's SAE")
+        else:
+            imported.load(pinned(folder), rows)
+    hook(folder, "blocks.4.hook_resid_pre")  # the same place by another name
+    imported.load(pinned(folder), rows)
+    hook(folder, "blocks.3.hook_resid_pre")
+    refused("is for blocks.3.hook_resid_pre, but")
+    w = foreign.weights()
+    narrow = SAE(w.enc[:, :8], w.b, w.dec[:, :8], w.b_dec[:8], k=2)
+    disk.save(tmp_path / "narrow", narrow, {})
+    refused("is for width 8, but layer 3 has width 16", at=tmp_path / "narrow")
+
+
+def hook(folder: Path, name: str) -> None:
+    config = read_json(folder / "cfg.json")
+    config["metadata"]["hook_name"] = name
+    write_json(folder / "cfg.json", config)
+
+
+def test_the_pin_is_of_both_files(tmp_path: Path) -> None:
+    source, _ = foreign.saelens_topk(tmp_path / "source")
+    main(str(source), str(tmp_path / "sae"))
+    seen = {disk.fingerprint(tmp_path / "sae")}
+    hook(tmp_path / "sae", "blocks.1.hook_resid_post")
+    seen.add(disk.fingerprint(tmp_path / "sae"))
+    with (tmp_path / "sae" / disk.WEIGHTS).open("ab") as file:
+        file.write(b"\0")
+    seen.add(disk.fingerprint(tmp_path / "sae"))
+    assert len(seen) == 3
+
+
+def test_knobs_say_what_the_sae_is(rows: Activations, tmp_path: Path) -> None:
+    """Its controls are PCA with as many components as it has active latents, and as many latents untrained."""
+    source, forward = foreign.saelens_uncentred(tmp_path / "source")
+    main(str(source), str(tmp_path / "sae"))
+    given: Any = knobs(**{"from": pinned(tmp_path / "sae").model_dump()})
+    fitted, untrained, told, origin = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
+    x = rows.read(200, 250).float()
+    assert told.k == round(float((forward(x)[0] > 0).sum(1).float().mean())) > 4
+    assert (told.latents, told.rule, told.lr, origin) == (foreign.LATENTS, "jumprelu", given.lr, {})
+    assert fitted.history == [] and untrained.latents == foreign.LATENTS and untrained.k == told.k
+    again = imported.take(given.from_, rows, given, 0, torch.device("cpu"))[1]
+    other = imported.take(given.from_, rows, given, 1, torch.device("cpu"))[1]
+    assert torch.equal(untrained.encoder, again.encoder) and not torch.equal(untrained.encoder, other.encoder)
+
+
+def test_a_relu_of_saelens_needs_no_import(tmp_path: Path) -> None:
+    source, forward = foreign.saelens_standard(tmp_path / "source")
+    foreign.save_file(
+        {name: t for name, t in foreign.load_file(source / disk.WEIGHTS).items() if name != "scaling_factor"},
+        source / disk.WEIGHTS,
+    )
+    x = foreign.rows()
+    assert torch.allclose(disk.load(source)[0].reconstruct(x)[0], forward(x)[1], rtol=1e-4, atol=1e-4)
