@@ -1,0 +1,57 @@
+"""What the pipeline would cost, stage by stage, before anything is spent: `python -m src.plan train.latents=16384`."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+
+from stages import params
+from stages.door import run
+from stages.fetch import read
+from stages.lm import DTYPES, check_layers
+from stages.machine import Machine, keep_memory, start
+from stages.plan import speed
+from stages.plan.cost import Plan
+from stages.plan.knobs import Params
+from stages.plan.model import find_model
+from stages.plan.rows import rows
+from stages.plan.table import disk, size, table
+from stages.plan.words import changed, split
+
+DATA = Path("data")  # what earlier runs left there is looked at
+
+
+def main(*words: str) -> None:
+    """WORDS: changes to params.yaml, as `dvc exp run -S` has them (train.k=32 'layers=[3,6]'); of a model that is not
+    here yet also width=768 blocks=12 parameters=124e6, of a corpus documents=5000."""
+    changes, facts = split(words)
+    values = changed(params.read(), changes)
+    section = params.check(values, Params, "params.yaml")
+    model = find_model(section.fetch.lm, DATA / "lm", facts)
+    if section.fetch.lm.kind == read.LANGUAGE:
+        check_layers(section.layers, model.blocks)
+    found = rows(section, facts, DATA)
+    device = start(params.check(values["machine"], Machine, "params.yaml: machine"))
+    keep_memory()
+    batch = section.extract.batch_size * found.context
+    measured = speed.measure(model.width, section.train, batch, DTYPES[section.extract.dtype], device)
+    costs = Plan(section, model, found, measured).costs()
+    print(f"{model.width} wide, {model.blocks} blocks, from {model.source}; on this machine as busy as it is now\n")
+    print(table(costs), end="")
+    if found.note:
+        print(f"\n{found.note}")
+    warn(disk(costs), max(cost.memory or 0 for cost in costs))
+
+
+def warn(needed: float, held: float) -> None:
+    """Say what this machine lacks."""
+    free, available = shutil.disk_usage(".").free, psutil.virtual_memory().available
+    if needed > free:
+        sys.stderr.write(f"plan: {size(needed)} of disk are needed, and {size(free)} are free\n")
+    if held > available:
+        sys.stderr.write(f"plan: {size(held)} of memory are needed, and {size(available)} are free\n")
+
+
+if __name__ == "__main__":
+    run(main)
