@@ -8,6 +8,7 @@ from stages.files import write_bytes, write_json, write_text
 from stages.interpret.read import open_latents
 from stages.params import load
 from stages.report.causes import Causes
+from stages.report.evaluated import values_of
 from stages.report.families import linked, read_families
 from stages.report.figures import figures
 from stages.report.latents import read_layer, site
@@ -27,6 +28,7 @@ def main(
     merge: str,
     invert: str,
     steer: str,
+    evaluate: str,
     latents: str,
     clusters: str,
     card_file: str,
@@ -35,13 +37,19 @@ def main(
     plots: str,
     pages: str,
 ) -> None:
-    """Read TUNE's trials and each layer's files in the next eight folders; write scorecard, summary, PAGE, PLOTS and
+    """Read TUNE's trials and each layer's files in the next nine folders; write scorecard, summary, PAGE, PLOTS and
     the latents' PAGES."""
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(Path(folder) / f"{layer}.json"))}
-        for stage, folder in (("interpret", interpret), ("cluster", cluster), ("invert", invert), ("steer_eval", steer))
+        for stage, folder in (
+            ("interpret", interpret),
+            ("cluster", cluster),
+            ("invert", invert),
+            ("steer_eval", steer),
+            ("evaluate", evaluate),
+        )
     }
     histories = {layer: read_history(Path(train) / f"{layer}.csv") for layer in layers}
 
@@ -67,11 +75,12 @@ def main(
     searched = searched_in(Path(tune), trials) if trials else None
 
     card = scorecard(results, targets)
-    pictures = figures(results, histories, targets, merged) | causes.pictures()
+    evaluated = found.pop("evaluate")
+    pictures = figures(results, histories, targets, merged, evaluated) | causes.pictures()
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         write_bytes(Path(plots) / f"{name}.png", png)
-    shown = (known, list(families.values()), causes, merged, searched)
+    shown = (known, list(families.values()), causes, merged, searched, evaluated)
     write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
     for name, html in site(known, causes):
         write_text(Path(pages) / name, html)
@@ -79,6 +88,7 @@ def main(
         if (number := layer.meta["layer"]) in families:
             write_text(Path(pages) / f"{number}/map.html", linked(families[number].page, layer.ids))
     measured = {f"{stage}.{layer}": numbers for stage in found for layer, numbers in found[stage].items()}
+    measured |= {f"evaluate.{layer}": values_of(one) for layer, one in evaluated.items()}
     measured |= {f"merge.{layer.layer}": layer.numbers() for layer in merged}
     measured |= {"tune": tuned.numbers(trials)} if trials else {}
     write_json(Path(summary_file), summary(results, card, measured))

@@ -26,7 +26,7 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
                 # numbers, but no curve over steps
                 **{
                     f"{stage}@{layer}": []
-                    for stage in ("interpret", "cluster", "merge", "invert", "steer_eval")
+                    for stage in ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
                     for layer in load("layers", list[int])
                 },
             },

@@ -17,8 +17,8 @@ def mean(mean_row: Tensor) -> Reconstruct:
     return reconstruct
 
 
-def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstruct:
-    """x̂ from the ``components`` leading principal components of the training rows: as many numbers a token as l0.
+def principal(blocks: Iterable[Tensor], mean_row: Tensor) -> Tensor:
+    """Principal components of the rows of ``blocks`` around ``mean_row``, (width, component), the leading ones first.
 
     One pass: the covariance of each block in float32, their sum in float64; (width, width) of memory.
     """
@@ -27,7 +27,12 @@ def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstr
     for block in blocks:
         centred = block.float() - mean_row
         covariance += (centred.T @ centred).double()
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -min(components, width) :].float()
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1).float()
+
+
+def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstruct:
+    """x̂ from the ``components`` leading principal components of the training rows: as many numbers a token as l0."""
+    basis = principal(blocks, mean_row)[:, :components]
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         return (x - mean_row) @ basis @ basis.T + mean_row, torch.full((len(x),), basis.shape[1], device=x.device)

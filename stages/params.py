@@ -14,7 +14,7 @@ from stages.door import BadInput
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval"),
+    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
     *("targets", "report"),
 )
 

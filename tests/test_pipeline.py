@@ -34,7 +34,7 @@ STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
     *(
         f"{stage}@{layer}"
-        for stage in ("train", "interpret", "cluster", "merge", "invert", "steer_eval")
+        for stage in ("train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
         for layer in LAYERS
     ),
     *("report", "track"),
@@ -71,6 +71,8 @@ PARAMS = {
     "steer_eval.prompts": 4,
     "steer_eval.tokens": 6,
     "steer_eval.generate.tokens": 4,
+    "evaluate.seeds": 2,
+    "evaluate.probing.k": [1],
 }
 
 
@@ -316,6 +318,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "merge@2",
         "invert@2",
         "steer_eval@2",
+        "evaluate@2",
         "report",
         "track",
     ]
@@ -332,6 +335,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "merge@2",
         "invert@2",
         "steer_eval@2",
+        "evaluate@2",
         "report",
         "track",
     ]

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from stages.pictures import INK, png
+from stages.report.evaluated import Numbers, accuracies
 from stages.report.results import History, Merged, Result
 from stages.targets import Bound, Targets
 
@@ -20,7 +21,11 @@ Colours = Mapping[int, str]
 
 
 def figures(
-    results: list[Result], histories: Mapping[int, History], targets: Targets, merged: Sequence[Merged] = ()
+    results: list[Result],
+    histories: Mapping[int, History],
+    targets: Targets,
+    merged: Sequence[Merged] = (),
+    evaluated: Mapping[int, Numbers] | None = None,
 ) -> dict[str, bytes]:
     """Draw each picture; its key is the name of its file."""
     colours = _colours([result.layer for result in results])
@@ -32,6 +37,8 @@ def figures(
     pictures["controls"] = _png(lambda axes: _controls(axes, results, colours, targets))
     if any(layer.curve for layer in merged):
         pictures["merge"] = _png(lambda axes: _merging(axes, merged, colours))
+    if picture := accuracies(evaluated or {}, colours):
+        pictures["probing"] = picture
     return pictures
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -10,6 +11,7 @@ from stages.params import Section
 from stages.readable import number
 from stages.report.causes import SHOWN, Causes
 from stages.report.closeup import closeup
+from stages.report.evaluated import NAMES, probed
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
@@ -29,6 +31,7 @@ CAPTIONS = {
     "the dashed line is the target.",
     "merge": "Variance missed by smaller dictionaries: latents merged and the decoder refitted; weak ones "
     "dropped, with that refit or without. A dot is the dictionary that was trained.",
+    "probing": "Accuracy of probes by how much they may look at; bars span the splits, the grey line is chance.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
@@ -53,10 +56,11 @@ def render(
     causes: Causes,
     merged: Sequence[Merged] = (),
     searched: Searched | None = None,
+    evaluated: Mapping[int, dict[str, Any]] | None = None,
 ) -> str:
     """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
     those that were clustered, ``merged`` those that merge made smaller, ``causes`` is what steering and inversion
-    found, ``searched`` what tune did."""
+    found, ``searched`` what tune did, ``evaluated`` what evaluate measured, by layer."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
@@ -90,6 +94,9 @@ def render(
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         merged=merged,
         merge_metrics=MERGED,
+        evaluated=evaluated or {},
+        probed=probed,
+        probe_names=NAMES,
     )
 
 

@@ -1,0 +1,31 @@
+"""Stage evaluate@L: what peers measure of an SAE, beside chance and beside the activations themselves."""
+
+from pathlib import Path
+
+from stages import params
+from stages.door import run
+from stages.evaluate import evaluate as room
+from stages.evaluate.knobs import Evaluate
+from stages.extract.shards import check_origin, open_activations, open_contexts
+from stages.fetch import read
+from stages.files import write_json
+from stages.machine import Machine, start
+from stages.sae import disk
+
+
+def main(activations: str, tokens: str, corpus: str, sae: str, report: str) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE -> REPORT."""
+    knobs = params.load("evaluate", Evaluate)
+    if not knobs.run:
+        write_json(Path(report), {"skipped": True})
+        return
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    check_origin(rows, contexts, rows.meta["model"])
+    coder, _ = disk.load(Path(sae))
+    _, labels = read.titles(Path(corpus))
+    device, seed = start(params.load("machine", Machine)), params.load("seed", int)
+    write_json(Path(report), room.evaluate(coder.to(device), room.Source(rows, contexts, labels), knobs, seed))
+
+
+if __name__ == "__main__":
+    run(main)

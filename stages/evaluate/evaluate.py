@@ -1,0 +1,68 @@
+"""What peers measure of an SAE, beside chance and beside the activations themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.controls import principal
+from stages.evaluate import pooled as documents
+from stages.evaluate import probing
+from stages.evaluate.core import core
+from stages.evaluate.knobs import Evaluate, Probing
+from stages.evaluate.redundancy import redundancy
+from stages.extract.shards import Activations, Contexts
+from stages.fetch.read import SPLITS
+from stages.sae.sae import SAE
+from stages.seeds import generator
+
+INTERVALS = {
+    "core": "95 % of a bootstrap over test documents",
+    "redundancy": "95 % of a bootstrap over latents; of controls the least and the most over seeds",
+    "probing": "the least and the most over seeds of the split",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer's rows, the text they are of, and each document's label, None where it has none."""
+
+    activations: Activations
+    contexts: Contexts
+    labels: Sequence[str | None]
+
+
+def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int) -> dict[str, Any]:
+    """What `reports/evaluate/<L>.json` says. ``sae`` is where the work is to be done."""
+    row_document = [source.contexts.rows(split)[1] for split in SPLITS]
+    layer = source.activations.layer
+    return {
+        "layer": layer,
+        "seeds": knobs.seeds,
+        "intervals": INTERVALS,
+        "core": core(sae, source.activations, row_document[-1], np.random.default_rng([seed, layer])),
+        "redundancy": redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
+        "probing": _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
+    }
+
+
+def _probing(
+    sae: SAE, source: Source, row_document: np.ndarray, knobs: Probing, seeds: int, seed: int
+) -> dict[str, Any]:
+    """The section probing, or why there is none."""
+    labels = source.labels
+    chosen = np.array([n for n in np.unique(row_document) if labels[n] is not None][: knobs.documents], np.int64)
+    names = [str(labels[n]) for n in chosen]
+    tasks = probing.commonest(names, knobs.least, knobs.labels)
+    if not tasks:
+        return {"why": f"no label has {knobs.least} of the documents that were extracted, and as many without it"}
+    parts = documents.Parts(source.activations, documents.places(row_document, chosen, knobs.tokens), sae.b_dec.device)
+    random = documents.untrained(sae, next(iter(parts))[0], generator(seed, "untrained", source.activations.layer))
+    means = documents.pooled({"sae": sae, "untrained": random}, parts, len(chosen))
+    mean = source.activations.mean.to(sae.b_dec.device)
+    basis = principal((x for x, _ in parts), mean).cpu().numpy()
+    columns = {**means, "pca": (means["residual"] - source.activations.mean.numpy()) @ basis}
+    seeds_of = [seed + number for number in range(seeds)]
+    found = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, seeds_of)
+    return {"documents": len(chosen), "tasks": len(tasks), **found}

@@ -1,0 +1,27 @@
+"""The section evaluate of params.yaml."""
+
+from pydantic import Field
+
+from stages.params import Section
+
+
+class Probing(Section):
+    """Which labels of which documents are probed for, by how many latents."""
+
+    k: list[int] = Field(min_length=1)
+    labels: int = Field(ge=0)
+    least: int = Field(ge=2)
+    documents: int = Field(gt=0)
+    tokens: int | None = Field(gt=0)
+    held_out: float = Field(gt=0, lt=1)
+
+
+class Evaluate(Section):
+    """What is measured of an SAE. See params.yaml."""
+
+    run: bool
+    seeds: int = Field(gt=0)
+    probing: Probing
+    meta: int = Field(ge=0)
+    stability: int = Field(ge=0)
+    absorption: int = Field(ge=0)
