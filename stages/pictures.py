@@ -38,12 +38,17 @@ def drawn(
 
 
 def png(
-    draw: Callable[..., None], size: tuple[float, float] = SIZE, dpi: int = 240, panels: int = 1, **style: Any
+    draw: Callable[..., None],
+    size: tuple[float, float] = SIZE,
+    dpi: int = 240,
+    panels: int = 1,
+    apart: bool = False,
+    **style: Any,
 ) -> bytes:
     """The same as PNG, in our style. ``style``: what differs, `_` in place of the dot."""
     changes: dict[Any, Any] = {name.replace("_", ".", 1): value for name, value in style.items()}
     with rc_context({**STYLE, **changes}):
-        figure = drawn(draw, size, dpi, panels)
+        figure = drawn(draw, size, dpi, panels, apart)
         file = BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -39,6 +39,7 @@ CONDITIONS = 4  # latent, random latent, random direction, DiffMean
 BACKWARD = 4  # forward passes that a gradient costs, with its own forward pass
 PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
 TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
+KEPT = 1.5  # train keeps what it frees (stages/machine.py)
 CODE = 60  # bytes that a code takes in memory while its shard is looked at
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COPIES = 7  # of an SAE in training: weights, gradients, two moments, the best, the last, the untrained
@@ -124,7 +125,7 @@ class Plan:
         if knobs.ce_tokens and speaks:
             after = self.model.whole - self.model.until(layer)
             seconds += self.passed(knobs.ce_tokens * (CANDIDATES * after + self.model.until(layer)))
-            memory += self.spliced()
+            memory += KEPT * self.spliced()
         kept = 2 + ((knobs.epochs - 1) // knobs.keep_every if knobs.keep_every else 0)  # the best and the last, too
         disk = sae_bytes(knobs, self.model.width) * kept + FLOAT * knobs.latents
         return Cost(f"train@{layer}", f"{steps:,} steps of {knobs.batch_size}", disk, memory, seconds)

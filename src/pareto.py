@@ -1,0 +1,29 @@
+"""What sparsity costs, over the finished experiments of this commit: `python -m src.pareto`, after a sweep."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.door import BadInput, run
+from stages.files import write_bytes, write_text
+from stages.pareto.page import render
+from stages.pareto.pictures import picture
+from stages.pareto.points import by_layer, parse, read_points, table
+
+
+def main(target: str = "reports/pareto") -> None:
+    """TARGET gets `<layer>.png`; beside it stand `<target>.csv` and `<target>.html`."""
+    shown = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
+    if shown.returncode:
+        raise BadInput(f"`dvc exp show` ended with: {' '.join(shown.stderr.split())}")
+    points = read_points(parse(shown.stdout))
+    pictures = {layer: picture(some) for layer, some in by_layer(points).items()}
+    for layer, png in pictures.items():
+        write_bytes(Path(target) / f"{layer}.png", png)
+    write_text(Path(f"{target}.csv"), table(points))
+    write_text(Path(f"{target}.html"), render(points, pictures))
+    print(f"{len(points)} SAEs: {target}.html, {target}.csv and {target}/")
+
+
+if __name__ == "__main__":
+    run(main)
