@@ -11,6 +11,7 @@ if it is as near to the cut as rounding explains: within TOLERANCE of the norm o
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -44,6 +45,30 @@ def flips(ours: Tensor, theirs: Tensor, threshold: Tensor | None) -> tuple[Tenso
     return flipped, float(distance[flipped].max()) if flipped.any() else 0.0
 
 
+def compared(ours: list[Tensor], theirs: list[Tensor], threshold: Tensor | None, where: str) -> dict[str, Any]:
+    """Codes and reconstructions of both sides; ``pass`` says whether they agree to TOLERANCE. ``threshold`` None: k."""
+    flipped, distance = flips(ours[0], theirs[0], threshold)
+    same = ~flipped.any(1)
+    if not same.any():
+        raise BadInput(f"the two sides agree on no row about which latents are active in {where}")
+    names = ("codes", "reconstruction")
+    decide, everything = {}, {}
+    for name, own, other in zip(names, ours, theirs, strict=True):
+        decide |= errors(own[same], other[same], name)
+        everything |= errors(own, other, name)
+    return {
+        "rows": len(same),
+        "active": int((theirs[0] > 0).sum()),
+        "flipped_codes": int(flipped.sum()),
+        "flipped_rows": int((~same).sum()),
+        "flip_distance": distance,
+        **decide,
+        "all_rows": everything,
+        "tolerance": TOLERANCE,
+        "pass": all(value <= TOLERANCE for value in (*decide.values(), distance)),  # NaN fails
+    }
+
+
 @torch.inference_mode()
 def main(sae: str, rows: str) -> None:
     """Load the folder SAE with SAELens and compare with ROWS, the file that benchmarks.saelens_export wrote."""
@@ -54,32 +79,13 @@ def main(sae: str, rows: str) -> None:
     from sae_lens import SAE  # pyright: ignore[reportMissingImports]
 
     tensors = load_file(rows)
-    x, codes, reconstruction = tensors["x"], tensors["codes"], tensors["reconstruction"]
     loaded = SAE.load_from_disk(sae)
-    theirs = loaded.encode(x)
-    found = loaded.decode(theirs)
-    flipped, distance = flips(codes, theirs, getattr(loaded, "threshold", None))
-    same = ~flipped.any(1)
-    if not same.any():
-        raise BadInput(f"SAELens and Strata agree on no row of {rows} about which latents are active in {sae}")
-    decide = errors(codes[same], theirs[same], "codes") | errors(reconstruction[same], found[same], "reconstruction")
-    passed = all(value <= TOLERANCE for value in (*decide.values(), distance))  # NaN fails
-    report = {
-        "sae": sae,
-        "sae_lens": importlib.metadata.version("sae-lens"),
-        "architecture": loaded.cfg.architecture(),
-        "rows": len(x),
-        "active": int((theirs > 0).sum()),
-        "flipped_codes": int(flipped.sum()),
-        "flipped_rows": int((~same).sum()),
-        "flip_distance": distance,
-        **decide,
-        "all_rows": errors(codes, theirs, "codes") | errors(reconstruction, found, "reconstruction"),
-        "tolerance": TOLERANCE,
-        "pass": passed,
-    }
-    print(json.dumps(report, indent=2))
-    if not passed:
+    codes = loaded.encode(tensors["x"])
+    ours, theirs = [tensors["codes"], tensors["reconstruction"]], [codes, loaded.decode(codes)]
+    tool = {"sae_lens": importlib.metadata.version("sae-lens"), "architecture": loaded.cfg.architecture()}
+    found = compared(ours, theirs, getattr(loaded, "threshold", None), sae)
+    print(json.dumps({"sae": sae, **tool, **found}, indent=2))
+    if not found["pass"]:
         raise BadInput(f"SAELens and Strata differ on {sae} by more than {TOLERANCE}")
 
 

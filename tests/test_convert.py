@@ -185,9 +185,9 @@ def test_what_other_tools_find_in_their_configuration(tmp_path: Path) -> None:
     w = foreign.weights()
     topk = Found(SAE(w.enc, w.b, w.dec, w.b_dec, k=5), "Strata", "topk", {"hook_name": "blocks.3.hook_resid_post"})
     write(tmp_path / "s", topk, "sparsify")
-    assert read_json(tmp_path / "s/cfg.json") | {"metadata": None} == {
+    assert read_json(tmp_path / "s/cfg.json") == {
         "activation": "topk", "expansion_factor": 3, "normalize_decoder": True, "num_latents": 48, "k": 5,
-        "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": 16, "metadata": None,
+        "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": 16,
     }  # fmt: skip
     write(tmp_path / "t", topk, "dictionary_learning")
     assert json.loads((tmp_path / "t/config.json").read_text())["trainer"]["dict_class"] == "AutoEncoderTopK"

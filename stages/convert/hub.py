@@ -15,7 +15,7 @@ from stages.door import BadInput
 
 PREFIX = "hub:"
 FILES = (
-    *("cfg.json", "config.json", saelens.WEIGHTS, saelens.DENSITY, saelens.SCALER, sparsify.WEIGHTS),
+    *("cfg.json", "config.json", sparsify.OURS, saelens.WEIGHTS, saelens.DENSITY, saelens.SCALER, sparsify.WEIGHTS),
     *(dictionary_learning.WEIGHTS, gemma_scope.FILE, npz.ENCODER, npz.DECODER),
 )
 

@@ -15,6 +15,7 @@ from stages.files import read_json, write_json, write_tensors
 from stages.sae.sae import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+OURS = "metadata.json"  # what sparsify has no place for, and would tell of in cfg.json
 SHAPES = {"encoder.weight": "latent width", "encoder.bias": "latent", "W_dec": "latent width", "b_dec": "width"}
 CANNOT = {
     "transcode": "it predicts another activation than it reads",
@@ -38,11 +39,13 @@ def read(folder: Path) -> Found:
     found = take(read_tensors(folder / WEIGHTS), SHAPES, folder / WEIGHTS, latent=latents, width=width)
     weights = [found[name] for name in SHAPES]
     sae = sae_of(*weights, centred=True, k=top(k, latents, path))
-    return Found(sae, "sparsify", "topk", {**_place(folder), **config.get("metadata", {})})
+    return Found(sae, "sparsify", "topk", _place(folder))
 
 
 def _place(folder: Path) -> dict[str, Any]:
-    """The hook, as far as the folder's name says it, and the model that the run's own configuration names."""
+    """The hook, as far as the folder's name says it, and the model that the run's own configuration names; or ours."""
+    if (folder / OURS).is_file():
+        return read_json(folder / OURS)
     metadata: dict[str, Any] = {}
     place = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)
     if place and place.group(2) in HOOKS:
@@ -69,4 +72,5 @@ def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
         "transcode": False,
         "d_in": sae.width,
     }
-    write_json(folder / CONFIG, {**config, "metadata": metadata})  # sparsify leaves out what it does not know
+    write_json(folder / OURS, metadata)
+    write_json(folder / CONFIG, config)
