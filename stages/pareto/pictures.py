@@ -32,7 +32,8 @@ def _panels(points: Sequence[Point], costs: Sequence[str], *panels: Axes) -> Non
             )
         best = front(points, cost)
         _plot(axes, best, cost, color=SOFT, ls="--", lw=1, marker="o", ms=9, mfc="none", mec=INK, zorder=1)
-        axes.set(xlabel="active latents a token (l0)", ylabel=LABELS[cost], ylim=(0, None))
+        axes.set(xlabel="active latents a token (l0)", ylabel=LABELS[cost])
+        axes.margins(0.08)
     lines = [Line2D([], [], color=colour, marker="o", ms=4, lw=1.2, label=curve) for curve, colour in colours.items()]
     ring = Line2D([], [], color=SOFT, ls="--", lw=1, marker="o", ms=9, mfc="none", mec=INK, label="front")
     panels[0].legend(handles=[*lines, ring])

@@ -193,7 +193,7 @@ class Plan:
         operations = scored * self.model.until(self.model.blocks - 1) + made * self.model.whole
         seconds = LOADS + self.passed(operations, SHORT)
         what = f"{scored + made:,} tokens"
-        return Cost(f"steer_eval@{layer}", what, None, BASE + 3 * self.weights, seconds)
+        return Cost(f"steer_eval@{layer}", what, None, BASE + 1.5 * self.weights, seconds)
 
 
 def _many(latents: int | list[int]) -> int:
