@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-from stages import params
+from stages import params, training
 from stages.door import run
 from stages.evaluate import evaluate as room
 from stages.evaluate.knobs import Evaluate
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json
+from stages.files import read_json, write_json
 from stages.machine import Machine, start
 from stages.sae import disk
+from stages.sae.knobs import Train
+from stages.targets import Targets
+from stages.tune.read import taken
 
 
-def main(activations: str, tokens: str, corpus: str, sae: str, report: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE -> REPORT."""
+def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT."""
     knobs = params.load("evaluate", Evaluate)
     if not knobs.run:
         write_json(Path(report), {"skipped": True})
@@ -23,8 +26,12 @@ def main(activations: str, tokens: str, corpus: str, sae: str, report: str) -> N
     check_origin(rows, contexts, rows.meta["model"])
     coder, _ = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
+    section = params.load("train", dict)
+    best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
+    recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
+    source = room.Source(rows, contexts, labels, recipe, params.load("targets", Targets))
     device, seed = start(params.load("machine", Machine)), params.load("seed", int)
-    write_json(Path(report), room.evaluate(coder.to(device), room.Source(rows, contexts, labels), knobs, seed))
+    write_json(Path(report), room.evaluate(coder.to(device), source, knobs, seed))
 
 
 if __name__ == "__main__":

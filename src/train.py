@@ -33,7 +33,7 @@ def main(
     check_origin(rows, contexts, read.model_facts(model))
     section = params.load("train", dict)
     best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
-    knobs = room.knobs_of(section, best, read_json(Path(override)), rows.layer)
+    knobs = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
     launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
     targets, seed = params.load("targets", Targets), params.load("seed", int)
     machine = params.load("machine", Machine)

@@ -9,7 +9,7 @@ calls; what is drawn at random takes a ``seed``, and nothing is written unless i
     curves(trained)                                   # a matplotlib figure
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from stages import controls, database, params, quality, sentences, training
 from stages.door import BadInput
 from stages.files import replacing
 from stages.machine import CPU
+from stages.memory import InMemory, in_memory
 from stages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
@@ -136,31 +137,6 @@ def load(path: str | Path) -> Vectors:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """Vectors as `stages.batches.Rows`; what is said of the training rows is known when they are."""
-
-    x: Tensor
-    splits: dict[str, tuple[int, int]]
-    scale: float
-    mean: Tensor
-    median_norm: float
-    layer: int = 0
-
-    @property
-    def width(self) -> int:
-        return self.x.shape[1]
-
-    def split(self, name: str) -> tuple[int, int]:
-        return self.splits[name]
-
-    def read(self, first: int, end: int) -> Tensor:
-        return self.x[first:end]
-
-    def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
-        return (self.x[start : min(start + rows, end)] for start in range(first, end, rows))
-
-
 def shuffled(vectors: Vectors, seed: int) -> InMemory:
     """In an order drawn by ``seed``: training rows, a tenth for validation, a tenth for the test, at least one each."""
     count, held = len(vectors), max(1, round(HELD_OUT * len(vectors)))
@@ -169,12 +145,7 @@ def shuffled(vectors: Vectors, seed: int) -> InMemory:
     x = torch.from_numpy(vectors.x[np.random.default_rng(seed).permutation(count)])
     ends = (count - 2 * held, count - held, count)
     splits: dict[str, tuple[int, int]] = dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
-    training_rows = x[: ends[0]]
-    squares = float(training_rows.double().square().sum(1).mean())
-    if not squares:
-        raise BadInput("every vector is zero")
-    mean = training_rows.mean(0, dtype=torch.float64).float()
-    return InMemory(x, splits, (x.shape[1] / squares) ** 0.5, mean, float(training_rows.norm(dim=1).median()))
+    return in_memory(x, splits)
 
 
 @dataclass(frozen=True)

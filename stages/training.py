@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from stages.door import BadInput
 from stages.files import sha256
 from stages.machine import CPU, put
 from stages.metrics import OUTLIER
+from stages.params import check
 from stages.resume import main_root
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.fit import Fitted, Judgement, fit
@@ -22,6 +24,13 @@ from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
 from stages.sae.trainer import Trainer
 from stages.targets import Targets, penalty
+
+
+def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
+    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer."""
+    tops = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
+    where = " with ".join(["params.yaml: train", " and ".join(tops)][: 1 + bool(tops)])
+    return check({**train, **tuned, **override}, Train, where)
 
 
 def scale_of(activations: Rows, device: torch.device = CPU) -> Scale:

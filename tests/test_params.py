@@ -16,7 +16,7 @@ from stages.fetch.corpus import Corpus
 from stages.machine import Machine
 from stages.sae.knobs import Train
 from stages.targets import Targets
-from stages.train.train import knobs_of
+from stages.training import knobs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

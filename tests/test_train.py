@@ -34,7 +34,7 @@ TARGETS = check({"enforce": False, "l0": {"min": 2, "max": 8}, "dead": {"max": 0
 
 def knobs(**changes: Any) -> Train:
     small = {"latents": ATOMS, "k": 4, "epochs": 4, "batch_size": 256, "window_rows": 4096, "bandwidth": 0.3}
-    return room.knobs_of(params.read()["train"], {}, {**small, **changes}, 0)
+    return training.knobs_of(params.read()["train"], {}, {**small, **changes}, 0)
 
 
 def stored(x: torch.Tensor, splits: dict[str, list[int]]) -> Activations:
@@ -247,11 +247,11 @@ def test_kept_epochs_history_and_best(planted: Activations):
 
 def test_knobs_of_one_layer():
     section = params.read()["train"]
-    assert room.knobs_of(section, {}, {"k": 7}, 9).k == 7
+    assert training.knobs_of(section, {}, {"k": 7}, 9).k == 7
     with pytest.raises(BadInput, match="k is 5000, more than the 4096 latents"):
-        room.knobs_of(section, {}, {"k": 5000}, 9)
+        training.knobs_of(section, {}, {"k": 5000}, 9)
     with pytest.raises(BadInput, match=r"train with by_layer.9.kk is not a known key"):
-        room.knobs_of(section, {}, {"kk": 7}, 9)
+        training.knobs_of(section, {}, {"kk": 7}, 9)
 
 
 def test_too_few_rows_for_a_batch(planted: Activations):

@@ -9,42 +9,61 @@ import numpy as np
 from stages.controls import principal
 from stages.evaluate import pooled as documents
 from stages.evaluate import probing
+from stages.evaluate.absorption import absorption
 from stages.evaluate.core import core
 from stages.evaluate.knobs import Evaluate, Probing
+from stages.evaluate.meta import meta
 from stages.evaluate.redundancy import redundancy
+from stages.evaluate.stability import stability
 from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
+from stages.sae.knobs import Train
 from stages.sae.sae import SAE
 from stages.seeds import generator
+from stages.targets import Targets
 
 INTERVALS = {
     "core": "95 % of a bootstrap over test documents",
     "redundancy": "95 % of a bootstrap over latents; of controls the least and the most over seeds",
     "probing": "the least and the most over seeds of the split",
+    "meta": "the least and the most over seeds of the meta-SAE",
+    "stability": "the least and the most over trainings with other seeds",
+    "absorption": "the least and the most over seeds of rows and training",
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's rows, the text they are of, and each document's label, None where it has none."""
+    """A layer's rows, the text they are of, and each document's label, None where it has none; ``train`` and
+    ``targets``: how train would make that layer's SAE."""
 
     activations: Activations
     contexts: Contexts
     labels: Sequence[str | None]
+    train: Train
+    targets: Targets
 
 
 def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int) -> dict[str, Any]:
     """What `reports/evaluate/<L>.json` says. ``sae`` is where the work is to be done."""
     row_document = [source.contexts.rows(split)[1] for split in SPLITS]
     layer = source.activations.layer
-    return {
-        "layer": layer,
-        "seeds": knobs.seeds,
-        "intervals": INTERVALS,
+    found: dict[str, Any] = {
         "core": core(sae, source.activations, row_document[-1], np.random.default_rng([seed, layer])),
         "redundancy": redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
         "probing": _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
     }
+    if knobs.meta:
+        seeds = range(seed, seed + knobs.meta)
+        found["meta"] = meta(sae.decoder, source.train, seeds, generator(seed, "meta", layer))
+    if knobs.stability:
+        seeds = range(seed + 1, seed + 1 + knobs.stability)
+        random = generator(seed, "stability", layer)
+        found["stability"] = stability(sae, source.activations, source.train, source.targets, seeds, random)
+    if knobs.absorption:
+        found["absorption"] = absorption(source.train, range(seed, seed + knobs.absorption))
+    intervals = {name: INTERVALS[name] for name in found}
+    return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **found}
 
 
 def _probing(
@@ -56,13 +75,13 @@ def _probing(
     names = [str(labels[n]) for n in chosen]
     tasks = probing.commonest(names, knobs.least, knobs.labels)
     if not tasks:
-        return {"why": f"no label has {knobs.least} of the documents that were extracted, and as many without it"}
+        few = f"no label has {knobs.least} of the documents that were extracted, and as many without it"
+        return {"why": few if knobs.labels else "evaluate.probing.labels is 0"}
     parts = documents.Parts(source.activations, documents.places(row_document, chosen, knobs.tokens), sae.b_dec.device)
     random = documents.untrained(sae, next(iter(parts))[0], generator(seed, "untrained", source.activations.layer))
     means = documents.pooled({"sae": sae, "untrained": random}, parts, len(chosen))
     mean = source.activations.mean.to(sae.b_dec.device)
     basis = principal((x for x, _ in parts), mean).cpu().numpy()
     columns = {**means, "pca": (means["residual"] - source.activations.mean.numpy()) @ basis}
-    seeds_of = [seed + number for number in range(seeds)]
-    found = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, seeds_of)
+    found = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, range(seed, seed + seeds))
     return {"documents": len(chosen), "tasks": len(tasks), **found}

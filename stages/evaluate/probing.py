@@ -61,8 +61,8 @@ def strongest(x: Floats, y: Bools, k: int) -> NDArray[np.int64]:
     return np.argsort(-np.abs(x[y].mean(0) - x[~y].mean(0)), kind="stable")[:k]
 
 
-def accuracy(x: Floats, of: Split, y_train: Bools) -> float:
-    """Of a logistic regression (L2, C = 1) on standardised columns, learned from ``y_train``, on held-out documents.
+def accuracy(x: Floats, of: Split) -> float:
+    """Of a logistic regression (L2, C = 1) on standardised columns, on held-out documents.
 
     With more columns than training documents it is fitted in the space that these span, where its weights lie anyway.
     """
@@ -72,7 +72,7 @@ def accuracy(x: Floats, of: Split, y_train: Bools) -> float:
         span = spanned(train)
         train, test = train @ span, test @ span
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        probe = LogisticRegression(C=1.0, solver="newton-cholesky").fit(train, y_train)
+        probe = LogisticRegression(C=1.0, solver="newton-cholesky").fit(train, of.y_train)
         return float((probe.predict(test) == of.y_test).mean())
 
 
@@ -85,17 +85,16 @@ def spanned(x: Floats) -> Floats:
 
 def probes(columns: Mapping[str, Floats], of: Split, ks: Sequence[int], random: np.random.Generator) -> Accuracies:
     """The accuracies on one split of everything in ``columns``, (document, column) each, and of two controls of its
-    ``sae``: ``drawn``, k latents drawn among those that are active on training documents; ``shuffled``, where training
-    documents have each other's labels."""
+    ``sae``: ``drawn``, k latents drawn among those that are active on training documents; ``shuffled``, where documents
+    have each other's labels."""
     sae = columns["sae"]
-    trials = [(name, x, of.y_train) for name, x in columns.items()]
-    trials.append(("shuffled", sae, random.permutation(of.y_train)))
+    shuffled = of._replace(y_train=random.permutation(of.y_train), y_test=random.permutation(of.y_test))
     found = {}
-    for name, x, y in trials:
-        order = strongest(x[of.train], y, x.shape[1])
-        found[name] = {str(k): accuracy(x[:, order[:k]], of, y) for k in ks} | {ALL: accuracy(x, of, y)}
+    for name, x, how in (*((name, x, of) for name, x in columns.items()), ("shuffled", sae, shuffled)):
+        order = strongest(x[how.train], how.y_train, x.shape[1])
+        found[name] = {str(k): accuracy(x[:, order[:k]], how) for k in ks} | {ALL: accuracy(x, how)}
     active = random.permutation(np.flatnonzero(sae[of.train].any(0)))
-    found["drawn"] = {str(k): accuracy(sae[:, active[:k]], of, of.y_train) for k in ks}
+    found["drawn"] = {str(k): accuracy(sae[:, active[:k]], of) for k in ks}
     return found
 
 
@@ -121,7 +120,7 @@ def probing(
             of = split(np.array(names) == label, held_out, random)
             found.append(probes(columns, of, ks, random))
             first = int(strongest(columns["sae"][of.train], of.y_train, 1)[0])
-            alone[label].append((first, accuracy(columns["sae"][:, [first]], of, of.y_train)))
+            alone[label].append((first, accuracy(columns["sae"][:, [first]], of)))
         by_seed.append(
             {name: {k: float(np.mean([one[name][k] for one in found])) for k in found[0][name]} for name in found[0]}
         )

@@ -14,7 +14,6 @@ from stages.extract.shards import Activations, Contexts
 from stages.fetch.read import SPLITS
 from stages.lm import Hook, LanguageModel
 from stages.measure import held_out
-from stages.params import check
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
 
@@ -32,13 +31,6 @@ HISTORY: tuple[str, ...] = (
     "validation_dead",
     "score",
 )
-
-
-def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
-    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer."""
-    tops = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
-    where = " with ".join(["params.yaml: train", " and ".join(tops)][: 1 + bool(tops)])
-    return check({**train, **tuned, **override}, Train, where)
 
 
 @torch.inference_mode()

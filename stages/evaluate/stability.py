@@ -1,0 +1,50 @@
+"""Whether latents come again when the SAE is trained with another seed (Paulo & Belrose 2025, "Sparse autoencoders
+trained on the same data learn different features"): decoder rows of both are put together one to one so that the sum
+of their cosines is largest, the Hungarian assignment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from stages import training
+from stages.batches import Rows
+from stages.evaluate.intervals import over_seeds
+from stages.sae.knobs import Train
+from stages.sae.sae import SAE
+from stages.targets import Targets
+
+SAME = 0.7  # the cosine from which on a latent counts as having come again
+
+
+def matched(first: Tensor, second: Tensor) -> Tensor:
+    """Cosines of the rows of ``first`` and ``second``, (row, width) each, that belong together: of all of the fewer."""
+    cosine = normalize(first.float(), dim=1) @ normalize(second.float(), dim=1).T
+    rows, columns = linear_sum_assignment(cosine.cpu().numpy(), maximize=True)
+    return cosine.cpu()[torch.from_numpy(rows), torch.from_numpy(columns)]
+
+
+def stability(
+    sae: SAE, activations: Rows, knobs: Train, targets: Targets, seeds: Sequence[int], generator: torch.Generator
+) -> dict[str, Any]:
+    """Train once with each of ``seeds`` as train would, and match ``sae`` with what comes of it.
+
+    ``cosine``: the mean over matched latents; ``again``: their share above SAME; the control are random directions of
+    the same shape. The interval is the least and the most over ``seeds``.
+    """
+    device, found, random = sae.b_dec.device, [], []
+    for seed in seeds:
+        fitted, _ = training.train(activations, knobs, targets, seed, device=device)
+        found.append(matched(sae.decoder, fitted.best.decoder))
+        random.append(matched(sae.decoder, torch.randn(sae.decoder.shape, generator=generator).to(device)))
+    return {**_said(found), "controls": {"random": _said(random)}}
+
+
+def _said(found: Sequence[Tensor]) -> dict[str, Any]:
+    return {
+        "cosine": over_seeds([float(cosines.mean()) for cosines in found]),
+        "again": over_seeds([float((cosines > SAME).float().mean()) for cosines in found]),
+    }

@@ -1,0 +1,82 @@
+"""The measures of evaluate that train SAEs of their own: absorption, stability, the meta-SAE."""
+
+import pytest
+import torch
+from test_evaluate import generator
+from test_train import TARGETS, knobs, planted  # noqa: F401
+
+from stages import training
+from stages.evaluate import absorption as hierarchy
+from stages.evaluate.absorption import absorbed, absorption
+from stages.evaluate.meta import explained
+from stages.evaluate.stability import matched, stability
+from stages.extract.shards import Activations
+from stages.sae.sae import SAE
+
+PARENT, CHILD, OTHER = torch.eye(4)[:3]
+
+
+def hand_made(directions: torch.Tensor, reads: torch.Tensor) -> SAE:
+    zero = torch.zeros(len(directions))
+    return SAE(reads, zero, directions, torch.zeros(4), threshold=zero + 1e-3)
+
+
+def test_absorption_by_hand():
+    """Rows with parent and child. Apart: a latent each. Absorbed: the child's latent writes both, and the parent's is
+    silent where there is a child. Lost: no latent writes the parent there."""
+    x = (PARENT + CHILD) * torch.linspace(0.5, 1.5, 20)[:, None] + OTHER * (torch.arange(20) % 2)[:, None]
+    apart = hand_made(torch.stack([PARENT, CHILD, OTHER]), torch.stack([PARENT, CHILD, OTHER]))
+    assert absorbed(apart, x, PARENT) == {"absorbed": 0.0, "lost": 0.0}
+    both = torch.stack([PARENT, (PARENT + CHILD) / 2**0.5, OTHER])
+    full = hand_made(both, torch.stack([PARENT - CHILD, CHILD * 2**0.5, OTHER]))
+    assert torch.allclose(full.reconstruct(x)[0], x, atol=1e-5)
+    assert absorbed(full, x, PARENT) == {"absorbed": 1.0, "lost": 0.0}
+    lost = hand_made(apart.decoder, torch.stack([PARENT - CHILD, CHILD, OTHER]))
+    assert absorbed(lost, x, PARENT) == {"absorbed": 0.0, "lost": 1.0}
+    weak = hand_made(torch.stack([PARENT, CHILD + 0.3 * PARENT, OTHER]), full.encoder)  # it writes 0.3 √2 of the parent
+    assert absorbed(weak, x, PARENT)["absorbed"] == 1.0
+    weaker = hand_made(torch.stack([PARENT, CHILD + 0.2 * PARENT, OTHER]), full.encoder)
+    assert absorbed(weaker, x, PARENT) == {"absorbed": 0.0, "lost": 1.0}
+
+
+def test_the_made_up_hierarchy():
+    made = hierarchy.hierarchy(generator(), 20_000)
+    parent = made.x @ made.parent > 0.4
+    assert parent[made.child].all()  # a child implies its parent
+    assert float(parent.float().mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(made.child.float().mean()) == pytest.approx(0.2, abs=0.02)
+
+
+def test_rules_are_told_apart():
+    """Top-k, which pays for every active latent, absorbs; its control, which is not trained, cannot."""
+    found = absorption(knobs(rule="topk", lr=4e-3, epochs=5), [0])
+    assert found["absorbed"]["value"] > 0.3 and found["lost"]["value"] < 0.1
+    assert found["controls"]["untrained"]["absorbed"]["value"] < 0.1
+
+
+def test_directions_are_matched_one_to_one():
+    rows = torch.randn(50, 8, generator=generator())
+    order = torch.randperm(50, generator=generator(1))
+    assert torch.allclose(matched(rows, 3 * rows[order]), torch.ones(50), atol=1e-5)
+    assert len(matched(rows, rows[:20])) == 20
+    twice = matched(rows[[0, 0]], torch.stack([rows[0], -rows[0]]))  # the second has only the other one left
+    assert sorted(twice.round(decimals=4).tolist()) == [-1, 1]
+
+
+def test_atoms_come_again_with_another_seed(planted: Activations):  # noqa: F811
+    own = knobs(lr=4e-3, epochs=5, dead_after=0.1)
+    fitted, _ = training.train(planted, own, TARGETS, 0)
+    found = stability(fitted.best, planted, own, TARGETS, [1, 2], generator(9))
+    assert found["again"]["value"] > 0.8 > 0.1 > found["controls"]["random"]["again"]["value"]
+    assert found["cosine"]["low"] <= found["cosine"]["value"] <= found["cosine"]["high"] < 1
+
+
+def test_shared_directions_are_explained():
+    """Rows that are two of 24 atoms each, beside random ones."""
+    random = generator()
+    atoms = torch.nn.functional.normalize(torch.randn(24, 32, generator=random), dim=1)
+    chosen = torch.rand(256, 24, generator=random).topk(2, dim=1).indices
+    shared = torch.nn.functional.normalize(atoms[chosen].sum(1), dim=1)
+    alone = torch.nn.functional.normalize(torch.randn(256, 32, generator=random), dim=1)
+    first, second = (explained(rows, knobs(lr=4e-3), 0, steps=200) for rows in (shared, alone))
+    assert first > 0.9 > 0.8 > second > 0.1
