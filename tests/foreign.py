@@ -35,8 +35,9 @@ def weights(seed: int = 0) -> Weights:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
-    matrices, vectors = [normal(LATENTS, WIDTH) for _ in range(2)], [0.3 * normal(LATENTS), normal(WIDTH)]
-    return Weights(*matrices, *vectors, torch.rand(LATENTS, generator=random), 0.5 * normal(LATENTS))
+    enc, dec = normal(LATENTS, WIDTH), normal(LATENTS, WIDTH)
+    b, b_dec, more = 0.3 * normal(LATENTS), normal(WIDTH), torch.rand(LATENTS, generator=random)
+    return Weights(enc, dec, b, b_dec, more, 0.5 * normal(LATENTS))
 
 
 def rows() -> Tensor:
@@ -266,7 +267,7 @@ def dl_matryoshka(folder: Path) -> tuple[Path, Forward]:
 def gemma_scope(folder: Path) -> tuple[Path, Forward]:
     w = weights()
     folder.mkdir(parents=True)
-    arrays = {name: tensor.numpy() for name, tensor in (_base(w) | {"threshold": w.more}).items()}
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in (_base(w) | {"threshold": w.more}).items()}
     np.savez(folder / "params.npz", **arrays)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ def figures(
     pictures = {
         name: _png(lambda axes, name=name: _curve(axes, histories, colours, name, targets.bounds.get(name)))
         for name in CURVES
+        if any(histories.values())  # none of SAEs that were given
     }
     pictures["density"] = _png(lambda axes: _density(axes, results, colours))
     pictures["controls"] = _png(lambda axes: _controls(axes, results, colours, targets))

@@ -44,6 +44,11 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
     if (found := disk.fingerprint(folder)) != given.sha256:
         raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {found}")
     sae, config = disk.load(folder)
+    if sae.groups is not None:
+        raise BadInput(
+            f"{given.folder} has latents that are sums of parts, which merge could not merge again; make it "
+            "with merge.encoder: mean"
+        )
     if sae.width != rows.width:
         raise BadInput(f"{given.folder} is for width {sae.width}, but layer {rows.layer} has width {rows.width}")
     theirs, ours = (config.get("metadata") or {}).get("hook_name"), hook_name(rows)
