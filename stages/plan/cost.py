@@ -103,7 +103,7 @@ class Plan:
         elif self.params.fetch.lm.kind == "vectors":
             operations = 0
         disk = activation_bytes(rows.total, self.model.width) * len(layers) + token_bytes(rows)
-        what = f"{rows.total:,} rows × {len(layers)} layers"
+        what = f"{rows.total:,} rows × {len(layers)} layer{'s' * (len(layers) > 1)}"
         return Cost("extract", what, disk, BASE + self.weights, LOADS + self.passed(operations))
 
     def tune(self) -> Cost:
