@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,18 +132,22 @@ def test_more_rows_cost_more(stage: str):
     assert few.seconds and many.seconds and many.seconds > few.seconds
 
 
-def test_speeds_are_of_this_machine():
+def test_speeds_are_of_this_machine(monkeypatch: pytest.MonkeyPatch):
     knobs = section(train__latents=64, train__k=4, train__batch_size=64, train__auxk_latents=8).train
-    speed.PATIENCE, before = 0.02, speed.PATIENCE
-    try:
-        small_one = speed.measure(16, knobs, 64, torch.float32, torch.device("cpu"))
-        capped, speed.WEIGHTS = speed.WEIGHTS, 16 * 64  # a dictionary four times as large is tried at this size
-        large = speed.training(16, knobs.model_copy(update={"latents": 256}), torch.device("cpu"))
-        speed.WEIGHTS = capped
-    finally:
-        speed.PATIENCE = before
-    assert all(value > 0 for value in (small_one.product, small_one.step, small_one.encode, small_one.pace))
-    assert 1.2 < large[0] / small_one.step < 14  # four times, but for noise
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(speed, "PATIENCE", 0.02)
+    found = speed.measure(16, knobs, 64, torch.float32, cpu)
+    assert all(value > 0 for value in (found.product, found.step, found.encode, found.pace))
+
+    def second(job: Callable[[], object], device: torch.device) -> float:
+        job()
+        return 1.0
+
+    monkeypatch.setattr(speed, "_seconds", second)
+    assert speed.product(16, 64, torch.float32, cpu) == 2 * 64 * 16 * 64
+    assert speed.training(16, knobs, cpu) == (1.0, 1 / 64)
+    monkeypatch.setattr(speed, "WEIGHTS", 16 * 64)  # a dictionary four times as large is tried at this size
+    assert speed.training(16, knobs.model_copy(update={"latents": 256}), cpu) == (4.0, 4 / 64)
 
 
 # --- what is known of the model and its text ----------------------------------------------------------------------

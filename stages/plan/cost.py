@@ -31,16 +31,16 @@ UNPACKED = 50e6  # bytes a second that fetch unpacks, copies and hashes
 CANDIDATES = 6  # what is spliced in: SAE, mean, PCA, untrained, zero, and nothing
 LOOKED = 7.1e-3  # interpret: seconds a latent,
 STORED = 4.0e-7  # and a code
-EXPLAINED = 6000  # tokens read and written to explain a latent and to score it, about
-PAIR = 4.2e-7  # cluster: seconds a pair of latents
-REFIT = 5.5e-7  # merge: seconds a code
+EXPLAINED = 3000  # tokens read and written to explain a latent and to score it, about
+FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds a latent, and a pair
+REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds a code, and a latent cubed
 SENTENCE = 80  # tokens of a document that a sentence model reads, about
 CONDITIONS = 4  # latent, random latent, random direction, DiffMean
 BACKWARD = 4  # forward passes that a gradient costs, with its own forward pass
 PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
 TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
 KEPT = 1.5  # train keeps what it frees (stages/machine.py)
-CODE = 60  # bytes that a code takes in memory while its shard is looked at
+SHOWN = 85e3  # bytes of a latent while interpret looks for its examples
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COPIES = 7  # of an SAE in training: weights, gradients, two moments, the best, the last, the untrained
 
@@ -145,7 +145,7 @@ class Plan:
         codes = rows.total * knobs.k
         seconds = LOADS + rows.total * self.speed.encode
         seconds += (knobs.latents * LOOKED + codes * STORED) * self.speed.pace
-        memory = BASE + self.weights + CODE * min(rows.total, self.params.extract.shard_rows) * knobs.k
+        memory = BASE + self.weights + SHOWN * knobs.latents
         explained = layer in section.explain.layers and section.explain.model == "lm"
         if explained and self.params.fetch.lm.kind == "language":
             seconds += LOADS + self.passed(section.explain.latents * EXPLAINED * self.model.whole)
@@ -163,15 +163,15 @@ class Plan:
 
     def cluster(self, layer: int) -> Cost:
         latents = self.params.knobs(layer).latents
-        seconds = LIGHT + 3 + PAIR * latents**2 * self.speed.pace
-        return Cost(f"cluster@{layer}", f"{latents:,} latents", 600 * latents, BASE + 16 * latents**2, seconds)
+        seconds = LIGHT + 3 + (FAMILY * latents + PAIR * latents**2) * self.speed.pace
+        return Cost(f"cluster@{layer}", f"{latents:,} latents", 600 * latents, BASE + 10 * latents**2, seconds)
 
     def merge(self, layer: int) -> Cost:
         merge, knobs, width = self.params.merge, self.params.knobs(layer), self.model.width
         kept = round((merge.latents or 1) * knobs.latents)
         read = knobs.latents if merge.encoder == "parts" else kept
         disk = FLOAT * width * (read + kept)
-        seconds = LOADS + REFIT * self.rows.total * knobs.k * self.speed.pace
+        seconds = LOADS + (REFIT * self.rows.total * knobs.k + SOLVED * knobs.latents**3) * self.speed.pace
         memory = BASE + self.spliced() + 8.0 * (knobs.latents**2 + kept**2) + disk
         return Cost(f"merge@{layer}", f"{knobs.latents:,} → {kept:,} latents", disk, memory, seconds)
 
