@@ -8,7 +8,7 @@ from test_train import TARGETS, knobs, planted  # noqa: F401
 from stages import training
 from stages.evaluate import absorption as hierarchy
 from stages.evaluate.absorption import absorbed, absorption
-from stages.evaluate.meta import explained
+from stages.evaluate.meta import explained, meta_sae
 from stages.evaluate.stability import matched, stability
 from stages.extract.shards import Activations
 from stages.sae.sae import SAE
@@ -78,5 +78,5 @@ def test_shared_directions_are_explained():
     chosen = torch.rand(256, 24, generator=random).topk(2, dim=1).indices
     shared = torch.nn.functional.normalize(atoms[chosen].sum(1), dim=1)
     alone = torch.nn.functional.normalize(torch.randn(256, 32, generator=random), dim=1)
-    first, second = (explained(rows, knobs(lr=4e-3), 0, steps=200) for rows in (shared, alone))
+    first, second = (explained(meta_sae(rows, knobs(lr=4e-3), 0, 200), rows) for rows in (shared, alone))
     assert first > 0.9 > 0.8 > second > 0.1

@@ -14,37 +14,43 @@ from stages.evaluate.intervals import over_seeds
 from stages.fetch.read import SPLITS
 from stages.metrics import Errors, compared
 from stages.sae.knobs import Train
+from stages.sae.sae import SAE
 
 SHARE, ACTIVE, STEPS, BATCH = 0.25, 4, 1500, 1024  # as in SAEBench; the other knobs are train's
 
 
-def explained(directions: Tensor, knobs: Train, seed: int, steps: int = STEPS) -> float:
-    """1 − Σ‖d − d̂‖² / Σ‖d − mean‖² over all ``directions`` (latent, width), d̂ of a batchtopk SAE of them with a
-    quarter of the latents, of which ACTIVE are active on a row."""
+def meta_sae(directions: Tensor, knobs: Train, seed: int, steps: int = STEPS) -> SAE:
+    """A batchtopk SAE of ``directions`` (latent, width) with a quarter of the latents, of which ACTIVE are active on a
+    row, the mean over all of them."""
     rows, batch = len(directions), min(BATCH, len(directions))
     splits: dict[str, tuple[int, int]] = dict.fromkeys(SPLITS, (0, rows))
     changes = {
         "rule": "batchtopk", "latents": max(round(SHARE * rows), ACTIVE), "k": ACTIVE, "batch_size": batch,
         "epochs": -(-steps // (rows // batch)), "validation_rows": BATCH,
     }  # fmt: skip
-    fitted, _ = own.train(directions, splits, knobs, changes, seed)
+    return own.train(directions, splits, knobs, changes, seed)[0].best
+
+
+@torch.inference_mode()
+def explained(sae: SAE, directions: Tensor) -> float:
+    """1 − Σ‖d − d̂‖² / Σ‖d − mean‖² over all ``directions`` (latent, width), no two of them alike."""
     errors = Errors()
-    output, active = fitted.best.reconstruct(directions)
-    errors.add(compared(directions, output, active))
+    errors.add(compared(directions, *sae.reconstruct(directions)))
     fvu = errors.fvu()
-    assert fvu is not None, "no two directions differ"
+    assert fvu is not None
     return 1 - fvu
 
 
 def meta(decoder: Tensor, knobs: Train, seeds: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-    """``explained`` of the decoder's rows, and of random directions of the same shape; the interval is the least and
-    the most over ``seeds`` of the meta-SAE."""
+    """What is :func:`explained` of the decoder's rows, and of random directions of the same shape; the interval is the
+    least and the most over ``seeds`` of the meta-SAE."""
     lengths = decoder.norm(dim=1, keepdim=True)
     random = [
         lengths * normalize(torch.randn(decoder.shape, generator=generator), dim=1).to(decoder.device) for _ in seeds
     ]
-    chance = [explained(rows, knobs, seed) for rows, seed in zip(random, seeds, strict=True)]
+    found = [explained(meta_sae(decoder, knobs, seed), decoder) for seed in seeds]
+    chance = [explained(meta_sae(rows, knobs, seed), rows) for rows, seed in zip(random, seeds, strict=True)]
     return {
-        "explained": over_seeds([explained(decoder, knobs, seed) for seed in seeds]),
+        "explained": over_seeds(found),
         "controls": {"random": {"explained": over_seeds(chance)}},
     }

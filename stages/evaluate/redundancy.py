@@ -1,5 +1,7 @@
 """How alike the latents of a dictionary are: max over j ≠ i of cos(d_i, d_j), SAEBench's max_decoder_cosine_sim."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def shares(cosines: Tensor) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def redundancy(sae: SAE, seeds: int, generator: torch.Generator) -> dict[str, dict[str, Measure] | dict]:
+def redundancy(sae: SAE, seeds: int, generator: torch.Generator) -> dict[str, dict[str, Any]]:
     """Of decoder rows and of what latents read; the interval is a bootstrap over latents. The control: random
     directions of the same shape, least and most over ``seeds``."""
     draws = weights(sae.latents, np.random.default_rng(generator.initial_seed()))
