@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import foreign
 import pytest
 import torch
 from small import change, make, of_vectors, run
+from streamlit.testing.v1 import AppTest
 from test_train import knobs, stored
 
 from src.convert import main
@@ -60,6 +62,17 @@ def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monk
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["train.0.fvu"] == pytest.approx(trained["test"]["fvu"]) and "train.0.best_step" not in summary
     assert list(Path("reports/latents/0").glob("*.html"))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the app there
+    tab = AppTest.from_function(curves).run(timeout=60)
+    assert not tab.exception and tab.info[0].value == "Nothing was trained: every SAE was given (train.from)."
+
+
+def curves() -> None:
+    from pathlib import Path
+
+    from stages.dashboard.training import _curves
+
+    _curves(Path("reports"))
 
 
 @pytest.fixture

@@ -45,7 +45,11 @@ def _curves(reports: Path) -> None:
     if not paths:
         st.info("The stage train has not run.")
         return
-    frame = pd.concat([pd.DataFrame(read_history(path)).assign(layer=path.stem) for path in paths], ignore_index=True)
+    histories = {path.stem: rows for path in paths if (rows := read_history(path))}
+    if not histories:
+        st.info("Nothing was trained: every SAE was given (train.from).")
+        return
+    frame = pd.concat([pd.DataFrame(rows).assign(layer=layer) for layer, rows in histories.items()], ignore_index=True)
     names = [name for name in FIRST if name in frame.columns]
     left, middle, right = st.columns([2, 2, 1])
     with left:
