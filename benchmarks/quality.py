@@ -29,7 +29,6 @@ from stages.machine import Machine, start
 from stages.sae.knobs import BY_BATCH
 from stages.sae.sae import SAE
 from stages.targets import Targets
-from stages.train import train as room
 
 BATCH, LATENTS, K = 2048, 4096, 64
 RULES = ("topk", "batchtopk", "jumprelu", "matryoshka")
@@ -67,7 +66,7 @@ class Bench:
         """params.yaml's knobs, but for the size and the learning rate; the last checkpoint, like SAELens's."""
         change = {"rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr}
         epochs = job.tokens // epoch_tokens(self.activations)
-        knobs = room.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer)
+        knobs = training.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer)
         return training.train(self.activations, knobs, self.targets, job.seed)[0].saes["final"]
 
     def _theirs(self, job: Job) -> SAE:

@@ -1,8 +1,8 @@
 """The metric functions of SAEBench and sae-probes, on our SAE and our rows, must give our numbers to 1 %.
 
 Runs in an environment of its own (`benchmarks/requirements-saebench.txt`), on what `benchmarks.saebench_export` wrote
-in ours. Nothing is downloaded: their functions get tensors, through stand-ins for the model and the store of activations
-where they ask for one. What they define otherwise is printed beside ours, and decides nothing.
+in ours. Nothing is downloaded: their functions get tensors, through stand-ins where they ask for a model and a store of
+activations. What they define otherwise is printed beside ours, and decides nothing.
 """
 
 import importlib.metadata

@@ -252,6 +252,7 @@ def test_every_artifact_is_there(project: Project):
         expected += [f"data/activations/{layer}/meta.json", f"data/sae/{layer}/cfg.json"]
         expected += [f"data/sae/{layer}/sae_weights.safetensors", f"data/sae/{layer}/final/sae_weights.safetensors"]
         expected += [f"reports/train/{layer}.json", f"reports/train/{layer}.csv", f"reports/interpret/{layer}.json"]
+        expected += [f"reports/evaluate/{layer}.json"]
         expected += [
             f"data/clusters/{layer}/{name}" for name in ("meta.json", "latents.parquet", "selected.json", "map.html")
         ]

@@ -1,0 +1,57 @@
+"""The report's section on what evaluate measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import LAYERS, project, read, report  # noqa: F401
+
+from stages.files import write_json
+
+
+def measure(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def evaluated(layer: int, **changes: Any) -> dict[str, Any]:
+    by_k = {k: measure(0.8) for k in ("1", "2", "all")}
+    near = {name: measure(0.25) for name in ("cosine", "above_0.7", "above_0.9")}
+    names = ("l2_ratio", "relative_reconstruction_bias", "frequency_above_0.01", "frequency_above_0.1")
+    probing = {
+        "documents": 380, "tasks": 13, "sae": by_k, "labels": [],
+        "controls": {**dict.fromkeys(("residual", "pca", "untrained", "shuffled"), by_k),
+                     "drawn": {"1": measure(0.5), "2": measure(0.55)}},
+    }  # fmt: skip
+    return {
+        "layer": layer,
+        "seeds": 5,
+        "intervals": {},
+        "core": {name: measure(0.9) for name in names},
+        "redundancy": {"decoder": near, "encoder": near, "controls": {"random": near}},
+        "probing": probing,
+        **changes,
+    }
+
+
+def test_what_was_evaluated_is_shown(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    for layer in LAYERS:
+        write_json(project / "evaluate" / f"{layer}.json", evaluated(layer))
+    report(monkeypatch)
+    page, summary = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert page.count("<h2>Evaluation</h2>") == 1 and "random encoder" in page and "13 labels, 380 documents" in page
+    assert Path("plots/probing.png").is_file()
+    assert summary[f"evaluate.{LAYERS[0]}.probing.sae.1"] == 0.8
+    assert summary[f"evaluate.{LAYERS[0]}.redundancy.decoder.cosine"] == 0.25
+    assert not [name for name in summary if name.startswith("evaluate.") and "controls" in name]
+    assert not [name for name in summary if name.endswith((".low", ".high"))]
+
+
+def test_what_does_not_apply_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    for layer in LAYERS:
+        write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, core=None, probing={"why": "no label"}))
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<h2>Evaluation</h2>" in page and "random encoder" not in page
+    assert not Path("plots/probing.png").exists()
+    assert "evaluate" in json.dumps(read("summary.json"))
