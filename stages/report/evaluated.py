@@ -40,10 +40,11 @@ def accuracies(evaluated: Mapping[int, Numbers], colours: Mapping[int, str]) -> 
         return None
 
     def draw(axes: Axes) -> None:
-        for place, (layer, rows) in enumerate(layers.items()):
-            for name, style in LINES.items():
+        for number, (layer, rows) in enumerate(layers.items()):
+            for line, (name, style) in enumerate(LINES.items()):
                 measured = list(rows[name].values())
-                at = [number + 0.07 * (place - (len(layers) - 1) / 2) for number in range(len(measured))]
+                aside = 0.5 * ((number * len(LINES) + line + 0.5) / (len(layers) * len(LINES)) - 0.5)
+                at = [place + aside for place in range(len(measured))]  # so that no interval covers another
                 values = [one["value"] for one in measured]
                 low, high = ([abs(one[end] - one["value"]) for one in measured] for end in ("low", "high"))
                 axes.errorbar(at, values, (low, high), color=colours[layer], ls=style, lw=1.1, elinewidth=0.6)
