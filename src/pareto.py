@@ -17,6 +17,8 @@ def main(target: str = "reports/pareto") -> None:
     if shown.returncode:
         raise BadInput(f"`dvc exp show` ended with: {' '.join(shown.stderr.split())}")
     points = read_points(parse(shown.stdout))
+    for stale in Path(target).glob("*.png"):
+        stale.unlink()
     pictures = {layer: picture(some) for layer, some in by_layer(points).items()}
     for layer, png in pictures.items():
         write_bytes(Path(target) / f"{layer}.png", png)

@@ -27,6 +27,7 @@ def test_what_is_named_is_there(page: str):
     named = re.findall(r"`((?:src|stages|tests|notebooks|reports/figures)/[\w./-]+|\.ci/run)`", text)
     linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert named and not [path for path in (*named, *linked) if not (ROOT / path).exists()]
+    assert not re.findall(r"TODO|FIXME|\b[A-Z]+_HERE\b", text), "nothing was left to be filled in"
 
 
 # --- a stage ------------------------------------------------------------------------------------------------------

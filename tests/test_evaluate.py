@@ -1,6 +1,7 @@
 """Probing, redundancy, core numbers: planted signals are found, chance is chance, and numbers worked by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from test_train import stored
 
+from stages.evaluate import meta, probing
 from stages.evaluate import pooled as documents
-from stages.evaluate import probing
 from stages.evaluate.core import core
 from stages.evaluate.intervals import over_seeds, weights
 from stages.evaluate.redundancy import nearest, redundancy
 from stages.machine import CPU
+from stages.sae import disk
 from stages.sae.sae import SAE
 
 WIDTH, DOCUMENTS, TOKENS, SIGNAL = 16, 120, 7, 5
@@ -171,6 +173,31 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small.of_vectors()
     small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train")
     return tmp_path
+
+
+def test_what_takes_trainings_is_wired(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """And a given SAE is not held against trainings by knobs that did not make it."""
+    monkeypatch.setattr(meta.meta_sae, "__defaults__", (50,))  # steps
+    report = project / "reports/evaluate/0.json"
+    small.change(evaluate__seeds=1, evaluate__meta=1, evaluate__stability=1)
+    small.run("evaluate")
+    found = json.loads(report.read_text())
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "meta", "stability"}
+    assert 0.3 < found["stability"]["cosine"]["value"] < 0.999, "another seed: alike, and not the same"
+    assert found["meta"]["explained"]["value"] != found["meta"]["controls"]["random"]["explained"]["value"]
+    assert 0 < found["meta"]["explained"]["value"] < 1
+    small.change(train__from={"folder": "x", "sha256": "y"}, evaluate__meta=0)
+    small.run("evaluate")
+    assert "was given" in json.loads(report.read_text())["stability"]["why"]
+
+
+def test_a_silent_sae_is_said_to_be_silent(project: Path):
+    folder = Path("data/sae/0")
+    sae, config = disk.load(folder)
+    disk.save(folder, replace(sae, k=None, threshold=torch.full_like(sae.b_enc, 1e9)), config["metadata"])
+    small.run("evaluate")
+    found = json.loads((project / "reports/evaluate/0.json").read_text())
+    assert "no latent is active" in found["probing"]["why"] and found["core"]["frequency_above_0.01"]["value"] == 0
 
 
 def test_the_stage_on_vectors(project: Path):

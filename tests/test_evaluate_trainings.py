@@ -47,8 +47,8 @@ def test_the_made_up_hierarchy():
     assert float(made.child.float().mean()) == pytest.approx(0.2, abs=0.02)
 
 
-def test_rules_are_told_apart():
-    """Top-k, which pays for every active latent, absorbs; its control, which is not trained, cannot."""
+def test_top_k_absorbs_and_an_untrained_sae_cannot():
+    """Top-k pays for every active latent."""
     found = absorption(knobs(rule="topk", lr=4e-3, epochs=5), [0])
     assert found["absorbed"]["value"] > 0.3 and found["lost"]["value"] < 0.1
     assert found["controls"]["untrained"]["absorbed"]["value"] < 0.1

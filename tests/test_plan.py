@@ -122,7 +122,25 @@ def test_stages_that_are_off_cost_nothing():
     assert names[:6] == ["fetch", "extract", "tune", "train@3", "train@6", "train@9"] and "invert@9" in names
     off = section(tune__run=False, interpret__run=False, cluster__run=False, merge__run=False, invert__run=False)
     names = [one.stage for one in Plan(off, MODEL, ROWS, SPEED).costs()]
-    assert names == ["fetch", "extract", "train@3", "train@6", "train@9", "steer_eval@9", "report, track"]
+    probed = ["evaluate@3", "evaluate@6", "evaluate@9"]
+    assert names == ["fetch", "extract", "train@3", "train@6", "train@9", "steer_eval@9", *probed, "report, track"]
+    off = section(tune__run=False, steer_eval__run=False, evaluate__run=False)
+    assert not [one for one in Plan(off, MODEL, ROWS, SPEED).costs() if one.stage.startswith(("evaluate", "steer"))]
+
+
+def test_a_layer_that_is_trained_again_costs_its_trainings():
+    plan = Plan(section(evaluate__stability=3), MODEL, ROWS, SPEED)
+    once, again = Plan(section(), MODEL, ROWS, SPEED).evaluate(9).seconds, plan.evaluate(9).seconds
+    assert once and again == pytest.approx(once + 3 * (plan.train(9).seconds or 0))
+
+
+def test_keys_of_by_layer_may_be_text():
+    """As DVC writes them after `-S +by_layer.9.k=48`."""
+    values = {**params.read(ROOT / "params.yaml"), "by_layer": {"9": {"k": 48}}}
+    found = params.check(values, Params, "params.yaml")
+    assert (found.knobs(9).k, found.knobs(3).k) == (48, found.train.k)
+    values = words.changed(values, {"by_layer.9.k": 40})
+    assert values["by_layer"] == {"9": {"k": 40}}
 
 
 @pytest.mark.parametrize("stage", ["extract", "train@3", "interpret@3", "merge@3", "tune"])

@@ -46,7 +46,9 @@ def core(
         counts += torch.bincount(flat, minlength=counts.numel()).view_as(counts)
     draws = np.concatenate([np.ones((1, groups), np.int64), weights(groups, random)])
     rows, ratio, squares, products = (draws @ sums.cpu().numpy()).T
-    frequency = draws @ counts.cpu().numpy() / rows[:, None]
+    fired = counts.cpu().numpy()
     found = {"l2_ratio": ratio / rows, "relative_reconstruction_bias": squares / products}
-    found |= {f"frequency_above_{bound}": (frequency > bound).mean(1) for bound in FREQUENT}
+    for bound in FREQUENT:  # a draw at a time: all of them times all latents would be large
+        shares = [(draw @ fired > bound * n).mean() for draw, n in zip(draws, rows, strict=True)]
+        found[f"frequency_above_{bound}"] = np.array(shares)
     return {name: resampled(values[0], values[1:]) for name, values in found.items()}

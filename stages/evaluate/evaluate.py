@@ -56,6 +56,10 @@ def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int) -> dict[str, 
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
         found["meta"] = meta(sae.decoder, source.train, seeds, generator(seed, "meta", layer))
+    if source.train.from_ is not None and (knobs.stability or knobs.absorption):
+        given = {"why": "this layer's SAE was given (train.from), so that train's knobs say nothing of it"}
+        found |= {name: given for name in ("stability", "absorption") if getattr(knobs, name)}
+        knobs = knobs.model_copy(update={"stability": 0, "absorption": 0})
     if knobs.stability:
         seeds = range(seed + 1, seed + 1 + knobs.stability)
         random = generator(seed, "stability", layer)
@@ -78,6 +82,8 @@ def _probing(
         few = f"no label has {knobs.least} of the documents that were extracted, and as many without it"
         return {"why": few if knobs.labels else "evaluate.probing.labels is 0"}
     parts = documents.Parts(source.activations, documents.places(row_document, chosen, knobs.tokens), sae.b_dec.device)
+    if not bool(sae.encode(next(iter(parts))[0]).active().any()):
+        return {"why": "no latent is active on the first documents; the SAE may be of another scale or layer"}
     random = documents.untrained(sae, next(iter(parts))[0], generator(seed, "untrained", source.activations.layer))
     means = documents.pooled({"sae": sae, "untrained": random}, parts, len(chosen))
     mean = source.activations.mean.to(sae.b_dec.device)

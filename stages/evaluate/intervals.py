@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Measure = dict[str, float]  # value, low, high
-DRAWS = 1000
+DRAWS, AT_ONCE = 1000, 50
 PERCENTILES = 2.5, 97.5
 
 
@@ -24,3 +24,9 @@ def resampled(value: float, drawn: NDArray[np.floating]) -> Measure:
 def weights(items: int, random: np.random.Generator, draws: int = DRAWS) -> NDArray[np.int64]:
     """(draw, item) how often each item comes when as many are drawn with replacement: a bootstrap."""
     return random.multinomial(items, np.full(items, 1 / items), size=draws)
+
+
+def drawn_means(values: NDArray[np.floating], random: np.random.Generator) -> NDArray[np.float64]:
+    """(draw, column) the means of ``values`` (item, column) over items drawn again; a few draws are in memory."""
+    parts = [weights(len(values), random, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
+    return np.concatenate(parts) / len(values)

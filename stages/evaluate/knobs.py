@@ -1,5 +1,7 @@
 """The section evaluate of params.yaml."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from stages.params import Section
@@ -8,7 +10,7 @@ from stages.params import Section
 class Probing(Section):
     """Which labels of which documents are probed for, by how many latents."""
 
-    k: list[int] = Field(min_length=1)
+    k: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
     labels: int = Field(ge=0)
     least: int = Field(ge=2)
     documents: int = Field(gt=0)

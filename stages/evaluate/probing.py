@@ -45,12 +45,13 @@ def commonest(names: Sequence[str], least: int, most: int) -> list[str]:
 
 
 def split(labelled: Bools, held_out: float, random: np.random.Generator) -> Split:
-    """Draw as many of both kinds of documents as the rarer kind has, and hold ``held_out`` of each out, at least one.
+    """Draw as many of both kinds of documents as the rarer kind has, and hold ``held_out`` of each out, at least one
+    and not all.
 
     ``labelled``: (document,)."""
     inside, outside = random.permutation(np.flatnonzero(labelled)), random.permutation(np.flatnonzero(~labelled))
     count = min(len(inside), len(outside))
-    test = max(1, round(held_out * count))
+    test = min(max(1, round(held_out * count)), count - 1)
     train, held = (np.concatenate([inside[part], outside[part]]) for part in (slice(test, count), slice(test)))
     return Split(train, np.repeat([True, False], count - test), held, np.repeat([True, False], test))
 

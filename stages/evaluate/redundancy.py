@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages.evaluate.intervals import Measure, over_seeds, resampled, weights
+from stages.evaluate.intervals import drawn_means, over_seeds, resampled
 from stages.sae.sae import SAE
 
 ABOVE = 0.7, 0.9  # cosines from which on two directions count as near, and as the same
@@ -34,20 +34,16 @@ def shares(cosines: Tensor) -> dict[str, Tensor]:
 def redundancy(sae: SAE, seeds: int, generator: torch.Generator) -> dict[str, dict[str, Any]]:
     """Of decoder rows and of what latents read; the interval is a bootstrap over latents. The control: random
     directions of the same shape, least and most over ``seeds``."""
-    draws = weights(sae.latents, np.random.default_rng(generator.initial_seed()))
+    sides = {"decoder": sae.decoder, "encoder": sae.directions_read()}
+    found = {(side, name): v for side, rows in sides.items() for name, v in shares(nearest(rows)).items()}
+    values = torch.stack(list(found.values()), 1).cpu().double().numpy()
+    drawn = drawn_means(values, np.random.default_rng(generator.initial_seed()))
+    measures = {key: resampled(values[:, at].mean(), drawn[:, at]) for at, key in enumerate(found)}
     random = [
         shares(nearest(torch.randn(sae.decoder.shape, generator=generator).to(sae.decoder.device)))
         for _ in range(seeds)
     ]
     return {
-        **{
-            side: {name: _measure(values, draws) for name, values in shares(nearest(rows)).items()}
-            for side, rows in (("decoder", sae.decoder), ("encoder", sae.directions_read()))
-        },
+        **{side: {name: one for (own, name), one in measures.items() if own == side} for side in sides},
         "controls": {"random": {name: over_seeds([float(one[name].mean()) for one in random]) for name in random[0]}},
     }
-
-
-def _measure(values: Tensor, draws: np.ndarray) -> Measure:
-    items = values.cpu().double().numpy()
-    return resampled(items.mean(), draws @ items / len(items))

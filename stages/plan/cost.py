@@ -35,7 +35,10 @@ EXPLAINED = 3000  # tokens read and written to explain a latent and to score it,
 FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds a latent, and a pair
 REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds a code, and a latent cubed
 SENTENCE = 80  # tokens of a document that a sentence model reads, about
+PROBED = 5.0  # evaluate: seconds beside its start,
+META, ABSORBED = 89.0, 7.0  # and processor time of a seed of these two
 CONDITIONS = 4  # latent, random latent, random direction, DiffMean
+DOCUMENTS = 400  # whose mean codes evaluate holds, about
 BACKWARD = 4  # forward passes that a gradient costs, with its own forward pass
 PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
 TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
@@ -78,6 +81,7 @@ class Plan:
             for name, cost in {"invert": self.invert, "steer_eval": self.steer}.items():
                 section = getattr(params, name)
                 found += [cost(layer) for layer in params.layers if section.run and layer in section.layers]
+        found += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
         return [*found, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
 
     @property
@@ -194,6 +198,17 @@ class Plan:
         seconds = LOADS + self.passed(operations, SHORT)
         what = f"{scored + made:,} tokens"
         return Cost(f"steer_eval@{layer}", what, None, BASE + 1.5 * self.weights, seconds)
+
+    def evaluate(self, layer: int) -> Cost:
+        section, knobs = self.params.evaluate, self.params.knobs(layer)
+        seconds = LIGHT + (PROBED + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
+        memory, what = BASE + 3 * sae_bytes(knobs, self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents, "probes"
+        if section.stability:
+            again = self.train(layer)
+            seconds += section.stability * (again.seconds or 0.0)
+            memory = max(again.memory or 0.0, memory + FLOAT * 2 * knobs.latents**2)
+            what += f", {section.stability} × {again.what}"
+        return Cost(f"evaluate@{layer}", what, None, memory, seconds)
 
 
 def _many(latents: int | list[int]) -> int:

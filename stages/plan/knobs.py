@@ -124,6 +124,12 @@ class SteerEval(Run):
     generate: Generate
 
 
+class Evaluate(Run):
+    meta: int
+    stability: int
+    absorption: int
+
+
 class Machine(Part):
     threads: int
 
@@ -133,7 +139,7 @@ class Params(Part):
 
     seed: int
     layers: list[int] = Field(min_length=1)
-    by_layer: dict[int, dict[str, Any]]
+    by_layer: dict[int | str, dict[str, Any]]  # DVC writes a number that `-S` adds as text
     fetch: Fetch
     extract: Extract
     tune: Tune
@@ -143,9 +149,10 @@ class Params(Part):
     merge: Merge
     invert: Invert
     steer_eval: SteerEval
+    evaluate: Evaluate
 
     def knobs(self, layer: int) -> Train:
         """The section train with what ``by_layer`` says of a layer; what tune will find is not known yet."""
-        own = self.by_layer.get(layer, {})
+        own = self.by_layer.get(layer) or self.by_layer.get(str(layer)) or {}
         where = f"params.yaml: train with by_layer.{layer}"
         return check({**self.train.model_dump(), **own}, Train, where) if own else self.train

@@ -55,7 +55,7 @@ def size(bytes_: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Of seconds: 75 -> 1 min 15 s, 7500 -> 2 h 5 min, 200000 -> 2 d 8 h."""
+    """Of seconds: 75 -> 1 min 15 s, 7500 -> 2 h 5 min, 200000 -> 2 d 7 h."""
     if seconds is None:
         return "–"
     whole = round(seconds)

@@ -36,7 +36,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     values = deepcopy(values)
     for key, value in changes.items():
         parts = key.removeprefix("+").split(".")
-        *path, last = [int(part) if part.isdecimal() else part for part in parts]  # by_layer's keys are numbers
+        *path, last = [_key(part, values["by_layer"]) for part in parts]
         place: Any = values
         for part in path:
             if key.startswith("+") and isinstance(place, dict):
@@ -47,3 +47,8 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             raise BadInput(f"{key} is not in params.yaml; to add a key, write +{key.removeprefix('+')}={value}")
         place[last] = value
     return values
+
+
+def _key(part: str, by_layer: dict[Any, Any]) -> str | int:
+    """by_layer's keys are numbers; as DVC writes them, text."""
+    return int(part) if part.isdecimal() and part not in by_layer else part

@@ -33,6 +33,31 @@ def probed(found: Numbers) -> dict[str, Numbers]:
     return {name: rows[name] for name in NAMES if name in rows}
 
 
+COSTLY = {  # section -> its measure, what the report says of it, its control
+    "stability": (
+        "again",
+        "latents that come again when trained with another seed; control: random directions",
+        "random",
+    ),
+    "absorption": (
+        "absorbed",
+        "parents absorbed by their children, on a made-up hierarchy; control: untrained",
+        "untrained",
+    ),
+    "meta": ("explained", "variance of directions that an SAE of them explains; control: random directions", "random"),
+}
+
+
+def costly(found: Numbers) -> list[tuple[str, Any, Any]]:
+    """What took trainings: what it is, its measure, its control's; or in place of the measure why there is none."""
+    lines = []
+    for section, (name, said, control) in COSTLY.items():
+        if (part := found.get(section)) is not None:
+            why = part.get("why")
+            lines.append((said, why or part[name], None if why else part["controls"][control][name]))
+    return lines
+
+
 def accuracies(evaluated: Mapping[int, Numbers], colours: Mapping[int, str]) -> bytes | None:
     """Accuracy by k of the SAE, of the activations' own channels and of their principal components, with intervals."""
     layers = {layer: rows for layer, found in evaluated.items() if (rows := probed(found))}

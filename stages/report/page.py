@@ -11,7 +11,7 @@ from stages.params import Section
 from stages.readable import number
 from stages.report.causes import SHOWN, Causes
 from stages.report.closeup import closeup
-from stages.report.evaluated import NAMES, probed
+from stages.report.evaluated import NAMES, costly, probed
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
@@ -96,6 +96,7 @@ def render(
         merge_metrics=MERGED,
         evaluated=evaluated or {},
         probed=probed,
+        costly=costly,
         probe_names=NAMES,
     )
 
