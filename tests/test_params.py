@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
 from stages import door, params
 from stages.door import BadInput
@@ -208,3 +209,13 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     written(tmp_path, yaml.safe_dump(values))
     ended = select("layers")
     assert ended.stderr == "select: steer_eval does nothing: steer_eval.layers is [9], but layers are [3]\n"
+
+
+def test_one_override_after_another_leaves_a_file_that_can_be_read(tmp_path: Path):
+    """DVC's writer put a key behind a list's comment, once it had rewritten the file before."""
+    path = written(tmp_path, (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for override in ("train.k=3", "train.from_tune=[]", "layers=[3]", "tune.layer=3", "+by_layer.3.k=2", "layers=[9]"):
+        apply_overrides(path, [override])
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert params.check(values["train"], Train, "train").k == 3
+    assert (values["train"]["from_tune"], values["layers"], values["by_layer"]) == ([], [9], {"3": {"k": 2}})
