@@ -165,6 +165,14 @@ def test_how_often_latents_fire_comes_along(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_a_file_may_be_named_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, here in (("spindle", "sae.pt"), ("dl_topk", "."), ("dl_topk", "ae.pt"), ("dl_jumprelu", "ae_1000.pt")):
+        source, forward = SOURCES[name](tmp_path / here / name)
+        monkeypatch.chdir(source.parent if source.is_file() else source)
+        main(here, str(tmp_path / f"{name}-{here}-out"))
+        same(disk.load(tmp_path / f"{name}-{here}-out")[0], forward)
+
+
 def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
     source, _ = foreign.saelens_uncentred(tmp_path / "source")
     halves = {name: tensor.bfloat16() for name, tensor in foreign.load_file(source / "sae_weights.safetensors").items()}

@@ -41,7 +41,8 @@ UNSET = "its threshold was never set (-1), so every positive pre-activation coun
 
 def read(path: Path) -> Found:
     """`ae.pt`, or a checkpoint's `ae_1000.pt` in a folder beside the configuration."""
-    config_path = next((p for p in (path.with_name(CONFIG), path.parents[1] / CONFIG) if p.is_file()), None)
+    folders = path.parent, path.absolute().parent.parent
+    config_path = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
     if config_path is None:
         raise BadInput(
             f"{path.with_name(CONFIG)} is missing, and without it nothing says of which class {path.name} is"

@@ -35,7 +35,8 @@ def read(path: Path, ending: str | None = None) -> Found:
 
 def _of_dictionary_learning(path: Path) -> bool:
     """A checkpoint stands in a folder beside the configuration."""
-    folders = [path.parent, *[path.parents[1]] * (path.parent.name == "checkpoints")]
+    folder = path.absolute().parent  # a bare name has none; not resolved, since the hub's cache holds links
+    folders = [folder, *[folder.parent] * (folder.name == "checkpoints")]
     return path.stem.startswith("ae") and any((folder / dictionary_learning.CONFIG).is_file() for folder in folders)
 
 
