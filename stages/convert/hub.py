@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages import npz
-from stages.convert import dictionary_learning, gemma_scope, saelens, sparsify
+from stages.convert import dictionary_learning, gemma_scope, saelens, sparsify, state
 from stages.convert.found import Found
 from stages.convert.read import read
 from stages.door import BadInput
@@ -18,6 +18,7 @@ FILES = (
     *("cfg.json", "config.json", sparsify.OURS, saelens.WEIGHTS, saelens.DENSITY, saelens.SCALER, sparsify.WEIGHTS),
     *(dictionary_learning.WEIGHTS, gemma_scope.FILE, npz.ENCODER, npz.DECODER),
 )
+ENDINGS = (*state.SUFFIXES, ".npz", ".safetensors", ".json")  # of a file; layers.3 is a folder
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,8 @@ def bring(source: Place, ending: str | None = None) -> Found:
     """The SAE at a pinned revision, out of the hub's cache if it is there."""
     if source.revision in (None, "main"):
         raise BadInput(f"{source.repo} must be pinned: add @ and a commit or tag to hub:{source.repo}/{source.folder}")
-    beside = Path(source.folder).parent / "config.json"  # of a sparsify run, or a checkpoint of dictionary_learning
-    wanted = [source.folder, str(beside), *(f"{source.folder}/{name}".lstrip("/") for name in FILES)]
     try:
-        snapshot = snapshot_download(source.repo, revision=source.revision, allow_patterns=[w for w in wanted if w])
+        snapshot = snapshot_download(source.repo, revision=source.revision, allow_patterns=_wanted(source.folder))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BadInput(f"{source.repo} at {source.revision} could not be fetched: {_said(error)}") from None
     home = Path(snapshot)  # named after the commit, which a tag stood for
@@ -53,6 +52,14 @@ def bring(source: Place, ending: str | None = None) -> Found:
     found = read(home / source.folder, ending)
     origin = {"hub": source.repo, "folder": source.folder, "revision": home.name}
     return replace(found, metadata={**found.metadata, "imported_from": origin})
+
+
+def _wanted(named: str) -> list[str]:
+    """An SAE's files in a folder, or beside a file, and above them the configuration of the run that made it."""
+    path = Path(named)
+    folder = path.parent if path.suffix in ENDINGS else path
+    files = [path, folder.parent / "config.json", *(folder / name for name in FILES)]
+    return [file.as_posix() for file in files if file.name]
 
 
 def give(folder: Path, target: Place) -> str:
