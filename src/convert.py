@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from stages.convert import card, hub
 from stages.convert.read import read
 from stages.convert.say import line
-from stages.convert.write import check, write
+from stages.convert.write import check_format, check_new, write
 from stages.door import run
 from stages.files import read_json, write_text
 from stages.sae import disk
@@ -15,10 +15,14 @@ from stages.sae import disk
 def main(source: str, target: str, form: str = "strata", ending: str = "") -> None:
     """SOURCE: an SAE of SAELens, sparsify, dictionary_learning, Gemma Scope, Spindle, Integral Superposition, Growth
     Signals, GhostTrack or Strata: a folder, a file, or hub:OWNER/REPO/FOLDER@REVISION. TARGET: a new folder, or
-    hub:OWNER/REPO/FOLDER to publish it. FORM: strata (the default), saelens, sparsify, dictionary_learning or npz.
-    ENDING: what a decoder of Growth Signals ends in: identity, tanh or sigmoid."""
+    hub:OWNER/REPO/FOLDER, new too, to publish it: a new repository is public. FORM: strata (the default), saelens,
+    sparsify, dictionary_learning or npz. ENDING: what a decoder of Growth Signals ends in: identity, tanh, sigmoid."""
     published = hub.place(target) if target.startswith(hub.PREFIX) else None
-    check(Path() / "nowhere" if published else Path(target), form)
+    check_format(form)
+    if published:
+        hub.check_new(published)
+    else:
+        check_new(Path(target))
     if source.startswith(hub.PREFIX):
         found = hub.bring(hub.place(source), ending or None)
     else:

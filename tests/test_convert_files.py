@@ -226,7 +226,7 @@ def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
     there = {"HF_ENDPOINT": closed, "HF_TOKEN": "hf_none", "HF_HUB_CACHE": str(tmp_path / "hub")}
     run = convert(str(source), "hub:someone/saes/layer_3", "saelens", **there)
     assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
-    assert "convert: someone/saes could not be written on the hub: " in run.stderr and "refused" in run.stderr
+    assert "convert: someone/saes could not be read on the hub: " in run.stderr and "refused" in run.stderr
     with pytest.raises(BadInput, match="is written to its main branch; leave out @v1"):
         main(str(source), "hub:someone/saes@v1")
 

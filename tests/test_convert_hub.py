@@ -47,3 +47,29 @@ def test_with_a_file_comes_what_it_needs(name: str, form: str | None, file: str,
     assert config["metadata"]["imported_from"]["folder"] == f"layer_3/{file}"
     snapshot = tmp_path / f"home/hub/models--someone--saes/snapshots/{COMMIT}"
     assert held(snapshot).keys() == {f"layer_3/{path}" for path in files if path != "README.md"}
+
+
+def test_nothing_on_the_hub_is_written_over(tmp_path: Path) -> None:
+    source, _ = foreign.dl_topk(tmp_path / "source")
+    mine = {".gitattributes": b"", "README.md": b"mine", "layer_3/cfg.json": b"{}"}
+    with serving(saes=dict(mine), empty={".gitattributes": b""}) as (address, there):
+        for target in ("saes/layer_3", "saes"):
+            run = convert(tmp_path / "home", address, str(source), f"hub:someone/{target}")
+            sentence = f"convert: hub:someone/{target} has files already, and nothing is written over"
+            assert run.returncode == 1 and run.stderr.startswith(sentence) and run.stderr.count("\n") == 1, run.stderr
+        assert there.repos["someone/saes"] == mine and there.asked == []
+        for target in ("saes/layer", "new", "empty"):
+            run = convert(tmp_path / "home", address, str(source), f"hub:someone/{target}")
+            assert run.returncode == 0, run.stderr
+        assert there.repos["someone/saes"].items() > mine.items()
+        assert {made["name"]: made["visibility"] for made in there.asked} == dict.fromkeys(
+            ("saes", "new", "empty"), "public"
+        )
+        main(str(source), str(tmp_path / "here"))
+        given = held(tmp_path / "here")
+        for repo, folder in (("saes", "layer/"), ("new", ""), ("empty", "")):
+            files = there.repos[f"someone/{repo}"]
+            assert {name: files[folder + name] for name in given if name != "README.md"} == {
+                name: content for name, content in given.items() if name != "README.md"
+            }
+        assert b"In the folder `layer` of `someone/saes`." in there.repos["someone/saes"]["layer/README.md"]

@@ -19,6 +19,7 @@ FILES = (
     *(dictionary_learning.WEIGHTS, gemma_scope.FILE, npz.ENCODER, npz.DECODER),
 )
 ENDINGS = (*state.SUFFIXES, ".npz", ".safetensors", ".json")  # of a file; layers.3 is a folder
+MADE = ".gitattributes"  # what a new repository holds
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,27 @@ def _wanted(named: str) -> list[str]:
     return [file.as_posix() for file in files if file.name]
 
 
-def give(folder: Path, target: Place) -> str:
-    """Upload ``folder``; returns the address of the commit. The token is the hub's own: `hf auth login` or HF_TOKEN."""
+def check_new(target: Place) -> None:
+    """Refuse a revision, and a folder (without one, a repository) that is not empty: nothing is written over."""
     if target.revision is not None:
         raise BadInput(f"hub:{target.repo} is written to its main branch; leave out @{target.revision}")
     try:
         api = HfApi()
-        api.create_repo(target.repo, exist_ok=True)
+        files = api.list_repo_files(target.repo) if api.repo_exists(target.repo) else []
+    except Exception as error:  # what a hub that does not answer raises is its client's own
+        raise BadInput(f"{target.repo} could not be read on the hub: {_said(error)}") from None
+    inside = f"{target.folder}/" if target.folder else ""
+    if any(file == target.folder or file.startswith(inside) for file in files if file != MADE):
+        where = f"hub:{target.repo}/{target.folder}".rstrip("/")
+        raise BadInput(f"{where} has files already, and nothing is written over; name another folder")
+
+
+def give(folder: Path, target: Place) -> str:
+    """Upload ``folder``, to a public repository if there is none; returns the address of the commit. The token is the
+    hub's own: `hf auth login` or HF_TOKEN."""
+    try:
+        api = HfApi()
+        api.create_repo(target.repo, private=False, exist_ok=True)
         message = "Upload a sparse autoencoder"
         commit = api.upload_folder(
             repo_id=target.repo, folder_path=folder, path_in_repo=target.folder or None, commit_message=message

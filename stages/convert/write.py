@@ -12,10 +12,14 @@ from stages.sae.sae import SAE
 FORMATS = ("strata", "saelens", "sparsify", "dictionary_learning", "npz")
 
 
-def check(target: Path, form: str) -> None:
-    """Refuse an unknown format, and a folder that is not empty: nothing is written over."""
+def check_format(form: str) -> None:
+    """Refuse an unknown format."""
     if form not in FORMATS:
         raise BadInput(f"the format is {form!r}; it must be one of {', '.join(FORMATS)}")
+
+
+def check_new(target: Path) -> None:
+    """Refuse a folder that is not empty: nothing is written over."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} is there already, and nothing is written over; name another folder, or remove it")
 
