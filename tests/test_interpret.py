@@ -201,13 +201,28 @@ def test_statistics_are_those_of_the_dense_codes(layer: Layer):
         assert row["documents"] == (mean > 0).sum()
         if len(active):
             assert row["mean"] == pytest.approx(active.mean()) and row["max"] == pytest.approx(active.max())
-            assert row["importance"] == pytest.approx(row["density"] * row["mean"])
+            assert row["importance"] == pytest.approx(row["density"] * row["mean"] * row["decoder_norm"])
             p = mean[mean > 0] / mean.sum()
             assert row["entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
             assert row["entropy_share"] == pytest.approx(row["entropy"] / np.log(len(layer.text.documents)))
             assert row["varentropy"] == pytest.approx((p * np.log(p) ** 2).sum() - row["entropy"] ** 2, abs=1e-9)
         assert sum(row["histogram"]) == len(active)
         assert row["encoder_decoder_cosine"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_importance_does_not_depend_on_the_units_of_codes(layer: Layer):
+    """Codes c times as large, which rows of the decoder 1/c times as long undo; c are powers of 2, so to the bit."""
+    sae, c = layer.sae, 2.0 ** (torch.arange(LATENTS) % 5 - 2)
+    assert sae.threshold is not None
+    scaled = {"encoder": sae.encoder * c[:, None], "b_enc": sae.b_enc * c, "threshold": sae.threshold * c}
+    other = replace(sae, decoder=sae.decoder / c[:, None], **scaled)
+    interpret(other, layer.source, layer.knobs, 0, layer.folder / "units", layer.folder / "work")
+    rows = open_latents(layer.folder / "units").table("statistics")
+    assert rows is not None
+    for row, same in zip(rows.to_pylist(), layer.table("statistics"), strict=True):
+        assert row["mean"] == same["mean"] * float(c[row["latent"]])
+        assert row["importance"] == pytest.approx(same["importance"], rel=1e-6)
+        assert row["dropped"] == same["dropped"]
 
 
 def test_a_documents_mean_is_over_all_of_its_rows(layer: Layer):

@@ -38,8 +38,8 @@ class Range(Section):
 class Filters(Section):
     """``entropy``: of a latent over documents, as a share of ln(documents), so that 0 … 1 whatever their number.
 
-    ``firing``: share of the documents in which it fires at all. ``importance``: density × mean when active, as a share
-    of the layer's largest. ``quadrants``: which ones to keep; null: all.
+    ``firing``: share of the documents in which it fires at all. ``importance``: density × mean when active × norm of
+    the decoder's row, as a share of the layer's largest. ``quadrants``: which ones to keep; null: all.
     """
 
     entropy: Range

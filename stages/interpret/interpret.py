@@ -22,7 +22,7 @@ from stages.interpret.explanations import Explanation, Halves
 from stages.interpret.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
 from stages.interpret.knobs import Interpret
 from stages.interpret.read import Codes, open_codes
-from stages.interpret.statistics import Table, edges, geometry, token_counts
+from stages.interpret.statistics import Table, edges, geometry, importance, token_counts
 from stages.interpret.text import Text
 from stages.interpret.vocabulary import Vocabulary
 from stages.interpret.writers import embedder
@@ -79,6 +79,7 @@ def interpret(
         folder,
     )
     statistics = found.statistics | geometry(sae)
+    statistics["importance"] = importance(statistics)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     parquet.write(folder / "statistics.parquet", statistics, export.STATISTICS)

@@ -78,7 +78,6 @@ def statistics(columns: Columns, spread: ByDocument, text: Text, bins: Floats) -
         "density": density,
         "mean": mean,
         "max": largest,
-        "importance": density * mean,
         "documents": np.bincount(spread.latent, minlength=size),
         "entropy": entropy,
         "entropy_share": entropy / np.log(len(text.documents)) if len(text.documents) > 1 else np.full(size, np.nan),
@@ -101,6 +100,12 @@ def geometry(sae: SAE) -> Table:
             "encoder_decoder_cosine": cosine,
         }.items()
     }
+
+
+def importance(statistics: Table) -> Floats:
+    """(latent,) density × mean when active × norm of the decoder's row: how much each writes, on the mean row. Codes
+    alone would not do, since an SAE that was not trained here may have rows of any norm."""
+    return statistics["density"] * statistics["mean"] * statistics["decoder_norm"]
 
 
 def token_counts(text: Text, vocabulary: int, block: int = 1 << 22) -> NDArray[np.int64]:
