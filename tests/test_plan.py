@@ -24,6 +24,8 @@ from stages.plan.knobs import LM, Params
 from stages.plan.model import Model, find_model, told
 from stages.plan.rows import Rows, rows
 from stages.plan.speed import Speed
+from stages.sae import disk
+from stages.sae.sae import SAE
 
 ROOT = small.ROOT
 SPEED = Speed(product=1e12, step=0.05, encode=1e-5, pace=1.0)
@@ -115,6 +117,24 @@ def test_training_costs_its_steps_and_what_is_encoded():
     assert Plan(section(layers=[3, 6, 9], **{"+by_layer__9__latents": 8192}), MODEL, ROWS, SPEED).train(9).disk == (
         2 * 4 * (2 * 8192 * 10 + 2 * 8192 + 10) + 4 * 8192
     )
+
+
+def test_an_sae_that_is_given_is_measured_and_not_trained(tmp_path: Path):
+    jump = SAE(torch.ones(32, 10), torch.zeros(32), torch.ones(32, 10), torch.zeros(10), threshold=torch.ones(32))
+    disk.save(tmp_path / "jump", jump, {"l0": 5.4})
+    disk.save(tmp_path / "top", replace(jump, threshold=None, k=3), {"l0": 2.9})
+    latents, rows = section().train.latents, 1000 + 100 + 100  # all, those of validation and of the test again
+    cases = ("jump", 5, 4 * (2 * 320 + 74), 32), ("top", 3, 4 * (2 * 320 + 42), 32), ("none", 80, 0, 0)
+    for name, k, size, n in cases:
+        given = {"folder": str(tmp_path / name), "sha256": "0"}
+        plan = Plan(section(train__k=80, train__ce_tokens=0, **{"+by_layer__6__from": given}), MODEL, ROWS, SPEED)
+        found = plan.train(6)
+        seconds = cost.LOADS + (n or latents) / latents * rows * 1e-5 + 800 * 100 * 2 * 4 / 1e12
+        assert found.what == "0 steps, it is given" and found.seconds == pytest.approx(seconds)
+        assert plan.interpret(6).what == f"{1000 * k:,} codes"
+        assert plan.train(3).what.endswith(" steps of 1024")
+        if n:
+            assert (found.disk, found.memory) == (size + 4 * 32, cost.BASE + 2 * size)
 
 
 def test_stages_that_are_off_cost_nothing():

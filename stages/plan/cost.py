@@ -6,7 +6,8 @@ latents a row:
 
     activations  2 n d a layer        tokens  8 a position        codes  8 n k + 8 F a shard
     SAE          4 (2 F d + 3 F + d), and the last one and kept ones beside the best
-    training     steps of the measured time + encoding of what validates and counts + the model on ``ce_tokens``
+    training     steps of the measured time + encoding of what validates and counts + the model on ``ce_tokens``;
+                 no steps where the SAE is given (``train.from``)
     a pass       2 operations a token and parameter, at FORWARD of a product's measured speed
 
 Where a stage spends its time between products, the seconds are those of the default run (2 cores), by the latents,
@@ -16,6 +17,7 @@ pairs of latents or rows that it has, times the ``pace`` of this machine.
 from dataclasses import dataclass
 
 from stages import splice
+from stages.plan.given import described
 from stages.plan.knobs import Params
 from stages.plan.model import Model
 from stages.plan.rows import Rows
@@ -46,6 +48,7 @@ KEPT = 1.5  # train keeps what it frees (stages/machine.py)
 SHOWN = 85e3  # bytes of a latent while interpret looks for its examples
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 COPIES = 7  # of an SAE in training: weights, gradients, two moments, the best, the last, the untrained
+GIVEN = 2  # of one that is given: it and the untrained
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Plan:
         found += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
         return [*found, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
 
+    def knobs(self, layer: int) -> Train:
+        """The layer's section train, or what describes the SAE that is given."""
+        return described(self.params.knobs(layer))
+
     @property
     def weights(self) -> float:
         """Bytes of the loaded model."""
@@ -119,20 +126,23 @@ class Plan:
         return Cost("tune", f"{tune.calls} × {steps:,} steps", 0, self.training(train), seconds)
 
     def train(self, layer: int) -> Cost:
-        rows, knobs = self.rows, self.params.knobs(layer)
-        steps = rows.train // knobs.batch_size * knobs.epochs
-        validated = knobs.epochs * 3 * min(knobs.validation_rows, rows.validation) + 3 * rows.validation
+        rows, knobs = self.rows, self.knobs(layer)
+        one = sae_bytes(knobs, self.model.width)
+        if knobs.from_ is None:
+            steps = rows.train // knobs.batch_size * knobs.epochs
+            validated = knobs.epochs * 3 * min(knobs.validation_rows, rows.validation) + 3 * rows.validation
+            kept = 2 + ((knobs.epochs - 1) // knobs.keep_every if knobs.keep_every else 0)  # the best and the last, too
+            memory, what = self.training(knobs), f"{steps:,} steps of {knobs.batch_size}"
+        else:
+            steps, validated, kept, memory, what = 0, rows.validation, 1, BASE + GIVEN * one, "0 steps, it is given"
         grown = knobs.latents / self.params.train.latents  # the speed is that of the section train
         seconds = LOADS + grown * (steps * self.speed.step + (rows.total + validated + rows.test) * self.speed.encode)
         seconds += rows.train * self.model.width**2 * 2 / self.speed.product * FLOAT  # PCA
-        memory, speaks = self.training(knobs), self.params.fetch.lm.kind == "language"
-        if knobs.ce_tokens and speaks:
+        if knobs.ce_tokens and self.params.fetch.lm.kind == "language":
             after = self.model.whole - self.model.until(layer)
             seconds += self.passed(knobs.ce_tokens * (CANDIDATES * after + self.model.until(layer)))
             memory += KEPT * self.spliced()
-        kept = 2 + ((knobs.epochs - 1) // knobs.keep_every if knobs.keep_every else 0)  # the best and the last, too
-        disk = sae_bytes(knobs, self.model.width) * kept + FLOAT * knobs.latents
-        return Cost(f"train@{layer}", f"{steps:,} steps of {knobs.batch_size}", disk, memory, seconds)
+        return Cost(f"train@{layer}", what, one * kept + FLOAT * knobs.latents, memory, seconds)
 
     def spliced(self) -> float:
         """Bytes of the model and of the logits of what is spliced in, a chunk of tokens at a time."""
@@ -145,7 +155,7 @@ class Plan:
         return BASE + COPIES * sae_bytes(knobs, self.model.width) + 2 * window
 
     def interpret(self, layer: int) -> Cost:
-        rows, knobs, section = self.rows, self.params.knobs(layer), self.params.interpret
+        rows, knobs, section = self.rows, self.knobs(layer), self.params.interpret
         codes = rows.total * knobs.k
         seconds = LOADS + rows.total * self.speed.encode
         seconds += (knobs.latents * LOOKED + codes * STORED) * self.speed.pace
@@ -166,12 +176,12 @@ class Plan:
         return knobs.latents * (each + TABLE)
 
     def cluster(self, layer: int) -> Cost:
-        latents = self.params.knobs(layer).latents
+        latents = self.knobs(layer).latents
         seconds = LIGHT + 3 + (FAMILY * latents + PAIR * latents**2) * self.speed.pace
         return Cost(f"cluster@{layer}", f"{latents:,} latents", 600 * latents, BASE + 10 * latents**2, seconds)
 
     def merge(self, layer: int) -> Cost:
-        merge, knobs, width = self.params.merge, self.params.knobs(layer), self.model.width
+        merge, knobs, width = self.params.merge, self.knobs(layer), self.model.width
         kept = round((merge.latents or 1) * knobs.latents)
         read = knobs.latents if merge.encoder == "parts" else kept
         disk = FLOAT * width * (read + kept)
