@@ -40,13 +40,13 @@ def main(
     device = start(machine)
     keep_memory()
 
-    def write(fitted: Fitted, untrained: SAE, knobs: Train, origin: dict[str, Any]) -> None:
-        found, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, device)
+    def write(fitted: Fitted, untrained: SAE, knobs: Train, given: dict[str, Any] | None) -> None:
+        found, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, given, device)
         found["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
         for name, sae in fitted.saes.items():
             best = name == "best"
             folder = Path(target) if best else Path(target) / name
-            disk.save(folder, sae, metadata | origin, frequency if best else None)
+            disk.save(folder, sae, metadata, frequency if best else None)
         write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
         write_text(Path(curve), room.history_csv(fitted.history))
 
@@ -67,18 +67,25 @@ def main(
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
             fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         if launch.rank() == 0:
-            write(fitted, untrained, knobs, {})
+            write(fitted, untrained, knobs, None)
 
 
 def _judged(
-    sae: SAE, untrained: SAE, rows: Activations, contexts: Contexts, lm: Path, knobs: Train, device: torch.device
+    sae: SAE,
+    untrained: SAE,
+    rows: Activations,
+    contexts: Contexts,
+    lm: Path,
+    knobs: Train,
+    given: dict[str, Any] | None,
+    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
     """What the report and `cfg.json` say of the SAE, and how often each latent is active."""
     source, options = read.lm_path(lm)
     speechless = read.speechless(read.lm_meta(lm))
     model = None if speechless else load(source, DTYPES[rows.meta["forward"]], device, **options)
     found, frequency = room.measure(sae, untrained, rows, contexts, model, knobs)
-    return found, room.metadata(rows, contexts, knobs, found["test"]), frequency
+    return found, room.metadata(rows, contexts, knobs, found["test"], given), frequency
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import foreign
@@ -22,7 +23,9 @@ from stages.sae import disk
 from stages.sae.knobs import From
 from stages.sae.sae import SAE
 from stages.train import imported
+from stages.train import train as room
 
+MODEL = {"name": "tiny", "fingerprint": "f"}
 AFTER = ("interpret", "cluster", "merge", "invert", "steer_eval", "report")
 
 
@@ -79,7 +82,7 @@ def curves() -> None:
 def rows() -> Activations:
     """Of width 16, as the block 3 of some model wrote them."""
     found = stored(3 * foreign.rows(), {"train": [0, 200], "validation": [200, 250], "test": [250, 300]})
-    found.meta.update(layer=3, hook="resid_post")
+    found.meta.update(layer=3, hook="resid_post", model=MODEL, corpus="c", forward="float32")
     return found
 
 
@@ -142,14 +145,41 @@ def test_knobs_say_what_the_sae_is(rows: Activations, tmp_path: Path) -> None:
     source, forward = foreign.saelens_uncentred(tmp_path / "source")
     main(str(source), str(tmp_path / "sae"))
     given: Any = knobs(**{"from": pinned(tmp_path / "sae").model_dump()})
-    fitted, untrained, told, origin = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
+    fitted, untrained, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
     x = rows.read(200, 250).float()
     assert told.k == round(float((forward(x)[0] > 0).sum(1).float().mean())) > 4
-    assert (told.latents, told.rule, told.lr, origin) == (foreign.LATENTS, "jumprelu", given.lr, {})
+    assert (told.latents, told.rule, told.lr) == (foreign.LATENTS, "jumprelu", given.lr)
+    assert metadata == disk.load(tmp_path / "sae")[1]["metadata"]
     assert fitted.history == [] and untrained.latents == foreign.LATENTS and untrained.k == told.k
     again = imported.take(given.from_, rows, given, 0, torch.device("cpu"))[1]
     other = imported.take(given.from_, rows, given, 1, torch.device("cpu"))[1]
     assert torch.equal(untrained.encoder, again.encoder) and not torch.equal(untrained.encoder, other.encoder)
+
+
+def test_what_it_said_of_itself_is_kept(rows: Activations, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what was measured here as a fact of its training; and another model's name is said, once, and in the card."""
+    source, _ = foreign.saelens_uncentred(tmp_path / "source")
+    main(str(source), str(tmp_path / "sae"))
+    config = read_json(tmp_path / "sae/cfg.json")
+    config["metadata"] |= {"dataset_path": "some/text", "imported_from": {"hub": "someone/saes"}}
+    write_json(tmp_path / "sae/cfg.json", config)
+    given: Any = knobs(**{"from": pinned(tmp_path / "sae").model_dump()})
+    capsys.readouterr()
+    contexts: Any = SimpleNamespace(meta={"context": 128})
+    for name in ("tiny", "tiny/lm"):
+        rows.meta["model"] = MODEL | {"name": name}
+        fitted, _, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
+        line = f"train: {tmp_path / 'sae'} is said to be for tiny/lm; it is judged on activations of tiny\n"
+        assert capsys.readouterr().err == line * (name == "tiny")
+        found = room.metadata(rows, contexts, told, {"l0": 4.5}, metadata)
+        assert "training_architecture_details" not in found and found["model_name"] == name
+        assert found["strata"]["given"] == config["metadata"] and found["imported_from"] == {"hub": "someone/saes"}
+        disk.save(tmp_path / name, fitted.best, found)
+        main(str(tmp_path / name), str(tmp_path / "out" / name), "npz")
+        text = (tmp_path / "out" / name / "README.md").read_text()
+        assert f"| model | {name} |" in text and ("| said to be for | tiny/lm |" in text) == (name == "tiny")
+    trained = room.metadata(rows, contexts, given, {"l0": 4.5}, None)
+    assert trained["training_architecture_details"] == {"k": given.k} and "given" not in trained["strata"]
 
 
 def test_a_relu_of_saelens_needs_no_import(tmp_path: Path) -> None:

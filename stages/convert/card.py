@@ -52,8 +52,10 @@ def _on_the_hub(found: Found) -> str | None:
 def _facts(found: Found) -> str:
     sae, metadata = found.sae, found.metadata
     ours = metadata.get("strata", {})
+    named, before = metadata.get("model_name"), ours.get("given", {}).get("model_name")
     facts = {
-        "model": metadata.get("model_name"),
+        "model": named,
+        "said to be for": before if before != named else None,
         "its fingerprint": ours.get("model_fingerprint"),
         "hook": metadata.get("hook_name"),
         "context": metadata.get("context_size"),

@@ -1,6 +1,7 @@
 """An SAE that is judged instead of trained: `train.from`."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be 
 def take(
     given: From, rows: Activations, knobs: Train, seed: int, device: torch.device
 ) -> tuple[Fitted, SAE, Train, dict[str, Any]]:
-    """The SAE as if it were trained, without a history; the untrained one; knobs that say what it is; its origin."""
+    """The SAE as if it were trained, without a history; the untrained one; knobs that say what it is; what its
+    cfg.json tells of where it belongs."""
     sae, config = load(given, rows)
+    metadata, ours = config.get("metadata") or {}, rows.meta["model"]["name"]
+    if (theirs := metadata.get("model_name")) not in (None, ours):  # one model has several names
+        sys.stderr.write(f"train: {given.folder} is said to be for {theirs}; it is judged on activations of {ours}\n")
     sae = sae.to(device)
     knobs = described(sae, config, rows, knobs)
-    origin = (config.get("metadata") or {}).get("imported_from")
-    return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, {"imported_from": origin} if origin else {}
+    return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, metadata
 
 
 def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:

@@ -91,9 +91,16 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
     return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
 
 
-def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any]) -> dict[str, Any]:
-    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them."""
+def metadata(
+    activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them.
+
+    ``given``: the metadata with which an SAE came that was not trained here, kept as they are; with what k it was
+    trained is not known here. None for one that was.
+    """
     meta = activations.meta
+    origin = (given or {}).get("imported_from")
     return {
         "model_name": meta["model"]["name"],
         "hook_name": hook_name(activations),
@@ -101,7 +108,7 @@ def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: d
         "prepend_bos": _of_tokens(activations),
         "exclude_special_tokens": True,
         "training_architecture": knobs.rule,
-        "training_architecture_details": {"k": knobs.k},
+        **({"training_architecture_details": {"k": knobs.k}} if given is None else {}),
         "l0": test["l0"],
         "strata": {
             "model_fingerprint": meta["model"]["fingerprint"],
@@ -110,7 +117,9 @@ def metadata(activations: Activations, contexts: Contexts, knobs: Train, test: d
             **({"normalize": meta["normalize"]} if "normalize" in meta else {}),
             "scale": activations.scale,
             "median_norm": activations.median_norm,
+            **({"given": given} if given is not None else {}),
         },
+        **({"imported_from": origin} if origin else {}),
     }
 
 
