@@ -28,8 +28,7 @@ from stages.extract.shards import Activations
 from stages.quality import firing_counts
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
-from stages.train.train import knobs_of
-from stages.training import train
+from stages.training import knobs_of, train
 from stages.tune import read, write
 from stages.tune.knobs import Tune, check_taken
 from stages.tune.search import WORST, Search, dimensions
