@@ -1,6 +1,7 @@
 """Probing, redundancy, core numbers: planted signals are found, chance is chance, and numbers worked by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,13 +166,23 @@ def test_intervals():
     assert drawn.shape == (50, 10) and (drawn.sum(1) == 10).all()
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Vectors of three topics, as far as train."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        small.make(folder)
+        small.of_vectors()
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train")
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.chdir(tmp_path)
-    small.make(tmp_path)
-    small.of_vectors()
-    small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train")
     return tmp_path
 
 

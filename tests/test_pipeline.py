@@ -319,7 +319,6 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "merge@2",
         "invert@2",
         "steer_eval@2",
-        "evaluate@2",
         "report",
         "track",
     ]
