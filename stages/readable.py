@@ -1,7 +1,7 @@
 """Numbers, tokens and what is known of a latent as a person reads them, on a page and in a terminal alike."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -72,6 +72,14 @@ def best_first(explanations: Sequence[Row]) -> list[Row]:
         return -1.0 if value is None else value - (0.5 if chance is None else chance)
 
     return sorted(explanations, key=above, reverse=True)
+
+
+def explained(explanations: Iterable[Row]) -> dict[int, list[Row]]:
+    """Latent -> its explanations, the best first; their ``text`` may be None."""
+    found: dict[int, list[Row]] = {}
+    for row in explanations:
+        found.setdefault(row["latent"], []).append(row)
+    return {latent: best_first(rows) for latent, rows in found.items()}
 
 
 def by_label(enrichment: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:

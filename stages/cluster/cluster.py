@@ -21,7 +21,7 @@ from stages.door import BadInput
 from stages.extract.shards import Contexts
 from stages.fetch.read import SPLITS
 from stages.interpret.read import Latents
-from stages.readable import best_first
+from stages.readable import explained
 
 COLOURED = 14  # clusters, or labels, that have a colour on a map
 TOP_DOCUMENTS = 10  # of a cluster
@@ -253,10 +253,9 @@ def _map(
 
 def _notes(source: Source) -> dict[int, str]:
     """Latent -> its best explanation."""
-    table, found = source.latents.table("explanations"), {}
-    for row in [] if table is None else table.to_pylist():
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows)[0]["text"] or "" for latent, rows in found.items()}
+    table = source.latents.table("explanations")
+    found = explained(table.to_pylist() if table else [])
+    return {latent: rows[0]["text"] or "" for latent, rows in found.items()}
 
 
 def _latents(source: Source, labels: Labels, medoids: Labels, each: Floats, places: Floats, folder: Path) -> None:

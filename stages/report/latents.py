@@ -18,6 +18,7 @@ from stages.readable import (
     best_first,
     by_label,
     excerpt,
+    explained,
     inert,
     inline,
     marked,
@@ -188,10 +189,8 @@ def site(layers: Sequence[Layer], causes: Causes) -> Iterator[tuple[str, str]]:
 
 def _notes(latents: Latents) -> dict[int, Row]:
     """Latent -> its best explanation."""
-    table, found = latents.table("explanations"), {}
-    for row in [] if table is None else table.to_pylist():
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(group)[0] for latent, group in found.items()}
+    table = latents.table("explanations")
+    return {latent: rows[0] for latent, rows in explained(table.to_pylist() if table else []).items()}
 
 
 def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:

@@ -21,7 +21,7 @@ from stages.fetch import read
 from stages.interpret.read import Latents, interpreted, open_latents
 from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load, pieces
 from stages.machine import CPU
-from stages.readable import best_first
+from stages.readable import explained
 from stages.sae import disk
 from stages.sae.sae import SAE, Codes
 
@@ -116,10 +116,7 @@ class Explainer:
 def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
     """Latent -> its explanations, the best first; their ``text`` may be None."""
     table = latents.table("explanations")
-    found: dict[int, list[dict[str, Any]]] = {}
-    for row in [] if table is None else table.to_pylist():
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows) for latent, rows in found.items()}
+    return explained(table.to_pylist() if table else [])
 
 
 def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
