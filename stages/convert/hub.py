@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages import npz
 from stages.convert import dictionary_learning, gemma_scope, saelens, sparsify, state
@@ -19,6 +19,7 @@ FILES = (
     *(dictionary_learning.WEIGHTS, gemma_scope.FILE, npz.ENCODER, npz.DECODER),
 )
 ENDINGS = (*state.SUFFIXES, ".npz", ".safetensors", ".json")  # of a file; layers.3 is a folder
+UNREACHED = (HTTPError, OSError, ValueError)  # no answer, a refusal, nothing in the cache, a name that is none
 MADE = ".gitattributes"  # what a new repository holds
 
 
@@ -45,7 +46,7 @@ def bring(source: Place, ending: str | None = None) -> Found:
         raise BadInput(f"{source.repo} must be pinned: add @ and a commit or tag to hub:{source.repo}/{source.folder}")
     try:
         snapshot = snapshot_download(source.repo, revision=source.revision, allow_patterns=_wanted(source.folder))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except UNREACHED as error:
         raise BadInput(f"{source.repo} at {source.revision} could not be fetched: {_said(error)}") from None
     home = Path(snapshot)  # named after the commit, which a tag stood for
     if not (home / source.folder).exists():
@@ -70,7 +71,7 @@ def check_new(target: Place) -> None:
     try:
         api = HfApi()
         files = api.list_repo_files(target.repo) if api.repo_exists(target.repo) else []
-    except Exception as error:  # what a hub that does not answer raises is its client's own
+    except UNREACHED as error:
         raise BadInput(f"{target.repo} could not be read on the hub: {_said(error)}") from None
     inside = f"{target.folder}/" if target.folder else ""
     if any(file == target.folder or file.startswith(inside) for file in files if file != MADE):
@@ -88,7 +89,7 @@ def give(folder: Path, target: Place) -> str:
         commit = api.upload_folder(
             repo_id=target.repo, folder_path=folder, path_in_repo=target.folder or None, commit_message=message
         )
-    except Exception as error:  # what a hub that does not answer raises is its client's own
+    except UNREACHED as error:
         raise BadInput(f"{target.repo} could not be written on the hub: {_said(error)}") from None
     return str(commit.commit_url)
 
