@@ -7,6 +7,7 @@ import ast
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,20 @@ OPENER = "stages/convert/state.py"  # the one file that opens a foreign `.pt`
 def imports(file: Path, root: Path) -> Iterator[str]:
     """Every module that ``file`` imports, also inside functions; of this project as its dotted name."""
     package = ".".join(file.parent.relative_to(root).parts)
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in importing(file.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
             for alias in node.names:  # `from stages.fetch import read` means the module, not a name in the package
                 name = f"{module}.{alias.name}"
                 yield name if source(name, root) else module
+
+
+@cache
+def importing(text: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a file, parsed once however many copies of the checkout hold it."""
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def source(module: str, root: Path) -> Path | None:
