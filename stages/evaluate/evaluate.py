@@ -30,6 +30,7 @@ INTERVALS = {
     "stability": "the least and the most over trainings with other seeds",
     "absorption": "the least and the most over seeds of rows and training",
 }
+GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs say nothing of it"}
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,14 @@ def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int) -> dict[str, 
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
         found["meta"] = meta(sae.decoder, source.train, seeds, generator(seed, "meta", layer))
-    if source.train.from_ is not None and (knobs.stability or knobs.absorption):
-        given = {"why": "this layer's SAE was given (train.from), so that train's knobs say nothing of it"}
-        found |= {name: given for name in ("stability", "absorption") if getattr(knobs, name)}
-        knobs = knobs.model_copy(update={"stability": 0, "absorption": 0})
+    given = source.train.from_ is not None
     if knobs.stability:
         seeds = range(seed + 1, seed + 1 + knobs.stability)
         random = generator(seed, "stability", layer)
-        found["stability"] = stability(sae, source.activations, source.train, source.targets, seeds, random)
+        trained = source.activations, source.train, source.targets
+        found["stability"] = GIVEN if given else stability(sae, *trained, seeds, random)
     if knobs.absorption:
-        found["absorption"] = absorption(source.train, range(seed, seed + knobs.absorption))
+        found["absorption"] = GIVEN if given else absorption(source.train, range(seed, seed + knobs.absorption))
     intervals = {name: INTERVALS[name] for name in found}
     return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **found}
 

@@ -8,9 +8,7 @@ from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.plan.knobs import Params
 
-FILLED = (
-    0.85  # share of a context's positions that are rows, where documents begin one of their own; see reports/log.md
-)
+FILLED = 0.85  # share of a context's positions that are rows where documents begin one of their own (reports/log.md)
 
 
 @dataclass(frozen=True)
