@@ -1,8 +1,10 @@
 """Loops over condensed distances, compiled by Numba: d_ij, i < j, stands at i (2n − i − 1) / 2 + j − i − 1."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
+
+from stages.compiled import njit
 
 Edges = tuple[NDArray[np.int64], NDArray[np.float64]]
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csc_array, csr_array
 
+from stages.compiled import njit
 from stages.interpret.read import Columns
 from stages.params import Section
 

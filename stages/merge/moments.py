@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.compiled import njit
 from stages.sae.sae import Codes
 
 Floats = NDArray[np.float64]

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from stages.compiled import njit
 
 FLOAT = 32  # bits
 ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for

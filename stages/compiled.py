@@ -1,0 +1,36 @@
+"""Numba's decorator, and where it keeps what it compiled: in the user's checkout, also for a queued experiment.
+
+Numba keeps a function beside its source file, and DVC gives every experiment of its queue, and of ``--temp``, fresh
+files. What is kept is told by the SHA-256 of the source, so that an experiment with other code compiles its own.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from numba import config, njit
+from numba.core.caching import InTreeCacheLocator
+
+__all__ = ["njit"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class InTheCheckout(InTreeCacheLocator):
+    """For this project's own functions, where DVC runs a stage; Numba asks the next locator about all others."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        super().__init__(function, file)
+        self._cache_path = str(Path(os.environ["DVC_ROOT"]) / Path(file).relative_to(ROOT).parent / "__pycache__")
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> Self | None:
+        if "DVC_ROOT" not in os.environ or not Path(file).is_relative_to(ROOT):
+            return None
+        return super().from_function(function, file)
+
+
+NUMBAS_OWN = "UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator,IPythonCacheLocator,ZipCacheLocator"
+settings = vars(config)  # pyright does not see them in the module
+settings["CACHE_LOCATOR_CLASSES"] = f"{__name__}.InTheCheckout,{settings['CACHE_LOCATOR_CLASSES'] or NUMBAS_OWN}"
