@@ -14,7 +14,7 @@ COMPILE := import numpy; from stages.cluster import knobs, maps; maps.layout(num
 LAYER ?= 9
 PORT ?= 8000
 
-.PHONY: all setup test check ui serve dashboard clean
+.PHONY: all setup test check lint types tests ui serve dashboard clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup
@@ -31,14 +31,21 @@ setup: .venv/installed
 	$(BIN)/python -c '$(COMPILE)'
 	touch $@
 
-# Two processes of tests, a file each at a time, in the order of tests/conftest.py.
-test: setup check
-	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two processes of tests, a file each at a time, in the order of tests/conftest.py; types are checked meanwhile.
+test: lint
+	$(MAKE) --jobs 2 types tests
 
-check: setup
+check: lint types
+
+lint: setup
 	ruff check .
 	ruff format --check .
+
+types: setup
 	pyright
+
+tests: setup
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 ui: setup
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port 5000 --workers 1

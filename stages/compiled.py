@@ -32,5 +32,5 @@ class InTheCheckout(InTreeCacheLocator):
 
 
 NUMBAS_OWN = "UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator,IPythonCacheLocator,ZipCacheLocator"
-settings = vars(config)  # pyright does not see them in the module
-settings["CACHE_LOCATOR_CLASSES"] = f"{__name__}.InTheCheckout,{settings['CACHE_LOCATOR_CLASSES'] or NUMBAS_OWN}"
+others = os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or NUMBAS_OWN
+config.CACHE_LOCATOR_CLASSES = f"{__name__}.InTheCheckout,{others}"  # pyright: ignore[reportAttributeAccessIssue]

@@ -77,7 +77,7 @@ def count(meta: dict, knobs: Count) -> dict:
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout to which a stage was added by the recipe."""
     for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)  # with what Numba compiled
     (tmp_path / "stages" / "count").mkdir()
     (tmp_path / "stages" / "count" / "__init__.py").write_text('"""In: a corpus. Out: how many documents it has."""\n')
     (tmp_path / "stages" / "count" / "count.py").write_text(ROOM)

@@ -61,7 +61,7 @@ PARAMS = {
     "tune.starts": 1,
     "tune.rows": None,
     "cluster.map.method": "pca",  # importing umap takes seconds, in every run and layer
-    "merge.ce_tokens": 200,
+    "merge.ce_tokens": 0,  # the stage would load the model for it
     "invert.layers": [2],
     "invert.latents": 2,
     "invert.tokens": 4,
@@ -198,7 +198,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("pipeline")
     folder = root / "project"
     for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # with what Numba compiled, if it did
     (folder / ".dvc").mkdir()
     for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
@@ -274,8 +274,10 @@ def test_a_second_run_does_nothing(project: Project):
 
 
 def test_a_forced_run_writes_the_same_bytes(project: Project):
-    """So the run that was killed ended with the bytes of one that was not."""
-    assert ran(project.dvc("repro", "--force")) == STAGES
+    """So the run that was killed ended with the bytes of one that was not. Layer 0 would be the same code once more."""
+    again = [stage for stage in STAGES if not stage.endswith("@0")]
+    forced = ("dvc", "repro", "--force", "--single-item", *again)
+    assert ran(project.run("env", "STRATA_TRACKING=off", *forced)) == again
     assert (project.folder / "dvc.lock").read_bytes() == project.facts["lock"]
     assert project.hashes("data", "reports") == project.facts["hashes"]
 
