@@ -20,10 +20,13 @@ from transformers import (
     Qwen3Config,
 )
 
+LONGEST = ("pipeline", "dashboard", "launch", "kill", "train", "cluster", "ground_truth", "tune")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that the other process has the rest to do meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """The longest files first, so that neither process is left with one at the end."""
+    at = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: at.get(item.path.name, len(at)))
 
 
 WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()  # noqa: SIM905
