@@ -5,20 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers  # its classes below, where they are used: each takes seconds to import
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    OPTConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 LONGEST = ("pipeline", "dashboard", "launch", "kill", "train", "cluster", "ground_truth", "tune")
 
@@ -36,32 +24,33 @@ _plain: dict[str, Any] = {"vocab_size": len(VOCABULARY), "bos_token_id": 1, "eos
 _deep: dict[str, Any] = {**_plain, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 _llama: dict[str, Any] = {**_deep, "intermediate_size": 64, "num_key_value_heads": 2}
 _opt: dict[str, Any] = {**_deep, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
-FAMILIES: dict[str, PretrainedConfig] = {
-    "gemma3": Gemma3TextConfig(**_llama, head_dim=8, sliding_window=8),
-    "gemma2": Gemma2Config(**_llama, head_dim=8, sliding_window=8),
-    "gpt2": GPT2Config(**_plain, n_embd=32, n_layer=4, n_head=4, n_positions=64),
-    "neox": GPTNeoXConfig(**_deep, intermediate_size=64),
-    "llama": LlamaConfig(**_llama),
-    "qwen2": Qwen2Config(**_llama),
-    "qwen3": Qwen3Config(**_llama, head_dim=8),
-    "opt": OPTConfig(**_opt),
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # the class of the config, and its values
+    "gemma3": ("Gemma3TextConfig", {**_llama, "head_dim": 8, "sliding_window": 8}),
+    "gemma2": ("Gemma2Config", {**_llama, "head_dim": 8, "sliding_window": 8}),
+    "gpt2": ("GPT2Config", {**_plain, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}),
+    "neox": ("GPTNeoXConfig", {**_deep, "intermediate_size": 64}),
+    "llama": ("LlamaConfig", _llama),
+    "qwen2": ("Qwen2Config", _llama),
+    "qwen3": ("Qwen3Config", {**_llama, "head_dim": 8}),
+    "opt": ("OPTConfig", _opt),
 }
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "transformers.PreTrainedTokenizerFast":
     """One token a word, from a vocabulary of a few dozen."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>"
     )
 
 
 def save_tiny_lm(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """Write a random model of ``family``, the same at every call, as transformers would."""
+    kind, values = FAMILIES[family]
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(FAMILIES[family])
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**values))
         for parameter in model.parameters():  # wide enough that layers differ and nothing saturates
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
