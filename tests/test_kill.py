@@ -82,7 +82,7 @@ def test_killed_at_five_random_steps(project: Path, rule: str):
         process = start(project, f"{rule}/pieces")
         while steps_done(project) < step:
             assert process.poll() is None, (project / "said").read_text()
-            time.sleep(0.001)
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (project / rule / "pieces").exists()
@@ -98,7 +98,7 @@ def test_the_state_of_other_params_is_not_used(project: Path):
     process = start(project, "other")
     while steps_done(project) < 10:
         assert process.poll() is None, (project / "said").read_text()
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (state,) = (project / ".scratch").glob("train-1-*/")

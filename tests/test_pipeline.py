@@ -215,7 +215,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     scratch = folder / ".scratch"
     wait_for(
         lambda: process.poll() is not None or list(scratch.glob(f"extract-*/{LAYERS[1]}/shard-00001.safetensors")),
-        120, pause=0.002,
+        120, pause=0.02,
     )  # fmt: skip
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate()
