@@ -28,6 +28,7 @@ from stages.door import BadInput
 from stages.experiment import Experiment, baseline, checkout, experiment_name, flat, thin
 from stages.resume import main_root
 
+BRIEF = 3.0  # seconds: a stage that is over by then is not streamed, which saves it the import of MLflow
 EVERY = 3.0  # seconds between two batches of a live run
 PATIENCE = 30.0  # seconds that a finished stage waits for its last batch
 CURVE = 500  # points of a curve at the most; a metric costs the database 220 bytes
@@ -93,23 +94,26 @@ def live(stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
 
 
 def _stream(points: "SimpleQueue[Point | str]", stage: str, params: dict[str, str]) -> None:
+    batch, status = _drain(points, BRIEF)
+    if status == "FINISHED":
+        return
     try:
         with _lock():
             store = Store()
             run = store.open_live(stage, params)
-        status = None
+        store.points(run, batch)
         while status is None:
-            batch, status = _drain(points)
+            batch, status = _drain(points, EVERY)
             store.points(run, batch)
         store.client.set_terminated(run, status)
     except _faults() as error:
         _say(f"{stage} is not streamed to MLflow", error)
 
 
-def _drain(points: "SimpleQueue[Point | str]") -> tuple[list[Point], str | None]:
-    """Take what comes within the next seconds; text instead of a point is the final status."""
+def _drain(points: "SimpleQueue[Point | str]", seconds: float) -> tuple[list[Point], str | None]:
+    """Take what comes within ``seconds``; text instead of a point is the final status."""
     batch: list[Point] = []
-    end = time.monotonic() + EVERY
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         try:
             point = points.get(timeout=left)

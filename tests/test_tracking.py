@@ -73,6 +73,7 @@ def root(tmp_path: Path, warm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The main checkout, with a database but no experiment in it; the stage runs in another folder."""
     for name in ("MLFLOW_TRACKING_URI", "STRATA_TRACKING", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tracking, "BRIEF", 0)  # all that is short here is streamed
     (tmp_path / "main").mkdir()
     (tmp_path / "workspace").mkdir()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
@@ -189,6 +190,15 @@ def test_what_streamed_live_is_adopted(root: Path):
     assert three.data.params["rule"] == "batchtopk"
     for name in ("loss", "fvu"):
         assert curve(three, name) == {int(row["step"]): row[name] for row in history()}
+
+
+def test_a_brief_stage_is_left_to_track(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tracking, "BRIEF", 60)
+    with tracking.live("train@3", {"k": 64, "lr": 0.003}) as log:
+        log(0, {"loss": 1.0})
+    assert runs(role="stage") == []
+    tracking.track(experiment())
+    assert curve(runs(**{"dvc.stage": "train@3"})[0], "loss") == {int(row["step"]): row["loss"] for row in history()}
 
 
 def test_a_live_run_of_other_params_or_another_experiment_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch):
