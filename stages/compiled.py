@@ -12,7 +12,7 @@ from typing import Any, Self
 from numba import config, njit
 from numba.core.caching import InTreeCacheLocator
 
-__all__ = ["njit"]
+__all__ = ["keep_umap", "njit"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,3 +34,12 @@ class InTheCheckout(InTreeCacheLocator):
 NUMBAS_OWN = "UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator,IPythonCacheLocator,ZipCacheLocator"
 others = os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or NUMBAS_OWN
 config.CACHE_LOCATOR_CLASSES = f"{__name__}.InTheCheckout,{others}"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def keep_umap() -> None:
+    """Let Numba keep UMAP's loops too, in the environment; UMAP compiles them in every process, for 5 s."""
+    from umap import layouts, umap_
+
+    loops = umap_.smooth_knn_dist, umap_.compute_membership_strengths
+    for loop in (*loops, layouts._nb_optimize_layout_euclidean_single_epoch):
+        loop.enable_caching()

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.cluster.knobs import Map
+from stages.compiled import keep_umap
 
 BLOCK = 1024
 EPOCHS = 200  # of UMAP; it would take 500 where there are few vectors, and look no better
@@ -30,26 +31,17 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
         from umap import UMAP
 
-        _remember()
+        keep_umap()
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,
             n_epochs=EPOCHS,
-            init=10 * start / max(float(np.abs(start).max()), 1e-12),  # pyright: ignore[reportArgumentType]
+            init=10 * start / max(float(np.abs(start).max()), 1e-12),
             random_state=seed,
             n_jobs=1,
             precomputed_knn=(order.astype(np.int32), away, None),
         )
         return np.asarray(model.fit_transform(vectors), np.float32)
-
-
-def _remember() -> None:
-    """Let numba keep UMAP's loops on disk, as it does ours; UMAP compiles them in every process, for 5 s."""
-    from umap import layouts, umap_
-
-    loops = umap_.smooth_knn_dist, umap_.compute_membership_strengths
-    for loop in (*loops, layouts._nb_optimize_layout_euclidean_single_epoch):
-        loop.enable_caching()
 
 
 def principal(vectors: Floats) -> Floats:

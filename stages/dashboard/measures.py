@@ -85,15 +85,20 @@ def reduced(
         return TSNE(perplexity=min(perplexity, (len(x) - 1) / 3), init="pca", random_state=seed).fit_transform(few)
     import warnings
 
+    from sklearn.neighbors import NearestNeighbors
+
+    from stages.compiled import keep_umap
+
+    count = min(int(neighbours), len(x) - 1)
+    away, order = NearestNeighbors(n_neighbors=count).fit(x).kneighbors(x)
+    near = order.astype(np.int32), away.astype(np.float32), None  # UMAP's own search is compiled anew, for 5 s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a seed costs UMAP its threads, and it says so
         from umap import UMAP
 
-        return np.asarray(
-            UMAP(
-                n_neighbors=min(int(neighbours), len(x) - 1), min_dist=spread, random_state=seed, n_jobs=1
-            ).fit_transform(x)
-        )
+        keep_umap()
+        model = UMAP(n_neighbors=count, min_dist=spread, random_state=seed, n_jobs=1, precomputed_knn=near)
+        return np.asarray(model.fit_transform(x))
 
 
 def density(x: Array, neighbours: int) -> Array:
