@@ -70,6 +70,7 @@ def end(*processes: subprocess.Popen[str]) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A tiny model, a text, and what one process extracts from them."""
     root = tmp_path_factory.mktemp("launch")
+    (root / "stages").symlink_to(ROOT / "stages")  # with what Numba compiled for other tests
     lm = save_tiny_lm(root / "data" / "lm", "gpt2")
     facts = {
         "kind": "language",
