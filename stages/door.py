@@ -15,6 +15,8 @@ def run(main: Callable[..., None]) -> None:
 
     ``main``'s own parameters are the usage line; its docstring is the help. Every word is text.
     """
+    gc.freeze()  # what was imported, while src/__init__.py kept it from being looked through
+    gc.enable()
     words = sys.argv[1:]
     try:
         inspect.signature(main).bind(*words)
@@ -28,7 +30,7 @@ def run(main: Callable[..., None]) -> None:
         print(f"{module().rpartition('.')[2]}: {refusal}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
-        gc.freeze()  # or Python, as it ends, looks for cycles among all that was imported: a second
+        gc.freeze()  # or Python, as it ends, looks for cycles among what was imported meanwhile: up to a second
 
 
 def module() -> str:

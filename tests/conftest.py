@@ -1,5 +1,6 @@
 """Tiny random-weight models of every supported family, made here: nothing is downloaded."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import transformers  # its classes below, where they are used: each takes seconds to import
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+gc.disable()  # while the tests are imported, like src/__init__.py
 LONGEST = ("pipeline", "dashboard", "launch", "kill", "train", "cluster", "ground_truth", "tune")
 
 
@@ -15,6 +17,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that neither process is left with one at the end."""
     at = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: at.get(item.path.name, len(at)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 WORDS = "the cat sat on a mat and dog ran far away from home to see sun rise over old blue hills . ,".split()  # noqa: SIM905

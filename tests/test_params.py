@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["src/it.py"])
     with pytest.raises(TypeError, match="a bug"):
         door.run(main)
+
+
+def test_cycles_are_looked_for_again_once_all_is_imported(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    shutil.copy(ROOT / "src/__init__.py", tmp_path / "src")
+    program = "import gc; before = gc.isenabled()\nfrom stages.door import run\n"
+    program += "def main() -> None: print(before, gc.isenabled(), gc.get_freeze_count() > 1000)\nrun(main)\n"
+    (tmp_path / "src" / "it.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "src.it"]
+    assert subprocess.check_output(command, cwd=tmp_path, env=environment, text=True) == "False True True\n"
 
 
 def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
