@@ -12,12 +12,11 @@ pytestmark = pytest.mark.slow
 ROWS, WIDTH, ATOMS, ACTIVE = 200_000, 64, 128, 5
 SETTINGS = {"latents": 2 * ATOMS, "k": ACTIVE, "batch_size": 1024, "window_rows": 262_144, "auxk_latents": 32}
 SEEDS = [0]  # reports/log.md has 1 and 2
-LONGER = {"dead_after": 0.05, "epochs": 8}
 # rule -> the least mean max-cosine from atom to latent, its own settings
 RULES = {
     "topk": (0.99, {"dead_after": 0.05}),
-    "batchtopk": (0.99, {**LONGER, "lr": 0.01}),
-    "matryoshka": (0.99, {**LONGER, "lr": 0.02, "groups": [0.5, 1.0]}),
+    "batchtopk": (0.99, {"dead_after": 0.05}),
+    "matryoshka": (0.99, {"dead_after": 0.05, "epochs": 8, "lr": 0.005, "groups": [0.5, 1.0]}),
     "jumprelu": (0.99, {"dead_after": 0.05}),
     "relu": (0.97, {"l1_coefficient": 0.4}),
     "gated": (0.97, {"l1_coefficient": 0.4}),

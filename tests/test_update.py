@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.sae.autoencoder import Autoencoder
+from stages.sae.autoencoder import LENGTH, Autoencoder
 from stages.sae.update import AdamW, by_rows, step_by_step
 
 
@@ -42,6 +42,25 @@ def test_by_rows_is_step_by_step(clip: float, decay: float):
     for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(adam.moments(found), reference.moments(expected))
     torch.testing.assert_close(ours.decoder.norm(dim=1), torch.ones(40))
+    torch.testing.assert_close(ours.length, theirs.length)
+    assert ours.length.min() > LENGTH or decay
+
+
+@pytest.mark.parametrize("update", [by_rows, step_by_step])
+def test_a_row_grows_and_then_turns_less(update):
+    """By hand: Adam's first step is as long as lr, whatever the gradient across the row; what lies along it is out."""
+    model = Autoencoder(2, 2, torch.Generator())
+    model.decoder.data.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    model.length.copy_(torch.tensor([0.1, 0.4]))
+    optimizer = AdamW(model.parameters(), 0.9, 0.99, 0.0)
+    optimizer.lr = 0.1
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model.decoder.grad = torch.tensor([[7.0, 3.0], [0.0, 5.0]])
+    with torch.no_grad():
+        update(model, optimizer, 1e9)
+    torch.testing.assert_close(model.length, torch.tensor([0.02, 0.17]).sqrt())  # of (0.1, −0.1) and (0.4, −0.1)
+    torch.testing.assert_close(model.decoder[:, 1] / model.decoder[:, 0], torch.tensor([-1.0, -0.25]))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

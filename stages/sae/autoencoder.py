@@ -19,6 +19,7 @@ from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
 
 Init = Literal["kaiming", "orthogonal", "data"]
+LENGTH = 0.1  # of the rows behind the decoder's at first, as SAELens's decoder_init_norm: short, so that they turn far
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(width))
+        self.register_buffer("length", torch.full((latents,), LENGTH))
+        self.length: Tensor  # of the rows behind the decoder's; see update.py
         self.register_buffer("balance", torch.ones(width))
         self.balance: Tensor  # of columns, for the cheap product
 
@@ -147,7 +150,7 @@ class Autoencoder(nn.Module):
         weight = run.residual.square().sum(1).square()
         rows = torch.multinomial(weight, len(dead), replacement=True, generator=generator)
         directions = normalize(run.y[rows], dim=1)
-        self.decoder[dead] = directions
+        self.decoder[dead], self.length[dead] = directions, LENGTH
         self.encoder[dead] = directions * self.encoder.norm(dim=1).mean() / 5
         self.b_enc[dead] = 0.0
 

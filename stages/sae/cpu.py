@@ -230,24 +230,28 @@ def projected(weights, gradient) -> Floats:  # pyright: ignore[reportReturnType]
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def adamw(weights, gradient, means, squares, along, scale, knobs, unit):
-    """One step of AdamW on ``scale`` × (gradient − along · weights), in place; ``unit``: rows of norm 1 after it.
+def adamw(weights, gradient, means, squares, along, scale, knobs, lengths, unit):
+    """One step of AdamW on ``scale`` × (gradient − along · weights), in place, of rows that are lengths · weights.
+
+    ``unit``: what they have grown to goes to ``lengths``, and ``weights`` are of norm 1 again. Otherwise lengths are 1.
 
     ``knobs``: float32 learning rate / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ), 1 − learning rate × weight decay, 1 − β₁, 1 − β₂, ε.
     """
     rate, root, kept, fresh, fresh_square, epsilon = knobs
     for row in prange(len(weights)):
         w, g, m, v, dot, norm = weights[row], gradient[row], means[row], squares[row], along[row], np.float32(0)
+        pace = rate / lengths[row]
         for j in range(len(w)):
             step = scale * (g[j] - dot * w[j])
             m[j] += fresh * (step - m[j])
             v[j] += fresh_square * (step * step - v[j])
-            w[j] = kept * w[j] - rate * m[j] / (np.sqrt(v[j]) * root + epsilon)
+            w[j] = kept * w[j] - pace * m[j] / (np.sqrt(v[j]) * root + epsilon)
             norm += w[j] * w[j]
         if unit:
-            factor = np.float32(1) / max(np.sqrt(norm), np.float32(1e-12))
+            norm = max(np.sqrt(norm), np.float32(1e-12))
+            lengths[row] *= norm
             for j in range(len(w)):
-                w[j] *= factor
+                w[j] *= np.float32(1) / norm
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

@@ -171,7 +171,8 @@ class Trainer:
         if math.isfinite(step.loss) and step.fvu < DIVERGED:
             return
         what = f"the loss is {step.loss}" if not math.isfinite(step.loss) else f"the error is {step.fvu:.0f} × variance"
-        raise BadInput(f"training diverged at step {self.done}: {what}; lower train.lr ({self.knobs.lr})")
+        cure = f"lower train.lr ({self.knobs.lr}) or raise train.warmup ({self.knobs.warmup})"
+        raise BadInput(f"training diverged at step {self.done}: {what}; {cure}")
 
     def _resample(self, run: Pass) -> None:
         dead = (self.silent > self.epoch_tokens).nonzero().flatten()
@@ -180,7 +181,7 @@ class Trainer:
         changed = (self.model.encoder, self.model.decoder, self.model.b_enc)
         if launch.rank() == 0:  # whose pass is that of the first micro-batch
             self.model.resample(run, dead, self.generator())
-        launch.broadcast(*(parameter.detach() for parameter in changed))
+        launch.broadcast(*(parameter.detach() for parameter in changed), self.model.length)
         for parameter in changed:
             exp_avg, exp_avg_sq, _ = self.optimizer.moments(parameter)
             exp_avg[dead] = exp_avg_sq[dead] = 0

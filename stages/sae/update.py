@@ -1,7 +1,11 @@
 """What a step does with the gradients: clipped, AdamW, decoder rows of norm 1 (but for a frozen encoder).
 
-The part of the decoder's gradient along its rows, which renormalising would undo, is taken out first. On a CPU, where
-this is all reading and writing, each row is gone through twice; step by step it would be eight times.
+A decoder row is v/‖v‖, and v takes the step (Salimans & Kingma 2016, "Weight normalization", equation 2 with g = 1);
+``model.length`` is ‖v‖. The gradient's part along the row, which this ignores, is taken out first, so that every step
+makes v longer and the next turns the row less: each latent has a learning rate of its own, which falls as it settles.
+Adam sees the gradient of v/‖v‖: its scale, on which Adam does not depend, is all that differs from that of v.
+
+On a CPU, where this is all reading and writing, each row is gone through twice; step by step it would be eight times.
 """
 
 from collections.abc import Iterable
@@ -71,8 +75,10 @@ def step_by_step(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     assert gradient is not None
     gradient.addcmul_(torch.linalg.vecdot(gradient, decoder)[:, None], decoder, value=-1)
     clip_grad_norm_(model.parameters(), clip)
+    decoder.mul_(model.length[:, None])
     optimizer.advance()
-    decoder.div_(decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    model.length.copy_(decoder.norm(dim=1).clamp(min=1e-12))
+    decoder.div_(model.length[:, None])
 
 
 def by_rows(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
@@ -83,13 +89,13 @@ def by_rows(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
     small = [p.grad for p in model.parameters() if p.dim() == 1 and p.grad is not None]
     norms = [torch.from_numpy(squares).sum().sqrt(), *(t.norm() for t in (model.encoder.grad, *small) if t is not None)]
     scale = min(1.0, clip / (float(torch.stack(norms).norm()) + 1e-6))
-    nothing = np.zeros(len(along), np.float32)
+    nothing, ones = np.zeros(len(along), np.float32), np.ones(len(along), np.float32)
     for name, parameter in large.items():
         exp_avg, exp_avg_sq, step = optimizer.moments(parameter)
         step += 1
-        part, unit = (along, True) if name == "decoder" else (nothing, False)
+        part, lengths = (along, _numbers(model.length)) if name == "decoder" else (nothing, ones)
         arrays = (_numbers(parameter), gradients[name], _numbers(exp_avg), _numbers(exp_avg_sq))
-        cpu.adamw(*arrays, part, np.float32(scale), _knobs(optimizer, float(step)), unit)
+        cpu.adamw(*arrays, part, np.float32(scale), _knobs(optimizer, float(step)), lengths, name == "decoder")
         parameter.grad = None  # so that the optimizer leaves it alone
     for gradient in small:
         gradient.mul_(scale)
