@@ -148,6 +148,7 @@ def train(rows: Tensor, batch: int, setting: dict[str, Any], target: str) -> Non
         lr=setting["lr"],
         lr_end=setting["lr"] / 10,  # what its runner fills in; a constant schedule does not look at it
         lr_decay_steps=round(setting["decay"] * setting["tokens"] / batch),
+        adam_beta2=setting["beta2"],
         autocast=setting["autocast"],
         dead_feature_window=setting["window"],
     )
