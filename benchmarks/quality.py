@@ -160,7 +160,7 @@ def main(*words: str) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, help="of a training, rounded to whole epochs; without it, 8 epochs")
     parser.add_argument("--decay", type=float, default=0.2, help="share of the steps over which SAELens's lr falls")
-    parser.add_argument("--beta2", type=float, default=0.999, help="SAELens's, 0.999 by default; ours is params.yaml's")
+    parser.add_argument("--beta2", type=float, default=0.999, help="SAELens's; another value wants another --out")
     parser.add_argument("--autocast", action="store_true", help="SAELens in bfloat16 autocast, which is faster")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--activations", type=Path, default=Path("data/activations/9"))
