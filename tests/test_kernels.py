@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.sae import errors
+from stages.sae import errors, products
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import Pattern, decode, joined, pattern_of, sampled, top_of_rows
+from stages.sae.kernels import Pattern, decode, joined, largest, pattern_of, sampled
 from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.preactivations import SMALL, Block, Preactivations, product_dtype
 from stages.sae.rules.base import Rule
@@ -55,10 +55,9 @@ def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
         best = h.topk(min(least, latents), dim=1).values
         assert bool((h.where(chosen, 0).topk(min(least, latents), dim=1).values == best.relu()).all())
         for k in (1, least):
-            values = h[found.row_of, found.latents]
-            top = found.keep(top_of_rows(values, found.starts, k))
+            top, values = largest(found, h[found.row_of, found.latents], k)
             expected = h.topk(min(k, latents), dim=1).values.relu()
-            assert top.dense(values[top_of_rows(values, found.starts, k)]).sum(1).allclose(expected.sum(1))
+            assert top.dense(values).sum(1).allclose(expected.sum(1))
             assert bool((top.starts.diff() == (expected > 0).sum(1)).all())
 
 
@@ -223,6 +222,45 @@ def test_the_error_in_the_cache_is_that_of_the_products(ends: list[int], monkeyp
         assert not residual.requires_grad
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [[350], [90, 250, 350]])
+def test_blocks_of_rows_and_latents_give_what_dense_products_do(ends: list[int]):
+    """Rows so wide and so full that several blocks are taken; a third of the codes is 0, whole runs of them."""
+    rows, width, latents = 300, 640, 350
+    mask = random(rows, latents) > 1.0
+    mask[50] = False
+    pattern = pattern_of(mask)
+    side = products.CACHE // (12 * width)
+    assert rows > side and latents > 2 * side and 2 * len(pattern.latents) * side > products.FEW * rows * latents
+    y, weight, bias = random(rows, width, seed=1), random(latents, width, seed=2), random(latents, seed=3)
+    codes = random(len(pattern.latents), seed=4) * (torch.arange(len(pattern.latents)) % 30 >= 10)
+    b_dec, leaves = random(width, seed=5), []
+    expected = (y @ weight.T + bias)[pattern.row_of, pattern.latents]
+    torch.testing.assert_close(sampled(y, weight, bias, pattern), expected, rtol=1e-4, atol=1e-4)
+    for sparse in (True, False):
+        z, decoder, offset = (leaf.clone().requires_grad_() for leaf in (codes, weight, b_dec))
+        if sparse:
+            error, _ = errors.squared_error(z, decoder, offset, y, pattern, ends, "identity")
+        else:
+            dense = pattern.dense(z)
+            found = [y - dense[:, :end] @ decoder[:end] - offset for end in ends]
+            error = torch.stack([residual.square().sum() for residual in found]).mean()
+        leaves.append([error, *torch.autograd.grad(error / rows, [z, decoder, offset])])
+    for ours, theirs in zip(*leaves, strict=True):
+        assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 1e-5
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_largest_entries_by_hand(together: bool):
+    """Of equals the first, across rows when these are taken together; nothing that is not positive."""
+    pattern = Pattern(torch.tensor([0, 4, 4, 8]), torch.tensor([0, 2, 5, 6, 1, 2, 3, 9]), 10)
+    values = torch.tensor([2.0, 1.0, 2.0, 2.0, -1.0, 2.0, 0.0, 3.0])
+    top, kept = largest(pattern, values, 4 if together else 2, together)
+    found = list(zip(top.row_of.tolist(), top.latents.tolist(), kept.tolist(), strict=True))
+    assert found[:2] == [(0, 0, 2.0), (0, 5, 2.0)]
+    assert found[2:] == ([(0, 6, 2.0)] if together else [(2, 2, 2.0)]) + [(2, 9, 3.0)]
+    assert len(largest(pattern, values, 8, together)[1]) == 6
 
 
 def test_the_fast_encoder_gives_the_codes_of_the_plain_product():

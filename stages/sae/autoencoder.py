@@ -31,7 +31,7 @@ class Scale:
     variance: float
 
     def apply(self, x: Tensor) -> Tensor:
-        return (x - self.mean).mul_(self.factor)  # float32 by promotion, in one pass
+        return x.to(torch.float32, copy=True).sub_(self.mean).mul_(self.factor)
 
 
 class Autoencoder(nn.Module):

@@ -20,7 +20,7 @@ ONE = 0x3F800000  # the bits of 1.0, where the first cut is looked for
 CHUNK = 2**13  # entries that an int16 can count
 TILE = 64  # neighbouring rows, whose cuts are searched one from the other
 Csr = tuple[NDArray[np.int64], NDArray[np.int64]]
-Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+Kept = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -73,10 +73,11 @@ def above(bits, scale, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
     rows, latents = bits.shape
     shift = FLOAT - 8 * bits.itemsize
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    left = low - bias  # one vector to read with each row in place of two
     for row in prange(rows):
         source, factor, marks = bits[row], scale[row], np.empty(latents, np.int8)
         for j in range(latents):
-            marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) * factor + bias[j] > low[j])
+            marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) * factor > left[j])
         counts[row] = _collect(marks, found[row])
     return _joined(found, counts)
 
@@ -138,79 +139,37 @@ def _count(ints, bound):  # pragma: no cover
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def top_of_rows(starts, bits, k) -> NDArray[np.bool_]:  # pyright: ignore[reportReturnType]
-    """Which entries, given as int32 bits of floats, are among the ``k`` largest positive ones of their row.
+def largest(groups, starts, latents, values, k) -> Kept:  # pyright: ignore[reportReturnType]
+    """The ``k`` largest positive entries of each group of rows, and their values; of equals, the first.
 
-    Of equals, the first.
+    ``groups``: the first row of each, and the end.
     """
-    keep = np.zeros(len(bits), np.bool_)
-    for row in prange(len(starts) - 1):
-        first, end = starts[row], starts[row + 1]
-        cut = _cut(bits[first:end], 0x7F800000, k, k, ONE)
-        surplus = _count(bits[first:end], np.int32(cut)) - k
-        for i in range(end - 1, first - 1, -1):
-            if surplus > 0 and bits[i] == cut + 1:
-                surplus -= 1
-            elif bits[i] > cut:
-                keep[i] = True
-    return keep
-
-
-@njit(nogil=True, cache=True)
-def transposed(starts, latents, width) -> Csc:  # pyright: ignore[reportReturnType]
-    """Entries ordered by latent, rows rising within it: their order, the first of each latent, their rows."""
-    firsts = np.zeros(width + 1, np.int64)
-    for latent in latents:
-        firsts[latent + 1] += 1
-    firsts = firsts.cumsum()
-    free, order, rows = firsts[:-1].copy(), np.empty(len(latents), np.int64), np.empty(len(latents), np.int64)
-    for row in range(len(starts) - 1):
-        for entry in range(starts[row], starts[row + 1]):
-            place = free[latents[entry]]
-            order[place], rows[place] = entry, row
-            free[latents[entry]] += 1
-    return order, firsts[:-1], rows
-
-
-@njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> Floats:  # pyright: ignore[reportReturnType]
-    """Each row's Σ over g of ‖r_g‖², r_g = y − bias − Σ code · decoder[latent] over its entries with latent < ends[g],
-    and each entry's decoder[latent] · Σ r_g over the g with latent < ends[g].
-
-    ``below`` (g, row, width) gets Σ r_h over h ≥ g. Entries of a row are in the order of their latents.
-    """
-    rows, width = y.shape
-    errors, pulls = np.zeros(rows, np.float32), np.empty(len(latents), np.float32)
+    bits, rows = values.view(np.int32), len(starts) - 1
+    cuts, limits = np.empty(rows, np.int32), np.empty(rows, np.int64)
+    for group in prange(len(groups) - 1):
+        first, limit = starts[groups[group]], starts[groups[group + 1]]
+        cut = _cut(bits[first:limit], 0x7F800000, k, k, ONE)
+        surplus = _count(bits[first:limit], np.int32(cut)) - k
+        while surplus > 0:  # the smallest that are left are equal; from the limit on they go
+            limit -= 1
+            surplus -= bits[limit] == cut + 1
+        for row in range(groups[group], groups[group + 1]):
+            cuts[row], limits[row] = cut, limit
+    counts = np.zeros(rows + 1, np.int64)
     for row in prange(rows):
-        entry, end = starts[row], starts[row + 1]
-        for j in range(width):
-            below[0, row, j] = y[row, j] - bias[j]
-        for g in range(len(ends)):
-            left = below[g, row]
-            if g:
-                left[:] = below[g - 1, row]
-            while entry < end and latents[entry] < ends[g]:
-                weights, code = decoder[latents[entry]], codes[entry]
-                if code != 0:  # in jumprelu's window most are
-                    for j in range(width):
-                        left[j] -= code * weights[j]
-                entry += 1
-            error = np.float32(0)
-            for j in range(width):
-                error += left[j] * left[j]
-            errors[row] += error
-        for g in range(len(ends) - 1, -1, -1):
-            left = below[g, row]
-            if g + 1 < len(ends):
-                for j in range(width):
-                    left[j] += below[g + 1, row, j]
-            while entry > starts[row] and (g == 0 or latents[entry - 1] >= ends[g - 1]):
-                entry -= 1
-                weights, pull = decoder[latents[entry]], np.float32(0)
-                for j in range(width):
-                    pull += left[j] * weights[j]
-                pulls[entry] = pull
-    return errors, pulls
+        n = 0
+        for entry in range(starts[row], starts[row + 1]):
+            n += bits[entry] > cuts[row] + (entry >= limits[row])
+        counts[row + 1] = n
+    ends = counts.cumsum()
+    found, kept = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.float32)
+    for row in prange(rows):
+        n = ends[row]
+        for entry in range(starts[row], starts[row + 1]):
+            if bits[entry] > cuts[row] + (entry >= limits[row]):
+                found[n], kept[n] = latents[entry], values[entry]
+                n += 1
+    return ends, found, kept
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

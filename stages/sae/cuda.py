@@ -74,12 +74,12 @@ def add_kernel(out, pieces, latents, ends, width, ENTRIES: tl.constexpr, COLUMNS
         tl.store(place, total, mask=inside)
 
 
-def sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
-    """(entries,): x[row] · weight[latent] at each entry. ``x``: (row, width); ``weight``: (latent, width)."""
+def sample(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
+    """(entries,): x[row] · weight[latent] + bias[latent]. ``x``: (row, width); ``weight``: (latent, width)."""
     out = torch.empty(len(pattern.latents), device=x.device)
     tensors = out, x.contiguous(), weight.contiguous(), pattern.starts, pattern.latents
     _launch(dot_kernel, (pattern.rows,), x.shape[1], *tensors)
-    return out
+    return out if bias is None else out + bias[pattern.latents]
 
 
 def sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
@@ -94,8 +94,7 @@ def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     There are at most entries / CHUNK pieces; to know how many, the CPU would have to wait for the device.
     """
     order, firsts, rows = pattern.transposed
-    values, entries = values[order], len(rows)
-    ends = torch.cat([firsts[1:], firsts.new_full((1,), entries)])
+    values, entries, firsts, ends = values[order], len(rows), firsts[:-1], firsts[1:]
     out = _sum(values, rows, x, firsts, torch.minimum(firsts + CHUNK, ends))
     if entries > CHUNK:
         counts = (ends - firsts) // CHUNK

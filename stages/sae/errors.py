@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from stages.sae import cpu
+from stages.sae import products
 from stages.sae.kernels import Pattern, decode, sum_latents
 from stages.sae.nonlinearity import Nonlinearity, bend
 
@@ -56,7 +56,7 @@ class _Nested(torch.autograd.Function):
         below = torch.empty(len(ends), *y.shape)
         starts, latents = pattern.starts.numpy(), pattern.latents.numpy()
         values, weight, bias, rows = (t.detach().contiguous().numpy() for t in (codes, decoder, b_dec, y))
-        found = cpu.nested_residuals(starts, latents, values, weight, bias, rows, np.array(ends), below.numpy())
+        found = products.nested_residuals(starts, latents, values, weight, bias, rows, np.array(ends), below.numpy())
         errors, pulls = map(torch.from_numpy, found)
         ctx.save_for_backward(codes, below, pulls)
         ctx.pattern, ctx.ends = pattern, ends
@@ -77,6 +77,7 @@ def _by_latent(values: Tensor, pattern: Pattern, below: Tensor, ends: list[int])
     if len(ends) == 1:
         return sum_latents(values, pattern, below[0])
     order, firsts, rows = pattern.transposed
-    sizes = torch.cat([firsts, firsts.new_tensor([len(order)])])[[0, *ends]].diff()  # entries of each group
+    sizes = firsts[[0, *ends]].diff()  # entries of each group
     rows = rows + torch.repeat_interleave(torch.arange(len(ends)) * pattern.rows, sizes, output_size=len(order))
-    return embedding_bag(rows, below.flatten(0, 1), firsts, mode="sum", per_sample_weights=values[order])
+    values = values.index_select(0, order)
+    return embedding_bag(rows, below.flatten(0, 1), firsts[:-1], mode="sum", per_sample_weights=values)

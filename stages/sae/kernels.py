@@ -9,21 +9,17 @@ and each is the other's gradient:
 Weights are (latent, width), so that a latent's weights are contiguous for both.
 """
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from stages.sae import cpu
-
-with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta; let it say so here
-    warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+from stages.sae import cpu, products
 
 
 @dataclass(frozen=True)
@@ -49,13 +45,13 @@ class Pattern:
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries ordered by latent: their order, the first entry of each latent, their rows."""
+        """Entries ordered by latent: their order, the first entry of each latent and the end, their rows."""
         if self.latents.device.type == "cpu":
-            found = cpu.transposed(self.starts.numpy(), self.latents.numpy(), self.width)
+            found = products.transposed(self.starts.numpy(), self.latents.numpy(), self.width)
             order, firsts, rows = map(torch.from_numpy, found)
             return order, firsts, rows
         latents, order = torch.sort(self.latents, stable=True)
-        firsts = torch.searchsorted(latents, torch.arange(self.width, device=latents.device))
+        firsts = torch.searchsorted(latents, torch.arange(self.width + 1, device=latents.device))
         return order, firsts, self.row_of[order]
 
     def dense(self, values: Tensor) -> Tensor:
@@ -91,18 +87,22 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def top_of_rows(values: Tensor, starts: Tensor, k: int) -> Tensor:
-    """(entries,) which ones are among the ``k`` largest positive of their row; of equals, the first.
+def largest(pattern: Pattern, values: Tensor, k: int, together: bool = False) -> tuple[Pattern, Tensor]:
+    """The ``k`` largest positive ``values`` (entries,) of each row, or of all rows ``together``; of equals, the first.
 
-    ``starts``: where each row begins, and the end. Elsewhere than on a CPU all rows must have as many entries.
+    Elsewhere than on a CPU all rows must have as many entries, unless they are taken together.
     """
     if values.device.type == "cpu":
-        return torch.from_numpy(cpu.top_of_rows(starts.numpy(), values.view(torch.int32).numpy(), k))
-    rows = values.reshape(len(starts) - 1, len(values) // (len(starts) - 1))
+        groups = np.array([0, pattern.rows]) if together else np.arange(pattern.rows + 1)
+        found = cpu.largest(groups, pattern.starts.numpy(), pattern.latents.numpy(), values.numpy(), k)
+        starts, latents, kept = map(torch.from_numpy, found)
+        return Pattern(starts, latents, pattern.width), kept
+    rows = values.reshape(1 if together else pattern.rows, -1)
     last = rows.topk(min(k, rows.shape[1]), dim=1).values[:, -1:]
     above, equal = rows > last, rows == last
     left = k - above.sum(1, keepdim=True)
-    return ((above | (equal & (equal.cumsum(1) <= left))) & (rows > 0)).flatten()
+    keep = ((above | (equal & (equal.cumsum(1) <= left))) & (rows > 0)).flatten()
+    return pattern.keep(keep), values[keep]
 
 
 def _triton() -> ModuleType:
@@ -111,14 +111,13 @@ def _triton() -> ModuleType:
     return cuda
 
 
-def sample(x: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
-    """(entries,) x[row] · weight[latent], without gradient."""
+def sample(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
+    """(entries,) x[row] · weight[latent] + bias[latent], without gradient."""
     if x.is_cuda:
-        return _triton().sample(x, weight, pattern)
-    zeros = torch.zeros(len(pattern.latents), dtype=x.dtype, device=x.device)
-    shape = (pattern.rows, pattern.width)
-    blank = torch.sparse_csr_tensor(pattern.starts, pattern.latents, zeros, shape, check_invariants=False)
-    return torch.sparse.sampled_addmm(blank, x, weight.T, beta=0).values()
+        return _triton().sample(x, weight, pattern, bias)
+    bias = torch.zeros(pattern.width) if bias is None else bias
+    arrays = (t.detach().contiguous().numpy() for t in (pattern.starts, pattern.latents, x, weight, bias))
+    return torch.from_numpy(products.sample(*arrays))
 
 
 def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     if x.is_cuda:
         return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
-    return embedding_bag(rows, x, firsts, mode="sum", per_sample_weights=values[order])
+    return embedding_bag(rows, x, firsts[:-1], mode="sum", per_sample_weights=values.index_select(0, order))
 
 
 class _Sampled(torch.autograd.Function):
@@ -141,7 +140,7 @@ class _Sampled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.pattern = pattern
-        return sample(x, weight, pattern) + bias[pattern.latents] if known is None else known.clone()
+        return sample(x, weight, pattern, bias) if known is None else known.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

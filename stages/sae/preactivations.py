@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.sae import cpu
 from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
-ROWS = 512  # of h at a time on a CPU: enough for the product, few enough that they are in the cache when it is read
+ROWS = 1024  # of h at a time on a CPU: enough for the product, few enough that they are in the cache when it is read
 ENTRIES = 2**26  # of h at a time elsewhere
 SMALL = 2**17  # weights of an encoder for which a float32 product costs nothing
 
@@ -76,7 +76,7 @@ class Preactivations:
 
     def at(self, pattern: Pattern) -> Tensor:
         """(entries,) the exact h."""
-        return sample(self.y, self.encoder, pattern) + self.bias[pattern.latents]
+        return sample(self.y, self.encoder, pattern, self.bias)
 
     def _floats(self, rows: int) -> Iterator[Block]:
         weights = self.encoder.to(self.dtype).T

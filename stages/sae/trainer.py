@@ -116,7 +116,7 @@ class Trainer:
         if knobs.auxk and len(dead):
             loss = loss + knobs.auxk * model.auxk(y, model.unexplained(run), dead, knobs.auxk_latents)
         active = run.codes.detach() > 0
-        step = Step(loss.item(), float(run.residual.square().sum()) / unit, float(active.sum()) / len(y), len(dead))
+        step = Step(loss.item(), float(run.residual.norm()) ** 2 / unit, float(active.sum()) / len(y), len(dead))
         model.zero_grad()
         self.rule.zero_grad()
         (loss * share).backward()

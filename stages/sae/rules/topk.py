@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.sae.kernels import Pattern, top_of_rows
+from stages.sae.kernels import Pattern, largest
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Rule, Weights, cut, exact_above
 
@@ -18,9 +18,7 @@ class TopK(Rule):
     def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
         spare = max(self.k // 4, 8)  # the cheap product may rank one of the k a little too low
         candidates = h.choose(lambda block: block.strongest(self.k + spare))
-        values = h.at(candidates)
-        keep = top_of_rows(values, candidates.starts, self.k)
-        return candidates.keep(keep), values[keep]
+        return largest(candidates, h.at(candidates), self.k)
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
         return h.relu()
@@ -61,8 +59,7 @@ class BatchTopK(TopK):
 
     def _largest_above(self, h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
         survivors, values = exact_above(h, low)
-        keep = top_of_rows(values, torch.tensor([0, len(values)]), self.k * h.rows)  # the batch as one row
-        return survivors.keep(keep), values[keep]
+        return largest(survivors, values, self.k * h.rows, together=True)
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last batch's cut stands for θ; training settles it on the validation rows."""
