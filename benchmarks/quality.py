@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.peer import Peer, Refused, started
 from benchmarks.pieces import say
-from benchmarks.saelens_peer import Refused, SAELens, saelens
 from benchmarks.training import machine
 from stages import params, quality, training
 from stages.door import BadInput, run
@@ -50,7 +50,7 @@ class Job:
 class Bench:
     """Trains and measures one job after another; ``peer`` None: ours alone."""
 
-    def __init__(self, activations: Activations, peer: SAELens | None, **options: Any) -> None:
+    def __init__(self, activations: Activations, peer: Peer | None, **options: Any) -> None:
         self.activations, self.peer, self.options = activations, peer, options
         self.scale = training.scale_of(activations)
         self.section, self.targets = params.load("train", dict), params.load("targets", Targets)
@@ -176,7 +176,7 @@ def main(*words: str) -> None:
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out and given.out.exists() else []
     found = {"machine": machine(given.threads), "peer": None, "batch": BATCH, "latents": LATENTS, "k": K}
 
-    def go(peer: SAELens | None) -> None:
+    def go(peer: Peer | None) -> None:
         bench, sides = (
             Bench(activations, peer, decay=given.decay, autocast=given.autocast, beta2=given.beta2),
             ["saelens", "ours"] if peer else ["ours"],
@@ -192,7 +192,7 @@ def main(*words: str) -> None:
 
     if given.saelens:
         same = training.scale_of(activations).apply(activations.read(*activations.split("train")))
-        with saelens(given.saelens, same, given.threads, BATCH) as peer:
+        with started("saelens", given.saelens, same, given.threads, BATCH) as peer:
             found["peer"] = peer.facts
             go(peer)
     else:

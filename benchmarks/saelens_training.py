@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stages.door import BadInput, run
 
+Answer = Callable[[dict[str, Any]], None]
 LEARNING_RATE = 1e-6  # small, so that l0 stays what it was set to; the arithmetic of a step does not depend on it
 SETTLE_ROWS = 8192  # rows that a cut is taken from, spread over all: neighbours are of one document
 DEAD_AFTER = 1_000_000  # steps without firing; so many that only latents which are marked as dead are
@@ -158,14 +159,14 @@ def train(rows: Tensor, batch: int, setting: dict[str, Any], target: str) -> Non
     save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, target)
 
 
-def serve(rows: Tensor, batch: int, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Do what stdin says until it ends."""
-    peers: dict[str, Peer] = {}
+def serve(make: Callable[[Tensor, int, dict[str, Any]], Any], rows: Tensor, batch: int, answer: Answer) -> None:
+    """Do what stdin says until it ends. ``make``: a peer of rows, batch and setting."""
+    peers: dict[str, Any] = {}
     for line in sys.stdin:
         command, found = json.loads(line), {}
         try:
             if "build" in command:
-                peers[command["as"]] = Peer(rows, batch, command["build"])
+                peers[command["as"]] = make(rows, batch, command["build"])
             elif "run" in command:
                 found = peers[command["as"]].advance(command["run"])
             elif "train" in command:
@@ -173,26 +174,28 @@ def serve(rows: Tensor, batch: int, answer: Callable[[dict[str, Any]], None]) ->
             else:
                 peers = {name: peer for name, peer in peers.items() if name in command["keep"]}
                 gc.collect()
-        except Exception as error:  # whatever SAELens raises is a finding, and the next setting may work
+        except Exception as error:  # whatever the tool raises is a finding, and the next setting may work
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         answer(found)
 
 
-def main(rows: str, batch: str, threads: str) -> None:
-    """Serve the tensor ``rows`` of the safetensors file ROWS in batches of BATCH rows, with so many THREADS."""
+def line() -> Answer:
+    """What answers on the true stdout; all else that is printed goes to stderr from now on."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    return lambda found: print(json.dumps(found), file=answers)
 
-    def answer(found: dict[str, Any]) -> None:
-        print(json.dumps(found), file=answers)
 
+def main(tool: str, rows: str, batch: str, threads: str) -> None:
+    """Serve the tensor ``rows`` of the safetensors file ROWS in batches of BATCH rows, with so many THREADS."""
+    answer = line()
     if importlib.util.find_spec("sae_lens") is None:
-        raise BadInput(f"{sys.executable} has no SAELens; install benchmarks/requirements-saelens.txt there")
+        raise BadInput(f"{sys.executable} has no {tool}; install benchmarks/requirements-saelens.txt there")
     torch.set_num_threads(int(threads))
     import sae_lens  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     answer({"sae_lens": importlib.metadata.version("sae-lens"), "torch": torch.__version__})
-    serve(load_file(rows)["rows"], int(batch), answer)
+    serve(Peer, load_file(rows)["rows"], int(batch), answer)
 
 
 if __name__ == "__main__":

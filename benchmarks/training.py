@@ -1,7 +1,8 @@
-"""Training speed, side by side: Strata in this process, SAELens in another, on the same rows of real activations.
+"""Training speed, side by side: Strata in this process, SAELens, dictionary_learning or sparsify in another, on the
+same rows of real activations.
 
 The two take turns, a piece of a few steps each, and while one runs the other sleeps: on a shared machine only
-neighbours in time can be compared. SAELens runs whichever of its own options a short trial finds fastest for the row.
+neighbours in time can be compared. The other runs whichever of its own options a short trial finds fastest for the row.
 """
 
 import argparse
@@ -16,14 +17,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.peer import TOOLS, Peer, fastest, started
 from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
-from benchmarks.saelens_peer import SAELens, fastest, saelens
 from benchmarks.saelens_training import ARCHITECTURES, DEAD_AFTER, GROUPS, LEARNING_RATE, cut_of
 from stages import params
 from stages.batches import Shuffled
 from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
-from stages.machine import Machine, start
+from stages.machine import Machine, keep_memory, start
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.knobs import Train, make_rule
 from stages.sae.preactivations import product_dtype
@@ -98,7 +99,7 @@ def training_rows(activations: Activations) -> tuple[int, int]:
 
 
 def measure(
-    setting: Setting, activations: Activations, peer: SAELens | None, rounds: int, steps: int | None, compiled: bool
+    setting: Setting, activations: Activations, peer: Peer | None, rounds: int, steps: int | None, compiled: bool
 ) -> dict[str, Any]:
     """One row of the table. Speeds in tokens/s; a ratio is ours over theirs, of two pieces that followed each other."""
     sides: dict[str, Advance | None] = {"ours": strata(setting, activations)}
@@ -189,17 +190,20 @@ def main(*words: str) -> None:
     parser.add_argument("--dead", type=float, default=0.0, help="share of latents for AuxK, e.g. 0.0625")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--activations", type=Path, default=Path("data/activations/9"))
-    parser.add_argument("--saelens", metavar="PYTHON", help="the Python that has SAELens; without it, ours alone")
+    peers = parser.add_mutually_exclusive_group()
+    for tool in TOOLS:
+        peers.add_argument(f"--{tool}", metavar="PYTHON", help=f"the Python that has {tool}; without any, ours alone")
     parser.add_argument(
         "--compile", action="store_true", help="also try the fastest option of SAELens with compile_sae"
     )
     given = parser.parse_args(words)
     check(given)
     start(Machine(device="cpu", threads=given.threads, save_every=60))
+    keep_memory()  # as train does
     activations = open_activations(given.activations)
     wanted = list(settings(given.rules, given.latents, given.dead))
 
-    def rows(peer: SAELens | None) -> list[dict[str, Any]]:
+    def rows(peer: Peer | None) -> list[dict[str, Any]]:
         return [measure(one, activations, peer, given.rounds, given.steps, given.compile) for one in wanted]
 
     first, end = training_rows(activations)
@@ -210,9 +214,9 @@ def main(*words: str) -> None:
         "batch": BATCH,
         "rounds": given.rounds,
     }
-    if given.saelens:
+    if tool := next((tool for tool in TOOLS if getattr(given, tool)), None):
         same = scale_of(activations).apply(activations.read(first, end))
-        with saelens(given.saelens, same, given.threads) as peer:
+        with started(tool, getattr(given, tool), same, given.threads) as peer:
             found |= {"peer": peer.facts, "rows": rows(peer)}
     else:
         found["rows"] = rows(None)
