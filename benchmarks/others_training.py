@@ -4,6 +4,8 @@ The commands are those of `benchmarks/saelens_training.py`. Both train in float3
 """
 
 import importlib.metadata
+import importlib.util
+import sys
 import time
 from typing import Any
 
@@ -11,27 +13,40 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.saelens_training import GROUPS, LEARNING_RATE, cut_of, line, serve, shuffled
-from stages.door import run
+from benchmarks.saelens_training import GROUPS, LEARNING_RATE, answers, cut_of, serve, shuffled
+from stages.door import BadInput, run
 
 STEPS = 10**9  # of a training that does not come to its end
 ALWAYS = {"steps": STEPS, "layer": 0, "lm_name": "", "device": "cpu", "lr": LEARNING_RATE}
 L0_ROWS = 4096  # that l0 is measured on
 
 
+def alive(setting: dict[str, Any]) -> None:
+    """These two are not timed with dead latents."""
+    if setting["dead"]:
+        raise ValueError("--dead is for SAELens alone")
+
+
 class DictionaryLearning:
-    """A trainer of dictionary_learning's, stepped as its `trainSAE` does."""
+    """A trainer of dictionary_learning's, stepped as its `trainSAE` does; l0 is that of L0_ROWS rows after a piece."""
+
+    MODULE = "dictionary_learning"
 
     def __init__(self, rows: Tensor, batch: int, setting: dict[str, Any]) -> None:
         from dictionary_learning import trainers  # pyright: ignore[reportMissingImports]
+        from dictionary_learning.trainers.matryoshka_batch_top_k import (  # pyright: ignore[reportMissingImports]
+            MatryoshkaBatchTopKTrainer,
+        )
 
+        alive(setting)
         rule, latents, l0 = setting["rule"], setting["latents"], setting["l0"]
         options = {"activation_dim": rows.shape[1], "dict_size": latents, **ALWAYS}
+        settled = {"k": l0, "threshold_start_step": 0}  # as it trains for all but its first 1000 steps
         shares = [end - begin for begin, end in zip([0, *GROUPS], GROUPS, strict=False)]
         self.trainer = {
-            "topk": lambda: trainers.TopKTrainer(k=l0, **options),
-            "batchtopk": lambda: trainers.BatchTopKTrainer(k=l0, **options),
-            "matryoshka": lambda: trainers.MatryoshkaBatchTopKTrainer(k=l0, group_fractions=shares, **options),
+            "topk": lambda: trainers.TopKTrainer(**settled, **options),
+            "batchtopk": lambda: trainers.BatchTopKTrainer(**settled, **options),
+            "matryoshka": lambda: MatryoshkaBatchTopKTrainer(group_fractions=shares, **settled, **options),
             "jumprelu": lambda: trainers.JumpReluTrainer(target_l0=l0, **options),
             "relu": lambda: trainers.StandardTrainer(**options),
         }[rule]()
@@ -59,9 +74,12 @@ class DictionaryLearning:
 class Sparsify:
     """A coder of sparsify's, stepped as its `Trainer` does, which takes its activations from a running model."""
 
+    MODULE = "sparsify"
+
     def __init__(self, rows: Tensor, batch: int, setting: dict[str, Any]) -> None:
         from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
+        alive(setting)
         if setting["rule"] != "topk":
             raise ValueError(f"sparsify has no {setting['rule']}")
         self.coder = SparseCoder(rows.shape[1], SparseCoderConfig(num_latents=setting["latents"], k=setting["l0"]))
@@ -101,7 +119,9 @@ TOOLS = {"dictionary_learning": ("dictionary-learning", DictionaryLearning), "sp
 
 def main(tool: str, rows: str, batch: str, threads: str) -> None:
     """Serve TOOL on the tensor ``rows`` of the safetensors file ROWS in batches of BATCH rows, with so many THREADS."""
-    answer, (package, kind) = line(), TOOLS[tool]
+    answer, (package, kind) = answers(), TOOLS[tool]
+    if importlib.util.find_spec(kind.MODULE) is None:
+        raise BadInput(f"{sys.executable} has no {tool}; install its file of benchmarks/requirements-* there")
     torch.set_num_threads(int(threads))
     answer({tool: importlib.metadata.version(package), "torch": torch.__version__})
     serve(kind, load_file(rows)["rows"], int(batch), answer)

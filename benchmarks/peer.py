@@ -148,7 +148,7 @@ def fastest(
         return max(ready, key=lambda number: trials[number]["tokens_per_second"], default=None)
 
     best = attempt(list(options(peer.tool, setting.rule)))
-    if compiled and best is not None:
+    if compiled and peer.tool == "saelens" and best is not None:
         best = attempt([{**choices[best], "compile": True}])
     for trial in trials:
         say(f"  {peer.tool} {json.dumps(trial)}")

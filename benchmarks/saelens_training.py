@@ -7,7 +7,7 @@ Reads one JSON command a line from stdin, and answers each by one JSON line on s
     {"keep": [name, …]}             {}                          forget the others
     {"train": {…}, "to": path}      {}                          a whole training by `train`; its weights go to the path
 
-A command that SAELens refuses is answered by {"error": text}. Between commands the process sleeps on the pipe.
+A command that the tool refuses is answered by {"error": text}. Between commands the process sleeps on the pipe.
 """
 
 import gc
@@ -179,16 +179,16 @@ def serve(make: Callable[[Tensor, int, dict[str, Any]], Any], rows: Tensor, batc
         answer(found)
 
 
-def line() -> Answer:
+def answers() -> Answer:
     """What answers on the true stdout; all else that is printed goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    stdout = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    return lambda found: print(json.dumps(found), file=answers)
+    return lambda found: print(json.dumps(found), file=stdout)
 
 
 def main(tool: str, rows: str, batch: str, threads: str) -> None:
-    """Serve the tensor ``rows`` of the safetensors file ROWS in batches of BATCH rows, with so many THREADS."""
-    answer = line()
+    """Serve TOOL, saelens, on the tensor ``rows`` of the file ROWS in batches of BATCH rows, with so many THREADS."""
+    answer = answers()
     if importlib.util.find_spec("sae_lens") is None:
         raise BadInput(f"{sys.executable} has no {tool}; install benchmarks/requirements-saelens.txt there")
     torch.set_num_threads(int(threads))

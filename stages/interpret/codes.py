@@ -19,9 +19,8 @@ from stages.sae.sae import SAE
 def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> dict[str, Tensor]:
     """The codes of all rows of ``blocks``, by latent: starts (latents + 1,), rows and values (entries,)."""
     found = [sae.encode(put(block, device).float()) for block in blocks]
-    order, firsts, rows = joined([codes.pattern for codes in found]).transposed
+    order, starts, rows = joined([codes.pattern for codes in found]).transposed
     values = torch.cat([codes.values for codes in found])[order]
-    starts = torch.cat([firsts, firsts.new_tensor([len(order)])])
     return {"starts": starts.cpu(), "rows": rows.int().cpu(), "values": values.cpu()}
 
 

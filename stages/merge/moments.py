@@ -36,8 +36,7 @@ def moments(blocks: Iterable[tuple[Tensor, Codes]], latents: int, width: int) ->
     gram, cross, sums = np.zeros((latents, latents)), np.zeros((latents, width)), np.zeros(latents)
     for block, codes in blocks:
         x, pattern = block.float().cpu().numpy(), codes.pattern
-        order, firsts, owner = (part.cpu().numpy() for part in pattern.transposed)
-        ends = np.append(firsts, len(order))
+        order, ends, owner = (part.cpu().numpy() for part in pattern.transposed)
         starts, columns, values = (part.cpu().numpy() for part in (pattern.starts, pattern.latents, codes.values))
         _add_gram(gram, order, ends, owner, starts, columns, values)
         _add_cross(cross, sums, order, ends, owner, values, x)

@@ -150,7 +150,7 @@ def largest(groups, starts, latents, values, k) -> Kept:  # pyright: ignore[repo
         first, limit = starts[groups[group]], starts[groups[group + 1]]
         cut = _cut(bits[first:limit], 0x7F800000, k, k, ONE)
         surplus = _count(bits[first:limit], np.int32(cut)) - k
-        while surplus > 0:  # the smallest that are left are equal; from the limit on they go
+        while surplus > 0 and limit > first:  # the smallest that are left are equal (or NaN); from the limit on they go
             limit -= 1
             surplus -= bits[limit] == cut + 1
         for row in range(groups[group], groups[group + 1]):

@@ -1,8 +1,7 @@
 """How far a batch is from its reconstructions ŷ_g = g(z[:, :end] W_dec[:end] + b_dec), one for each of ``ends``.
 
-The error is the mean of Σ (y − ŷ_g)² over them; most rules have one, of all latents. On a CPU each row is decoded,
-compared and asked what its codes should have been while its decoder rows are in the cache, which is half the traffic
-of doing so one after the other.
+The error is the mean of Σ (y − ŷ_g)² over them; most rules have one, of all latents. On a CPU a row, or a
+block of rows, is decoded, compared and asked what its codes should have been in one go: `products.py`.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """h = y W_enc + b_enc of a batch, which is never there as a whole.
 
-Latents are chosen by a cheap product, a block of rows at a time while it is in the cache; what may be chosen is then
-computed exactly. On CPUs that multiply bytes (VNNI) the product is of 8-bit numbers, at twice the speed of bfloat16.
-Rounding a row to 8 bits is coarse where a few columns are large, as they are in residual streams, so that columns are
-divided by ``balance`` and those of W_enc multiplied by it (Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
+Latents are chosen by a cheap product, a block of rows at a time; what may be chosen is then computed exactly. On CPUs
+that multiply bytes (VNNI) the product is of 8-bit numbers, at twice the speed of bfloat16. Rounding a row to 8 bits is
+coarse where a few columns are large, as they are in residual streams, so that columns are divided by ``balance`` and
+those of W_enc multiplied by it (Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.sae import cpu
 from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
-ROWS = 1024  # of h at a time on a CPU: enough for the product, few enough that they are in the cache when it is read
+ROWS = 1024  # of h at a time on a CPU: fewer make the product slower
 ENTRIES = 2**26  # of h at a time elsewhere
 SMALL = 2**17  # weights of an encoder for which a float32 product costs nothing
 

@@ -15,6 +15,7 @@ from stages.compiled import njit
 
 CACHE = 2**20  # bytes of the second level
 FEW = 4  # entries; with fewer, a visit to a row and a block of latents costs more than what the cache saves
+SHARES = 32  # into which rows are cut at least, for as many threads
 PARTS = 4  # into which rows are cut where each latent's entries are counted
 Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -24,9 +25,9 @@ Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 def _blocks(entries, rows, latents, width):  # pragma: no cover
     """How many rows are taken together, and how many latents; without blocks a row, whose weights then stay cached."""
     side = max(FEW, CACHE // (12 * width))  # a third of the cache for rows, two thirds for weights
-    if entries * min(2 * side, latents) < FEW * rows * latents:
+    if latents <= 2 * side or entries * 2 * side < FEW * rows * latents:
         return 1, latents
-    return side, 2 * side
+    return min(side, math.ceil(rows / SHARES)), 2 * side  # sums depend on the latter alone
 
 
 @njit(inline="always", fastmath=True)
