@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from stages.sae import vnni
+
 ROOT = Path(__file__).resolve().parents[1]
 HITS = """
 import numpy as np
@@ -15,13 +19,24 @@ print(sum(cpu.projected.stats.cache_hits.values()))
 """
 
 
-def hits(workspace: Path, checkout: Path) -> int:
+INLINED = """
+import numpy as np
+from stages.sae import vnni
+x, panels = np.ones((64, 8), np.float32), vnni.panels(64, 8)
+ones, nothing = x[0].copy(), np.zeros(64, np.float32)
+rows, sums = vnni.of_rows(x, ones), vnni.of_latents(x, ones, panels)
+vnni.above(64, 64, *rows, panels, *sums, nothing, nothing)
+print(sum(vnni.above.stats.cache_hits.values()))
+"""
+
+
+def hits(workspace: Path, checkout: Path, code: str = HITS, changed: str = "cpu.py") -> int:
     """How often the function came from what was kept, in a fresh workspace of ``checkout``."""
     shutil.copytree(ROOT / "stages", workspace / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    with (workspace / "stages" / "sae" / "cpu.py").open("a") as file:
+    with (workspace / "stages" / "sae" / changed).open("a") as file:
         file.write(f"\n# {workspace.name.partition('-')[0]}\n")
     env = {**os.environ, "DVC_ROOT": str(checkout)}
-    done = subprocess.run([sys.executable, "-c", HITS], cwd=workspace, env=env, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=workspace, env=env, check=True, capture_output=True)
     assert not list(workspace.rglob("*.nbc"))
     return int(done.stdout)
 
@@ -33,3 +48,11 @@ def test_a_second_workspace_compiles_nothing(tmp_path: Path):
 
 def test_other_code_compiles_its_own(tmp_path: Path):
     assert [hits(tmp_path / name, tmp_path) for name in ("one-a", "other-a", "other-b")] == [0, 0, 1]
+
+
+@pytest.mark.skipif(not vnni.there(), reason="this CPU does not multiply bytes")
+def test_code_that_is_compiled_into_a_function_of_another_file_counts(tmp_path: Path):
+    """`tile.py` and `cpu.py` are compiled into the loops of `vnni.py`."""
+    for changed in ("tile.py", "cpu.py"):
+        names = [tmp_path / changed / name for name in ("one-a", "one-b", "other-a")]
+        assert [hits(name, tmp_path / changed, INLINED, changed) for name in names] == [0, 1, 0]

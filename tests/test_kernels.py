@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.sae import errors, products
+from stages.sae import errors, products, vnni
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.kernels import Pattern, decode, joined, largest, pattern_of, sampled
 from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.preactivations import SMALL, Block, Preactivations, product_dtype
+from stages.sae.preactivations import SMALL, Block, Bytes, Preactivations, product_dtype
 from stages.sae.rules.base import Rule
 from stages.sae.rules.jumprelu import JumpReLU, Reward
 from stages.sae.rules.relu import Gated, ReLU
@@ -45,8 +45,8 @@ def test_pattern_of_a_mask_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("latents", [64, 61])
 def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
-    block = Block(random(ROWS, latents).to(dtype), random(ROWS, seed=2).abs() + 0.5, random(latents, seed=3) / 4)
-    h = block.product.float() * block.scale[:, None] + block.bias
+    block = Block(random(ROWS, latents).to(dtype), random(latents, seed=3) / 4)
+    h = block.product.float() + block.bias
     for low in (torch.tensor(0.0), torch.tensor(1.3), random(latents, seed=1)):
         assert block.above(low).dense(torch.ones(10**4)[: int((h > low).sum())]).bool().equal(h > low)
     for least in (1, 3, 20, latents + 5):
@@ -60,6 +60,51 @@ def test_selections_equal_plain_ones(dtype: torch.dtype, latents: int):
             expected = h.topk(min(k, latents), dim=1).values.relu()
             assert top.dense(values).sum(1).allclose(expected.sum(1))
             assert bool((top.starts.diff() == (expected > 0).sum(1)).all())
+
+
+def bytes_of(rows: int, latents: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, encoder, bias, balance: rows, latents and columns of very different size."""
+    y = random(rows, width) * torch.logspace(-1, 1, rows)[:, None]
+    encoder = random(latents, width, seed=1) * torch.logspace(1, -1, latents)[:, None]
+    return y, encoder, random(latents, seed=2), random(width, seed=3).abs() + 0.5
+
+
+@pytest.mark.skipif(not vnni.there(), reason="this CPU does not multiply bytes")
+@pytest.mark.parametrize("rows, latents, width", [(1, 1, 1), (4, 64, 8), (35, 130, 17), (130, 61, 320)])
+def test_selections_of_bytes_equal_whole_products(rows: int, latents: int, width: int):
+    """Sizes with and without padding; numbers are rounded to the nearest, and multiplied without a loss."""
+    y, encoder, bias, balance = bytes_of(rows, latents, width)
+    q, row_scales = map(torch.from_numpy, vnni.of_rows(y.numpy(), balance.reciprocal().numpy()))
+    q, row_scales = q[:rows, :width].double() - 128, row_scales[:rows, None].double()
+    panels = vnni.panels(latents, width)
+    scales = torch.from_numpy(vnni.of_latents(encoder.numpy(), balance.numpy(), panels)[1])[:latents, None].double()
+    fours = torch.from_numpy(panels).view(torch.int8).unflatten(2, (vnni.PANEL, 4))
+    weights = fours.transpose(1, 2).flatten(0, 1).flatten(1)[:latents, :width].double()
+    assert bool(((row_scales * q - y / balance).abs() <= 0.501 * row_scales).all())
+    assert bool(((scales * weights - encoder * balance).abs() <= 0.501 * scales).all())
+
+    h, chosen = (row_scales * q) @ (scales * weights).T + bias, Bytes(y, encoder, bias, balance)
+    for low in (torch.tensor(0.0), torch.tensor(1.3), random(latents, seed=4)):
+        found = chosen.above(low)
+        marks = found.dense(torch.ones(len(found.latents))).bool()
+        assert bool((marks.equal(h > low)) or (h - low)[marks != (h > low)].abs().max() < 1e-4)
+    for least in (1, 20):
+        found = chosen.strongest(least)
+        marks = found.dense(torch.ones(len(found.latents))).bool()
+        best = h.topk(min(least, latents), dim=1).values
+        torch.testing.assert_close(h.where(marks, 0).topk(min(least, latents), dim=1).values, best.relu())
+
+
+@pytest.mark.skipif(not vnni.there(), reason="this CPU does not multiply bytes")
+def test_what_is_not_a_number_stays_in_its_row_and_leads_to_no_latent_that_is_not_there():
+    y, encoder, bias, balance = bytes_of(35, 61, 17)
+    broken = y.clone()
+    broken[7, 3], broken[9, 4] = torch.nan, torch.inf
+    whole, found = (Bytes(rows, encoder, bias, balance).above(torch.tensor(0.5)) for rows in (y, broken))
+    kept, expected = (one.keep((one.row_of != 7) & (one.row_of != 9)) for one in (found, whole))
+    assert kept.latents.equal(expected.latents) and kept.starts.equal(expected.starts)
+    for one in (found, Bytes(broken, encoder, bias, balance).strongest(8)):
+        assert int(one.latents.max()) < 61
 
 
 def test_joined_patterns_are_the_rows_one_below_the_other(pattern: Pattern):
@@ -76,9 +121,9 @@ def test_the_cheap_product_loses_nothing(product: torch.dtype, name: str, monkey
         pytest.skip("this CPU does not multiply bytes")
     monkeypatch.setattr("stages.sae.preactivations.product_dtype", lambda *_: product)
     monkeypatch.setattr("stages.sae.preactivations.ROWS", 8)
-    y = random(500, 320) * torch.logspace(-1, 1, 320) * torch.logspace(-1, 1, 500)[:, None]
-    model = Autoencoder(320, 1024, torch.Generator().manual_seed(0))
-    model.b_enc.data = random(1024, seed=5)
+    y = random(500, 319) * torch.logspace(-1, 1, 319) * torch.logspace(-1, 1, 500)[:, None]
+    model = Autoencoder(319, 1023, torch.Generator().manual_seed(0))
+    model.b_enc.data = random(1023, seed=5)
     model.start(y, 16, torch.Generator().manual_seed(1))
     rule = {"topk": TopK(16), "batchtopk": BatchTopK(16)}[name]
     rule.start(model, y)

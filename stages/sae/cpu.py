@@ -1,7 +1,7 @@
 """The loops of choosing latents on the CPU, compiled by Numba: each reads the product once, a row at a time in cache.
 
 A product is given as the bits of its floats, int16 for bfloat16 and int32 for float32, and stands for
-h = scale[row] · product + bias[latent]. The result is in CSR form: the first entry of each row, and the latents.
+h = product + bias[latent]. The result is in CSR form: the first entry of each row, and the latents.
 """
 
 import math
@@ -39,7 +39,7 @@ _bits_of = _same_bits(types.float32, types.int32, ir.IntType(32))
 
 
 @njit(inline="always")
-def _collect(marks, found):  # pragma: no cover
+def collect(marks, found):  # pragma: no cover
     """Write where ``marks``, bytes, are 1 to the front of ``found``; how many are.
 
     Few are: eight are passed over at once, or written without a branch to mispredict.
@@ -58,7 +58,7 @@ def _collect(marks, found):  # pragma: no cover
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
+def joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
     starts = np.zeros(len(counts) + 1, np.int64)
     starts[1:] = counts.cumsum()
     latents = np.empty(starts[-1], np.int64)
@@ -68,38 +68,47 @@ def _joined(found, counts) -> Csr:  # pyright: ignore[reportReturnType]
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def above(bits, scale, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
+def above(bits, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
     """The entries where h exceeds ``low`` (latent,)."""
     rows, latents = bits.shape
     shift = FLOAT - 8 * bits.itemsize
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     left = low - bias  # one vector to read with each row in place of two
     for row in prange(rows):
-        source, factor, marks = bits[row], scale[row], np.empty(latents, np.int8)
+        source, marks = bits[row], np.empty(latents, np.int8)
         for j in range(latents):
-            marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) * factor > left[j])
-        counts[row] = _collect(marks, found[row])
-    return _joined(found, counts)
+            marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) > left[j])
+        counts[row] = collect(marks, found[row])
+    return joined(found, counts)
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def strongest(bits, scale, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
+def strongest(bits, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
     """The positive entries of each row that are among its ``least`` largest, and up to a quarter more."""
     rows, latents = bits.shape
     shift = FLOAT - 8 * bits.itemsize
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     for tile in prange(math.ceil(rows / TILE)):
-        halves, marks, cut = np.empty(latents, np.int16), np.empty(latents, np.int8), ONE >> 16
+        halves, marks, cut = np.empty(latents, np.int16), np.empty(latents, np.int8), np.int64(0)
         for row in range(tile * TILE, min((tile + 1) * TILE, rows)):
-            source, factor = bits[row], scale[row]
+            source = bits[row]
             for j in range(latents):  # to the bits of a bfloat16, rounded down: half as much to pass over
-                halves[j] = np.int16(_bits_of(_float_of(np.int32(source[j]) << shift) * factor + bias[j]) >> 16)
-            cut = _cut(halves, 0x7F80, least, least + least // 4, cut)
+                halves[j] = np.int16(_bits_of(_float_of(np.int32(source[j]) << shift) + bias[j]) >> 16)
+            cut = cut_of(halves, least, cut)
             bound = np.int16(cut)
             for j in range(latents):
                 marks[j] = np.int8(halves[j] > bound)
-            counts[row] = _collect(marks, found[row])
-    return _joined(found, counts)
+            counts[row] = collect(marks, found[row])
+    return joined(found, counts)
+
+
+@njit(inline="always")
+def cut_of(halves, least, guess):  # pragma: no cover
+    """Bits of a bfloat16 that ``least`` to five quarters of it of a row's ``halves`` exceed, where there are such.
+
+    ``guess``: the row before's, 0 without one.
+    """
+    return _cut(halves, 0x7F80, least, least + least // 4, guess if guess else ONE >> 16)
 
 
 @njit(inline="always")
@@ -211,44 +220,3 @@ def adamw(weights, gradient, means, squares, along, scale, knobs, lengths, unit)
             lengths[row] *= norm
             for j in range(len(w)):
                 w[j] *= np.float32(1) / norm
-
-
-@njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def eight_bit_rows(x, columns) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # pyright: ignore[reportReturnType]
-    """x[row] · columns ≈ scale[row] · (q[row] − 128)."""
-    rows, width = x.shape
-    q, scales = np.empty((rows, width), np.uint8), np.empty(rows, np.float32)
-    for row in prange(rows):
-        scale = _scale(x, row, columns)
-        scales[row] = scale
-        for j in range(width):
-            q[row, j] = np.uint8(x[row, j] * columns[j] / scale + np.float32(128.5))
-    return q, scales
-
-
-@njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def eight_bit_columns(x, columns) -> tuple[NDArray[np.int8], NDArray[np.float32]]:  # pyright: ignore[reportReturnType]
-    """x[row] · columns ≈ scale[row] · q[:, row]."""
-    rows, width = x.shape
-    q, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
-    tile = 64  # rows that are turned together: writes of single bytes far apart would cost ten times more
-    for block in prange(math.ceil(rows / tile)):
-        first, end = block * tile, min((block + 1) * tile, rows)
-        turned = np.empty((tile, width), np.int8)
-        for row in range(first, end):
-            scale = _scale(x, row, columns)
-            scales[row] = scale
-            for j in range(width):
-                turned[row - first, j] = np.int8(math.floor(x[row, j] * columns[j] / scale + np.float32(0.5)))
-        for j in range(width):
-            for row in range(first, end):
-                q[j, row] = turned[row - first, j]
-    return q, scales
-
-
-@njit(inline="always", fastmath=True)
-def _scale(x, row, columns):  # pragma: no cover
-    largest = np.float32(1e-30)
-    for j in range(x.shape[1]):
-        largest = max(largest, abs(x[row, j] * columns[j]))
-    return largest / np.float32(127)

@@ -1,19 +1,20 @@
 """h = y W_enc + b_enc of a batch, which is never there as a whole.
 
-Latents are chosen by a cheap product, a block of rows at a time; what may be chosen is then computed exactly. On CPUs
-that multiply bytes (VNNI) the product is of 8-bit numbers, at twice the speed of bfloat16. Rounding a row to 8 bits is
-coarse where a few columns are large, as they are in residual streams, so that columns are divided by ``balance`` and
-those of W_enc multiplied by it (Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
+Latents are chosen by a cheap product; what may be chosen is then computed exactly. On CPUs that multiply bytes the
+product is of 8-bit numbers, at twice the speed of bfloat16. Rounding a row to 8 bits is coarse where a few columns are
+large, as they are in residual streams, so that columns are divided by ``balance`` and those of W_enc multiplied by it
+(Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stages.sae import cpu
+from stages.sae import cpu, vnni
 from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
 ROWS = 1024  # of h at a time on a CPU: fewer make the product slower
@@ -25,39 +26,67 @@ def product_dtype(device: torch.device, weights: int) -> torch.dtype:
     """The numbers that the cheap product of an encoder of so many weights is made of."""
     if weights < SMALL:
         return torch.float32
-    return torch.int8 if device.type == "cpu" and torch.cpu._is_vnni_supported() else fast_dtype(device)
+    return torch.int8 if device.type == "cpu" and vnni.there() else fast_dtype(device)
 
 
 @dataclass(frozen=True)
 class Block:
-    """h ≈ ``scale`` (row,) · ``product`` (row, latent) + ``bias`` (latent,)."""
+    """h ≈ ``product`` (row, latent) + ``bias`` (latent,)."""
 
     product: Tensor
-    scale: Tensor
     bias: Tensor
 
     def above(self, low: Tensor) -> Pattern:
         """The entries above ``low``, () or (latent,)."""
-        low = low.float().expand(len(self.bias))
         if self.product.device.type == "cpu":
-            return self._pattern(partial(cpu.above, low=low.contiguous().numpy()))
-        return pattern_of(self._h() > low)
+            return _pattern(cpu.above(self._bits(), self.bias.numpy(), _each(low, self.bias)), self.bias)
+        return pattern_of(self._h() > low.float())
 
     def strongest(self, least: int) -> Pattern:
         """At least the ``least`` largest positive entries of each row; elsewhere than on a CPU exactly so many."""
         if self.product.device.type == "cpu":
-            return self._pattern(partial(cpu.strongest, least=least))
+            return _pattern(cpu.strongest(self._bits(), self.bias.numpy(), least), self.bias)
         latents = self._h().topk(min(least, len(self.bias)), dim=1).indices.sort(dim=1).values
         starts = torch.arange(0, latents.numel() + 1, latents.shape[1], device=latents.device)
         return Pattern(starts, latents.flatten(), len(self.bias))
 
     def _h(self) -> Tensor:
-        return self.product.float() * self.scale[:, None] + self.bias
+        return self.product.float() + self.bias
 
-    def _pattern(self, find: Callable[..., cpu.Csr]) -> Pattern:
-        bits = self.product.view(torch.int16 if self.product.dtype is torch.bfloat16 else torch.int32)
-        starts, latents = find(bits.numpy(), self.scale.numpy(), self.bias.numpy())
-        return Pattern(torch.from_numpy(starts), torch.from_numpy(latents), len(self.bias))
+    def _bits(self) -> Any:
+        return self.product.view(torch.int16 if self.product.dtype is torch.bfloat16 else torch.int32).numpy()
+
+
+class Bytes:
+    """The same of all rows, from 8-bit numbers."""
+
+    def __init__(self, y: Tensor, encoder: Tensor, bias: Tensor, balance: Tensor) -> None:
+        self.bias = bias
+        rows = vnni.of_rows(y.contiguous().numpy(), balance.reciprocal().numpy())
+        panels = vnni.panels(*encoder.shape)
+        sums = vnni.of_latents(encoder.contiguous().numpy(), balance.numpy(), panels)
+        self._numbers = (len(y), len(bias), *rows, panels, *sums, self._padded(bias, 0.0))
+
+    def above(self, low: Tensor) -> Pattern:
+        """The entries above ``low``, () or (latent,)."""
+        return _pattern(vnni.above(*self._numbers, self._padded(low, torch.inf)), self.bias)
+
+    def strongest(self, least: int) -> Pattern:
+        """At least the ``least`` largest positive entries of each row."""
+        return _pattern(vnni.strongest(*self._numbers, least), self.bias)
+
+    def _padded(self, values: Tensor, value: float) -> Any:
+        each = values.float().expand(len(self.bias))
+        return torch.nn.functional.pad(each, (0, -len(each) % vnni.PANEL), value=value).contiguous().numpy()
+
+
+def _each(low: Tensor, bias: Tensor) -> Any:
+    return low.float().expand(len(bias)).contiguous().numpy()
+
+
+def _pattern(csr: cpu.Csr, bias: Tensor) -> Pattern:
+    starts, latents = map(torch.from_numpy, csr)
+    return Pattern(starts, latents, len(bias))
 
 
 class Preactivations:
@@ -68,29 +97,19 @@ class Preactivations:
         self.rows, self.latents = len(y), len(encoder)
         self.dtype = product_dtype(y.device, encoder.numel())
 
-    def choose(self, candidates: Callable[[Block], Pattern]) -> Pattern:
-        """The ``candidates`` of all blocks."""
+    def choose(self, candidates: Callable[[Block | Bytes], Pattern]) -> Pattern:
+        """The ``candidates`` of all rows."""
+        if self.dtype is torch.int8:
+            return candidates(self._bytes)
         rows = ROWS if self.y.device.type == "cpu" else max(1, ENTRIES // self.latents)
-        blocks = self._bytes if self.dtype is torch.int8 else self._floats
-        return joined([candidates(block) for block in blocks(rows)])
+        weights = self.encoder.to(self.dtype).T
+        parts = self.y.to(self.dtype).split(rows)
+        return joined([candidates(Block(part @ weights, self.bias)) for part in parts])
 
     def at(self, pattern: Pattern) -> Tensor:
         """(entries,) the exact h."""
         return sample(self.y, self.encoder, pattern, self.bias)
 
-    def _floats(self, rows: int) -> Iterator[Block]:
-        weights = self.encoder.to(self.dtype).T
-        for part in self.y.to(self.dtype).split(rows):
-            yield Block(part @ weights, torch.ones(len(part), device=part.device), self.bias)
-
-    def _bytes(self, rows: int) -> Iterator[Block]:
-        q, scales = map(torch.from_numpy, cpu.eight_bit_rows(self.y.numpy(), self.balance.reciprocal().numpy()))
-        weights, weight_scales = map(
-            torch.from_numpy, cpu.eight_bit_columns(self.encoder.numpy(), self.balance.numpy())
-        )
-        packed, zeros = torch.ops.aten.to_mkldnn(weights), torch.zeros(self.latents, dtype=torch.long)
-        for part, scale in zip(q.split(rows), scales.split(rows), strict=True):
-            product = torch.ops.onednn.qlinear_pointwise(
-                part, 1.0, 128, packed, weight_scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
-            )
-            yield Block(product, scale, self.bias)
+    @cached_property
+    def _bytes(self) -> Bytes:
+        return Bytes(self.y, self.encoder, self.bias, self.balance)

@@ -185,7 +185,7 @@ def summed(codes: Codes, groups: Tensor, shares: Tensor, latents: int) -> Codes:
 
 
 def _above(h: Tensor, low: Tensor) -> Pattern:
-    return Block(h, torch.ones(len(h), device=h.device), torch.zeros_like(low)).above(low)
+    return Block(h, torch.zeros_like(low)).above(low)
 
 
 def threshold_for(sae: SAE, blocks: Callable[[], Iterable[Tensor]], per_row: float) -> float:
