@@ -36,7 +36,10 @@ class InTheCheckout(InTreeCacheLocator):
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], file: str) -> Self | None:
-        return super().from_function(function, file) if Path(file).is_relative_to(ROOT / "stages") else None
+        wanted_elsewhere = getattr(config, "CACHE_DIR", None)  # a folder of the user's own
+        if wanted_elsewhere or not Path(file).is_relative_to(ROOT / "stages"):
+            return None
+        return super().from_function(function, file)
 
 
 def _file(value: Any) -> str | None:

@@ -22,7 +22,7 @@ print(sum(cpu.projected.stats.cache_hits.values()))
 INLINED = """
 import numpy as np
 from stages.sae import vnni
-x, panels = np.ones((64, 8), np.float32), vnni.panels(64, 8)
+x, panels = np.ones((64, 8), np.float32), vnni.room(64, 8)
 ones, nothing = x[0].copy(), np.zeros(64, np.float32)
 rows, sums = vnni.of_rows(x, ones), vnni.of_latents(x, ones, panels)
 vnni.above(64, 64, *rows, panels, *sums, nothing, nothing)
@@ -50,7 +50,7 @@ def test_other_code_compiles_its_own(tmp_path: Path):
     assert [hits(tmp_path / name, tmp_path) for name in ("one-a", "other-a", "other-b")] == [0, 0, 1]
 
 
-@pytest.mark.skipif(not vnni.there(), reason="this CPU does not multiply bytes")
+@pytest.mark.skipif(not vnni.there(), reason="this CPU has no AVX-512 VNNI")
 def test_code_that_is_compiled_into_a_function_of_another_file_counts(tmp_path: Path):
     """`tile.py` and `cpu.py` are compiled into the loops of `vnni.py`."""
     for changed in ("tile.py", "cpu.py"):

@@ -104,9 +104,9 @@ def strongest(bits, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
 
 @njit(inline="always")
 def cut_of(halves, least, guess):  # pragma: no cover
-    """Bits of a bfloat16 that ``least`` to five quarters of it of a row's ``halves`` exceed, where there are such.
+    """Bits of a bfloat16 that at least ``least`` of a row's ``halves`` exceed, and a quarter more at the most, if any.
 
-    ``guess``: the row before's, 0 without one.
+    ``guess``: the row before's; 0 is none.
     """
     return _cut(halves, 0x7F80, least, least + least // 4, guess if guess else ONE >> 16)
 

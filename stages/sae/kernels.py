@@ -72,6 +72,8 @@ def pattern_of(mask: Tensor) -> Pattern:
 
 def joined(parts: list[Pattern]) -> Pattern:
     """The rows of all ``parts``, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
     latents = torch.cat([part.latents for part in parts])
     return Pattern(_starts(torch.cat([part.starts.diff() for part in parts])), latents, parts[0].width)
 

@@ -1,13 +1,13 @@
 """h = y W_enc + b_enc of a batch, which is never there as a whole.
 
-Latents are chosen by a cheap product; what may be chosen is then computed exactly. On CPUs that multiply bytes the
-product is of 8-bit numbers, at twice the speed of bfloat16. Rounding a row to 8 bits is coarse where a few columns are
-large, as they are in residual streams, so that columns are divided by ``balance`` and those of W_enc multiplied by it
-(Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
+Latents are chosen by a cheap product; what may be chosen is then computed exactly. On CPUs with AVX-512 VNNI, but no
+AMX, it is of 8-bit numbers, at more than twice the speed of bfloat16. Rounding a row to 8 bits is coarse where a few
+columns are large, as they are in residual streams, so that columns are divided by ``balance`` and those of W_enc
+multiplied by it (Xiao et al. 2023, "SmoothQuant", eq. 4, α = 1/2).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from stages.sae import cpu, vnni
 from stages.sae.kernels import Pattern, fast_dtype, joined, pattern_of, sample
 
 ROWS = 1024  # of h at a time on a CPU: fewer make the product slower
-ENTRIES = 2**26  # of h at a time elsewhere
+ENTRIES = 2**26  # of h at a time elsewhere, and of what bytes are chosen from
 SMALL = 2**17  # weights of an encoder for which a float32 product costs nothing
 
 
@@ -26,7 +26,7 @@ def product_dtype(device: torch.device, weights: int) -> torch.dtype:
     """The numbers that the cheap product of an encoder of so many weights is made of."""
     if weights < SMALL:
         return torch.float32
-    return torch.int8 if device.type == "cpu" and vnni.there() else fast_dtype(device)
+    return torch.int8 if device.type == "cpu" and vnni.best() else fast_dtype(device)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Block:
     def above(self, low: Tensor) -> Pattern:
         """The entries above ``low``, () or (latent,)."""
         if self.product.device.type == "cpu":
-            return _pattern(cpu.above(self._bits(), self.bias.numpy(), _each(low, self.bias)), self.bias)
+            return _pattern(cpu.above(self._bits(), self.bias.numpy(), _each(low, self.bias).numpy()), self.bias)
         return pattern_of(self._h() > low.float())
 
     def strongest(self, least: int) -> Pattern:
@@ -57,31 +57,51 @@ class Block:
         return self.product.view(torch.int16 if self.product.dtype is torch.bfloat16 else torch.int32).numpy()
 
 
+@dataclass(frozen=True)
 class Bytes:
-    """The same of all rows, from 8-bit numbers."""
+    """h of some rows from 8-bit numbers, which answers as a Block does. ``padded``: the ``bias`` of whole panels."""
 
-    def __init__(self, y: Tensor, encoder: Tensor, bias: Tensor, balance: Tensor) -> None:
-        self.bias = bias
+    rows: tuple[Any, Any]
+    encoder: tuple[Any, Any, Any]
+    padded: Any
+    bias: Tensor
+    number: int
+
+    @classmethod
+    def of(cls, y: Tensor, encoder: Tensor, bias: Tensor, balance: Tensor) -> "Bytes":
+        """h of all rows of ``y`` (row, width)."""
         rows = vnni.of_rows(y.contiguous().numpy(), balance.reciprocal().numpy())
-        panels = vnni.panels(*encoder.shape)
+        panels = vnni.room(*encoder.shape)
         sums = vnni.of_latents(encoder.contiguous().numpy(), balance.numpy(), panels)
-        self._numbers = (len(y), len(bias), *rows, panels, *sums, self._padded(bias, 0.0))
+        return cls(rows, (panels, *sums), _panels(bias, bias, 0.0), bias, len(y))
+
+    def split(self, rows: int) -> "list[Bytes]":
+        """Parts of so many rows, a multiple of a tile's."""
+        q, scales = self.rows
+        starts = range(0, self.number, rows)
+        parts = [((q[i : i + rows], scales[i : i + rows]), min(rows, self.number - i)) for i in starts]
+        return [replace(self, rows=part, number=number) for part, number in parts]
 
     def above(self, low: Tensor) -> Pattern:
         """The entries above ``low``, () or (latent,)."""
-        return _pattern(vnni.above(*self._numbers, self._padded(low, torch.inf)), self.bias)
+        return self._pattern(vnni.above, _panels(low, self.bias, torch.inf))
 
     def strongest(self, least: int) -> Pattern:
         """At least the ``least`` largest positive entries of each row."""
-        return _pattern(vnni.strongest(*self._numbers, least), self.bias)
+        return self._pattern(vnni.strongest, least)
 
-    def _padded(self, values: Tensor, value: float) -> Any:
-        each = values.float().expand(len(self.bias))
-        return torch.nn.functional.pad(each, (0, -len(each) % vnni.PANEL), value=value).contiguous().numpy()
+    def _pattern(self, find: Callable[..., cpu.Csr], what: Any) -> Pattern:
+        csr = find(self.number, len(self.bias), *self.rows, *self.encoder, self.padded, what)
+        return _pattern(csr, self.bias)
 
 
-def _each(low: Tensor, bias: Tensor) -> Any:
-    return low.float().expand(len(bias)).contiguous().numpy()
+def _each(low: Tensor, bias: Tensor) -> Tensor:
+    return low.float().expand(len(bias)).contiguous()
+
+
+def _panels(values: Tensor, bias: Tensor, value: float) -> Any:
+    """One of ``values``, () or (latent,), for each latent, and ``value`` for those that fill the last panel."""
+    return torch.nn.functional.pad(_each(values, bias), (0, -len(bias) % vnni.PANEL), value=value).numpy()
 
 
 def _pattern(csr: cpu.Csr, bias: Tensor) -> Pattern:
@@ -100,7 +120,8 @@ class Preactivations:
     def choose(self, candidates: Callable[[Block | Bytes], Pattern]) -> Pattern:
         """The ``candidates`` of all rows."""
         if self.dtype is torch.int8:
-            return candidates(self._bytes)
+            rows = max(1, ENTRIES // self.latents // vnni.BLOCK) * vnni.BLOCK
+            return joined([candidates(part) for part in self._bytes.split(rows)])
         rows = ROWS if self.y.device.type == "cpu" else max(1, ENTRIES // self.latents)
         weights = self.encoder.to(self.dtype).T
         parts = self.y.to(self.dtype).split(rows)
@@ -112,4 +133,4 @@ class Preactivations:
 
     @cached_property
     def _bytes(self) -> Bytes:
-        return Bytes(self.y, self.encoder, self.bias, self.balance)
+        return Bytes.of(self.y, self.encoder, self.bias, self.balance)

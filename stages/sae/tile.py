@@ -1,8 +1,8 @@
 """A tile of h in a CPU's registers, by the instruction for 8-bit numbers of AVX-512: LLVM's code, for Numba's loops.
 
-TALL rows of PANEL latents. A tile stays in registers until it has been compared with what it must exceed: to write h
-out and to read it back costs a third of what multiplying costs. What `vnni.py` calls are ``mark`` and ``halve``; all
-that they are given are addresses, but for ``words``, the 4-byte words of a row:
+TALL rows of PANEL latents. `vnni.py` calls ``mark``, which compares a tile where it is, because to write h out and to
+read it back costs a third of what multiplying costs, and ``halve``, which writes half of each h's bits. They are given
+addresses, and ``words``, how many of 4 bytes a row has, and what :func:`_marks` and :func:`_halves` say:
 
     h = row_scales[row] · scales[latent] · (start[latent] + Σ q[row] · panel[latent]) + bias[latent]
 
@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16  # numbers of 32 bits in a register
-TALL, PANEL = 4, 64  # 4 × 4 registers of sums: enough to hide the multiplication's latency, few enough for 32
+TALL, PANEL = 4, 64  # 4 × 4 registers of sums: enough to hide a multiplication's latency; marks are words of 64 bits
 INT, LONG, FLOAT, BIT = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(1)
 INTS, FLOATS, HALVES = (ir.VectorType(kind, LANES) for kind in (INT, FLOAT, ir.IntType(16)))
 Value: TypeAlias = Any  # of llvmlite, whose types pyright cannot tell
@@ -113,7 +113,7 @@ mark, halve = _on_a_tile(_marks), _on_a_tile(_halves)
 
 def _lowest(typing: Any, word: types.Type) -> Any:
     """The place of the lowest bit of a 64-bit word that is 1; there must be one."""
-    return types.int64(types.int64), lambda _context, builder, _signature, args: builder.cttz(args[0], BIT(1))
+    return types.int64(types.uint64), lambda _context, builder, _signature, args: builder.cttz(args[0], BIT(1))
 
 
 lowest: Any = intrinsic(_lowest)

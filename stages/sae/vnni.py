@@ -6,44 +6,62 @@ whole tiles with bytes that add nothing.
 
 import math
 from functools import cache
+from typing import Any
 
-import llvmlite.binding
 import numpy as np
 import torch
 from numba import prange
+from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from stages.compiled import njit
 from stages.sae.cpu import Csr, collect, cut_of, joined
 from stages.sae.tile import PANEL, TALL, halve, lowest, mark
 
-BLOCK = 64  # rows that go through all panels together; their bytes stay in the second-level cache
+BLOCK = 16 * TALL  # rows that go through all panels together, at the most; their bytes stay in the second-level cache
+SHARES = 32  # into which rows are cut where there are enough, for as many threads
 Rows = tuple[NDArray[np.uint8], NDArray[np.float32]]
 Sums = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 @cache
 def there() -> bool:
-    """Whether this CPU has the instruction, and not one that multiplies whole matrices (AMX), which torch uses."""
-    features = llvmlite.binding.get_host_cpu_features()
-    return features.get("avx512vnni", False) and not features.get("amx-int8", False)
+    """Whether Numba compiles for a CPU with the instruction."""
+    return "+avx512vnni" in _features()
 
 
-def panels(latents: int, width: int) -> NDArray[np.int32]:
-    """Room for an encoder's, where torch puts its tensors: no register is read across two lines of the cache."""
+@cache
+def best() -> bool:
+    """Whether it is the best that this CPU has: some multiply whole matrices (AMX), and torch knows how."""
+    return there() and "+amx-int8" not in _features()
+
+
+def _features() -> list[str]:
+    context: Any = cpu_target.target_context
+    _, _, features = context.codegen().magic_tuple()
+    return features.split(",")
+
+
+def room(latents: int, width: int) -> NDArray[np.int32]:
+    """Room for an encoder's panels, where torch puts its tensors: no register is read across two lines of the cache."""
     return torch.empty(math.ceil(latents / PANEL), math.ceil(width / 4), PANEL, dtype=torch.int32).numpy()
+
+
+@njit(inline="always")
+def _block(rows):  # pragma: no cover
+    return min(BLOCK, max(1, rows // SHARES // TALL) * TALL)
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def above(rows, latents, q, row_scales, panels, start, scales, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
     """The entries of the ``rows`` and ``latents``, without the padding, where h exceeds ``low`` (latent,)."""
-    words = panels.shape[1]
+    words, size = panels.shape[1], _block(rows)
     found, counts = np.empty((rows, latents), np.int32), np.zeros(rows, np.int64)
-    for block in prange(math.ceil(rows / BLOCK)):
-        marks = np.empty(TALL, np.int64)
+    for block in prange(math.ceil(rows / size)):
+        marks = np.empty(TALL, np.uint64)
         for panel in range(len(panels)):
             first = panel * PANEL
-            for row in range(block * BLOCK, min((block + 1) * BLOCK, rows), TALL):
+            for row in range(block * size, min((block + 1) * size, rows), TALL):
                 mark(
                     q[row:].ctypes.data, words, panels[panel].ctypes.data, start[first:].ctypes.data,
                     row_scales[row:].ctypes.data, scales[first:].ctypes.data, bias[first:].ctypes.data,
@@ -53,7 +71,7 @@ def above(rows, latents, q, row_scales, panels, start, scales, bias, low) -> Csr
                     word, n = marks[i], counts[row + i]
                     while word:
                         found[row + i, n] = first + lowest(word)
-                        word &= word - 1
+                        word &= word - np.uint64(1)
                         n += 1
                     counts[row + i] = n
     return joined(found, counts)
@@ -62,11 +80,11 @@ def above(rows, latents, q, row_scales, panels, start, scales, bias, low) -> Csr
 @njit(parallel=True, nogil=True, cache=True)
 def strongest(rows, latents, q, row_scales, panels, start, scales, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
     """The positive entries of each of the ``rows`` that are among its ``least`` largest, and up to a quarter more."""
-    words, padded = panels.shape[1], len(bias)
+    words, padded, size = panels.shape[1], len(bias), _block(rows)
     found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
-    for block in prange(math.ceil(rows / BLOCK)):
-        halves, marks, cut = np.empty((BLOCK, padded), np.int16), np.empty(latents, np.int8), np.int64(0)
-        begin, end = block * BLOCK, min((block + 1) * BLOCK, rows)
+    for block in prange(math.ceil(rows / size)):
+        halves, marks, cut = np.empty((size, padded), np.int16), np.empty(latents, np.int8), np.int64(0)
+        begin, end = block * size, min((block + 1) * size, rows)
         for panel in range(len(panels)):
             first = panel * PANEL
             for row in range(begin, end, TALL):
@@ -105,9 +123,9 @@ def of_rows(x, columns) -> Rows:  # pyright: ignore[reportReturnType]
 def of_latents(x, columns, packed) -> Sums:  # pyright: ignore[reportReturnType]
     """x[latent] · columns ≈ scale[latent] · q[latent], q written to ``packed``; where sums start, and the scales."""
     latents, width = x.shape
-    panels, words, _ = packed.shape
-    start, scales = np.zeros(panels * PANEL, np.int32), np.zeros(panels * PANEL, np.float32)
-    for panel in prange(panels):
+    number, words, _ = packed.shape
+    start, scales = np.zeros(number * PANEL, np.int32), np.zeros(number * PANEL, np.float32)
+    for panel in prange(number):
         q = np.zeros((PANEL, 4 * words), np.int8)
         for latent in range(panel * PANEL, min((panel + 1) * PANEL, latents)):
             scale, total = _scale(x, latent, columns), np.int32(0)
