@@ -15,7 +15,7 @@ from stages.batches import Shuffled
 from stages.door import run
 from stages.extract.shards import DTYPE, Activations, identity, mapped, shard_name, writing
 from stages.files import need_disk
-from stages.machine import Machine, start
+from stages.machine import Machine, keep_memory, start
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.fit import Judgement, fit
 from stages.sae.knobs import Train, make_rule
@@ -50,6 +50,7 @@ def main(*words: str) -> None:
     parser.add_argument("--steps", type=int, default=1200)
     given = parser.parse_args(words)
     start(params.load("machine", Machine))
+    keep_memory()  # as the stage does
     knobs = params.load("train", Train).model_copy(update={"epochs": 1})
     with TemporaryDirectory(dir=".") as folder:
         activations = repeated(given.width, int(given.gigabytes * 1e9), Path(folder))

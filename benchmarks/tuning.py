@@ -15,7 +15,7 @@ from benchmarks.pieces import say
 from stages import params
 from stages.door import run
 from stages.extract.shards import Activations, open_activations
-from stages.machine import Machine, start
+from stages.machine import Machine, keep_memory, start
 from stages.targets import Targets
 from stages.tune.knobs import Tune
 from stages.tune.trial import attempt, sliced
@@ -67,6 +67,7 @@ def main(*words: str) -> None:
     parser.add_argument("--activations", type=Path, default=Path("data/activations/9"))
     given = parser.parse_args(words)
     start(Machine(device="cpu", threads=given.threads, save_every=60))
+    keep_memory()  # as the stage does
     whole = sliced(open_activations(given.activations), given.rows)
     first, end = whole.split("validation")
     splits = {**whole.meta["splits"], "validation": [first, min(end, first + given.validation)]}
