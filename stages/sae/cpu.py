@@ -39,7 +39,7 @@ _bits_of = _same_bits(types.float32, types.int32, ir.IntType(32))
 
 
 @njit(inline="always")
-def collect(marks, found):  # pragma: no cover
+def _collect(marks, found):  # pragma: no cover
     """Write where ``marks``, bytes, are 1 to the front of ``found``; how many are.
 
     Few are: eight are passed over at once, or written without a branch to mispredict.
@@ -78,7 +78,7 @@ def above(bits, bias, low) -> Csr:  # pyright: ignore[reportReturnType]
         source, marks = bits[row], np.empty(latents, np.int8)
         for j in range(latents):
             marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) > left[j])
-        counts[row] = collect(marks, found[row])
+        counts[row] = _collect(marks, found[row])
     return joined(found, counts)
 
 
@@ -94,21 +94,21 @@ def strongest(bits, bias, least) -> Csr:  # pyright: ignore[reportReturnType]
             source = bits[row]
             for j in range(latents):  # to the bits of a bfloat16, rounded down: half as much to pass over
                 halves[j] = np.int16(_bits_of(_float_of(np.int32(source[j]) << shift) + bias[j]) >> 16)
-            cut = cut_of(halves, least, cut)
-            bound = np.int16(cut)
-            for j in range(latents):
-                marks[j] = np.int8(halves[j] > bound)
-            counts[row] = collect(marks, found[row])
+            cut, counts[row] = take(halves, least, cut, marks, found[row])
     return joined(found, counts)
 
 
 @njit(inline="always")
-def cut_of(halves, least, guess):  # pragma: no cover
-    """Bits of a bfloat16 that at least ``least`` of a row's ``halves`` exceed, and a quarter more at the most, if any.
+def take(halves, least, guess, marks, found):  # pragma: no cover
+    """Write the places of a row's ``least`` largest, and up to a quarter more, to the front of ``found``.
 
-    ``guess``: the row before's; 0 is none.
+    ``halves``: bits of bfloat16. ``guess``: the cut of the row before; 0 is none. Returns this row's, and how many.
     """
-    return _cut(halves, 0x7F80, least, least + least // 4, guess if guess else ONE >> 16)
+    cut = _cut(halves, 0x7F80, least, least + least // 4, guess if guess else ONE >> 16)
+    bound = np.int16(cut)
+    for j in range(len(halves)):
+        marks[j] = np.int8(halves[j] > bound)
+    return cut, _collect(marks, found)
 
 
 @njit(inline="always")

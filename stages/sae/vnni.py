@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from stages.compiled import njit
-from stages.sae.cpu import Csr, collect, cut_of, joined
+from stages.sae.cpu import Csr, joined, take
 from stages.sae.tile import PANEL, TALL, halve, lowest, mark
 
 BLOCK = 16 * TALL  # rows that go through all panels together, at the most; their bytes stay in the second-level cache
@@ -94,12 +94,7 @@ def strongest(rows, latents, q, row_scales, panels, start, scales, bias, least) 
                     padded, halves[row - begin, first:].ctypes.data,
                 )  # fmt: skip
         for row in range(begin, end):
-            h = halves[row - begin, :latents]
-            cut = cut_of(h, least, cut)
-            bound = np.int16(cut)
-            for j in range(latents):
-                marks[j] = np.int8(h[j] > bound)
-            counts[row] = collect(marks, found[row])
+            cut, counts[row] = take(halves[row - begin, :latents], least, cut, marks, found[row])
     return joined(found, counts)
 
 
@@ -123,17 +118,17 @@ def of_rows(x, columns) -> Rows:  # pyright: ignore[reportReturnType]
 def of_latents(x, columns, packed) -> Sums:  # pyright: ignore[reportReturnType]
     """x[latent] · columns ≈ scale[latent] · q[latent], q written to ``packed``; where sums start, and the scales."""
     latents, width = x.shape
-    number, words, _ = packed.shape
-    start, scales = np.zeros(number * PANEL, np.int32), np.zeros(number * PANEL, np.float32)
-    for panel in prange(number):
+    panels, words, _ = packed.shape
+    start, scales = np.zeros(panels * PANEL, np.int32), np.zeros(panels * PANEL, np.float32)
+    for panel in prange(panels):
         q = np.zeros((PANEL, 4 * words), np.int8)
         for latent in range(panel * PANEL, min((panel + 1) * PANEL, latents)):
             scale, total = _scale(x, latent, columns), np.int32(0)
             scales[latent] = scale
             for j in range(width):  # rounded where all are positive, so that cutting off rounds to the nearest
-                number = np.int32(x[latent, j] * columns[j] / scale + np.float32(128.5)) - 128
-                q[latent % PANEL, j] = number
-                total += number
+                byte = np.int32(x[latent, j] * columns[j] / scale + np.float32(128.5)) - 128
+                q[latent % PANEL, j] = byte
+                total += byte
             start[latent] = -128 * total
         fours = q.view(np.int32)
         for word in range(words):
