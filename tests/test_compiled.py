@@ -50,6 +50,12 @@ def test_other_code_compiles_its_own(tmp_path: Path):
     assert [hits(tmp_path / name, tmp_path) for name in ("one-a", "other-a", "other-b")] == [0, 0, 1]
 
 
+def test_a_folder_of_the_users_own_keeps_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "own"))
+    assert [hits(tmp_path / "one-a", tmp_path), len(list((tmp_path / "own").rglob("cpu.projected*.nbc")))] == [0, 1]
+    assert not (tmp_path / "stages").exists()
+
+
 @pytest.mark.skipif(not vnni.there(), reason="this CPU has no AVX-512 VNNI")
 def test_code_that_is_compiled_into_a_function_of_another_file_counts(tmp_path: Path):
     """`tile.py` and `cpu.py` are compiled into the loops of `vnni.py`."""
