@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.cluster.read import open_clusters, selected
 from stages.door import BadInput, run
-from stages.files import write_bytes, write_json, write_text
+from stages.files import write_bytes, write_json, write_text, write_texts
 from stages.interpret.read import open_latents
 from stages.params import load
 from stages.report.causes import Causes
@@ -82,8 +82,7 @@ def main(
         write_bytes(Path(plots) / f"{name}.png", png)
     shown = (known, list(families.values()), causes, merged, searched, evaluated)
     write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
-    for name, html in site(known, causes):
-        write_text(Path(pages) / name, html)
+    write_texts((Path(pages) / name, html) for name, html in site(known, causes))
     for layer in known:
         if (number := layer.meta["layer"]) in families:
             write_text(Path(pages) / f"{number}/map.html", linked(families[number].page, layer.ids))

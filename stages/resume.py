@@ -2,6 +2,24 @@
 
 It lies outside DVC's outputs (DVC deletes those before each run) in `.scratch/<stage>-<hash>/` of the main checkout.
 The hash covers all that the result depends on: inputs, params and the parsed code, so that a comment does not count.
+
+What is kept there is sealed. A seal is an empty file `.sealed/<name>/<SHA-256>` beside the file `<name>`;
+it is there before the file takes its name. What does not have the hash of its seal (cut, empty, flipped, put there by
+somebody else) is told in one line on stderr, deleted, and counts as not there, so that its part is done again:
+
+    with resume.scratch("stage-9", facts) as work:
+        result = resume.kept_json(work / "42.json")         # or kept_bytes, or kept_tensors(path, device)
+        if result is None:
+            result = compute(42)
+            resume.keep_json(work / "42.json", result)      # or keep_bytes, keep_tensors; any of them may overwrite
+
+        with resume.sealing(work / "large.bin") as temporary:    # a large file, written bit by bit under another name …
+            stream_into(temporary)
+        if resume.whole(work / "large.bin"):                     # … hashed in constant memory, then read in place
+            read(work / "large.bin")
+
+A file is sealed for its place: the content of another place is foreign there. What is whole and yet not what is asked
+for goes by :func:`drop`.
 """
 
 import ast
@@ -13,11 +31,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from stages import door, files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ROOT = Path(__file__).resolve().parents[1]
+SEALS = ".sealed"
 
 
 def main_root() -> Path:
@@ -73,10 +97,92 @@ def _tell_of_others(folder: Path, stage: str) -> None:
             sys.stderr.write(f"{stage}: starts anew; {name} is of other inputs, params or code, and may be deleted\n")
 
 
+@contextmanager
+def sealing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; what is written there by the end of the block is sealed and takes the name ``path``."""
+    with files.replacing(path) as temporary:
+        yield temporary
+        seal = _seal(path, files.sha256(temporary))
+        seal.parent.mkdir(parents=True, exist_ok=True)
+        seal.touch()
+    for other in _seals(path):  # that of the content which stood here until now
+        if other != seal:
+            other.unlink()
+
+
+def keep_bytes(path: Path, content: bytes) -> None:
+    """Keep ``content`` under ``path``."""
+    with sealing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def keep_json(path: Path, value: Any) -> None:
+    """Keep what strict JSON can say."""
+    keep_bytes(path, files.json_text(value).encode())
+
+
+def keep_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
+    """Keep tensors, which are on the CPU, as a safetensors file."""
+    with sealing(path) as temporary:
+        files.save_tensors(temporary, tensors)
+
+
+def whole(path: Path) -> bool:
+    """Whether ``path`` holds what was sealed there; if it holds something else, that is told and deleted."""
+    if not path.exists():
+        return False
+    if path.is_file() and _seal(path, files.sha256(path)).exists():
+        return True
+    drop(path, "is damaged")
+    return False
+
+
+def kept_bytes(path: Path) -> bytes | None:
+    """The content of ``path``; None if nothing whole is there."""
+    return path.read_bytes() if whole(path) else None
+
+
+def kept_json(path: Path) -> Any:
+    """The value of ``path``; None if nothing whole is there."""
+    content = kept_bytes(path)
+    return None if content is None else json.loads(content)
+
+
+def kept_tensors(path: Path, device: str = "cpu") -> dict[str, "Tensor"] | None:
+    """The tensors of ``path`` on ``device``; None if nothing whole is there."""
+    from safetensors.torch import load_file  # torch takes a second, which the stages without tensors do without
+
+    return load_file(path, device) if whole(path) else None
+
+
+def sealed_hash(path: Path) -> str:
+    """The SHA-256 of a file that is :func:`whole`, without reading it again."""
+    (seal,) = _seals(path)
+    return seal.name
+
+
+def drop(path: Path, why: str) -> None:
+    """Delete what is kept under ``path``, and say so in a line: what is kept there ``why``, its part is done again."""
+    name = path.relative_to(main_root()) if path.is_relative_to(main_root()) else path
+    sys.stderr.write(f"{door.module().rpartition('.')[2]}: {name} {why}; its part is done again\n")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for seal in _seals(path):
+        seal.unlink()
+
+
+def _seal(path: Path, sha256: str) -> Path:
+    return path.parent / SEALS / path.name / sha256
+
+
+def _seals(path: Path) -> list[Path]:
+    return list((path.parent / SEALS / path.name).glob("*"))
+
+
 def deliver(work: Path, target: Path, names: list[str]) -> None:
-    """Move finished folders out of ``work`` into ``target``, taking the place of what was there."""
+    """Move finished folders out of ``work`` into ``target``, without seals, taking the place of what was there."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (target / name).exists():
             shutil.rmtree(target / name)
+        shutil.rmtree(work / name / SEALS, ignore_errors=True)
         shutil.move(work / name, target / name)
