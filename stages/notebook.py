@@ -89,14 +89,13 @@ def from_database(
 
     Vectors may be JSON, arrays, pgvector's text, or BLOBs of ``blob``. A path to a SQLite file is a URL, too.
     """
-    path = Path(url) if "://" not in url else None
+    path = None if "://" in url or url.startswith(database.VARIABLE) else Path(url)
     if path is not None and not path.exists():
         raise BadInput(f"{url} is not there")
     found: list[bytes] = []
     ids, texts, bad = [], [], []
-    with closing(
-        database.rows(database.address(url, path), query, database.shown(url) if path is None else url)
-    ) as rows:
+    where = url if path else database.shown(url)
+    with closing(database.rows(path or database.address(url), query, where)) as rows:
         for row in rows:
             if missing := next((name for name in (id, vector, text) if name is not None and name not in row), None):
                 raise BadInput(f"the query gives no column {missing!r}; it gives {', '.join(row)}")

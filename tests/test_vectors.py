@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from small import change, make, of_vectors, run
 
 from src import fetch as script
-from stages import params
+from stages import database, params
 from stages.door import BadInput
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch import corpus, read
@@ -52,7 +52,7 @@ def stored(folder: Path) -> dict[str, list[float]]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
+def items(tmp_path: Path) -> Path:
     """Four rows: a vector as JSON, one as a BLOB, NULL, and one that is too long."""
     path = tmp_path / "items.sqlite"
     rows = [
@@ -71,9 +71,9 @@ def database(tmp_path: Path) -> Path:
 # --- vectors come in ------------------------------------------------------------------------------------------------
 
 
-def test_two_of_four_rows_of_a_database(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sha256(database)
-    meta = build(tmp_path / "c", {"source": str(database), "query": "SELECT * FROM items ORDER BY id", "text": "text"})
+def test_two_of_four_rows_of_a_database(items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sha256(items)
+    meta = build(tmp_path / "c", {"source": str(items), "query": "SELECT * FROM items ORDER BY id", "text": "text"})
     assert dict(sorted(stored(tmp_path / "c").items())) == {"1": [1, 2, 3], "2": [4, 5, 6]}
     assert meta["width"] == WIDTH and meta["documents"] == 2 and meta["read"] == 4
     assert meta["bad_rows"] == {
@@ -81,7 +81,7 @@ def test_two_of_four_rows_of_a_database(database: Path, tmp_path: Path, capsys: 
     }  # fmt: skip
     assert "2 rows are left out: 3: NULL; 4: 4 numbers, not 3" in capsys.readouterr().err
     assert sorted(document["text"] for document in read.documents(tmp_path / "c")) == ["one", "two"]
-    assert sha256(database) == before
+    assert sha256(items) == before
 
 
 @pytest.mark.parametrize(
@@ -132,18 +132,18 @@ def test_blobs_of_doubles() -> None:
         ({"source": "env:STRATA_NOT_SET"}, "STRATA_NOT_SET is not set"),
     ],
 )
-def test_a_database_that_cannot_be_used(database: Path, tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_a_database_that_cannot_be_used(items: Path, tmp_path: Path, change: dict[str, Any], why: str) -> None:
     most = change.pop("max_bad_rows", 10)
-    given = {"source": str(database), "query": "SELECT * FROM items ORDER BY id", **change}
-    before = sha256(database)
+    given = {"source": str(items), "query": "SELECT * FROM items ORDER BY id", **change}
+    before = sha256(items)
     with pytest.raises(BadInput, match=why) as refused:
         build(tmp_path / "c", {name: value for name, value in given.items() if value}, max_bad_rows=most)
     assert "hunter2" not in str(refused.value)
-    assert sha256(database) == before
+    assert sha256(items) == before
 
 
-def test_a_url_may_stand_in_the_environment(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRATA_ITEMS", f"sqlite:///{database}")
+def test_a_url_may_stand_in_the_environment(items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATA_ITEMS", f"sqlite:///{items}")
     source = {"source": "env:STRATA_ITEMS", "query": "SELECT id, vector FROM items WHERE id < 3"}
     meta = build(tmp_path / "c", source)
     assert stored(tmp_path / "c") == {"1": [1, 2, 3], "2": [4, 5, 6]}
@@ -457,8 +457,54 @@ def test_a_real_postgres(postgres: str, tmp_path: Path) -> None:
         meta = build(tmp_path / column, source)
         assert meta["bad_rows"]["first"] == ["2500: NULL"] and meta["documents"] == 2500
         assert stored(tmp_path / column) == {str(number): [number, 1, 2] for number in range(2500)}
-    with pytest.raises(BadInput, match="read-only transaction"):
-        build(
-            tmp_path / "w", {"source": postgres, "query": "SELECT nextval('s') AS id, emb FROM items", "vector": "emb"}
-        )
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def notes(postgres: str) -> str:
+    """Two rows, a sequence that nobody used yet, and a function that would write."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(postgres).execution_options(no_parameters=True)
+    with engine.begin() as connection:
+        for command in (
+            "CREATE TABLE notes (id int, body text)",
+            "INSERT INTO notes VALUES (1, '100% :tag'), (2, 'plain')",
+            "CREATE SEQUENCE IF NOT EXISTS s",
+            "CREATE FUNCTION made() RETURNS int LANGUAGE sql AS 'INSERT INTO notes VALUES (3) RETURNING id'",
+        ):
+            connection.exec_driver_sql(command)
+    engine.dispose()
+    return postgres
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT id::text AS id FROM notes WHERE body LIKE '%:tag%'", ["1"]),
+        (r"SELECT id FROM notes WHERE body LIKE '100\%%' -- not :bound, 100%s", ["1"]),
+        (r"SELECT id, E'it\'s lo_export(1)' AS body FROM notes;", ["1", "2"]),
+        ("SELECT id, $q$ pg_reload_conf() $q$ AS body FROM notes /* lo_unlink( */ ORDER BY random()", ["1", "2"]),
+        ("SELECT nextval('s') AS id", "calls nextval, which does more than read.*read-only transaction"),
+        ("SELECT lo_export(1, '/tmp/strata') AS id", "calls lo_export"),
+        ('SELECT id FROM notes WHERE "pg_reload_conf" ()', "calls pg_reload_conf"),
+        ("SELECT set_config('transaction_read_only', 'off', true) AS id", "calls set_config"),
+        ("SELECT made() AS id", "cannot execute INSERT in a read-only transaction"),
+        ("COPY notes TO '/tmp/strata'", "syntax error"),
+        ("WITH gone AS (DELETE FROM notes RETURNING *) SELECT * FROM gone", "data-modifying"),
+        ("SELECT id FROM notes; COMMIT; DELETE FROM notes", "multiple commands"),
+        ("SELECT id INTO more FROM notes", "INTO is not allowed"),
+        ("SELECT id, id FROM notes", "two columns called 'id'"),
+    ],
+)
+def test_a_query_of_postgres(notes: str, query: str, expected: list[str] | str) -> None:
+    """It runs to the letter, and does nothing but read."""
+    rows = database.rows(notes, query, "notes")
+    if isinstance(expected, list):
+        assert sorted(str(row["id"]) for row in rows) == expected
+    else:
+        with pytest.raises(BadInput, match=expected):
+            list(rows)
+    state = "SELECT count(*) AS rows, (SELECT is_called FROM s) AS drawn FROM notes"
+    assert list(database.rows(notes, state, "notes")) == [{"rows": 2, "drawn": False}]

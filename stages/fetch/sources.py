@@ -193,7 +193,7 @@ def _query(source: Source) -> Generator[Document, None, None]:
     path = _sqlite(source)
     where = path.name if path else database.shown(source.source)
     columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
-    with closing(database.rows(database.address(source.source, path), source.query or "", where)) as rows:
+    with closing(database.rows(path or database.address(source.source), source.query or "", where)) as rows:
         yield from columns.documents(rows)
 
 
