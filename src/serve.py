@@ -9,6 +9,7 @@ from stages.door import BadInput, run
 from stages.machine import Machine, start
 from stages.serve.app import Gate, make_app
 from stages.serve.explainer import Explainer, open_explainer
+from stages.serve.listening import config, is_loopback
 
 
 def main(
@@ -16,13 +17,13 @@ def main(
 ) -> None:
     """SAE: its folder, or an encoder.npz. LM, LATENTS, PAGES: folders that fetch, interpret and report wrote; by
     default those beside it in the project. LM may also be any sentence-transformers model: a folder or package:NAME.
-    With STRATA_TOKEN set, requests must carry it."""
+    With STRATA_TOKEN set, requests must carry it. STRATA_HOSTS: more names that the server goes by, commas between."""
     folder = Path(sae).resolve()
     data = folder.parent.parent
     if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
     token = os.environ.get("STRATA_TOKEN") or None
-    if host not in ("127.0.0.1", "localhost", "::1") and token is None:
+    if not is_loopback(host) and token is None:
         raise BadInput(f"to listen on {host}, where others can reach it, set STRATA_TOKEN")
     model = sentences.find(lm) if lm else data / "lm"
     if model is None or (lm and not any((model / name).exists() for name in ("meta.json", "modules.json"))):
@@ -38,18 +39,13 @@ def main(
 
     # All that torch does is done in the model's thread: another one's team of workers would be in its way.
     explainer = gate.model.submit(opened).result()
-    app = make_app(explainer, token, Path(pages) if pages else data.parent / "reports" / "latents", gate)
-    import uvicorn
+    names = frozenset(filter(None, (name.strip().lower() for name in os.environ.get("STRATA_HOSTS", "").split(","))))
+    hosts = names if names or is_loopback(host) else None
+    app = make_app(explainer, token, Path(pages) if pages else data.parent / "reports" / "latents", gate, hosts)
+    from uvicorn import Server
 
-    uvicorn.run(
-        app,
-        host=host,
-        port=int(port),
-        log_level="warning",
-        limit_concurrency=1024,
-        timeout_keep_alive=5,
-        h11_max_incomplete_event_size=2**16,
-    )
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again after it has shut down
+        Server(config(app, host, int(port))).run()
 
 
 if __name__ == "__main__":

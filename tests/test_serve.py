@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -20,6 +22,7 @@ import torch
 from conftest import WORDS
 from fastapi.testclient import TestClient
 from test_extract import FACTS, corpus, extract, knobs
+from uvicorn import Server
 
 from stages import npz, sentences
 from stages.door import BadInput
@@ -31,6 +34,7 @@ from stages.machine import CPU
 from stages.sae import disk
 from stages.sae.sae import SAE
 from stages.serve import app as server
+from stages.serve import listening
 from stages.serve.explainer import Explainer, open_explainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,12 +247,80 @@ def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
     assert client.post("/encode", content=chunks).status_code == 413
 
 
-def test_a_token_is_asked_for(explainer: Explainer) -> None:
-    client = TestClient(server.make_app(explainer, token="secret"))
-    for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}):
-        assert client.post("/explain", json={"text": "cat"}, headers=given).status_code == 401  # pyright: ignore
-    assert client.post("/explain", json={"text": "cat"}, headers={"authorization": "Bearer secret"}).status_code == 200
-    assert client.get("/health").status_code == 200 and client.get("/latents/1").status_code == 401
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("Bearer sécret", 200),
+        ("bearer sécret", 200),  # the scheme's name is of any case (RFC 9110)
+        ("BEARER   sécret ", 200),
+        ("Bearer wrong", 401),
+        ("sécret", 401),  # without a scheme
+        ("Basic sécret", 401),
+        ("Bearer", 401),
+        ("Bearersécret", 401),
+        ("", 401),
+        (None, 401),
+    ],
+)
+def test_a_token_is_asked_for(explainer: Explainer, given: str | None, code: int) -> None:
+    client = TestClient(server.make_app(explainer, token="sécret"))
+    headers = {} if given is None else {"authorization": given.encode()}
+    assert client.post("/explain", json={"text": "cat"}, headers=headers).status_code == code  # pyright: ignore
+    assert client.get("/latents/1", headers=headers).status_code == (404 if code == 200 else 401)  # pyright: ignore
+    for path in ("/", "/docs", "/health", "/metrics", "/openapi.json"):
+        assert client.get(path).status_code == 200
+
+
+def test_without_the_token_no_body_is_read(explainer: Explainer) -> None:
+    async def body() -> Any:
+        pytest.fail("the body was asked for")
+
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/encode", "headers": [], "query_string": b""}
+    asyncio.run(server.make_app(explainer, token="secret")(scope, body, send))
+    assert said[0]["status"] == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("127.0.0.1:8000", True),
+        ("127.8.9.1", True),
+        ("localhost", True),
+        ("LocalHost.:80", True),
+        ("[::1]:8000", True),
+        ("strata.example", True),  # STRATA_HOSTS
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("192.168.0.1", False),
+        ("localhost@evil.example", False),
+        ("[::1]evil", False),
+        ("", False),
+    ],
+)
+def test_a_page_elsewhere_cannot_ask_by_a_name_of_its_own(explainer: Explainer, host: str, answered: bool) -> None:
+    """DNS rebinding: the name in the address bar points to this machine, and the browser says it as Host."""
+    client = TestClient(server.make_app(explainer, hosts=frozenset({"strata.example"})))
+    for path in ("/health", "/docs", "/nothing"):
+        status = client.get(path, headers={"host": host}).status_code
+        assert (status != 421) == answered
+    told = client.post("/explain", json={"text": "cat"}, headers={"host": host})
+    assert told.status_code == (200 if answered else 421)
+    assert answered or "put it in STRATA_HOSTS" in told.json()["detail"]
+
+
+def test_pages_need_nothing_from_elsewhere(client: TestClient) -> None:
+    """Neither page loads anything but from this server: there may be no internet."""
+    for path in ("/", "/docs"):
+        page = client.get(path).text
+        assert re.findall(r"(?:src|href)\s*=\s*[\"'](?!openapi|docs|pages|\.)", page) == []
+        assert "//" not in re.sub(r"^\s*//.*|\s//\s.*", "", page, flags=re.M), path
 
 
 def test_a_body_that_never_comes(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +387,133 @@ def test_a_model_that_the_sae_is_not_of(project: Path, tmp_path: Path) -> None:
     alone = open_explainer(project / "sae" / str(LAYER), None, None)
     with pytest.raises(BadInput, match="use /encode"):
         alone.read("cat")
+
+
+# --- connections: a real server, real sockets ----------------------------------------------------------------------
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[int]:
+    """A server of ``app`` in a thread of this process; its port."""
+    uvicorn = Server(listening.config(app, "127.0.0.1", 0))
+    thread = threading.Thread(target=uvicorn.run)
+    thread.start()
+    while not uvicorn.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield uvicorn.servers[0].sockets[0].getsockname()[1]
+    finally:
+        uvicorn.should_exit = True
+        thread.join()
+
+
+def connected(port: int, sent: bytes = b"") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=5)
+    client.sendall(sent)
+    return client
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server closes it (within the socket's timeout)."""
+    try:
+        return client.recv(100) == b""
+    except ConnectionError:
+        return True
+
+
+def health(port: int) -> int:
+    with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        return answer.status
+
+
+HALF = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-"
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        HALF,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + HALF,  # the second request of a connection
+    ],
+    ids=["nothing", "half", "after an answer"],
+)
+def test_headers_that_never_come(explainer: Explainer, monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
+    monkeypatch.setattr(listening, "HEADERS", 0.3)
+    with serving(server.make_app(explainer)) as port, connected(port, beginning) as client:
+        if b"\r\n\r\n" in beginning:
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        first = time.monotonic()
+        while time.monotonic() - first < 3:  # a byte now and then buys no time
+            try:
+                client.sendall(b"x")
+                client.settimeout(0.05)
+                if client.recv(100) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert 0.2 < time.monotonic() - first < 2
+
+
+def test_an_answer_that_nobody_reads_is_not_kept(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "HEADERS", 0.3)
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400):
+            await send({"type": "http.response.body", "body": bytes(2**16), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving(large) as port, connected(port) as client:
+        client.sendall(request)
+        time.sleep(1)
+        read = 0
+        with suppress(ConnectionError):
+            while part := client.recv(2**20):
+                read += len(part)
+        assert read < 400 * 2**16
+    with serving(large) as port, connected(port, request) as client:  # who reads on has all of it
+        read = 0
+        with suppress(TimeoutError):
+            client.settimeout(0.5)
+            while part := client.recv(2**20):
+                read += len(part)
+        assert read > 400 * 2**16
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [HALF, b"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{", b""],
+    ids=["half headers", "half bodies", "nothing"],
+)
+def test_a_thousand_that_say_nothing_lock_nobody_out(explainer: Explainer, beginning: bytes) -> None:
+    with serving(server.make_app(explainer)) as port, ExitStack() as stack:
+        idle = [stack.enter_context(connected(port, beginning)) for _ in range(1024 + 76)]
+        for _ in range(3):
+            first = time.monotonic()
+            assert health(port) == 200
+            assert time.monotonic() - first < listening.HEADERS, "it waited for their deadlines"
+        assert is_closed(idle[0]), "the oldest gave way"
+        idle[-1].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            idle[-1].recv(1)
+
+
+def test_bodies_are_bounded_together(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "BODIES", 10_000)
+    head = b"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n"
+    with serving(server.make_app(explainer)) as port, connected(port, head + bytes(8000)) as holds:
+        time.sleep(0.2)
+        with connected(port, head + bytes(9000)) as refused:
+            assert refused.recv(4096).startswith(b"HTTP/1.1 503")
+        holds.close()
+        time.sleep(0.2)
+        with connected(port, head + bytes(9000)) as again:
+            assert again.recv(4096).startswith((b"HTTP/1.1 400", b"HTTP/1.1 422"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -20,11 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from stages.door import BadInput
 from stages.readable import shade
 from stages.serve.explainer import Explainer, Read, strongest
+from stages.serve.listening import is_loopback
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE, DOCS = (Path(__file__).with_name(name) for name in ("page.html", "docs.html"))
+OPEN = {"/", "/docs", "/openapi.json", "/health", "/metrics"}  # paths that ask for no token
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")
 CHARACTERS = 20_000  # of a text
 ROWS = 1024  # vectors of a request
 BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
+BODIES = 2**28  # bytes of all requests' bodies that are in memory at once
 WAITING = 64  # requests that may wait for the model; more are told to come again
 SECONDS = 30.0  # that a body may take to come
 SHADES = 10
@@ -102,6 +107,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "no token",
         404: "not there",
         413: "too large",
+        421: "another host's name",
         422: "not usable",
         503: "too many requests wait",
     }.items()
@@ -131,64 +137,112 @@ class Gate:
             self._inside -= 1
 
 
-class Small:
-    """Refuses a body of more than BODY bytes, also one that does not say how long it is, or that takes SECONDS."""
+class Doorkeeper:
+    """What a request must pass before anything is done for it: its Host, its token, the size of its body.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    A body comes within SECONDS and is at most BODY bytes, also one that does not say how long it is; all bodies in
+    memory together are at most BODIES. ``hosts``: names that the server goes by beside those of this machine; None:
+    any.
+    """
+
+    def __init__(self, app: Any, token: str | None, hosts: frozenset[str] | None) -> None:
+        self.app, self.token, self.hosts = app, token, hosts
+        self.held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        request, parts = Request(scope), []
+        refusal = self._wrong_host(request) or self._wrong_token(request)
         try:
-            body = await asyncio.wait_for(_body(receive), SECONDS)
+            if refusal is None:
+                refusal = await asyncio.wait_for(self._take(receive, parts), SECONDS)
         except TimeoutError:
-            await JSONResponse({"detail": f"the body did not come within {SECONDS} s"}, 408)(scope, receive, send)
-            return
-        if body is None:
-            return
-        if len(body) > BODY:
-            await JSONResponse({"detail": f"the body is larger than {BODY} bytes"}, 413)(scope, receive, send)
-            return
+            refusal = problem(408, f"the body did not come within {SECONDS} s")
 
-        async def again() -> Any:
-            nonlocal body
-            whole, body = body, None
-            return await receive() if whole is None else {"type": "http.request", "body": whole, "more_body": False}
+        try:
+            if refusal is not None:
+                await refusal(scope, receive, send)
+            else:
+                await self.app(scope, _replayed(b"".join(parts), receive), send)
+        finally:
+            self.held -= sum(map(len, parts))
 
-        await self.app(scope, again, send)
-
-
-async def _body(receive: Any) -> bytes | None:
-    """A request's body, of which no more than a part over BODY is taken; None from a client that has gone."""
-    parts, size, more = [], 0, True
-    while more and size <= BODY:
-        message = await receive()
-        if message["type"] != "http.request":
+    def _wrong_host(self, request: Request) -> JSONResponse | None:
+        """A page elsewhere can let its own name point to this machine; a browser then sends that name."""
+        host = request.headers.get("host", "")
+        match = HOST.fullmatch(host)
+        name = match[1].rstrip(".").lower() if match else ""
+        if self.hosts is None or name in self.hosts or is_loopback(name):
             return None
-        parts.append(message.get("body", b""))
-        size, more = size + len(parts[-1]), message.get("more_body", False)
-    return b"".join(parts)
+        return problem(421, f"this server is not {host[:100]!r}; to let it go by that name, put it in STRATA_HOSTS")
+
+    def _wrong_token(self, request: Request) -> JSONResponse | None:
+        if self.token is None or request.scope["path"] in OPEN:
+            return None
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(token.strip().encode("latin-1"), self.token.encode())  # headers come as latin-1
+        if scheme.lower() == "bearer" and same:
+            return None
+        asked = {"WWW-Authenticate": "Bearer"}
+        return problem(401, "this server asks for its token as Authorization: Bearer", asked)
+
+    async def _take(self, receive: Any, parts: list[bytes]) -> JSONResponse | None:
+        """Append a body to ``parts``, of which no more than a part over the limits is taken; say what is wrong."""
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return problem(400, "the client has gone")  # which nobody reads
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            self.held += len(parts[-1])
+
+            if size > BODY:
+                return problem(413, f"the body is larger than {BODY} bytes")
+            if self.held > BODIES:
+                return problem(503, "too many bodies wait; try again soon", {"Retry-After": "1"})
+        return None
+
+
+def _replayed(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
+    """An ASGI ``receive`` that gives a whole body once, then what comes after it."""
+    whole: bytes | None = body
+
+    async def again() -> Any:
+        nonlocal whole
+        if whole is None:
+            return await receive()
+        message, whole = {"type": "http.request", "body": whole, "more_body": False}, None
+        return message
+
+    return again
+
+
+def problem(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A refusal in one sentence."""
+    return JSONResponse({"detail": why}, status, headers)
 
 
 def make_app(
-    explainer: Explainer, token: str | None = None, pages: Path | None = None, gate: Gate | None = None
+    explainer: Explainer,
+    token: str | None = None,
+    pages: Path | None = None,
+    gate: Gate | None = None,
+    hosts: frozenset[str] | None = None,
 ) -> FastAPI:
-    """The application. ``token``: what requests must carry as bearer; ``pages``: the folder of the latents' pages."""
+    """The application. ``token``: what requests must carry as bearer; ``pages``: the folder of the latents' pages;
+    ``hosts``: names that a request may ask for beside those of this machine, None: any."""
     registry, gate = CollectorRegistry(), gate or Gate()
     requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
     seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
+    linked = pages is not None and pages.is_dir() and token is None  # a browser that follows a link sends no token
 
-    def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-        if token is not None and not hmac.compare_digest(given, token.encode()):
-            raise HTTPException(
-                401, "this server asks for its token as Authorization: Bearer", {"WWW-Authenticate": "Bearer"}
-            )
-
-    app = FastAPI(title="Strata", description="Which latents of a sparse autoencoder a text activates.")
-    guarded: dict[str, Any] = {"dependencies": [Depends(allowed)], "responses": REFUSALS}
+    about = "Which latents of a sparse autoencoder a text activates."
+    app = FastAPI(title="Strata", description=about, docs_url=None, redoc_url=None)  # theirs come from a CDN
+    guarded: dict[str, Any] = {"responses": REFUSALS}
 
     @app.middleware("http")
     async def counted(request: Request, go: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -199,7 +253,7 @@ def make_app(
         seconds.labels(path).observe(time.perf_counter() - first)
         return response
 
-    app.add_middleware(Small)
+    app.add_middleware(Doorkeeper, token=token, hosts=hosts)
 
     @app.exception_handler(RequestValidationError)
     async def refused(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -221,7 +275,7 @@ def make_app(
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return explainer.facts
+        return explainer.facts | {"pages": linked}
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
@@ -231,8 +285,12 @@ def make_app(
     def page() -> str:
         return PAGE.read_text(encoding="utf-8")
 
-    if pages is not None and pages.is_dir() and token is None:  # a browser that follows a link sends no token
-        app.mount("/pages", StaticFiles(directory=pages, html=True))
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def docs() -> str:
+        return DOCS.read_text(encoding="utf-8")
+
+    if linked:
+        app.mount("/pages", StaticFiles(directory=str(pages), html=True))
     return app
 
 
