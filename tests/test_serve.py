@@ -539,7 +539,9 @@ def test_it_starts_in_an_empty_folder(project: Path, tmp_path: Path) -> None:
             def ask() -> None:
                 body = json.dumps({"text": " ".join(WORDS)}).encode()
                 try:
-                    with urlopen(Request(f"{at}/explain", body, {"content-type": "application/json"}), timeout=60) as r:
+                    with urlopen(
+                        Request(f"{at}/explain", body, {"content-type": "application/json"}), timeout=300
+                    ) as r:
                         codes.append(r.status)
                 except HTTPError as error:
                     codes.append(error.code)
