@@ -7,14 +7,16 @@ with z the codes of x and z′ the edited ones. Where z′ = z, x stays as it is
 first line is x + Σ_j (z′_j − z_j) W_dec[j].
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from stages import calls
 from stages.door import BadInput
 from stages.lm import Hook, LanguageModel, edit, wrapped
 from stages.sae.sae import SAE, Codes
@@ -33,6 +35,9 @@ class Set:
 
     value: Number
 
+    def __post_init__(self) -> None:
+        _check_number("Set.value", self.value)
+
     def of(self, code: Tensor, context: Tensor) -> Tensor:
         return torch.zeros_like(code) + _each(self.value, context)
 
@@ -42,6 +47,9 @@ class Scale:
     """Its code is multiplied by ``factor``: it moves only where the latent is active."""
 
     factor: Number
+
+    def __post_init__(self) -> None:
+        _check_number("Scale.factor", self.factor)
 
     def of(self, code: Tensor, context: Tensor) -> Tensor:
         return code * _each(self.factor, context)
@@ -53,6 +61,9 @@ class Add:
 
     strength: Number
 
+    def __post_init__(self) -> None:
+        _check_number("Add.strength", self.strength)
+
     def of(self, code: Tensor, context: Tensor) -> Tensor:
         return code + _each(self.strength, context)
 
@@ -60,8 +71,29 @@ class Add:
 Change = Set | Scale | Add
 
 
+def _check_number(name: str, number: Number) -> None:
+    """Refuse what is no finite number, and no list of them in a tensor."""
+    if not isinstance(number, Tensor):
+        calls.finite(name, number)
+    elif number.dim() > 1 or number.is_complex() or number.dtype == torch.bool or not torch.isfinite(number).all():
+        raise BadInput(
+            f"{name} is a tensor of {tuple(number.shape)}; it must hold finite numbers, one a text of the batch"
+        )
+
+
 def _each(number: Number, context: Tensor) -> Number:
-    return number.to(context.device)[context] if isinstance(number, Tensor) else number
+    """The number that counts for each row; ``context``: (row,) the text that the row is of."""
+    return number.to(context.device)[context] if isinstance(number, Tensor) and number.dim() else number
+
+
+def _number(change: Change) -> Number:
+    match change:
+        case Set(value):
+            return value
+        case Scale(factor):
+            return factor
+        case Add(strength):
+            return strength
 
 
 @contextmanager
@@ -79,12 +111,23 @@ def steer(
     ``changes``: latent -> what becomes of its code. ``at``: all tokens of the prompt and all that are generated; the
     last real token of each pass, so again all that are generated; or positions in the prompt, counted from its first
     real token, or, below 0, back from its last. Padding on either side is left alone where an attention mask marks it,
-    and so are special tokens unless their positions are named. Raises BadInput for a latent that there is not.
+    and so are special tokens unless their positions are named.
+
+    Raises BadInput, here, for a latent, layer, hook or word that there is not, a change that is none and an SAE of
+    another width than the model; and, in the pass, for a position that no text of the prompt has.
     """
-    for latent in changes:
-        if not 0 <= latent < sae.latents:
-            raise BadInput(f"latent {latent} is out of range: the SAE has {sae.latents}, 0 to {sae.latents - 1}")
-    device = (lm if isinstance(lm, LanguageModel) else wrapped(lm)).device
+    calls.of_kind("sae", sae, SAE, "it must be an SAE, as stages.sae.disk.load gives")
+    calls.of_kind("changes", changes, Mapping, "it must be a dict from latents to Set, Scale or Add")
+    calls.of_kind("replace", replace, bool, "it must be True or False")
+    for latent, change in changes.items():
+        if not isinstance(latent, Integral) or isinstance(latent, bool) or not 0 <= latent < sae.latents:
+            raise BadInput(f"latent {latent!r} is out of range: the SAE has {sae.latents}, 0 to {sae.latents - 1}")
+        calls.of_kind(f"the change of latent {latent}", change, Change, "it must be Set(…), Scale(…) or Add(…)")
+    numbers = [number for change in changes.values() if isinstance(number := _number(change), Tensor) and number.dim()]
+    lm = _opened(lm)
+    if sae.width != lm.width:
+        raise BadInput(f"the SAE reads vectors of {sae.width} numbers, but the model's are of {lm.width}")
+    device = lm.device
     sae, ids = sae.to(device), torch.tensor(list(changes), dtype=torch.long, device=device)
     # A step along a direction of a linear decoder does not depend on the codes.
     blind = sae.mean is None and not replace and all(isinstance(change, Add) for change in changes.values())
@@ -101,7 +144,7 @@ def steer(
         # Where nothing moves the two are the same tensor, and their difference 0.
         return edited if replace else x + (edited - sae.bent(written))
 
-    with altered(lm, alter, layer, hook, at):
+    with altered(lm, alter, layer, hook, at, {len(number) for number in numbers}):
         yield
 
 
@@ -110,11 +153,19 @@ def push(
     lm: "LanguageModel | PreTrainedModel", offset: Tensor, layer: int, hook: Hook = "resid_post", at: At = "all"
 ) -> Iterator[None]:
     """The same with ``offset`` added to the activations: (width,), or (context, width), one for each text."""
+    lm = _opened(lm)
+    calls.of_kind("offset", offset, Tensor, "it must be a tensor of (width,), or (text, width)")
+    if offset.dim() not in (1, 2) or offset.shape[-1] != lm.width:
+        raise BadInput(
+            f"offset is a tensor of {tuple(offset.shape)}; it must be ({lm.width},), the width, or one row a text"
+        )
+    if not offset.is_floating_point() or not torch.isfinite(offset).all():
+        raise BadInput("offset must hold finite numbers")
 
     def alter(x: Tensor, context: Tensor) -> Tensor:
         return x + (offset if offset.dim() == 1 else offset[context])
 
-    with altered(lm, alter, layer, hook, at):
+    with altered(lm, alter, layer, hook, at, {len(offset)} if offset.dim() == 2 else ()):
         yield
 
 
@@ -131,13 +182,23 @@ def columns(codes: Codes, latents: Tensor) -> Tensor:
 
 @contextmanager
 def altered(
-    lm: "LanguageModel | PreTrainedModel", alter: Alter, layer: int, hook: Hook = "resid_post", at: At = "all"
+    lm: "LanguageModel | PreTrainedModel",
+    alter: Alter,
+    layer: int,
+    hook: Hook = "resid_post",
+    at: At = "all",
+    sizes: Collection[int] = (),
 ) -> Iterator[None]:
-    """Inside the block, ``alter`` changes the activations at the positions ``at``, and no others."""
-    lm = lm if isinstance(lm, LanguageModel) else wrapped(lm)
-    now = _Passes(lm, at)
+    """Inside the block, ``alter`` changes the activations at the positions ``at``, and no others. ``sizes``: of what
+    has one number a text; the batch must have as many texts."""
+    lm = _opened(lm)
+    calls.whole("layer", layer, 0, len(lm.blocks) - 1)
+    calls.choice("hook", hook, get_args(Hook))
+    now = _Passes(lm, _positions(at))
 
     def change(x: Tensor) -> Tensor:
+        if wrong := [size for size in sizes if size != len(x)]:
+            raise BadInput(f"{wrong[0]} numbers are given, one a text, but the batch has {len(x)} texts")
         chosen = now.chosen(x)
         out = x.clone()
         context = chosen.nonzero()[:, 0]
@@ -145,12 +206,34 @@ def altered(
             out[chosen] = alter(x[chosen].float(), context).to(x.dtype)
         return out
 
-    handle = lm.model.base_model.register_forward_pre_hook(now.begin, with_kwargs=True)
+    # A pass begins with the whole model or with its base; OPT's head calls neither its base, but what lies in it.
+    entrances = {id(module): module for module in (lm.model, lm.model.base_model)}
+    handles = [module.register_forward_pre_hook(now.begin, with_kwargs=True) for module in entrances.values()]
     try:
         with edit(lm, hook, layer, change):
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _opened(lm: "LanguageModel | PreTrainedModel") -> LanguageModel:
+    if isinstance(lm, LanguageModel):
+        return lm
+    if not (isinstance(lm, torch.nn.Module) and hasattr(lm, "config")):
+        raise BadInput(f"lm is {calls.a_thing(lm)}; it must be a model of transformers', or what stages.lm.load gives")
+    return wrapped(lm)
+
+
+def _positions(at: At) -> At:
+    """``at`` as one of its two words, or a list of whole numbers."""
+    if isinstance(at, str) or not isinstance(at, Iterable):
+        calls.choice("at", at, ("all", "last"), " or a list of positions")
+        return at
+    positions = at.tolist() if isinstance(at, Tensor) else list(at)
+    if not isinstance(positions, list):
+        raise BadInput("at is a tensor of one number; it must be a list of positions")
+    return [calls.whole("a position in at", position, -(2**31), 2**31) for position in positions]
 
 
 class _Passes:
@@ -184,6 +267,9 @@ class _Passes:
             if self._past:
                 return torch.zeros_like(here)
             length = real.sum(1, keepdim=True)
+            longest = int(length.max())
+            if beyond := [at for at in self._at if not -longest <= at < longest]:
+                raise BadInput(f"position {beyond[0]} is in no text of the batch: the longest has {longest} tokens")
             named = [number == (at if at >= 0 else length + at) for at in self._at]
             return here & torch.stack(named).any(0) if named else torch.zeros_like(here)
         if self._at == "last":

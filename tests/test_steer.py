@@ -1,9 +1,11 @@
 """Steering: what is not asked for does not change by a bit, what is asked for changes exactly so much, there alone."""
 
+from collections.abc import Callable
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +25,12 @@ LEFT = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10], [0, 0, 0, 1, 11, 12, 4, 5]])
 @pytest.fixture
 def lm(tiny_lm: Path) -> LanguageModel:
     return load(tiny_lm, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def one_lm(gpt2: Path) -> LanguageModel:
+    """Where the family does not matter."""
+    return load(gpt2, torch.float32, CPU)
 
 
 def random_sae(width: int = 32, seed: int = 0) -> SAE:
@@ -161,8 +169,7 @@ def test_afterwards_all_is_as_before_also_after_an_error(lm: LanguageModel):
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert hooks() == before and torch.equal(outputs(lm, TOKENS), clean)
-    wide = random_sae(width=16)
-    with pytest.raises(RuntimeError), steer(lm, wide, {1: Set(9.0)}, LAYER):
+    with pytest.raises(BadInput, match="position 99 is in no text"), steer(lm, sae, {1: Set(9.0)}, LAYER, at=[99]):
         outputs(lm, TOKENS)
     assert hooks() == before and torch.equal(outputs(lm, TOKENS), clean)
 
@@ -199,3 +206,93 @@ def test_a_latent_out_of_range_is_one_sentence(lm: LanguageModel, latent: int):
     said = rf"latent {latent} is out of range: the SAE has {LATENTS}, 0 to {LATENTS - 1}"
     with pytest.raises(BadInput, match=said), steer(lm, random_sae(), {latent: Set(1.0)}, LAYER):
         pass
+
+
+NO_CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"layer": -1}, "layer is -1; it must be a whole number from 0 to 3"),
+    ({"layer": 4}, "layer is 4; .* from 0 to 3"),
+    ({"layer": 2.0}, r"layer is 2\.0; .* whole number"),
+    ({"layer": True}, "layer is True"),
+    ({"hook": "resid_mid"}, "hook is 'resid_mid'; it must be 'resid_post' or .*did you mean 'resid_p"),
+    ({"hook": "hook_resid_post"}, "did you mean 'resid_post'"),
+    ({"at": "lst"}, "at is 'lst'; it must be 'all' or 'last' or a list of positions; did you mean 'last'"),
+    ({"at": 3}, "at is 3; it must be"),
+    ({"at": None}, "at is None"),
+    ({"at": [0.5]}, r"a position in at is 0\.5"),
+    ({"at": ["last"]}, "a position in at is 'last'"),
+    ({"at": [99]}, "position 99 is in no text of the batch: the longest has 8 tokens"),
+    ({"at": [-9]}, "position -9 is in no text"),
+    ({"replace": "yes"}, "replace is the text 'yes'"),
+    ({"changes": [Add(1.0)]}, "changes is a list; it must be a dict"),
+    ({"changes": {1: 2.0}}, r"the change of latent 1 is 2\.0; it must be Set"),
+    ({"changes": {"1": Add(1.0)}}, "latent '1' is out of range"),
+    ({"changes": {True: Add(1.0)}}, "latent True is out of range"),
+    ({"changes": {1: Add(torch.tensor([1.0, 2.0, 3.0]))}}, "3 numbers are given, one a text, but the batch has 2"),
+    ({"sae": {"encoder": 1}}, "sae is a dict; it must be an SAE"),
+    ({"sae": random_sae(width=16)}, "the SAE reads vectors of 16 numbers, but the model's are of 32"),
+    ({"sae": random_sae(width=1)}, "the SAE reads vectors of 1 numbers"),
+    ({"lm": "gpt2"}, "lm is the text 'gpt2'; it must be a model"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), NO_CALLS)
+def test_a_call_that_means_nothing_is_one_sentence(one_lm: LanguageModel, given: dict[str, Any], said: str):
+    values = {"lm": one_lm, "sae": random_sae(), "changes": {1: Add(1.0)}, "layer": LAYER, **given}
+    with pytest.raises(BadInput, match=said), steer(**values):
+        outputs(one_lm, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Add(float("nan")), r"Add\.strength is nan; it must be a finite number"),
+        (lambda: Set(float("-inf")), r"Set\.value is -inf"),
+        (lambda: Scale("2"), r"Scale\.factor is '2'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Add(torch.tensor([1.0, float("nan")])), r"Add\.strength is a tensor of \(2,\); it must hold finite"),
+        (lambda: Add(torch.ones(2, 2)), r"a tensor of \(2, 2\)"),
+    ],
+)
+def test_a_change_is_by_a_finite_number(make: Callable[[], object], said: str):
+    with pytest.raises(BadInput, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("offset", "said"),
+    [
+        (torch.ones(1), r"a tensor of \(1,\); it must be \(32,\)"),
+        (torch.ones(3, 2, 32), r"a tensor of \(3, 2, 32\)"),
+        (torch.full((32,), float("nan")), "finite numbers"),
+        (torch.ones(32, dtype=torch.long), "finite numbers"),
+        (torch.ones(3, 32), "3 numbers are given, one a text, but the batch has 2 texts"),
+        ([1.0] * 32, "offset is a list"),
+    ],
+)
+def test_an_offset_is_a_vector_of_the_models_width(one_lm: LanguageModel, offset: Any, said: str):
+    with pytest.raises(BadInput, match=said), push(one_lm, offset, LAYER):
+        outputs(one_lm, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.ones((2, 32), np.float32), "x is a ndarray; it must be a tensor"),
+        ([[1.0] * 32], "x is a list"),
+        (torch.ones(32), r"x is a tensor of \(32,\); this SAE reads \(row, 32\)"),
+        (torch.ones(1, 2, 32), r"\(1, 2, 32\)"),
+        (torch.ones(2, 31), r"\(2, 31\)"),
+        (torch.ones(2, 1), r"\(2, 1\)"),
+        (torch.ones(2, 32, dtype=torch.long), "a tensor of int64; activations are floats"),
+        (torch.ones(2, 32, dtype=torch.complex64), "a tensor of complex64"),
+        (torch.full((2, 32), float("nan")), "NaN or infinity"),
+        (torch.full((2, 32), float("inf")), "NaN or infinity"),
+        (torch.ones(2, 32, device="meta"), "x is on meta, but the SAE on cpu"),
+    ],
+)
+def test_an_sae_says_what_it_reads(x: Any, said: str):
+    with pytest.raises(BadInput, match=said):
+        random_sae().encode(x)
+    assert len(random_sae().encode(torch.ones(0, 32)).values) == 0
+    with pytest.raises(BadInput, match="the codes are of 48 latents, but this SAE has 47"):
+        sae = random_sae()
+        changed(sae, decoder=sae.decoder[:-1]).decode(sae.encode(torch.ones(1, 32)))

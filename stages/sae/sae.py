@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages import calls
+from stages.door import BadInput
 from stages.sae.kernels import Pattern, decode, fast_dtype, sampled
 from stages.sae.nonlinearity import Nonlinearity, bend
 from stages.sae.preactivations import Block
@@ -106,11 +108,27 @@ class SAE:
         return torch.addmm(self.b_enc, x.float() - self.b_dec, self.encoder.T)
 
     def encode(self, x: Tensor) -> Codes:
-        """Codes of raw activations ``x`` (row, width)."""
+        """Codes of raw activations ``x`` (row, width), floats on the SAE's device. BadInput for anything else."""
+        self._check(x)
         codes = self._encode_parts(x)
         if self.groups is None or self.shares is None:
             return codes
         return summed(codes, self.groups, self.shares, self.latents)
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  # a notebook may give anything
+            raise BadInput(
+                f"x is {calls.a_thing(x)}; it must be a tensor (row, {self.width}), as torch.as_tensor makes"
+            )
+        if x.dim() != 2 or x.shape[1] != self.width:
+            raise BadInput(f"x is a tensor of {tuple(x.shape)}; this SAE reads (row, {self.width})")
+        if not x.is_floating_point():
+            raise BadInput(f"x is a tensor of {str(x.dtype).removeprefix('torch.')}; activations are floats")
+        if x.device != self.b_dec.device:
+            raise BadInput(f"x is on {x.device}, but the SAE on {self.b_dec.device}; move one of them by .to(device)")
+        # Both ends are NaN where one number is; several times cheaper than isfinite of every number.
+        if x.numel() and not torch.isfinite(torch.stack(torch.aminmax(x.detach()))).all():
+            raise BadInput("x holds NaN or infinity")
 
     def _encode_parts(self, x: Tensor) -> Codes:
         if self.k is not None:
@@ -149,7 +167,9 @@ class SAE:
         return (self.b_enc + 2 * ROUNDING * self.b_enc.abs()).bfloat16(), weights.bfloat16()
 
     def decode(self, codes: Codes) -> Tensor:
-        """Reconstruction, (row, width)."""
+        """Reconstruction, (row, width). Raises BadInput for codes of an SAE with another number of latents."""
+        if codes.pattern.width != self.latents:
+            raise BadInput(f"the codes are of {codes.pattern.width} latents, but this SAE has {self.latents}")
         return self.bent(self.written(codes))
 
     def written(self, codes: Codes) -> Tensor:
