@@ -7,10 +7,10 @@ from stages import launch, params, resume, sentences
 from stages.door import run
 from stages.extract import documents
 from stages.extract import extract as room
-from stages.extract.shards import Contexts
+from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.fetch.read import SPLITS
-from stages.files import read_json, write_json
+from stages.files import write_json
 from stages.lm import DTYPES, check_layers, load
 from stages.machine import Machine, start
 
@@ -33,13 +33,11 @@ def main(lm: str, corpus: str, target: str) -> None:
     belongs = {**facts, "params": knobs.model_dump(exclude={"batch_size"} if of_tokens else None), "layers": layers}
     belongs["vectors"] = text.get("vectors_sha256")  # the corpus' own hash is of its texts
     with launch.shared(resume.scratch("extract", belongs)) as work:
-        tokens = work / "tokens"
-        if launch.rank() == 0 and not (tokens / "meta.json").exists():
-            found = {split: read.documents(Path(corpus), split) for split in SPLITS}
-            counts = {split: text["splits"][split] for split in SPLITS}
-            write_json(tokens / "meta.json", {**facts, **reading.write(found, counts, tokens)})
+        if launch.rank() == 0:
+            documents_of = {split: read.documents(Path(corpus), split) for split in SPLITS}
+            room.keep_contexts(reading, documents_of, text["splits"], facts, work / "tokens")
         launch.barrier()
-        contexts = Contexts(tokens, read_json(tokens / "meta.json"))
+        contexts = open_contexts(work / "tokens")
         room.write_shards(reading, contexts, layers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
             resume.deliver(work, Path(target), ["tokens", *map(str, layers)])

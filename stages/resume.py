@@ -105,9 +105,7 @@ def sealing(path: Path) -> Iterator[Path]:
         seal = _seal(path, files.sha256(temporary))
         seal.parent.mkdir(parents=True, exist_ok=True)
         seal.touch()
-    for other in _seals(path):  # that of the content which stood here until now
-        if other != seal:
-            other.unlink()
+    _only(seal)
 
 
 def keep_bytes(path: Path, content: bytes) -> None:
@@ -131,7 +129,8 @@ def whole(path: Path) -> bool:
     """Whether ``path`` holds what was sealed there; if it holds something else, that is told and deleted."""
     if not path.exists():
         return False
-    if path.is_file() and _seal(path, files.sha256(path)).exists():
+    if path.is_file() and (seal := _seal(path, files.sha256(path))).exists():
+        _only(seal)
         return True
     drop(path, "is damaged")
     return False
@@ -172,6 +171,13 @@ def drop(path: Path, why: str) -> None:
 
 def _seal(path: Path, sha256: str) -> Path:
     return path.parent / SEALS / path.name / sha256
+
+
+def _only(seal: Path) -> None:
+    """Remove the seals of what stood there before, or was to stand there when a kill came."""
+    for other in seal.parent.iterdir():
+        if other != seal:
+            other.unlink()
 
 
 def _seals(path: Path) -> list[Path]:

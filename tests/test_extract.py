@@ -16,7 +16,8 @@ from stages.extract import extract as room
 from stages.extract.contexts import Layout, fill
 from stages.extract.shards import open_activations, open_contexts, verify
 from stages.fetch.read import SPLITS
-from stages.files import sha256, write_json
+from stages.files import sha256
+from stages.resume import SEALS
 
 CPU = torch.device("cpu")
 FACTS = {"model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "corpus": "c", "hook": "resid_post"}
@@ -43,14 +44,14 @@ def extract(folder: Path, model: Path, layers: list[int], params: room.Extract) 
     counts = {split: len(texts[split]) for split in SPLITS}
     facts = {**FACTS, "hook": params.hook, "forward": params.dtype}
     reading = room.language(lm, layers, params)
-    meta = reading.write({split: iter(texts[split]) for split in SPLITS}, counts, tokens)
-    write_json(tokens / "meta.json", {**facts, **meta})
+    room.keep_contexts(reading, {split: iter(texts[split]) for split in SPLITS}, counts, facts, tokens)
     room.write_shards(reading, open_contexts(tokens), layers, params.shard_rows, facts, folder)
     return folder
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and SEALS not in path.parts]
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 PLAIN = Layout(context=4, pack=False, bos=1, padding=1, special=frozenset({1, 2}))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stages import resume
 from stages.fetch.read import SPLITS
-from stages.files import sha256, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ def until(contexts: Iterable[Row], rows: int) -> Iterator[Row]:
 
 
 def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, total: int) -> dict[str, Any]:
-    """Write the contexts of all splits, one after the other; return what meta.json says of them."""
+    """Write the contexts of all splits, sealed, one after the other; return what meta.json says of them."""
     files: list[dict[str, Any]] = []
     ranges: dict[str, dict[str, list[int]]] = {"contexts": {}, "splits": {}}
     contexts = rows = 0
@@ -98,8 +98,9 @@ def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, tot
 
     def flush(count: int) -> None:
         path = folder / f"contexts-{len(files):05d}.safetensors"
-        write_tensors(path, {"token": torch.from_numpy(tokens[:count]), "document": torch.from_numpy(owners[:count])})
-        files.append({"file": path.name, "contexts": count, "sha256": sha256(path)})
+        content = {"token": torch.from_numpy(tokens[:count]), "document": torch.from_numpy(owners[:count])}
+        resume.keep_tensors(path, content)
+        files.append({"file": path.name, "contexts": count, "sha256": resume.sealed_hash(path)})
         tokens[:], owners[:] = layout.padding, -1
 
     with tqdm(total=total, desc="tokens", unit=" tokens", disable=None) as bar:

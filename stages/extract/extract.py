@@ -1,7 +1,7 @@
 """One forward pass, stopped after the last wanted block, writes the activations of every wanted layer."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import files, launch
+from stages import files, launch, resume
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise, until, write
-from stages.extract.shards import DTYPE, Activations, Contexts, identity, mapped, shard_name, writing
+from stages.extract.shards import DTYPE, Activations, Contexts, ShardWriter, identity, mapped, shard_name, writing
 from stages.fetch.read import SPLITS
 from stages.lm import Hook, LanguageModel, capture, forward_until
 from stages.params import Section
@@ -94,14 +94,24 @@ class Reading:
     forward: Forward
 
 
+def keep_contexts(
+    reading: Reading, corpus: Corpus, counts: dict[str, int], facts: dict[str, Any], folder: Path
+) -> None:
+    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an earlier try left them whole."""
+    meta = resume.kept_json(folder / "meta.json")
+    if meta is None or not all(resume.whole(folder / file["file"]) for file in meta["files"]):
+        resume.keep_json(folder / "meta.json", {**facts, **reading.write(corpus, counts, folder)})
+
+
 def write_shards(
     reading: Reading, contexts: Contexts, layers: Sequence[int], size: int, facts: dict[str, Any], folder: Path
 ) -> None:
     """Write `<folder>/<L>/shard-*.safetensors`, of ``size`` rows, and, at the end, `<folder>/<L>/meta.json` for each
     layer.
 
-    Shards that are whole are kept: a killed pass goes on after them. Several processes take turns, a shard each, and
-    the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards' headers.
+    Shards are sealed, and those that are whole are kept: a killed pass goes on after them. Several processes take
+    turns, a shard each, and the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards'
+    headers.
     """
     total, width = contexts.meta["rows"], reading.width
     metas = {layer: {**facts, "layer": layer, "width": width, "rows": total, "shard_rows": size} for layer in layers}
@@ -115,7 +125,7 @@ def write_shards(
             with ExitStack() as stack:
                 writers = {
                     layer: stack.enter_context(
-                        writing(folder / str(layer) / shard_name(number), rows, width, identity(meta, number))
+                        _sealed(folder / str(layer) / shard_name(number), rows, width, identity(meta, number))
                     )
                     for layer, meta in metas.items()
                 }
@@ -130,9 +140,16 @@ def write_shards(
         _finish(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
 
 
+@contextmanager
+def _sealed(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iterator[ShardWriter]:
+    """A shard for appending, which takes its name when whole."""
+    with resume.sealing(path) as temporary, writing(temporary, rows, width, identity) as shard:
+        yield shard
+
+
 def _is_whole(folder: Path, layers: Sequence[int], number: int) -> bool:
     """Whether every layer has that shard; one that only some layers have is written again."""
-    return all((folder / str(layer) / shard_name(number)).exists() for layer in layers)
+    return all(resume.whole(folder / str(layer) / shard_name(number)) for layer in layers)
 
 
 def _pieces(reading: Reading, contexts: Contexts, size: int, wanted: Collection[int]) -> Iterator[dict[int, Tensor]]:
@@ -188,7 +205,7 @@ def _finish(folder: Path, meta: dict[str, Any]) -> None:
         {
             "file": shard_name(i),
             "rows": min(meta["shard_rows"], meta["rows"] - i * meta["shard_rows"]),
-            "sha256": files.sha256(folder / shard_name(i)),
+            "sha256": resume.sealed_hash(folder / shard_name(i)),
         }
         for i in range(number)
     ]

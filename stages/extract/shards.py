@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.files import read_json, replacing, sha256
+from stages.files import read_json, sha256
 
 DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in
 
@@ -50,8 +50,9 @@ class ShardWriter:
 
 @contextmanager
 def writing(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iterator[ShardWriter]:
-    """Open a shard for appending; it takes its name only when whole."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    """Open a shard for appending, in place: ``path`` is a temporary one, or in a folder without meta.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
         writer = ShardWriter(file, rows, width, identity)
         yield writer
         assert writer.left == 0, f"{path}: {writer.left} rows were not written"

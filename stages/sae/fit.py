@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import launch
-from stages.files import write_tensors
+from stages import launch, resume
 from stages.sae.sae import SAE
 from stages.sae.trainer import Trainer, learning_rate
 
@@ -76,7 +75,7 @@ def fit(
     knobs, steps = trainer.knobs, trainer.steps
     epoch_steps = steps // knobs.epochs
     first = launch.rank() == 0
-    begun = launch.told("begun" if work and (work / STATE).exists() else "")
+    begun = launch.told("begun" if work and resume.whole(work / STATE) else "")
     fitted = load(work, trainer) if work and begun else Fitted()
     rows = batches(trainer.done)
     saved = time.monotonic()
@@ -118,7 +117,7 @@ def fit(
 
 
 def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
-    """Write the state as one file, which is whole or absent; checkpoints that are the same are written once."""
+    """Keep the state as one sealed file; checkpoints that are the same are written once."""
     names: dict[int, str] = {}
     tensors, same = trainer.state(), {}
     for name, sae in fitted.saes.items():
@@ -133,7 +132,7 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
         "history": fitted.history,
     }
     tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    write_tensors(work / STATE, {name: t.cpu() for name, t in tensors.items()})
+    resume.keep_tensors(work / STATE, {name: t.cpu() for name, t in tensors.items()})
 
 
 def load(work: Path, trainer: Trainer) -> Fitted:

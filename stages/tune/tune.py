@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from stages import resume
 from stages.door import BadInput
 from stages.extract.shards import Activations
-from stages.files import read_json, write_json
 from stages.machine import CPU
 from stages.params import check
 from stages.sae.knobs import Train
@@ -30,7 +30,7 @@ def search(
 ) -> tuple[list[dict[str, Any]], Search]:
     """``tune.calls`` trials, the first with the knobs as ``train`` has them, where the space has these.
 
-    ``work``: a folder where each trial is written when it is done. Those that are there already are told, not made.
+    ``work``: a folder where each trial is kept when it is done. Those that are there already are told, not made.
     A point that comes again is not trained again either, because the same would come of it.
     """
     found = Search(tune, seed, {name: train[name] for name in tune.space})
@@ -38,15 +38,18 @@ def search(
     for number in range(tune.calls):
         knobs = found.ask()
         file = work / f"{number:04d}.json" if work else None
-        if file and file.exists():
-            trial = read_json(file)
-            assert trial["knobs"] == knobs, f"{file} holds another trial than the search asks for"
-        else:
+        trial = resume.kept_json(file) if file else None
+        if file and trial is not None and trial["knobs"] != knobs:
+            resume.drop(file, "is of other knobs than the search asks for")
+            trial = None
+
+        if trial is None:
             same = next((trial for trial in trials if trial["knobs"] == knobs), None)
             result = {name: same[name] for name in same if name not in ("trial", "kind")} if same else attempt(knobs)
             trial = {"trial": number, "kind": _kind(found, number, tune), "knobs": knobs, **result}
             if file:
-                write_json(file, trial)
+                resume.keep_json(file, trial)
+
         found.tell(trial["score"])
         trials.append(trial)
         numbers = {name: trial[name] for name in ("score", "fvu", "l0", "dead") if trial[name] is not None}
