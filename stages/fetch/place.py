@@ -18,9 +18,20 @@ def find(source: str, suffixes: Collection[str]) -> Path | None:
     A relative path is looked for here, then in the main checkout: a queued experiment runs in a workspace without the
     user's untracked files. What looks like a path (one of ``suffixes``, a leading `.`, `/` or `~`) must be there.
     """
-    for path in (Path(source).expanduser(), main_root() / source):
-        if path.exists():
-            return path
+    try:
+        if "\0" in source:
+            raise ValueError("it holds the character NUL")
+        for path in (Path(source).expanduser(), main_root() / source):
+            if path.exists():
+                return path
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long; no such user's home (~name); NUL or half a character
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        shown = repr(source[:60]) + " …" * (len(source) > 60)
+        raise BadInput(f"{shown} cannot be looked for as a file: {said}; params.yaml names it as a source") from None
     if source.startswith((".", "/", "~")) or Path(source).suffix.lower() in suffixes:
         raise BadInput(f"{source} is missing; params.yaml names it as a source")
     return None

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from stages import database
 from stages.door import BadInput
-from stages.fetch import mediawiki, tables, vectors
+from stages.fetch import lines, mediawiki, tables, vectors
 from stages.fetch.document import Document
 from stages.fetch.place import find
 from stages.files import sha256
@@ -27,7 +27,7 @@ PACKAGES = {
         "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     )
 }
-SUFFIXES = {*tables.SUFFIXES, *tables.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
+SUFFIXES = {*tables.SUFFIXES, *lines.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
 COLUMNS = {"text", "label", "title", "id", "vector", "blob"}
 KNOBS: dict[Kind, set[str]] = {
     "package": {"unit"},
@@ -118,7 +118,7 @@ def _as(given: Source, kind: str, **changes: str) -> Source:
 
 
 def _path_kind(path: Path) -> Kind:
-    suffix = tables.kind(path)
+    suffix = lines.kind(path)
     if path.is_dir():
         return "hub"
     if suffix in tables.SUFFIXES:
@@ -136,12 +136,15 @@ def _path_kind(path: Path) -> Kind:
 
 def documents(source: Source) -> Generator[Document, None, None]:
     """The documents of a resolved source, in its order, at most ``source.documents`` of them. Closed early, it leaves
-    no file or connection open."""
-    found = _all(source)
-    try:
-        yield from islice(found, source.documents)
-    finally:
-        found.close()
+    no file or connection open. BadInput for a text that is too long for a document."""
+    with closing(_all(source)) as stream:
+        for document in islice(stream, source.documents):
+            if len(document.text) > lines.LONGEST:
+                raise BadInput(
+                    f"{document.title}: the text has {len(document.text):,} characters, and a document at the most "
+                    f"{lines.LONGEST:,}; cut it"
+                )
+            yield document
 
 
 def _all(source: Source) -> Generator[Document, None, None]:
@@ -154,7 +157,7 @@ def _all(source: Source) -> Generator[Document, None, None]:
         return mediawiki.documents(path, source.unit == "paragraph")
     if source.kind == "array":
         return vectors.arrays(path, source.vector, source.id, source.text, source.label)
-    if source.kind == "text" or tables.kind(path) == ".txt":
+    if source.kind == "text" or lines.kind(path) == ".txt":
         return tables.text_documents(path, source.unit or "paragraph")
     return tables.documents(path, _columns(source, path.name), source.separator)
 
@@ -247,8 +250,8 @@ def _hub(source: Source) -> Generator[Document, None, None]:
         if stream.column_names:
             columns.check(stream.column_names)
             stream = stream.select_columns(sorted(kept))
-        names = getattr((stream.features or {}).get(source.label), "names", None)
-        rows = ({**row, source.label: names[row[source.label]]} if names else row for row in stream)
+        classes = {name: getattr(feature, "names", None) for name, feature in (stream.features or {}).items()}
+        rows = ({name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream)
         yield from columns.documents(rows)
     except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None

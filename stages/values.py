@@ -1,0 +1,64 @@
+"""What one value of a row means, wherever the row comes from: a file, an array, a database, a hub dataset."""
+
+import re
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold and UTF-8 cannot
+
+
+def missing(value: Any) -> bool:
+    """Whether nothing is there: None, NaN, pandas' NaT and NA, a text without a character but white space."""
+    if value is None or type(value).__name__ == "NAType":  # pandas' NA: its name, so that pandas need not be imported
+        return True
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        return not (value if isinstance(value, str) else bytes(value)).strip()
+    if isinstance(value, float | Decimal | date | np.generic):
+        return bool(value != value)  # as NaN and NaT do
+    return False
+
+
+def text(value: Any) -> str:
+    """``value`` as a text, "" where it is missing. Bytes are UTF-8. Raises ValueError, which says what stands there."""
+    if missing(value):
+        return ""
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = _decoded(bytes(value))
+    if not isinstance(value, str):
+        raise ValueError(f"{_shown(value)}, which is not text")
+    return _SURROGATES.sub("\ufffd", value)
+
+
+def word(value: Any) -> str | None:
+    """``value`` as a label, title or id; None where it is missing. A whole number is written as 3, not 3.0.
+
+    Raises ValueError, which says what stands there, for bytes that are not UTF-8 and for what is more than one value.
+    """
+    if missing(value):
+        return None
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64):  # whose item() may be a bare number
+        value = value.item()
+    if isinstance(value, list | tuple | set | dict | np.ndarray):
+        raise ValueError(f"{_shown(value)}, which is not one value")
+    if isinstance(value, Decimal):
+        value = format(value.normalize(), "f")  # 3 for 3.00, as for the float 3.0
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return text(value if isinstance(value, str | bytes | bytearray | memoryview) else str(value)).strip()
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"the bytes {value[:20]!r}, which are not UTF-8") from None
+
+
+def _shown(value: Any) -> str:
+    """A value for a message. What holds others is named by its type: it may be long, or deep."""
+    if isinstance(value, list | tuple | set | dict | np.ndarray):
+        return f"a {type(value).__name__}"
+    return repr(value)[:40]
