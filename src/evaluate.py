@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from stages import params, training
+from stages import params, resume, training
 from stages.door import run
 from stages.evaluate import evaluate as room
 from stages.evaluate.knobs import Evaluate
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import read_json, write_json
+from stages.files import read_json, sha256, write_json
 from stages.machine import Machine, start
 from stages.sae import disk
 from stages.sae.knobs import Train
@@ -24,14 +24,26 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     check_origin(rows, contexts, rows.meta["model"])
-    coder, _ = disk.load(Path(sae))
+    coder, config = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
     section = params.load("train", dict)
     best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
     recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
     source = room.Source(rows, contexts, labels, recipe, params.load("targets", Targets))
-    device, seed = start(params.load("machine", Machine)), params.load("seed", int)
-    write_json(Path(report), room.evaluate(coder.to(device), source, knobs, seed))
+    machine, seed = params.load("machine", Machine), params.load("seed", int)
+    device = start(machine)
+    belongs = {
+        "activations": rows.meta,
+        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "labels": labels,
+        "evaluate": knobs.model_dump(),
+        "train": recipe.model_dump(),
+        "targets": source.targets.model_dump(),
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+    with resume.scratch(f"evaluate-{rows.layer}", belongs) as work:
+        write_json(Path(report), room.evaluate(coder.to(device), source, knobs, seed, work))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from stages import params, resume
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json, write_skipped
+from stages.files import sha256, write_json, write_skipped
 from stages.interpret import interpret as room
 from stages.interpret import vocabulary
 from stages.interpret.knobs import Interpret
@@ -33,7 +33,7 @@ def main(*paths: str) -> None:
     device = start(machine)
     facts = {
         "activations": rows.meta,
-        "sae": config,
+        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
         "interpret": knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],

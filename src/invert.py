@@ -6,7 +6,7 @@ from stages import params, resume
 from stages.cluster.read import selected
 from stages.door import run
 from stages.fetch import read
-from stages.files import write_json, write_skipped
+from stages.files import sha256, write_json, write_skipped
 from stages.interpret.read import check_origin, chosen, interpreted, open_latents
 from stages.invert import invert as room
 from stages.invert import write
@@ -37,7 +37,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
         return
     facts = {
         "latents": known.meta,
-        "sae": config,
+        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
         "maxima": sorted(maxima.items()),
         "invert": knobs.model_dump(),
         "seed": seed,

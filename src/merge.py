@@ -4,12 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from stages import params
+from stages import params, resume
 from stages.cluster.read import clustered, open_clusters
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json, write_skipped, write_text
+from stages.files import sha256, write_json, write_skipped, write_text
 from stages.interpret.read import open_latents
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
@@ -33,16 +33,28 @@ def main(
     source = room.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
     coder, config = disk.load(Path(sae))
     room.check(coder, source)
-    device = start(params.load("machine", Machine))
+    machine = params.load("machine", Machine)
+    device = start(machine)
     model, options = read.lm_path(Path(lm))
-    with ThreadPoolExecutor(1) as aside:  # loading takes three seconds, in which the sums over the rows are made
+    belongs = {
+        "activations": rows.meta,
+        "contexts": contexts.meta,
+        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "latents": source.latents.meta,
+        "clusters": source.clusters.meta,
+        "labels": source.clusters.labels.tolist(),
+        "merge": knobs.model_dump(),
+        "machine": [device.type, machine.threads],
+    }
+    # Loading takes three seconds, in which the sums over the rows are made.
+    with resume.scratch(f"merge-{rows.layer}", belongs) as work, ThreadPoolExecutor(1) as aside:
         loading = partial(load, model, DTYPES[rows.meta["forward"]], device, **options)
         loaded = aside.submit(loading).result if knobs.ce_tokens and not read.speechless(facts) else None
-        merged = room.merge(coder.to(device), source, knobs, loaded, device)
-    metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
-    disk.save(Path(target), merged.sae, metadata, merged.density)
-    write_json(Path(report), merged.report)
-    write_text(Path(curve), room.curve_csv(merged.report["curve"]))
+        merged = room.merge(coder.to(device), source, knobs, loaded, device, work)
+        metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
+        disk.save(Path(target), merged.sae, metadata, merged.density)
+        write_json(Path(report), merged.report)
+        write_text(Path(curve), room.curve_csv(merged.report["curve"]))
 
 
 if __name__ == "__main__":

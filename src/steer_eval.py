@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from stages import params
+from stages import params, resume
 from stages.cluster.read import selected
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import write_json, write_skipped
+from stages.files import sha256, write_json, write_skipped
 from stages.interpret import read as known
 from stages.lm import DTYPES, load, mute
 from stages.machine import Machine, start
@@ -29,7 +29,7 @@ def main(
         return
     contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
     check_origin(rows, contexts, model)
-    coder, _ = disk.load(Path(sae))
+    coder, config = disk.load(Path(sae))
     found = known.open_latents(Path(latents))
     known.check_origin(found, (coder.latents, coder.width), model)
     if not room.applicable(found):
@@ -37,7 +37,8 @@ def main(
         write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {why}")
         return
     chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
-    device = start(params.load("machine", Machine))
+    machine = params.load("machine", Machine)
+    device = start(machine)
     name, options = read.lm_path(Path(lm))
     loaded = load(name, DTYPES[rows.meta["forward"]], device, **options)
     if why := mute(loaded):
@@ -45,7 +46,17 @@ def main(
         return
     source = room.Source(rows, contexts, found, chosen, loaded)
     seed = params.load("seed", int)
-    write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target)))
+    belongs = {
+        "activations": rows.meta,
+        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "latents": found.meta,
+        "chosen": sorted(chosen.items()),
+        "steer_eval": knobs.model_dump(),
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+    with resume.scratch(f"steer_eval-{rows.layer}", belongs) as work:
+        write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target), work))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ somebody else) is told in one line on stderr, deleted, and counts as not there, 
         if resume.whole(work / "large.bin"):                     # … hashed in constant memory, then read in place
             read(work / "large.bin")
 
+:func:`once_json` and :func:`once_tensors` are the first four lines as one call.
+
 A file is sealed for its place: the content of another place is foreign there. What is whole and yet not what is asked
 for goes by :func:`drop`.
 """
@@ -28,7 +30,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +154,29 @@ def kept_tensors(path: Path, device: str = "cpu") -> dict[str, "Tensor"] | None:
     from safetensors.torch import load_file  # torch takes a second, which the stages without tensors do without
 
     return load_file(path, device) if whole(path) else None
+
+
+def once_json(path: Path | None, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, a value of strict JSON: kept under ``path``, and not made again where it is whole there.
+
+    Without a ``path`` nothing is kept."""
+    if path is not None and whole(path):
+        return json.loads(path.read_bytes())
+    value = make()
+    if path is not None:
+        keep_json(path, value)
+    return value
+
+
+def once_tensors(path: Path | None, make: Callable[[], dict[str, "Tensor"]]) -> dict[str, "Tensor"]:
+    """The same of tensors on the CPU."""
+    kept = None if path is None else kept_tensors(path)
+    if kept is not None:
+        return kept
+    tensors = make()
+    if path is not None:
+        keep_tensors(path, tensors)
+    return tensors
 
 
 def sealed_hash(path: Path) -> str:

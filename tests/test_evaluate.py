@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import small
 import torch
+from killing import Killed, survives
 from sklearn.linear_model import LogisticRegression
 from test_train import stored
 
+from stages import training
+from stages.evaluate import evaluate as room
 from stages.evaluate import meta, probing
 from stages.evaluate import pooled as documents
 from stages.evaluate.core import core
@@ -200,6 +203,24 @@ def test_what_takes_trainings_is_wired(project: Path, monkeypatch: pytest.Monkey
     small.change(train__from={"folder": "x", "sha256": "y"}, evaluate__meta=0)
     small.run("evaluate")
     assert "was given" in json.loads(report.read_text())["stability"]["why"]
+
+
+def test_after_a_kill_it_goes_on_at_the_section_and_the_training(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report = project / "reports/evaluate/0.json"
+    small.change(evaluate__seeds=1, evaluate__stability=2)
+    small.run("evaluate")
+    whole = report.read_bytes()
+    report.unlink()
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        sections = survives(killing, room, "core", 1)
+        trainings = survives(killing, training, "train", 1)
+        small.run("evaluate")
+    assert (len(sections), len(trainings)) == (1, 1) and not report.exists()
+    survives(monkeypatch, room, "core", 0)
+    trainings = survives(monkeypatch, training, "train", 1)
+    small.run("evaluate")
+    assert len(trainings) == 1 and report.read_bytes() == whole
+    assert not list((project / ".scratch").glob("evaluate-*"))
 
 
 def test_a_silent_sae_is_said_to_be_silent(project: Path):

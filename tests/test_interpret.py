@@ -13,15 +13,18 @@ import pytest
 import torch
 import yaml
 from conftest import VOCABULARY
+from killing import Killed, survives
 
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, write
 from stages.extract.shards import DTYPE, Contexts, identity, mapped, shard_name, writing
+from stages.interpret import codes as codes_module
 from stages.interpret import examples as find
+from stages.interpret import look as look_module
 from stages.interpret.filters import Filters, dropped, quadrants
 from stages.interpret.interpret import Source, check, interpret
 from stages.interpret.knobs import Interpret
-from stages.interpret.read import Columns, Latents, open_latents
+from stages.interpret.read import Codes, Columns, Latents, open_latents
 from stages.interpret.statistics import entropies
 from stages.interpret.text import Text, read_text
 from stages.interpret.vocabulary import of_tokens
@@ -106,7 +109,7 @@ class Layer:
         return self.source.activations.rows
 
     def run(self, name: str, **changes: Any) -> dict[str, Any]:
-        work = self.folder / "work"
+        work = self.folder / f"{name}-work"
         work.mkdir(exist_ok=True)
         source = replace(self.source, **changes)
         return interpret(self.sae, source, self.knobs, 0, self.folder / name, work)
@@ -216,7 +219,8 @@ def test_importance_does_not_depend_on_the_units_of_codes(layer: Layer):
     assert sae.threshold is not None
     scaled = {"encoder": sae.encoder * c[:, None], "b_enc": sae.b_enc * c, "threshold": sae.threshold * c}
     other = replace(sae, decoder=sae.decoder / c[:, None], **scaled)
-    interpret(other, layer.source, layer.knobs, 0, layer.folder / "units", layer.folder / "work")
+    (work := layer.folder / "units-work").mkdir()
+    interpret(other, layer.source, layer.knobs, 0, layer.folder / "units", work)
     rows = open_latents(layer.folder / "units").table("statistics")
     assert rows is not None
     for row, same in zip(rows.to_pylist(), layer.table("statistics"), strict=True):
@@ -451,6 +455,29 @@ def test_without_labels_enrichment_is_skipped_and_says_so(layer: Layer, capsys: 
     assert "enrichment is skipped: the corpus has 0 labels" in capsys.readouterr().err
     latents = open_latents(layer.folder / "unlabelled")
     assert latents.table("enrichment") is None and latents.meta["labels"] is None
+
+
+def test_after_a_kill_it_goes_on_at_the_range_of_latents(layer: Layer, monkeypatch: pytest.MonkeyPatch):
+    """Killed in the codes' second shard, then in the third of four ranges of latents."""
+    monkeypatch.setattr(Codes, "ranges", lambda codes: [(j, j + LATENTS // 4) for j in range(0, LATENTS, LATENTS // 4)])
+    whole = layer.run("in-one-go")
+    shards = -(-layer.rows // layer.source.activations.meta["shard_rows"])
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        survives(killing, codes_module, "encode", 1)
+        layer.run("in-pieces")
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        encoded = survives(killing, codes_module, "encode", 1000)
+        survives(killing, look_module, "by_rules", 2)
+        layer.run("in-pieces")
+    assert len(encoded) == shards - 1
+    survives(monkeypatch, codes_module, "encode", 0)
+    ranges = survives(monkeypatch, look_module, "by_rules", 1000)
+    assert layer.run("in-pieces") == whole and len(ranges) == 2
+    assert everything(layer.folder / "in-pieces") == everything(layer.folder / "in-one-go")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_one_document_is_enough(tmp_path: Path, gpt2: Path):

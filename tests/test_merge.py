@@ -9,6 +9,7 @@ import pytest
 import test_interpret
 import torch
 import yaml
+from killing import Killed, survives
 from scipy.cluster.hierarchy import linkage
 from test_train import stored
 
@@ -242,6 +243,26 @@ def test_merging_singletons_changes_nothing(tmp_path: Path, k: int | None):
         assert torch.equal(found.sae.b_dec, sae.b_dec)
         if k is None:
             assert found.sae.groups is None  # an ordinary SAE
+
+
+@pytest.mark.parametrize("encoder", ["parts", "mean"])
+def test_after_a_kill_it_goes_on_behind_the_last_pass_over_the_rows(
+    layer: tuple[SAE, room.Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
+):
+    sae, from_ = layer
+    halved = knobs(latents=0.5, encoder=encoder)
+    whole = room.merge(sae, from_, halved, None)
+    passes = {"moments": 1 if encoder == "parts" else 3, "firing": 1, "held_out": 1, "measured": 1}
+    for name in list(passes)[1:]:  # killed as each pass begins; those before it are kept
+        with monkeypatch.context() as killing, pytest.raises(Killed):
+            survives(killing, room, name, 0)
+            room.merge(sae, from_, halved, None, work=tmp_path)
+    for name in list(passes)[:-1]:
+        survives(monkeypatch, room, name, 0)
+    again = room.merge(sae, from_, halved, None, work=tmp_path)
+    assert again.report == whole.report and torch.equal(again.density, whole.density)
+    for name, tensor in whole.sae.tensors().items():
+        assert torch.equal(tensor, again.sae.tensors()[name]), name
 
 
 @pytest.mark.parametrize("by", ["loss", "clusters"])

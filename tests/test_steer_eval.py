@@ -12,6 +12,7 @@ import test_interpret
 import torch
 import yaml
 from conftest import VOCABULARY
+from killing import Killed, survives
 
 from stages import params
 from stages.door import BadInput
@@ -23,7 +24,7 @@ from stages.sae.sae import SAE
 from stages.steer import Add, steer
 from stages.steer_eval import steer_eval as room
 from stages.steer_eval.conditions import Condition, Place, conditions, difference
-from stages.steer_eval.doses import Wanted, doses
+from stages.steer_eval.doses import Wanted, _Predictions, doses
 from stages.steer_eval.knobs import SteerEval
 from stages.steer_eval.summary import best, compared, drawn, monotone
 from stages.steer_eval.texts import padded
@@ -207,6 +208,37 @@ def test_the_stage_writes_all_and_repeats(source: tuple[SAE, room.Source], tmp_p
         assert row["doses"]["latent"][5]["promoted"] == pytest.approx(np.mean(mine))
     alone = room.steer_eval(sae, replace(from_, chosen={3: 4.0}), knobs(texts=["the cat sat"]), 0, tmp_path / "b")
     assert alone["latents"][0]["doses"] == found["latents"][1]["doses"], "a latent's numbers are its own"
+
+
+def test_after_a_kill_it_goes_on_at_the_latent_where_it_was(
+    source: tuple[SAE, room.Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed in a latent's doses, then while the second latent's text is written: 3 batches of prompts, of 2 latents
+    with 4 conditions each, at 6 strengths."""
+    sae, from_ = source
+    text = knobs(texts=["the cat sat"])
+    for name in ("whole", "pieces", "work"):
+        (tmp_path / name).mkdir()
+    whole = room.steer_eval(sae, from_, text, 0, tmp_path / "whole")
+
+    def again() -> Any:
+        return room.steer_eval(sae, from_, text, 0, tmp_path / "pieces", tmp_path / "work")
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        survives(killing, _Predictions, "compared", 6 * 5 + 1)
+        again()
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        compared_again = survives(killing, _Predictions, "compared", 1000)
+        survives(killing, room, "read_back", 1)
+        again()
+    assert len(compared_again) == 6 * (2 * 8 - 5), "five conditions were kept"
+    with monkeypatch.context() as killing:
+        survives(killing, _Predictions, "compared", 0)
+        written = survives(killing, room, "read_back", 1)
+        assert again() == whole
+    assert len(written) == 1
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "pieces" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ which are SAEBench's bounds for full absorption, with the true direction in plac
 """
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stages import resume
 from stages.evaluate import own
 from stages.evaluate.intervals import over_seeds
 from stages.sae.knobs import Train
@@ -71,20 +74,23 @@ def absorbed(sae: SAE, x: Tensor, parent: Tensor) -> dict[str, float]:
     return {"absorbed": float((silent & carried).float().mean()), "lost": float((silent & ~carried).float().mean())}
 
 
-def absorption(knobs: Train, seeds: Sequence[int]) -> dict[str, Any]:
+def absorption(knobs: Train, seeds: Sequence[int], work: Path | None = None) -> dict[str, Any]:
     """Train an SAE of as many latents as there are directions by ``knobs``' rule, once for each of ``seeds``, which
     also draw the rows; k is the mean number of directions on a row, rounded down. The interval is the least and the
-    most over ``seeds``; the control is the SAE before training."""
-    found, before = [], []
-    for seed in seeds:
+    most over ``seeds``; the control is the SAE before training. ``work``: where what came of each seed is kept."""
+
+    def of(seed: int) -> dict[str, dict[str, float]]:
         made = hierarchy(torch.Generator().manual_seed(seed))
         first = ROWS - HELD_OUT
         splits = {"train": (0, first - HELD_OUT), "validation": (first - HELD_OUT, first), "test": (first, ROWS)}
         fitted, untrained = own.train(made.x, splits, knobs, CHANGES, seed)
         held_out = made.x[first:][made.child[first:]]
-        found.append(absorbed(fitted.best, held_out, made.parent))
-        before.append(absorbed(untrained, held_out, made.parent))
-    return {**_over(found), "controls": {"untrained": _over(before)}}
+        saes = {"trained": fitted.best, "untrained": untrained}
+        return {name: absorbed(sae, held_out, made.parent) for name, sae in saes.items()}
+
+    found = [resume.once_json(work / f"{seed}.json" if work else None, partial(of, seed)) for seed in seeds]
+    trained, untrained = ([by_seed[name] for by_seed in found] for name in ("trained", "untrained"))
+    return {**_over(trained), "controls": {"untrained": _over(untrained)}}
 
 
 def _over(found: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What peers measure of an SAE, beside chance and beside the activations themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages import resume
 from stages.controls import principal
 from stages.evaluate import pooled as documents
 from stages.evaluate import probing
@@ -45,26 +47,35 @@ class Source:
     targets: Targets
 
 
-def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int) -> dict[str, Any]:
-    """What `reports/evaluate/<L>.json` says. ``sae`` is where the work is to be done."""
+def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None) -> dict[str, Any]:
+    """What `reports/evaluate/<L>.json` says. ``sae`` is where the work is to be done. ``work``: where each section is
+    kept, and of those that train each training, so that a killed stage goes on there."""
     row_document = [source.contexts.rows(split)[1] for split in SPLITS]
-    layer = source.activations.layer
-    found: dict[str, Any] = {
-        "core": core(sae, source.activations, row_document[-1], np.random.default_rng([seed, layer])),
-        "redundancy": redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
-        "probing": _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
+    activations, train, layer = source.activations, source.train, source.activations.layer
+    imported = train.from_ is not None
+
+    def at(name: str) -> Path | None:
+        return work / name if work else None
+
+    sections: dict[str, Callable[[], Any]] = {
+        "core": lambda: core(sae, activations, row_document[-1], np.random.default_rng([seed, layer])),
+        "redundancy": lambda: redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
+        "probing": lambda: _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
     }
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
-        found["meta"] = meta(sae.decoder, source.train, seeds, generator(seed, "meta", layer))
-    given = source.train.from_ is not None
+        sections["meta"] = lambda: meta(sae.decoder, train, seeds, generator(seed, "meta", layer), at("meta"))
     if knobs.stability:
-        seeds = range(seed + 1, seed + 1 + knobs.stability)
+        others = range(seed + 1, seed + 1 + knobs.stability)
         random = generator(seed, "stability", layer)
-        trained = source.activations, source.train, source.targets
-        found["stability"] = GIVEN if given else stability(sae, *trained, seeds, random)
+        sections["stability"] = lambda: (
+            GIVEN if imported else stability(sae, activations, train, source.targets, others, random, at("stability"))
+        )
     if knobs.absorption:
-        found["absorption"] = GIVEN if given else absorption(source.train, range(seed, seed + knobs.absorption))
+        drawn = range(seed, seed + knobs.absorption)
+        sections["absorption"] = lambda: GIVEN if imported else absorption(train, drawn, at("absorption"))
+
+    found = {name: resume.once_json(at(f"{name}.json"), make) for name, make in sections.items()}
     intervals = {name: INTERVALS[name] for name in found}
     return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **found}
 

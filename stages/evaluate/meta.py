@@ -3,12 +3,14 @@
 explains, the less are latents atoms."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stages import resume
 from stages.evaluate import own
 from stages.evaluate.intervals import over_seeds
 from stages.fetch.read import SPLITS
@@ -41,15 +43,22 @@ def explained(sae: SAE, directions: Tensor) -> float:
     return 1 - fvu
 
 
-def meta(decoder: Tensor, knobs: Train, seeds: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+def meta(
+    decoder: Tensor, knobs: Train, seeds: Sequence[int], generator: torch.Generator, work: Path | None = None
+) -> dict[str, Any]:
     """What is :func:`explained` of the decoder's rows, and of random directions of the same shape; the interval is the
-    least and the most over ``seeds`` of the meta-SAE."""
+    least and the most over ``seeds`` of the meta-SAE. ``work``: where what came of each training is kept."""
     lengths = decoder.norm(dim=1, keepdim=True)
     random = [
         lengths * normalize(torch.randn(decoder.shape, generator=generator), dim=1).to(decoder.device) for _ in seeds
     ]
-    found = [explained(meta_sae(decoder, knobs, seed), decoder) for seed in seeds]
-    chance = [explained(meta_sae(rows, knobs, seed), rows) for rows, seed in zip(random, seeds, strict=True)]
+
+    def of(name: str, rows: Tensor, seed: int) -> float:
+        path = work / f"{name}-{seed}.json" if work else None
+        return resume.once_json(path, lambda: explained(meta_sae(rows, knobs, seed), rows))
+
+    found = [of("decoder", decoder, seed) for seed in seeds]
+    chance = [of("random", rows, seed) for rows, seed in zip(random, seeds, strict=True)]
     return {
         "explained": over_seeds(found),
         "controls": {"random": {"explained": over_seeds(chance)}},

@@ -3,6 +3,8 @@ trained on the same data learn different features"): decoder rows of both are pu
 of their cosines is largest, the Hungarian assignment."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages import training
+from stages import resume, training
 from stages.batches import Rows
 from stages.evaluate.intervals import over_seeds
 from stages.sae.knobs import Train
@@ -28,17 +30,31 @@ def matched(first: Tensor, second: Tensor) -> Tensor:
 
 
 def stability(
-    sae: SAE, activations: Rows, knobs: Train, targets: Targets, seeds: Sequence[int], generator: torch.Generator
+    sae: SAE,
+    activations: Rows,
+    knobs: Train,
+    targets: Targets,
+    seeds: Sequence[int],
+    generator: torch.Generator,
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Train once with each of ``seeds`` as train would, and match ``sae`` with what comes of it.
 
     ``cosine``: the mean over matched latents; ``again``: their share above SAME; the control are random directions of
     the same shape. The interval is the least and the most over ``seeds``.
+
+    ``work``: where unfinished trainings are kept.
     """
     device, found, random = sae.b_dec.device, [], []
+
+    def cosines(seed: int) -> dict[str, Tensor]:
+        state = work / f"training-{seed}" if work else None
+        fitted, _ = training.train(activations, knobs, targets, seed, work=state, device=device)
+        return {"cosines": matched(sae.decoder, fitted.best.decoder)}
+
     for seed in seeds:
-        fitted, _ = training.train(activations, knobs, targets, seed, device=device)
-        found.append(matched(sae.decoder, fitted.best.decoder))
+        path = work / f"matched-{seed}.safetensors" if work else None
+        found.append(resume.once_tensors(path, partial(cosines, seed))["cosines"])
         random.append(matched(sae.decoder, torch.randn(sae.decoder.shape, generator=generator).to(device)))
     return {**_said(found), "controls": {"random": _said(random)}}
 

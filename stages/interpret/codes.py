@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from stages import resume
 from stages.extract.shards import Activations
-from stages.files import sha256, write_tensors
 from stages.machine import CPU, put
 from stages.sae.kernels import joined
 from stages.sae.sae import SAE
@@ -27,7 +28,7 @@ def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> di
 def write_codes(
     sae: SAE, activations: Activations, folder: Path, device: torch.device = CPU
 ) -> tuple[list[dict[str, Any]], float]:
-    """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations.
+    """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations; those that are whole stay.
 
     Returns what meta.json says of the shards, and the largest activation. In memory there are one shard's codes.
     """
@@ -35,13 +36,17 @@ def write_codes(
     with tqdm(total=activations.rows, desc="encode", unit=" rows", disable=None) as bar:
         for number, first in enumerate(range(0, activations.rows, size)):
             end = min(first + size, activations.rows)
-            tensors = encode(sae, activations.blocks(first, end), device)
-            values = tensors["values"]
             name = f"codes/shard-{number:05d}.safetensors"
-            write_tensors(folder / name, tensors)
+            if resume.whole(folder / name):
+                with safe_open(folder / name, "pt") as file:
+                    values = file.get_tensor("values")
+            else:
+                tensors = encode(sae, activations.blocks(first, end), device)
+                values = tensors["values"]
+                resume.keep_tensors(folder / name, tensors)
             shards.append({
                 "file": name, "first": first, "rows": end - first, "entries": len(values),
-                "sha256": sha256(folder / name),
+                "sha256": resume.sealed_hash(folder / name),
             })  # fmt: skip
             largest = max(largest, float(values.max()) if len(values) else 0.0)
             bar.update(end - first)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages import files, parquet
+from stages import files, parquet, resume
 from stages.door import BadInput
 from stages.extract.shards import Activations, Contexts
 from stages.interpret import explanations, export, logit_lens, look, neighbours
@@ -28,7 +28,6 @@ from stages.interpret.vocabulary import Vocabulary
 from stages.interpret.writers import embedder
 from stages.lm import LanguageModel, pieces
 from stages.machine import CPU
-from stages.resume import main_root
 from stages.sae.sae import SAE
 
 
@@ -55,10 +54,11 @@ def check(sae: SAE, activations: Activations) -> None:
 def interpret(
     sae: SAE, source: Source, knobs: Interpret, seed: int, folder: Path, work: Path, device: torch.device = CPU
 ) -> dict[str, Any]:
-    """Write `data/latents/<L>/` into ``folder``; return the report's numbers. ``work``: for files that are not kept."""
+    """Write `data/latents/<L>/` into ``folder``; return the report's numbers. ``work``: for what a killed stage goes on
+    from: the codes by shard, what is looked at by range of latents."""
     activations, vocabulary = source.activations, source.vocabulary
-    shards, largest = write_codes(sae, activations, folder, device)
-    codes, bins = open_codes(folder, shards, sae.latents), edges(largest)
+    shards, largest = write_codes(sae, activations, work, device)
+    codes, bins = open_codes(work, shards, sae.latents), edges(largest)
     text = texts.read_text(source.contexts, work, min(knobs.window, source.contexts.meta["context"]))
     halves = explanations.split(text, vocabulary.opening, seed, vocabulary.bags(text))
     background = token_counts(text, vocabulary.size)
@@ -77,6 +77,7 @@ def interpret(
         ),
         vocabulary,
         folder,
+        work,
     )
     statistics = found.statistics | geometry(sae)
     statistics["importance"] = importance(statistics)
@@ -97,6 +98,7 @@ def interpret(
     report["rule"] = explanations.report(found.rules, seed)
     if written:
         report[written[0].source] = explanations.report(written, seed)
+    resume.deliver(work, folder, ["codes"])
     files.write_json(folder / "meta.json", _meta(source, sae, knobs, seed, text, bins, counts, shards, folder))
     return report
 
@@ -178,7 +180,7 @@ def _explain(
     shown = knobs.shown, knobs.silent, knobs.items, source.vocabulary.pieces
     cases = [explanations.case(codes.columns(j, j + 1), j, halves, text, *shown) for j in sorted(chosen)]
     fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, name = open_writer(knobs, source.vocabulary.lm, fingerprint, main_root() / ".replies")
+    writer, name = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
     found = explain(cases, writer, name, seed)
     if knobs.embedder is not None and cases:
         embed = embedder(knobs.embedder)

@@ -1,16 +1,18 @@
 """One pass over a layer's codes, a range of latents at a time: what goes by latent is computed and written there."""
 
+import json
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tqdm import tqdm
 
-from stages import parquet
+from stages import parquet, resume
 from stages.extract.shards import Activations
 from stages.interpret import examples as find
 from stages.interpret import export
@@ -68,12 +70,57 @@ class Look:
         ]
 
     def tokens(self, columns: Columns) -> Table:
-        """`tokens.parquet` for a range."""
+        """`tokens.parquet` for a range, but for the tokens' text."""
         if self.halves.bags is None:
-            found = token_statistics(columns, self.text, self.background, self.knobs.tokens)
-            return {**found, "piece": self.words.pieces.take(pa.array(found["token"]))}
-        found = word_statistics(columns, self.halves.bags, self.knobs.tokens)
-        return {**found, "piece": pa.array(self.halves.bags.words, WORD).take(pa.array(found["token"]))}
+            return token_statistics(columns, self.text, self.background, self.knobs.tokens)
+        return word_statistics(columns, self.halves.bags, self.knobs.tokens)
+
+    def pieces(self, tokens: np.ndarray) -> pa.Array:
+        """The text of tokens, or of words by their number."""
+        texts = self.words.pieces if self.halves.bags is None else pa.array(self.halves.bags.words, WORD)
+        return texts.take(pa.array(tokens))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is computed of a range of latents and takes time: all tables of the range follow from it and the codes.
+
+    ``windows``: the examples, as :meth:`Look.examples` orders them. ``rules``: rows of `rules.parquet`.
+    """
+
+    statistics: Table
+    tokens: Table
+    windows: list[find.Found]
+    rules: list[dict[str, Any]]
+    explained: list[Explanation]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The same as tensors, to be kept until the stage is done."""
+        arrays = {f"statistics.{name}": values for name, values in self.statistics.items()}
+        arrays |= {f"tokens.{name}": values for name, values in self.tokens.items()}
+        for number, window in enumerate(self.windows):
+            fields = {name: value for name, value in vars(window).items() if isinstance(value, np.ndarray)}
+            arrays |= {f"windows.{number}.{name}": value for name, value in fields.items()}
+        facts = {
+            "kinds": [window.kind for window in self.windows],
+            "rules": self.rules,
+            "explained": [asdict(explanation) for explanation in self.explained],
+        }
+        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8).copy()
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> "Part":
+        """What :meth:`tensors` was made of."""
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        facts = json.loads(arrays.pop("facts").tobytes())
+
+        def under(prefix: str) -> Table:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        windows = [find.Found(kind, **under(f"windows.{number}.")) for number, kind in enumerate(facts["kinds"])]
+        explained = [Explanation(**explanation) for explanation in facts["explained"]]
+        return cls(under("statistics."), under("tokens."), windows, facts["rules"], explained)
 
 
 def words(
@@ -95,8 +142,11 @@ TABLES = {
 }
 
 
-def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path) -> Looked:
-    """Write what goes by latent into ``folder`` and return what is still to be put together."""
+def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: Path) -> Looked:
+    """Write what goes by latent into ``folder`` and return what is still to be put together.
+
+    What takes time is kept in ``work``, a range of latents at a time, and not computed again where it is there.
+    """
     found, exports = Looked(), with_.knobs.exports
     arrays = export.Arrays(codes.latents, with_.knobs.examples)
     parts: list[Table] = []
@@ -116,23 +166,39 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path) -> Loo
         for first, end in codes.ranges():
             columns = codes.columns(first, end)
             spread, order = by_document(columns, with_.text), find.by_strength(columns)
-            parts.append(statistics(columns, spread, with_.text, with_.bins))
-            rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
-            windows = with_.examples(columns, order)
-            shown = export.examples(columns, windows, with_.text, with_.words)
-            for some in windows:
-                arrays.add(columns, some)
+
+            path = work / "ranges" / f"{first}.safetensors"
+            kept = resume.kept_tensors(path)
+            if kept is not None:
+                part = Part.of(kept)
+            else:
+                rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
+                part = Part(
+                    statistics(columns, spread, with_.text, with_.bins),
+                    with_.tokens(columns),
+                    with_.examples(columns, order),
+                    rules,
+                    explained,
+                )
+                resume.keep_tensors(path, part.tensors())
+
+            shown = export.examples(columns, part.windows, with_.text, with_.words)
+            for window in part.windows:
+                arrays.add(columns, window)
+            named = {**part.tokens, "piece": with_.pieces(part.tokens["token"])}
             written = {
                 "documents": parquet.table(_documents(columns, spread), export.DOCUMENTS),
-                "tokens": parquet.table(with_.tokens(columns), export.TOKENS),
+                "tokens": parquet.table(named, export.TOKENS),
                 "examples": shown,
-                "rules": pa.Table.from_pylist(rules, export.RULES),
+                "rules": pa.Table.from_pylist(part.rules, export.RULES),
             }
             for name, table in written.items():
                 tables[name].write_table(table, parquet.GROUP)
             if file is not None:
                 file.write(shown)
-            found.rules += explained
+
+            parts.append(part.statistics)
+            found.rules += part.explained
             found.rows.append(_strongest(columns, order, with_.knobs.enrichment.rows))
             found.documents.append(_strongest_documents(spread, len(columns), with_.knobs.enrichment.documents))
             bar.update(end - first)

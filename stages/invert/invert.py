@@ -1,12 +1,13 @@
 """Find prompts that maximise latents, and say what they are worth beside the corpus, random prompts and templates."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from stages.files import read_json, write_json
+from stages import resume
 from stages.interpret.read import Latents
 from stages.invert.baselines import RandomSearch
 from stages.invert.front import front
@@ -41,11 +42,8 @@ def invert(source: Source, maxima: dict[int, float], knobs: Invert, seed: int, w
     setting = Setting(source.latents, words, table_of(words), random, knobs, seed)
     found = []
     for latent, maximum in tqdm(maxima.items(), desc=f"invert {meta['layer']}", unit=" latents", disable=None):
-        path = work / f"{latent}.json"
-        if not path.exists():
-            objective = Objective(source.lm, source.sae, *place, latent, maximum)
-            write_json(path, one(setting, objective, source.sae))
-        found.append(read_json(path))
+        objective = Objective(source.lm, source.sae, *place, latent, maximum)
+        found.append(resume.once_json(work / f"{latent}.json", partial(one, setting, objective, source.sae)))
     return found
 
 

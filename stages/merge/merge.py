@@ -5,12 +5,14 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stages import resume
 from stages.cluster.read import Clusters
 from stages.door import BadInput
 from stages.extract.shards import Activations, Contexts
@@ -66,16 +68,29 @@ def check(sae: SAE, source: Source) -> None:
         raise BadInput(f"{source.latents.folder} is not of the rows of {rows.folder}; run interpret again")
 
 
-def merge(sae: SAE, source: Source, knobs: Merge, lm: Load | None, device: torch.device = CPU) -> Merged:
+def merge(
+    sae: SAE,
+    source: Source,
+    knobs: Merge,
+    lm: Load | None,
+    device: torch.device = CPU,
+    work: Path | None = None,
+) -> Merged:
     """Merge ``sae``, on ``device``; measure it on the test rows, beside what it came from and two baselines.
 
     Those keep as many latents, the ones that write most: ``dropped`` as they are, ``refitted`` with the same refit.
-    ``lm`` is called when the model is needed, which may be loaded meanwhile.
+    ``lm`` is called when the model is needed, which may be loaded meanwhile. ``work``: where the result of each pass
+    over the rows is kept until the stage is done.
     """
     rows, codes = source.activations, source.latents.codes
     living = len(source.clusters.living)
     decoder = sae.decoder.double().cpu().numpy()
-    sums = moments(blocks(rows, codes, *rows.split("train")), sae.latents, sae.width)
+
+    def at(name: str) -> Path | None:
+        return work / name if work else None
+
+    training_rows = blocks(rows, codes, *rows.split("train"))
+    sums = _kept_moments(at("moments.safetensors"), lambda: moments(training_rows, sae.latents, sae.width))
     sizes = [max(1, round(share * living)) for share in knobs.curve]
     groups, *points = grouped(knobs, source.clusters, sums, decoder, sizes)
 
@@ -89,22 +104,36 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: Load | None, device: torch
         "refitted": [(one, made(one)) for one in (rest, *rests)],
     }
     small, dropped, refitted = (lines[name][0][1] for name in lines)
-    before, after = firing(source, groups)
+    counts = resume.once_tensors(at("firing.safetensors"), lambda: firing(source, groups))
+    before, after = counts["before"], counts["after"]
     if knobs.encoder == "mean" and small.groups is not None:
         per_row = float(after.sum()) / rows.rows  # of both, or the denser one would look better
-        small, refitted = (_ordinary(sae, source, sums, one, per_row, knobs.ridge, device) for one in (groups, rest))
-        after = firing_counts(small, shared_blocks(rows, 0, rows.rows, device))
+        small, refitted = (
+            _ordinary(sae, source, sums, one, per_row, knobs.ridge, device, at(f"{name}-moments.safetensors"))
+            for name, one in {"merged": groups, "refitted": rest}.items()
+        )
+        every_row = shared_blocks(rows, 0, rows.rows, device)
+        after = resume.once_tensors(at("firing-mean.safetensors"), lambda: {"after": firing_counts(small, every_row)})[
+            "after"
+        ]
+
     candidates = {"before": sae, "after": small, "dropped": dropped, "refitted": refitted}
     reconstruct = {name: one.reconstruct for name, one in candidates.items()}
-    text = source.contexts, rows.meta["hook"], lm() if lm else None, knobs.ce_tokens
-    found, predicted = held_out(reconstruct, rows, *text, device)
+
+    def judged() -> tuple[dict[str, dict[str, Any]], int]:
+        model = lm() if lm else None
+        return held_out(reconstruct, rows, source.contexts, rows.meta["hook"], model, knobs.ce_tokens, device)
+
+    found, predicted = resume.once_json(at("held_out.json"), judged)
     kept = before[torch.from_numpy(rest.of >= 0)]
     for name, counts in {"before": before, "after": after, "dropped": kept, "refitted": kept}.items():
         found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
 
     first = {"merged": "after", "dropped": "dropped", "refitted": "refitted"}
     curve = [_point(line, groups.count, found[name]) for line, name in first.items()]
-    curve += measured(source, {line: others for line, (_, *others) in lines.items()}, device)
+    others = {line: points for line, (_, *points) in lines.items()}
+    curve += resume.once_json(at("curve.json"), lambda: measured(source, others, device))
+
     members = np.bincount(groups.of[groups.of >= 0])
     report = {
         "layer": rows.layer,
@@ -122,17 +151,29 @@ def merge(sae: SAE, source: Source, knobs: Merge, lm: Load | None, device: torch
     return Merged(candidates["after"], groups, after.double() / rows.rows, report)
 
 
+def _kept_moments(path: Path | None, make: Callable[[], Moments]) -> Moments:
+    return Moments.of(resume.once_tensors(path, lambda: make().tensors()))
+
+
 def _ordinary(
-    sae: SAE, source: Source, sums: Moments, groups: Groups, per_row: float, ridge: float, device: torch.device
+    sae: SAE,
+    source: Source,
+    sums: Moments,
+    groups: Groups,
+    per_row: float,
+    ridge: float,
+    device: torch.device,
+    kept: Path | None,
 ) -> SAE:
-    """The merged SAE with an encoder of its own, and the decoder that is best for it."""
+    """The merged SAE with an encoder of its own, and the decoder that is best for it. ``kept``: where the sums over its
+    own codes are kept."""
     rows = source.activations
 
     def split(name: str) -> Iterator[Tensor]:
         return shared_blocks(rows, *rows.split(name), device)
 
     found = ordinary(sae, sums, groups, partial(split, "validation"), per_row)
-    own = moments(encoded(found, split("train")), found.latents, found.width)
+    own = _kept_moments(kept, lambda: moments(encoded(found, split("train")), found.latents, found.width))
     each = alone(found.latents, np.arange(found.latents))
     return smaller(found, each, *decoder_of(found, own, each, -1, ridge))
 
@@ -204,14 +245,15 @@ def codes_of(codes: Codes, groups: Groups) -> Codes:
     return summed(codes, of, shares, groups.count)
 
 
-def firing(source: Source, groups: Groups) -> tuple[Tensor, Tensor]:
-    """On how many of all stored rows each latent is active, (latent,), and each merged one, (merged,)."""
+def firing(source: Source, groups: Groups) -> dict[str, Tensor]:
+    """On how many of all stored rows each latent is active, ``before`` (latent,), and each merged one, ``after``
+    (merged,)."""
     before = torch.zeros(len(groups.of), dtype=torch.long)
     after = torch.zeros(groups.count, dtype=torch.long)
     for _, codes in blocks(source.activations, source.latents.codes, 0, source.activations.rows):
         before += torch.bincount(codes.pattern.latents, minlength=len(before))
         after += torch.bincount(codes_of(codes, groups).pattern.latents, minlength=len(after))
-    return before, after
+    return {"before": before, "after": after}
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +29,17 @@ class Moments:
     cross: Floats
     sums: Floats
     total: Floats
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as tensors, to be kept until the stage is done."""
+        arrays = {"gram": self.gram, "cross": self.cross, "sums": self.sums, "total": self.total}
+        return {"rows": torch.tensor(self.rows), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> "Moments":
+        """What :meth:`tensors` was made of."""
+        rows = int(tensors["rows"])
+        return cls(rows, **{name: tensor.numpy() for name, tensor in tensors.items() if name != "rows"})
 
 
 def moments(blocks: Iterable[tuple[Tensor, Codes]], latents: int, width: int) -> Moments:

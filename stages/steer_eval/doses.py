@@ -8,6 +8,8 @@ with p the model's own predictions and p′ those under steering.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages import resume
 from stages.lm import LanguageModel, final_states, logits, shared_start
 from stages.steer_eval.conditions import Condition, Place
 from stages.steer_eval.texts import Texts
@@ -46,12 +49,15 @@ def doses(
     steered: Sequence[tuple[Condition, Wanted]],
     strengths: list[float],
     batch: int,
-    done: Callable[[], object] = lambda: None,
+    done: Callable[[int], object] = lambda passes: None,
+    work: Path | None = None,
 ) -> list[Dose]:
-    """The doses of each condition, with the tokens that are looked at; ``done`` is called after each pass.
+    """The doses of each condition, with the tokens that are looked at; ``done`` is told how many passes are done.
 
-    Strength 0 is not run: it is 0 in all three. Blocks below the layer run once for all.
+    Strength 0 is not run: it is 0 in all three. Blocks below the layer run once for all conditions of a batch. What a
+    condition does to a batch is kept in ``work``, and not made again where it is there.
     """
+    run = [number for number, strength in enumerate(strengths) if strength]
     shape = len(strengths), len(texts)
     promoted, follows = (
         [np.full(shape, 0.0 if len(wanted[side]) else np.nan) for _, wanted in steered] for side in (0, 1)
@@ -60,17 +66,26 @@ def doses(
     for first in range(0, len(texts), batch):
         part = texts.part(first, first + batch)
         ids = part.tokens.to(place.lm.device)
+
+        @cache  # a batch whose conditions are all kept needs no pass of the model without steering
+        def before(part: Texts = part, ids: Tensor = ids) -> _Predictions:
+            return _Predictions(place.lm, part, final_states(place.lm, ids))
+
+        def measured(condition: Condition, wanted: Wanted, ids: Tensor = ids) -> dict[str, Tensor]:
+            moved = []
+            for number in run:
+                with condition.applied(place, strengths[number]):
+                    after = final_states(place.lm, ids)
+                moved.append(before().compared(after, wanted))
+            return {"moved": torch.from_numpy(np.stack(moved))}  # (strength, 3, text)
+
         with shared_start(place.lm, place.layer):
-            before = _Predictions(place.lm, part, final_states(place.lm, ids))
-            for dose, (condition, wanted) in zip(found, steered, strict=True):
-                for number, strength in enumerate(strengths):
-                    if strength:
-                        with condition.applied(place, strength):
-                            after = final_states(place.lm, ids)
-                        numbers = before.compared(after, wanted)
-                        for whole, some in zip(dose, numbers, strict=True):
-                            whole[number, first : first + batch] = some
-                        done()
+            for number, (dose, (condition, wanted)) in enumerate(zip(found, steered, strict=True) if run else ()):
+                path = work / "doses" / f"{first}-{number}.safetensors" if work else None
+                moved = resume.once_tensors(path, partial(measured, condition, wanted))["moved"].numpy()
+                for side, values in enumerate(dose):
+                    values[run, first : first + batch] = moved[:, side]
+                done(len(run))
     return found
 
 

@@ -1,6 +1,7 @@
 """Steer with some latents of a layer, and hold each against what anyone might have tried instead."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from stages import files, parquet
+from stages import files, parquet, resume
 from stages.extract.shards import Activations, Contexts
 from stages.interpret.read import Latents
 from stages.lm import LanguageModel
@@ -55,8 +56,11 @@ def applicable(latents: Latents) -> bool:
     return table is not None and table.num_rows > 0
 
 
-def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Path) -> dict[str, Any]:
-    """Write `data/steered/<L>/` into ``folder``; return the report's numbers."""
+def steer_eval(
+    sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Path, work: Path | None = None
+) -> dict[str, Any]:
+    """Write `data/steered/<L>/` into ``folder``; return the report's numbers. ``work``: where unfinished work is kept,
+    by latent."""
     meta, lm = source.latents.meta, source.lm
     place = Place(lm, sae, meta["layer"], meta["hook"])
     prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, knobs.prompts, knobs.tokens, knobs.scored)
@@ -68,8 +72,8 @@ def steer_eval(sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Pa
         for j, largest in source.chosen.items()
     }
     wanted = {j: _wanted(source.latents, j, knobs) for j in source.chosen}
-    found = _doses(place, prompts, steered, wanted, knobs)
-    written = _written(place, prompts, source.chosen, steered, knobs)
+    found = _doses(place, prompts, steered, wanted, knobs, work)
+    written = _written(place, prompts, source.chosen, steered, knobs, work)
     _write(folder, steered, found, written, knobs.strengths)
     results = [
         {
@@ -104,35 +108,51 @@ def _named(wanted: Wanted) -> list[tuple[str, torch.Tensor]]:
 
 
 def _doses(
-    place: Place, prompts: Texts, steered: dict[int, list[Condition]], wanted: dict[int, Wanted], knobs: SteerEval
+    place: Place,
+    prompts: Texts,
+    steered: dict[int, list[Condition]],
+    wanted: dict[int, Wanted],
+    knobs: SteerEval,
+    work: Path | None,
 ) -> dict[int, list[Dose]]:
     """Latent -> the doses of its conditions, in their order."""
     everything = [(condition, wanted[j]) for j, some in steered.items() for condition in some]
     passes = len(everything) * sum(strength != 0 for strength in knobs.strengths)
     passes *= -(-len(prompts) // knobs.batch_size)
     with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
-        found = iter(doses(place, prompts, everything, knobs.strengths, knobs.batch_size, bar.update))
+        found = iter(doses(place, prompts, everything, knobs.strengths, knobs.batch_size, bar.update, work))
     return {j: [next(found) for _ in some] for j, some in steered.items()}
 
 
 def _written(
-    place: Place, prompts: Texts, chosen: dict[int, float], steered: dict[int, list[Condition]], knobs: SteerEval
+    place: Place,
+    prompts: Texts,
+    chosen: dict[int, float],
+    steered: dict[int, list[Condition]],
+    knobs: SteerEval,
+    work: Path | None,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Latent -> what was written: first without steering, then by condition, strength and prompt."""
-    count, lm = len(knobs.texts) + knobs.generate.prompts, place.lm
+    """Latent -> what was written: first without steering, then by condition, strength and prompt. What is written of a
+    latent is kept in ``work``."""
+    count, lm, size = len(knobs.texts) + knobs.generate.prompts, place.lm, knobs.generate.tokens
     starts = prompts.lists()[:count]
     if not starts:
         return {j: [] for j in chosen}
-    found: dict[int, list[dict[str, Any]]] = {}
-    plain = generate(place, starts, [(None, 0.0)], knobs.generate.tokens)
-    for j, largest in tqdm(chosen.items(), desc=f"write {place.layer}", unit=" latents", disable=None):
+
+    def kept(name: str) -> Path | None:
+        return work / "written" / f"{name}.json" if work else None
+
+    plain = resume.once_json(kept("plain"), lambda: generate(place, starts, [(None, 0.0)], size))
+
+    def of(latent: int) -> list[dict[str, Any]]:
         strengths = [strength for strength in knobs.generate.strengths if strength]
-        runs = [(condition, strength) for condition in steered[j] for strength in strengths]
-        new = plain + (generate(place, starts, runs, knobs.generate.tokens) if runs else [])
+        runs = [(condition, strength) for condition in steered[latent] for strength in strengths]
+        new = plain + (generate(place, starts, runs, size) if runs else [])
+
         which = [("none", 0.0), *((condition.name, strength) for condition, strength in runs)]
         named = [(name, strength, prompt) for name, strength in which for prompt in starts]
-        measured = read_back(place, [prompt for _, _, prompt in named], new, j, largest)
-        found[j] = [
+        measured = read_back(place, [prompt for _, _, prompt in named], new, latent, chosen[latent])
+        return [
             {
                 "condition": name,
                 "strength": strength,
@@ -142,7 +162,9 @@ def _written(
             }
             for (name, strength, prompt), text, numbers in zip(named, new, measured, strict=True)
         ]
-    return found
+
+    bar = tqdm(chosen, desc=f"write {place.layer}", unit=" latents", disable=None)
+    return {j: resume.once_json(kept(str(j)), partial(of, j)) for j in bar}
 
 
 def _write(
