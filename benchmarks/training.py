@@ -26,9 +26,10 @@ from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.machine import Machine, keep_memory, start
 from stages.sae.autoencoder import Autoencoder
-from stages.sae.knobs import Train, make_rule
+from stages.sae.knobs import Train
 from stages.sae.preactivations import product_dtype
 from stages.sae.rules.jumprelu import JumpReLU
+from stages.sae.rules.named import make_rule
 from stages.sae.trainer import Trainer
 from stages.training import scale_of
 

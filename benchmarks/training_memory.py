@@ -18,7 +18,8 @@ from stages.files import need_disk
 from stages.machine import Machine, keep_memory, start
 from stages.sae.autoencoder import Autoencoder
 from stages.sae.fit import Judgement, fit
-from stages.sae.knobs import Train, make_rule
+from stages.sae.knobs import Train
+from stages.sae.rules.named import make_rule
 from stages.sae.trainer import Trainer
 from stages.training import scale_of
 

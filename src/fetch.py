@@ -5,6 +5,7 @@ from typing import Any
 
 from stages import params
 from stages.door import BadInput, run
+from stages.fetch.knobs import over
 from stages.fetch.place import whole_folder
 from stages.files import write_json
 
@@ -36,16 +37,8 @@ def texts(section: dict[str, Any], folder: Path) -> None:
     change = params.check(interpret.get("texts"), dict[str, Any] | None, "params.yaml: interpret.texts")
     if change is None or not interpret.get("run"):
         write_json(folder / "meta.json", {"skipped": True})
-    elif "sources" not in change:
-        raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")
     else:
-        whole = {
-            **section["corpus"],
-            "validation": 0.0,
-            "test": 0.0,
-            **change,
-        }  # nothing is held out: none is trained on
-        corpus({"corpus": whole}, folder, "params.yaml: interpret.texts over fetch.corpus")
+        corpus({"corpus": over(section["corpus"], change)}, folder, "params.yaml: interpret.texts over fetch.corpus")
 
 
 if __name__ == "__main__":

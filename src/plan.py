@@ -10,14 +10,14 @@ from stages import params
 from stages.door import run
 from stages.fetch import read
 from stages.lm import DTYPES, check_layers
-from stages.machine import Machine, keep_memory, start
+from stages.machine import keep_memory, start
 from stages.plan import speed
 from stages.plan.cost import Plan
-from stages.plan.knobs import Params
 from stages.plan.model import find_model
 from stages.plan.rows import rows
 from stages.plan.table import disk, size, table
 from stages.plan.words import changed, split
+from stages.select.whole import whole
 
 DATA = Path("data")  # what earlier runs left there is looked at
 
@@ -27,12 +27,12 @@ def main(*words: str) -> None:
     here yet also width=768 blocks=12 parameters=124e6, of a corpus documents=5000."""
     changes, facts = split(words)
     values = changed(params.read(), changes)
-    section = params.check(values, Params, "params.yaml")
+    section = whole(values)
     model = find_model(section.fetch.lm, DATA / "lm", facts)
     if section.fetch.lm.kind == read.LANGUAGE:
         check_layers(section.layers, model.blocks)
     found = rows(section, facts, DATA)
-    device = start(params.check(values["machine"], Machine, "params.yaml: machine"))
+    device = start(section.machine)
     keep_memory()
     batch = section.extract.batch_size * found.context
     measured = speed.measure(model.width, section.train, batch, DTYPES[section.extract.dtype], device)

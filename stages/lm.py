@@ -11,18 +11,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.door import BadInput
+from stages.params import Hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
 
 # What a block adds to the residual stream comes out of the last of these that it has. Gemma's sandwich norms come
 # first: there the normed output is added, while Llama's `post_attention_layernorm` is only the MLP's input norm.

@@ -6,25 +6,13 @@ import os
 import numba
 import torch
 from numba.core.config import NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-from pydantic import Field
 from torch import Tensor
 
 from stages import launch
 from stages.door import BadInput
-from stages.params import Section
+from stages.params import Machine
 
 CPU = torch.device("cpu")
-
-
-class Machine(Section):
-    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it.
-
-    ``save_every``: seconds between the states that an interrupted training goes on from.
-    """
-
-    device: str
-    threads: int = Field(gt=0)
-    save_every: float = Field(ge=0)
 
 
 def start(machine: Machine) -> torch.device:

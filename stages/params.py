@@ -5,10 +5,10 @@ defaults: what is not written there is a mistake.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stages.door import BadInput
 
@@ -24,6 +24,45 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+
+class Machine(Section):
+    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it.
+
+    ``save_every``: seconds between the states that an interrupted training goes on from.
+    """
+
+    device: str
+    threads: int = Field(gt=0)
+    save_every: float = Field(ge=0)
+
+
+def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Layer -> its knobs. DVC writes a number that `-S` adds as text."""
+    layers: dict[int, dict[str, Any]] = {}
+    for name, knobs in values.items():
+        if not str(name).isdecimal():
+            raise ValueError(f"{name!r} is no number of a layer; write e.g. by_layer: {{9: {{k: 48}}}}")
+        if int(name) in layers:
+            raise ValueError(f"layer {name} is there twice, as a number and as text; join the two")
+        layers[int(name)] = knobs
+    return layers
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    """Refuse a list in which something is there twice."""
+    if double := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{values} has {double[0]!r} twice; write it once")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+Layer = Annotated[int, Field(ge=0, lt=1000)]
+EachOnce = AfterValidator(_each_once)
+Layers = Annotated[list[Layer], Field(min_length=1), EachOnce]
+ByLayer = Annotated[dict[int | str, dict[str, Any]], AfterValidator(_by_number)]
+Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
+DType = Literal["bfloat16", "float16", "float32"]  # of a forward pass
+Blob = Literal["float32", "float64"]  # numbers of a vector that is a BLOB
 
 T = TypeVar("T")
 

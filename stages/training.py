@@ -19,7 +19,8 @@ from stages.params import check
 from stages.resume import main_root
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.fit import Fitted, Judgement, fit
-from stages.sae.knobs import BY_BATCH, Given, Train, make_rule
+from stages.sae.knobs import BY_BATCH, Given, Train
+from stages.sae.rules.named import make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
 from stages.sae.trainer import Trainer

@@ -1,11 +1,12 @@
 """What counts as a vector, wherever it comes from."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Blob = Literal["float32", "float64"]
+from stages.params import Blob
+
 NULL, NOTHING, WILD = "NULL", "no list of numbers", "NaN or infinity"
 
 

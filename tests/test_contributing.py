@@ -32,9 +32,10 @@ def test_what_is_named_is_there(page: str):
 
 # --- a stage ------------------------------------------------------------------------------------------------------
 
+FILES = ["stages/door.py", "stages/files.py", "stages/params.py"]
 STANZA = {
     "cmd": "python -m src.count data/corpus data/count",
-    "deps": ["data/corpus", "src/count.py", "stages/count", "stages/door.py", "stages/files.py", "stages/params.py"],
+    "deps": ["data/corpus", "src/count.py", "stages/count", *FILES],
     "params": ["count"],
     "outs": ["data/count"],
 }
@@ -43,7 +44,8 @@ SCRIPT = '''"""Stage count: how many documents there are."""
 from pathlib import Path
 
 from stages import params
-from stages.count.count import Count, count
+from stages.count.count import count
+from stages.count.knobs import Count
 from stages.door import run
 from stages.files import read_json, write_json
 
@@ -57,7 +59,7 @@ def main(corpus: str, target: str) -> None:
 if __name__ == "__main__":
     run(main)
 '''
-ROOM = '''"""Count documents."""
+KNOBS = '''"""The section count of params.yaml."""
 
 from stages.params import Section
 
@@ -66,6 +68,10 @@ class Count(Section):
     """See params.yaml."""
 
     run: bool
+'''
+ROOM = '''"""Count documents."""
+
+from stages.count.knobs import Count
 
 
 def count(meta: dict, knobs: Count) -> dict:
@@ -80,6 +86,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name)  # with what Numba compiled
     (tmp_path / "stages" / "count").mkdir()
     (tmp_path / "stages" / "count" / "__init__.py").write_text('"""In: a corpus. Out: how many documents it has."""\n')
+    (tmp_path / "stages" / "count" / "knobs.py").write_text(KNOBS)
     (tmp_path / "stages" / "count" / "count.py").write_text(ROOM)
     (tmp_path / "src" / "count.py").write_text(SCRIPT)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -87,6 +94,14 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     stages = list(pipeline["stages"].items())
     at = [name for name, _ in stages].index("extract")
+    whole = tmp_path / "stages" / "select" / "whole.py"
+    whole.write_text(
+        whole.read_text()
+        .replace("from stages.door", "from stages.count.knobs import Count\nfrom stages.door", 1)
+        .replace("    cluster: Cluster\n", "    cluster: Cluster\n    count: Count\n", 1)
+    )
+    stages[0][1]["params"].append("count")
+    stages[0][1]["deps"].append("stages/count/knobs.py")
     pipeline["stages"] = dict([*stages[:at], ("count", STANZA), *stages[at:]])
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     monkeypatch.setattr(test_layout, "SECTIONS", (*test_layout.SECTIONS, "count"))
@@ -117,6 +132,7 @@ def test_a_section_that_was_forgotten_is_named(house: Path):
     shutil.copyfile(ROOT / "params.yaml", house / "params.yaml")
     assert faults(house) == [
         "params.yaml lacks count",
+        "select depends on the param count, which is not in params.yaml",
         "count depends on the param count, which is not in params.yaml",
     ]
 

@@ -22,7 +22,8 @@ from stages import files, launch, params
 from stages.door import BadInput
 from stages.fetch.read import SPLITS
 from stages.sae.autoencoder import Autoencoder, Scale
-from stages.sae.knobs import Train, make_rule
+from stages.sae.knobs import Train
+from stages.sae.rules.named import make_rule
 from stages.sae.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # PATH does not matter

@@ -6,6 +6,7 @@ Each rule is a function from the root of a checkout to its faults, and each is s
 import ast
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import resolve_name
@@ -19,6 +20,7 @@ from stages.params import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS = {
+    "select": "whole",
     "fetch": "read",
     "extract": "shards",
     "tune": "read",
@@ -139,9 +141,11 @@ def floors_are_kept(root: Path) -> list[str]:
                 continue
             elif me is None:
                 faults.append(f"{name} is on the ground floor and imports the room {room}")
+            elif me == "select" and member == "knobs":
+                continue  # it checks every section of params.yaml
             elif room not in upstream:
                 faults.append(f"{name} imports {module}, which is downstream")
-            elif member != READERS.get(room):
+            elif member not in (READERS.get(room), "knobs"):
                 faults.append(f"{name} imports {module}, which is not the reader of {room}")
     return faults
 
@@ -181,6 +185,19 @@ def only_tracking_imports_mlflow(root: Path) -> list[str]:
     ]
 
 
+def knobs_are_light(root: Path) -> list[str]:
+    """What select loads to check params.yaml takes no time: the library, pydantic, and other such modules."""
+    light = {"stages.params", "stages.door", "stages.targets"}
+    files = [*sorted(root.glob("stages/**/knobs.py")), root / "stages/select/whole.py", root / "stages/params.py"]
+    return [
+        f"{file.relative_to(root).as_posix()} imports {module}, which select would have to wait for"
+        for file in files
+        for module in sorted(set(imports(file, root)))
+        if not (module in light or module.endswith(".knobs"))
+        if module.partition(".")[0] not in {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml"}
+    ]
+
+
 def nothing_runs_on_opening(root: Path) -> list[str]:
     """What `git grep -nE "pickle|torch\\.load"` would find; one file may open tensors, and nothing else, by it."""
     return [
@@ -192,10 +209,15 @@ def nothing_runs_on_opening(root: Path) -> list[str]:
 
 
 def sections_are_known(root: Path) -> list[str]:
-    """params.yaml holds exactly the known sections, and dvc.yaml tracks only keys that are there."""
+    """params.yaml holds exactly the known sections, dvc.yaml tracks only keys that are there, select all of them."""
     values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     faults = [f"params.yaml has {name}, which SECTIONS lacks" for name in values if name not in SECTIONS]
     faults += [f"params.yaml lacks {name}" for name in SECTIONS if name not in values]
+    faults += [
+        f"select checks {name}, but is not run again when it changes"
+        for name in SECTIONS
+        if name not in stages(root)["select"]["params"]
+    ]
     for name, stage in stages(root).items():
         for key in stage.get("params", []):
             place: Any = values
@@ -223,6 +245,7 @@ RULES = [
     paths_are_edges,
     edges_are_produced,
     only_tracking_imports_mlflow,
+    knobs_are_light,
     nothing_runs_on_opening,
     sections_are_known,
     doors_are_signs,
@@ -235,9 +258,9 @@ def test_the_house_keeps_the_rule(rule: Callable[[Path], list[str]]):
 
 
 def test_more_trials_run_nothing_before_tune():
-    """`dvc exp run -S tune.calls=30`; track, which names every knob, runs after all the others."""
+    """`dvc exp run -S tune.calls=30`; select, which checks all, takes no time, and track runs after all the others."""
     tracked = {name for name, stage in stages(ROOT).items() if {"tune", "tune.calls"} & set(stage.get("params", []))}
-    assert tracked == {"tune", "track"}
+    assert tracked == {"select", "tune", "track"}
 
 
 # --- the rules can fail ---------------------------------------------------------------------------------------------
@@ -355,6 +378,21 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
         only_tracking_imports_mlflow,
         lambda root: add(root / "src/report.py", "\n\ndef f():\n    import mlflow.client\n"),
         "src/report.py imports mlflow",
+    ),
+    (
+        knobs_are_light,
+        lambda root: add(root / "stages/merge/knobs.py", "\nfrom stages.merge import groups\n"),
+        "stages/merge/knobs.py imports stages.merge.groups, which select would have to wait for",
+    ),
+    (
+        knobs_are_light,
+        lambda root: add(root / "stages/params.py", "\n\ndef late():\n    import numpy\n"),
+        "stages/params.py imports numpy, which select would have to wait for",
+    ),
+    (
+        sections_are_known,
+        lambda root: edit(root, "select", "params", drop="merge"),
+        "select checks merge, but is not run again when it changes",
     ),
     (
         nothing_runs_on_opening,

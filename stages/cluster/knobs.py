@@ -4,10 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.cluster.similarity import Weights
 from stages.params import Section
 
 Score = Literal["composite", "size", "mean", "max", "sparsity"]
+
+
+class Weights(Section):
+    """What each similarity counts for; those with weight 0 are not computed."""
+
+    decoder: float = Field(ge=0)
+    profile: float = Field(ge=0)
+    correlation: float = Field(ge=0)
+    jaccard: float = Field(ge=0)
 
 
 class Selection(Section):

@@ -17,25 +17,15 @@ from typing import Any
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.sparse import csc_array, csr_array
 
+from stages.cluster.knobs import Weights
 from stages.compiled import njit
 from stages.interpret.read import Columns
-from stages.params import Section
 
 BLOCK = 512  # latents whose cosines with all others are in memory together
 Floats = NDArray[Any]
 Sparse = Any  # a csr_array, which is typed too loosely to be read from
-
-
-class Weights(Section):
-    """What each similarity counts for; those with weight 0 are not computed."""
-
-    decoder: float = Field(ge=0)
-    profile: float = Field(ge=0)
-    correlation: float = Field(ge=0)
-    jaccard: float = Field(ge=0)
 
 
 def pairs(n: int) -> int:

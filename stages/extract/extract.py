@@ -4,37 +4,23 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from stages import files, launch, resume
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise, until, write
+from stages.extract.knobs import Extract
 from stages.extract.shards import DTYPE, Activations, Contexts, ShardWriter, identity, mapped, shard_name, writing
 from stages.fetch.read import SPLITS
-from stages.lm import Hook, LanguageModel, capture, forward_until
-from stages.params import Section
+from stages.lm import LanguageModel, capture, forward_until
 
 MEDIAN_BLOCKS = 256  # the median norm is that of the first million rows, so that memory stays bounded
-
-
-class Extract(Section):
-    """Which activations, of how many tokens, and how the model is run. See params.yaml."""
-
-    hook: Hook
-    tokens: int = Field(gt=0)
-    context: int = Field(gt=1)
-    pack: bool
-    batch_size: int = Field(gt=0)
-    dtype: Literal["bfloat16", "float16", "float32"]
-    normalize: bool
-    shard_rows: int = Field(gt=0)
 
 
 def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:

@@ -14,24 +14,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from stages.door import BadInput
 from stages.fetch import sources
 from stages.fetch.document import Document
 from stages.fetch.duplicates import NearDuplicates
+from stages.fetch.knobs import Corpus
 from stages.fetch.read import SPLITS, VECTORS
-from stages.fetch.sources import Source
 from stages.fetch.vectors import Vectors
 from stages.files import sha256, write_json
-from stages.params import Section
 
 SPOOL = pa.schema([("title", pa.string()), ("label", pa.string()), ("text", pa.string()), ("id", pa.string())])
 SCHEMA = pa.schema(
@@ -53,31 +51,6 @@ REASONS = {
     "balance": "were too many, or their label too rare, for balance",
 }
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold and UTF-8 cannot
-
-
-class Corpus(Section):
-    """Which text, how much of it, and how it is split. See params.yaml."""
-
-    sources: list[Source] = Field(min_length=1)
-    documents: int | None = Field(gt=0)
-    min_chars: int = Field(ge=0)
-    max_chars: int | None = Field(gt=0)
-    near_duplicates: float | None = Field(gt=0, le=1)
-    balance: int | Literal["smallest"] | None = Field()
-    max_bad_rows: int = Field(ge=0)
-    validation: float = Field(ge=0, lt=1)
-    test: float = Field(ge=0, lt=1)
-    stratify: bool
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Corpus":
-        if self.validation + self.test >= 1:
-            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
-        if self.max_chars is not None and self.max_chars < self.min_chars:
-            raise ValueError(f"max_chars {self.max_chars} is less than min_chars {self.min_chars}")
-        if isinstance(self.balance, int) and self.balance < 1:
-            raise ValueError(f"balance {self.balance} keeps nothing; give the documents a label, smallest, or null")
-        return self
 
 
 def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:

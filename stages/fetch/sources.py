@@ -5,20 +5,16 @@ from contextlib import closing
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from stages import database
 from stages.door import BadInput
 from stages.fetch import lines, mediawiki, tables, vectors
 from stages.fetch.document import Document
+from stages.fetch.knobs import Kind, Source
 from stages.fetch.place import find
 from stages.files import sha256
-from stages.params import Section, check
-from stages.vectors import Blob
-
-Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array", "sql"]
+from stages.params import check
 
 # Text that comes with an installed package: name -> (module, file inside its folder).
 PACKAGES = {
@@ -28,57 +24,6 @@ PACKAGES = {
     )
 }
 SUFFIXES = {*tables.SUFFIXES, *lines.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
-COLUMNS = {"text", "label", "title", "id", "vector", "blob"}
-KNOBS: dict[Kind, set[str]] = {
-    "package": {"unit"},
-    "mediawiki": {"unit"},
-    "table": {*COLUMNS, "separator"},
-    "text": {"unit"},
-    "hub": {*COLUMNS, "config", "split", "revision"},
-    "kaggle": {*COLUMNS, "separator", "unit", "file", "revision"},
-    "array": {"vector", "id", "text", "label"},
-    "sql": {*COLUMNS, "query"},
-}
-UNITS: dict[Kind, tuple[tables.Unit, ...]] = {
-    "package": ("section", "paragraph"),
-    "mediawiki": ("section", "paragraph"),
-    "text": ("paragraph", "line", "file"),
-    "kaggle": ("paragraph", "line", "file"),
-}
-
-
-class Source(Section):
-    """Where text comes from. Users write these one by one, so what does not apply may be left out (None)."""
-
-    source: str = Field(min_length=1)
-    kind: Kind | Literal["auto"] = "auto"
-    documents: int | None = Field(default=None, gt=0)  # how many of its documents are read at the most
-    text: str | None = None  # columns of a table, a hub dataset or a query; text unless given: `text`
-    label: str | None = None
-    title: str | None = None
-    id: str | None = None
-    vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
-    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32
-    query: str | None = None  # of a database
-    separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
-    unit: tables.Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)
-    config: str | None = None  # of a hub dataset
-    split: str | None = None  # of a hub dataset; None: train
-    revision: str | None = None  # of a hub dataset (commit, tag or branch) or a Kaggle dataset (version number)
-    file: str | None = None  # of a Kaggle dataset
-
-    @model_validator(mode="after")
-    def _known_knobs(self) -> "Source":
-        if self.kind != "auto":
-            given = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
-            if wrong := sorted(given - KNOBS[self.kind]):
-                raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
-            units = UNITS.get(self.kind)
-            if self.unit and units and self.unit not in units:
-                raise ValueError(f"unit is {self.unit}, but a document of {self.source} is a {' or a '.join(units)}")
-            if self.kind == "sql" and self.query is None:
-                raise ValueError(f"{self.source} is a database: it needs a query, e.g. SELECT id, vector FROM items")
-        return self
 
 
 def resolved(source: Source) -> Source:

@@ -7,13 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.door import BadInput
 from stages.fetch.document import Document
+from stages.fetch.knobs import Unit
 from stages.fetch.lines import LONGEST, kind, lines
 from stages.values import text, word
 from stages.vectors import Blob, parsed
@@ -23,8 +24,6 @@ SUFFIXES = {".csv", ".tsv", ".parquet", *JSON}
 SEPARATORS = ",;\t|"  # what is tried when none is given
 LISTED = 20  # columns that a message names
 ROWS = 1024  # of Parquet that are unpacked at once, unless they are long
-
-Unit = Literal["line", "paragraph", "section", "file"]
 
 
 @dataclass(frozen=True)

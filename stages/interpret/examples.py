@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from stages.extract.shards import Activations
+from stages.interpret.knobs import Examples
 from stages.interpret.read import Columns
 from stages.interpret.statistics import ranks
 from stages.interpret.text import Text
-from stages.params import Section
 
 DECILES = 10
 KINDS = ("top", *(f"decile-{n}" for n in range(1, DECILES + 1)), "random", "zero", "near")
@@ -25,21 +24,6 @@ CANDIDATES = 32  # random rows looked at for each one wanted
 ROUND, ROUNDS = 64, 32  # zero windows are looked for in so many windows at a time, so many times
 CROWD = 8  # near misses looked at for each one wanted, because of those in one document
 Ints = NDArray[np.int64]
-
-
-class Examples(Section):
-    """How many of each kind a latent; ``decile``: of each decile. ``one_a_document``: of each kind but the deciles.
-
-    ``pool``: from how many windows at the most near misses are taken, a random sample, held in memory.
-    """
-
-    top: int = Field(ge=0)
-    decile: int = Field(ge=0)
-    random: int = Field(ge=0)
-    zero: int = Field(ge=0)
-    near: int = Field(ge=0)
-    one_a_document: bool
-    pool: int = Field(gt=0)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from stages.files import sha256
 from stages.interpret.explanations import Case, Example, Explanation
+from stages.interpret.knobs import Explain
 from stages.interpret.scoring import derangement, score
 from stages.interpret.writers import Patience, Replies, Writer, endpoint_writer, transformers_writer
 from stages.lm import LanguageModel, load
 from stages.machine import CPU
-from stages.params import Section
 from stages.resume import main_root
 
 WORDS = 8  # of an explanation, at the most
@@ -48,27 +47,6 @@ ANSWERED = (
 )
 EXPLANATION_TOKENS = 24
 ANSWER_TOKENS = 4
-
-
-class Explain(Section):
-    """Who explains which latents in words, and how much is shown and scored. See params.yaml.
-
-    ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: only latents from the first number to before the
-    second. ``items``: windows scored a latent, by token rules too, half of them active. ``timeout`` in seconds.
-    """
-
-    model: str | None
-    layers: list[int]
-    latents: int = Field(ge=0)
-    range: list[int] | None = Field(min_length=2, max_length=2)
-    shown: int = Field(gt=0)
-    silent: int = Field(ge=0)
-    items: int = Field(ge=2)
-    embedder: str | None
-    batch_size: int = Field(gt=0)
-    timeout: float = Field(gt=0)
-    retries: int = Field(ge=0)
-    parallel: int = Field(gt=0)
 
 
 def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str]:

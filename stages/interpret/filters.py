@@ -1,14 +1,12 @@
 """Which latents are worth a look: bounds on how they spread over documents, how often and how strongly they fire."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
 
-from stages.params import Section
+from stages.interpret.knobs import Filters, Quadrant, Range
 
-Quadrant = Literal["flowing", "careful", "exploring", "resampling"]
 QUADRANTS: dict[tuple[bool, bool], Quadrant] = {  # (high entropy, high varentropy)
     (False, False): "flowing",
     (True, False): "careful",
@@ -20,32 +18,6 @@ REASONS = (
     *(f"{name}_{side}" for name in ("entropy", "firing", "importance") for side in ("low", "high")),
     "quadrant",
 )
-
-
-class Range(Section):
-    """``min`` ≤ value ≤ ``max``; null: no bound."""
-
-    min: float | None
-    max: float | None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Range":
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}, so nothing would be kept")
-        return self
-
-
-class Filters(Section):
-    """``entropy``: of a latent over documents, as a share of ln(documents), so that 0 … 1 whatever their number.
-
-    ``firing``: share of the documents in which it fires at all. ``importance``: density × mean when active × norm of
-    the decoder's row, as a share of the layer's largest. ``quadrants``: which ones to keep; null: all.
-    """
-
-    entropy: Range
-    firing: Range
-    importance: Range
-    quadrants: list[Quadrant] | None
 
 
 def quadrants(entropy: NDArray[Any], varentropy: NDArray[Any], alive: NDArray[Any]) -> list[Quadrant | None]:

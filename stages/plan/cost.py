@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from stages import splice
 from stages.plan.given import described
-from stages.plan.knobs import Params
 from stages.plan.model import Model
 from stages.plan.rows import Rows
 from stages.plan.speed import Speed
 from stages.sae.knobs import Train
+from stages.select.whole import Params
 
 BASE = 500e6  # bytes of Python with torch and what belongs to it
 FLOAT = 4

@@ -13,7 +13,7 @@ import torch
 from stages import sentences
 from stages.door import BadInput
 from stages.fetch import read
-from stages.plan.knobs import LM
+from stages.fetch.knobs import LM
 from stages.resume import main_root
 
 WIDE = 12  # parameters of a block, in squares of the width: 4 of attention, 8 of an MLP four times as wide

@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.door import BadInput
 from stages.extract.shards import open_contexts
 from stages.fetch import read
-from stages.plan.knobs import Params
+from stages.select.whole import Params
 
 FILLED = 0.85  # share of a context's positions that are rows where documents begin one of their own (reports/log.md)
 

@@ -9,7 +9,8 @@ import torch
 
 from stages.machine import put
 from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.knobs import Train, make_rule
+from stages.sae.knobs import Train
+from stages.sae.rules.named import make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.trainer import Trainer
 from stages.training import with_threshold

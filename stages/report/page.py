@@ -5,9 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
-
-from stages.params import Section
 from stages.readable import number
 from stages.report.causes import SHOWN, Causes
 from stages.report.closeup import closeup
@@ -15,6 +12,7 @@ from stages.report.evaluated import NAMES, costly, probed
 from stages.report.families import Families
 from stages.report.figures import headline
 from stages.report.glossary import GLOSSARY
+from stages.report.knobs import Report
 from stages.report.latents import Layer, tokens
 from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
@@ -34,14 +32,6 @@ CAPTIONS = {
     "probing": "Accuracy of probes by how much they may look at; bars span the splits, the grey line is chance.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
-
-
-class Report(Section):
-    """The section ``report``."""
-
-    title: str
-    outlier_tokens: int
-    pages: int = Field(ge=0)
 
 
 def render(

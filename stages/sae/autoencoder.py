@@ -4,7 +4,6 @@ Training sees y = s (x − μ), with s and μ from the data; :func:`fold` turns 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,13 @@ from torch.nn.functional import normalize
 
 from stages.sae.errors import squared_error
 from stages.sae.kernels import decode, sampled
+from stages.sae.knobs import Init
 from stages.sae.nonlinearity import Nonlinearity, pull
 from stages.sae.preactivations import Preactivations
 from stages.sae.rules.base import Pass, Rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE
 
-Init = Literal["kaiming", "orthogonal", "data"]
 LENGTH = 0.1  # of the rows behind the decoder's at first, as SAELens's decoder_init_norm: short, so that they turn far
 
 

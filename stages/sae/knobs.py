@@ -1,18 +1,14 @@
-"""The knobs of training, and the rule that they name."""
+"""The section train of params.yaml."""
 
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from stages.params import Section
-from stages.sae.autoencoder import Init
-from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.rules.base import Rule
-from stages.sae.rules.jumprelu import JumpReLU, Reward
-from stages.sae.rules.relu import Gated, ReLU
-from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
+Init = Literal["kaiming", "orthogonal", "data"]
+Nonlinearity = Literal["identity", "tanh", "sigmoid"]
 BY_BATCH = ("batchtopk", "matryoshka")  # rules whose threshold is settled on validation rows
 
 
@@ -91,23 +87,3 @@ class Train(Section):
         if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
             raise ValueError(f"from_tune names {unknown[0]!r}, which is no knob of train")
         return self
-
-
-def make_rule(knobs: Train) -> Rule:
-    """The sparsity rule by name."""
-    k, latents = knobs.k, knobs.latents
-    match knobs.rule:
-        case "topk":
-            return TopK(k)
-        case "batchtopk":
-            return BatchTopK(k)
-        case "matryoshka":
-            return Matryoshka(k, [round(share * latents) for share in knobs.groups])
-        case "jumprelu":
-            return JumpReLU(k, latents, knobs.bandwidth, knobs.l0_coefficient)
-        case "relu":
-            return ReLU(k, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay, kl=knobs.penalty == "kl")
-        case "gated":
-            return Gated(k, latents, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
-        case "reward":
-            return Reward(k, latents, knobs.bandwidth, knobs.activity_cost, knobs.diversity)

@@ -4,11 +4,9 @@ tanh stays within ±1 and sigmoid between 0 and 1: what lies outside cannot be r
 every element below its mean.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
-Nonlinearity = Literal["identity", "tanh", "sigmoid"]
+from stages.sae.knobs import Nonlinearity
 
 
 def bend(kind: Nonlinearity, u: Tensor) -> Tensor:

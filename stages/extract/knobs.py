@@ -1,0 +1,18 @@
+"""The section extract of params.yaml."""
+
+from pydantic import Field
+
+from stages.params import DType, Hook, Section
+
+
+class Extract(Section):
+    """Which activations, of how many tokens, and how the model is run. See params.yaml."""
+
+    hook: Hook
+    tokens: int = Field(gt=0)
+    context: int = Field(gt=1)
+    pack: bool
+    batch_size: int = Field(gt=0)
+    dtype: DType
+    normalize: bool
+    shard_rows: int = Field(gt=0)
