@@ -1,7 +1,7 @@
 """A language model whose residual stream can be read (`capture`) and changed (`edit`).
 
-The blocks and their parts are found by structure, not by a list of model classes. The identity that pins the four
-hooks down, for every family, sequential or parallel:  resid_pre + attn_out + mlp_out = resid_post.
+A model is checked when it is opened: `stages/anatomy.py` finds its blocks and their parts, and refuses what cannot be
+read rightly. The identity that pins the four hooks down:  resid_pre + attn_out + mlp_out = resid_post.
 """
 
 import gc
@@ -16,6 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stages.anatomy import (
+    FOREIGN,
+    Anatomy,
+    examine,
+    find_blocks,
+    find_trunk,
+    last_states,
+    logits_of,
+    stream_from,
+    stream_into,
+)
 from stages.door import BadInput
 from stages.params import Hook
 
@@ -23,11 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-# What a block adds to the residual stream comes out of the last of these that it has. Gemma's sandwich norms come
-# first: there the normed output is added, while Llama's `post_attention_layernorm` is only the MLP's input norm.
-MLP_PARTS = ("post_feedforward_layernorm", "mlp", "feed_forward", "fc2")
-ATTENTION_PARTS = ("self_attn", "attn", "attention", "self_attention")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class LanguageModel:
     model: "PreTrainedModel"
     blocks: nn.ModuleList
     open_tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Which modules a block's parts come out of; measured when the model was opened."""
+        return examine(self.model, self.blocks)
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        """The model without its LM head."""
+        return find_trunk(self.model, self.blocks)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -50,7 +66,8 @@ class LanguageModel:
 
     @property
     def width(self) -> int:
-        return self.model.config.get_text_config().hidden_size
+        """Of the residual stream."""
+        return self.anatomy.width
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +87,10 @@ class LanguageModel:
 
 
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
-    """Load a folder (or a name in the hub's cache) for inference, in ``dtype``."""
+    """Load a folder (or a name in the hub's cache) for inference, in ``dtype``, and check it by a short pass.
+
+    Raises BadInput for what cannot be loaded whole, and for what :func:`stages.anatomy.examine` refuses.
+    """
     with _uncollected():  # takes two seconds, which a stage that stops at the door, or only trains, does without
         import transformers
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -78,21 +98,39 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
     bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
     bar()
     with _told(source), _uncollected():
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
+        options = {**kwargs, "dtype": dtype, "output_loading_info": True}
+        model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)  # pyright: ignore[reportGeneralTypeIssues]
+    if absent := sorted(loaded["missing_keys"]):
+        raise BadInput(
+            f"{source} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} for one, "
+            "and transformers would put random numbers there"
+        )
     model.requires_grad_(False)
     model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
+    examine(model, find_blocks(model))
+
     # generate() hands the head a slice of its states; torch multiplies that on a CPU as one product a text, each with
     # its own copy of the head: 32 texts of Gemma's are 11 GB and half a minute where a step takes 0.1 s.
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    model.get_input_embeddings().register_forward_pre_hook(_refuse_unknown)
     return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **kwargs))
 
 
+def _refuse_unknown(table: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse tokens behind the end of the embeddings, which a tokenizer with later additions can give."""
+    rows = len(table.weight) if isinstance(table.weight, Tensor) else 0
+    if len(args) and args[0].numel() and (last := int(args[0].max())) >= rows:
+        raise BadInput(f"the text holds token {last}, but the model has embeddings of 0 to {rows - 1} alone")
+
+
 def wrapped(model: "PreTrainedModel") -> LanguageModel:
-    """A model of transformers' that is loaded already."""
+    """A model of transformers' that is loaded already, checked the first time that it is seen."""
     from transformers import AutoTokenizer
 
-    return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(model.name_or_path))
+    blocks = find_blocks(model)
+    examine(model, blocks)
+    return LanguageModel(model, blocks, lambda: AutoTokenizer.from_pretrained(model.name_or_path))
 
 
 def mute(lm: LanguageModel) -> str | None:
@@ -114,23 +152,14 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def _told(source: str | Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise BadInput(f"no language model could be loaded from {source}: {' '.join(str(error).split())}") from None
-
-
-def find_blocks(model: "PreTrainedModel") -> nn.ModuleList:
-    """The one list of modules as long as the model has layers."""
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    lists = [m for m in lists if any(hasattr(m[0], part) for part in ATTENTION_PARTS)]
-    if len(lists) != 1:
-        raise BadInput(
-            f"{type(model).__name__} is not a decoder-only transformer that Strata can read: "
-            f"it has {len(lists)} lists of {depth} blocks with attention, not one"
-        )
-    return lists[0]
+    except (OSError, ImportError, SafetensorError, *FOREIGN) as error:
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # a KeyError is a word
+        said = " ".join(str(error).split())
+        raise BadInput(f"no language model could be loaded from {source}: {kind}{said}") from error
 
 
 def check_layers(layers: Sequence[int], depth: int, where: str = "params.yaml: layers") -> None:
@@ -144,6 +173,26 @@ def check_layers(layers: Sequence[int], depth: int, where: str = "params.yaml: l
             raise BadInput(f"{where} names layer {layer}, but the model has {depth} blocks: 0 to {depth - 1}")
 
 
+def check_hook(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> None:
+    """Refuse a hook of which some of ``layers`` have nothing that adds up."""
+    for layer in layers:
+        module_at(lm, hook, layer)
+
+
+def module_at(lm: LanguageModel, hook: Hook, layer: int) -> tuple[nn.Module, float]:
+    """The module whose output is what flows at ``hook``, and the factor that it is added with. Of resid_pre: the block,
+    whose input it is."""
+    block, parts = lm.blocks[layer], lm.anatomy.parts[layer]
+    if hook in ("resid_pre", "resid_post"):
+        return block, 1.0
+    if isinstance(parts, str):
+        raise BadInput(
+            f"{hook} of block {layer} cannot be read ({type(block).__name__}: {parts}); use resid_post or resid_pre"
+        )
+    part = parts.attn_out if hook == "attn_out" else parts.mlp_out
+    return block.get_submodule(part.module), part.factor
+
+
 @contextmanager
 def capture(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Inside the block, a forward pass leaves {layer: (context, position, width)} in the yielded dict.
@@ -153,11 +202,11 @@ def capture(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> Iterator[di
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
-        seen[layer] = activations
+        seen[layer] = activations.clone() if lm.anatomy.in_place else activations
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_hooked(lm.blocks[layer], hook, partial(keep, layer)))
+            stack.enter_context(_hooked(lm, layer, hook, partial(keep, layer)))
         yield seen
 
 
@@ -167,15 +216,16 @@ def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], T
 
     ``change`` must return a new tensor (context, position, width); hooks are gone after the block, also after an error.
     """
-    with _hooked(lm.blocks[layer], hook, change):
+    with _hooked(lm, layer, hook, change):
         yield
 
 
 @contextmanager
 def shared_start(lm: LanguageModel, layer: int) -> Iterator[None]:
-    """Inside the block, forward passes must be of the same tokens: blocks before ``layer`` run in the first alone."""
+    """Inside the block, forward passes must be of the same tokens: blocks before ``layer`` run in the first alone, but
+    for models that write over what a block returned."""
     with ExitStack() as stack:
-        for block in lm.blocks[:layer]:
+        for block in lm.blocks[:layer] if not lm.anatomy.in_place else ():
             block.forward = _once(block.forward)
             stack.callback(delattr, block, "forward")  # the class's own is seen again
         yield
@@ -210,7 +260,7 @@ def forward_until(
 
     handle = lm.blocks[layer].register_forward_hook(stop)
     try:
-        lm.model.base_model(input_ids=tokens, inputs_embeds=embeddings, use_cache=False)
+        lm.trunk(input_ids=tokens, inputs_embeds=embeddings, use_cache=False)
     except _Stop:
         pass
     finally:
@@ -218,27 +268,26 @@ def forward_until(
 
 
 def final_states(lm: LanguageModel, tokens: Tensor) -> Tensor:
-    """What the LM head reads, (context, position, width): the logits of a position are ``lm_head`` of its row."""
-    return lm.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    """What the LM head reads, (context, position, width): the logits of a position are :func:`logits` of its row."""
+    return last_states(lm.trunk(input_ids=tokens, use_cache=False))
 
 
 def logits(lm: LanguageModel, states: Tensor) -> Tensor:
-    """The LM head on rows of :func:`final_states`, (row, width) -> (row, vocabulary), in the model's dtype."""
-    head = lm.model.get_output_embeddings()
-    assert head is not None, "a causal language model has a head"
-    scores = head(states)
-    cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
-    return scores if cap is None else torch.tanh(scores / cap) * cap
+    """The model's own LM head, its scales and caps included, on rows of :func:`final_states`: (row, width) -> (row,
+    vocabulary), in the model's dtype."""
+    return logits_of(lm.model, lm.blocks, states)
 
 
 @contextmanager
-def _hooked(block: nn.Module, hook: Hook, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``visit`` on the tensor at ``hook``; if it returns one, that takes the place of the first."""
+    block = lm.blocks[layer]
+    module, factor = module_at(lm, hook, layer)
     shape = torch.Size()
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal shape
-        residual = args[0] if args else kwargs["hidden_states"]
+        residual = stream_into(args, kwargs)
         shape = residual.shape
         new = visit(residual) if hook == "resid_pre" else None
         if new is None:
@@ -246,33 +295,24 @@ def _hooked(block: nn.Module, hook: Hook, visit: Callable[[Tensor], Tensor | Non
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        tensor = output[0] if isinstance(output, tuple) else output
-        new = visit(tensor.view(shape))  # OPT's MLP works on flattened rows
+        tensor = stream_from(output).view(shape)  # OPT's MLP works on flattened rows
+        scaled = tensor if factor == 1 else tensor * factor
+        new = visit(scaled)
         if new is None:
             return None
-        new = new.view(tensor.shape)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if factor != 1:  # what is left as it was stays so to the bit, which a product and a division would not do
+            new = torch.where(new == scaled, tensor, new / factor)
+        new = new.view(stream_from(output).shape)
+        return type(output)([new, *output[1:]]) if isinstance(output, tuple | list) else new
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True)]
     if hook != "resid_pre":
-        part = block if hook == "resid_post" else _part(block, hook)
-        handles.append(part.register_forward_hook(after))
+        handles.append(module.register_forward_hook(after))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _part(block: nn.Module, hook: Hook) -> nn.Module:
-    """The module of ``block`` whose output is added to the residual stream."""
-    sandwich = hasattr(block, "post_feedforward_layernorm")
-    names = MLP_PARTS if hook == "mlp_out" else ("post_attention_layernorm",) * sandwich + ATTENTION_PARTS
-    for name in names:
-        part = getattr(block, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    raise BadInput(f"{type(block).__name__} has no part that Strata knows as {hook}; use resid_post or resid_pre")
 
 
 def pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> list[str]:
