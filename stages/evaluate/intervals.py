@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Measure = dict[str, float]  # value, low, high
+Measure = dict[str, float | None]  # value, low, high
 DRAWS, AT_ONCE = 1000, 50
 PERCENTILES = 2.5, 97.5
 
@@ -16,8 +16,12 @@ def over_seeds(values: Sequence[float]) -> Measure:
 
 
 def resampled(value: float, drawn: NDArray[np.floating]) -> Measure:
-    """``value``, and the middle 95 % of what it was on items ``drawn`` again."""
-    low, high = np.percentile(drawn, PERCENTILES)
+    """``value``, and the middle 95 % of what it was on items ``drawn`` again, of those where it is a number; None where
+    ``value`` is none."""
+    if not np.isfinite(value):
+        return dict.fromkeys(("value", "low", "high"))
+    finite = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(finite, PERCENTILES) if len(finite) else (value, value)
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 

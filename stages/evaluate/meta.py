@@ -48,6 +48,8 @@ def meta(
 ) -> dict[str, Any]:
     """What is :func:`explained` of the decoder's rows, and of random directions of the same shape; the interval is the
     least and the most over ``seeds`` of the meta-SAE. ``work``: where what came of each training is kept."""
+    if len(decoder) < 2 * ACTIVE:
+        return {"why": f"a dictionary of {len(decoder)} latents is too small for an SAE of its rows"}
     lengths = decoder.norm(dim=1, keepdim=True)
     random = [
         lengths * normalize(torch.randn(decoder.shape, generator=generator), dim=1).to(decoder.device) for _ in seeds

@@ -181,12 +181,13 @@ def _ordinary(
 def grouped(knobs: Merge, clusters: Clusters, sums: Moments, decoder: Floats, sizes: list[int]) -> list[Groups]:
     """The merging that the knobs ask for, and the same at each of ``sizes``."""
     labels, living = families(clusters, None), len(clusters.living)
+    share = None if knobs.latents is None else max(1, round(knobs.latents * living))  # as many latents
     if knobs.by == "clusters":
-        first = labels if knobs.latents is None else families(clusters, round(knobs.latents * living))
+        first = labels if share is None else families(clusters, share)
         smaller = [] if clusters.tree is None else [families(clusters, size) for size in sizes]
         found = [whole(one) for one in (first, *smaller)]
     else:
-        count = round(knobs.latents * living) if knobs.latents is not None else int(labels.max()) + 1
+        count = share or int(labels.max()) + 1
         found = led(sums, decoder, labels, [count, *sizes])
     return [_scaled(knobs, groups, sums, decoder) for groups in found]
 

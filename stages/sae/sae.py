@@ -216,7 +216,7 @@ def threshold_for(sae: SAE, blocks: Callable[[], Iterable[Tensor]], per_row: flo
     """
     first = next(iter(blocks()))[:FLOOR_ROWS]
     h = sae.preactivations(first).flatten()
-    floor = float(h.topk(min(len(h), round(1.5 * per_row * len(first)))).values[-1].clamp(min=0))
+    floor = float(h.topk(min(len(h), max(round(1.5 * per_row * len(first)), 1))).values[-1].clamp(min=0))
     for low in (floor, 0.0):
         part = replace(sae, k=None, threshold=torch.full_like(sae.b_enc, low))
         found = [(part.encode(x).values, len(x)) for x in blocks()]
