@@ -32,7 +32,8 @@ def repeated(width: int, size: int, folder: Path) -> Activations:
     rows = torch.randn(SHARD, width, generator=torch.Generator().manual_seed(0)).to(DTYPE)
     shards = [{"file": shard_name(i), "rows": SHARD} for i in range(number)]
     meta: dict[str, Any] = {
-        "model": {"fingerprint": "none"}, "hook": "none", "layer": 0, "width": width, "rows": number * SHARD,
+        "model": {"fingerprint": "none"}, "hook": "none", "dtype": "bfloat16", "layer": 0, "width": width,
+        "rows": number * SHARD,
         "shard_rows": SHARD, "shards": shards, "splits": {"train": [0, number * SHARD]}, "scale": 1.0,
         "median_norm": width**0.5, "mean": [0.0] * width,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Stage extract: one pass of the model writes the activations of every layer."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _documents(
     width = model["width"] if vectors is None else vectors.shape[1]
     documents.check(target, layers, model["kind"], min(knobs.tokens, read.corpus_meta(corpus)["documents"]), width)
     if vectors is not None:
-        return documents.given(vectors, knobs)
+        return documents.given(vectors, knobs, partial(read.name, corpus))
     source, options = read.lm_path(lm)
     return documents.sentences(
         sentences.load(source, device, DTYPES[knobs.dtype], **options), read.Texts(corpus), width, knobs

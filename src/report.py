@@ -16,6 +16,7 @@ from stages.report.page import Report, render
 from stages.report.results import read_history, read_merged, read_numbers, read_result
 from stages.report.scorecard import failures, scorecard, summary
 from stages.report.tuned import searched_in
+from stages.shortfall import of_layer
 from stages.targets import Targets
 from stages.tune import read as tuned
 
@@ -80,7 +81,8 @@ def main(
     text = ", ".join(source["source"] for source in fetch["corpus"]["sources"])
     for name, png in pictures.items():
         write_bytes(Path(plots) / f"{name}.png", png)
-    shown = (known, list(families.values()), causes, merged, searched, evaluated)
+    worse = {layer.layer: said for layer in results if (said := of_layer(layer.model_dump(), histories[layer.layer]))}
+    shown = (worse, known, list(families.values()), causes, merged, searched, evaluated)
     write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
     write_texts((Path(pages) / name, html) for name, html in site(known, causes))
     for layer in known:

@@ -1,12 +1,13 @@
 """Stage train@L: one layer's SAE, judged on held-out text."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages import launch, params, resume, tracking, training
+from stages import launch, params, resume, shortfall, tracking, training
 from stages.door import run
 from stages.extract.shards import Activations, Contexts, check_origin, open_activations, open_contexts
 from stages.fetch import read
@@ -35,6 +36,7 @@ def main(
     best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
     knobs = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
     launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
+    training.check_held_out(rows, "test")  # and not after the training
     targets, seed = params.load("targets", Targets), params.load("seed", int)
     machine = params.load("machine", Machine)
     device = start(machine)
@@ -49,6 +51,8 @@ def main(
             disk.save(folder, sae, metadata, frequency if best else None)
         write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
         write_text(Path(curve), room.history_csv(fitted.history))
+        if worse := shortfall.of_layer(found, fitted.history):
+            sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
 
     if knobs.from_ is not None:
         if launch.rank() == 0:

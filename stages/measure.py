@@ -8,9 +8,8 @@ import torch
 
 from stages import quality, splice
 from stages.batches import Rows
-from stages.door import BadInput
 from stages.lm import Hook, LanguageModel
-from stages.training import blocks
+from stages.training import blocks, check_held_out
 
 
 class Texts(Protocol):
@@ -41,8 +40,7 @@ def held_out(
     ``lm``. Returns how many tokens that were, too.
     """
     first, end = activations.split("test")
-    if end == first:
-        raise BadInput("there are no test rows to judge on; extract more tokens, or raise fetch.corpus.test")
+    check_held_out(activations, "test")
     scale, norm = activations.scale, activations.median_norm
     found = {
         name: quality.reconstruction(f, blocks(activations, first, end, device), scale, norm)

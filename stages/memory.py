@@ -1,12 +1,11 @@
 """Rows that are held in memory, as `stages.batches.Rows`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from stages.door import BadInput
+from stages.spread import check_norms, spread
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,17 @@ class InMemory:
         return (self.x[start : min(start + rows, end)] for start in range(first, end, rows))
 
 
-def in_memory(x: Tensor, splits: Mapping[str, tuple[int, int]]) -> InMemory:
+def in_memory(
+    x: Tensor,
+    splits: Mapping[str, tuple[int, int]],
+    what: str = "rows",
+    name: Callable[[int], str] = lambda row: f"row {row}",
+) -> InMemory:
     """Find out what training needs to know of the rows ``x`` (row, width) float32; ``splits``: first row and end of
-    train, validation and test. Raises BadInput where all training rows are zero."""
+    train, validation and test. Raises BadInput where nothing can be learnt from them, in a sentence that calls them
+    ``what``, and one of them ``name(row)``."""
+    norms = x.double().norm(dim=1).numpy()
+    check_norms(norms, float(norms.max()), what, lambda: name(int(norms.argmax())))
     first, end = splits["train"]
-    squares = float(x[first:end].double().square().sum(1).mean())
-    if not squares:
-        raise BadInput("every vector is zero")
-    mean = x[first:end].mean(0, dtype=torch.float64).float()
-    return InMemory(x, splits, (x.shape[1] / squares) ** 0.5, mean, float(x[first:end].norm(dim=1).median()))
+    found = spread(lambda: [x[first:end]], what, lambda row: name(first + row))
+    return InMemory(x, splits, found.scale, found.mean.float(), found.median_norm)

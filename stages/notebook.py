@@ -9,6 +9,7 @@ calls; what is drawn at random takes a ``seed``, and nothing is written unless i
     curves(trained)                                   # a matplotlib figure
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from stages.memory import InMemory, in_memory
 from stages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
+from stages.seeds import check_seed
+from stages.shortfall import Made, red, shortfall
 from stages.targets import Targets
 from stages.vectors import Blob, parsed
 
@@ -137,14 +140,17 @@ def load(path: str | Path) -> Vectors:
 
 
 def shuffled(vectors: Vectors, seed: int) -> InMemory:
-    """In an order drawn by ``seed``: training rows, a tenth for validation, a tenth for the test, at least one each."""
-    count, held = len(vectors), max(1, round(HELD_OUT * len(vectors)))
-    if count < 3:
-        raise BadInput(f"{count} vectors are too few to train on and to hold some out")
-    x = torch.from_numpy(vectors.x[np.random.default_rng(seed).permutation(count)])
+    """In an order drawn by ``seed``: training rows, a tenth for validation, a tenth for the test, at least two each."""
+    count, held = len(vectors), max(2, round(HELD_OUT * len(vectors)))
+    if count < 6:
+        raise BadInput(
+            f"{count} vectors are too few: it takes two to train on, two for validation and two for the test"
+        )
+    order = np.random.default_rng(check_seed(seed)).permutation(count)
+    x = torch.from_numpy(vectors.x[order])
     ends = (count - 2 * held, count - held, count)
     splits: dict[str, tuple[int, int]] = dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
-    return in_memory(x, splits)
+    return in_memory(x, splits, "vectors", lambda row: f"vector {order[row]} (id {vectors.ids[order[row]]})")
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ def train(
     section = params.read(DEFAULTS)["train"]
     ours = {"latents": latents, "k": k, "epochs": epochs, "init": "data", "from_tune": [], "log_every": 5}
     batch = {"batch_size": min(256, rows.split("train")[1])}
+    training.check_held_out(rows, "test")
     settings = params.check({**section, **ours, **batch, **knobs}, Train, "train")
     bounds = {"enforce": False, "l0": {"min": 0.5 * settings.k, "max": 1.25 * settings.k}, "dead": {"max": 0.1}}
     fitted, untrained = training.train(
@@ -188,6 +195,19 @@ def train(
         "mean": controls.mean(mean),
     }
     judged = {name: _quality(f, rows, device) for name, f in candidates.items()}
+    made = Made(
+        rule=settings.rule,
+        latents=settings.latents,
+        k=settings.k,
+        rows=rows.split("train")[1],
+        width=rows.width,
+        steps=fitted.history[-1]["step"],
+        epochs=settings.epochs,
+        outliers=None,
+    )
+    lacks = shortfall({**judged["SAE"], "dead": None}, judged["mean"], judged[f"PCA, {settings.k} components"], made)
+    if lacks:
+        sys.stderr.write(red(f"train: {lacks}\n"))
     table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
     return Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history))
 
@@ -203,6 +223,8 @@ def _quality(reconstruct: quality.Reconstruct, rows: InMemory, device: torch.dev
 def reconstruction(sae: SAE, vectors: Vectors) -> dict[str, float | None]:
     """fvu, l0 and cosine of an SAE on any vectors, and mse on the scale where the mean of their ‖x‖² is the width."""
     x = torch.from_numpy(vectors.x)
+    if not bool(x.any()):
+        raise BadInput("every one of the vectors is zero, so there is nothing to reconstruct")
     scale = float((x.shape[1] / x.double().square().sum(1).mean()).sqrt())
     found = quality.reconstruction(sae.reconstruct, _blocks(sae, vectors), scale, float(x.norm(dim=1).median()))
     return {name: found[name] for name in ("fvu", "mse", "l0", "cosine")}

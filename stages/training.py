@@ -14,7 +14,7 @@ from stages.batches import Rows, Shuffled
 from stages.door import BadInput
 from stages.files import sha256
 from stages.machine import CPU, put
-from stages.metrics import OUTLIER
+from stages.metrics import OUTLIER, Errors, compared
 from stages.params import check
 from stages.resume import main_root
 from stages.sae.autoencoder import Autoencoder, Scale, fold
@@ -35,9 +35,10 @@ def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, A
 
 
 def scale_of(activations: Rows, device: torch.device = CPU) -> Scale:
-    """The training scale, for rows on ``device``: mean 0, and the mean of ‖s x‖² is the width."""
+    """The training scale, for rows on ``device``: mean 0, its factor as :class:`stages.spread.Spread` says."""
     s, mean = activations.scale, activations.mean
-    return Scale(s, mean.to(device), 1 - s**2 * float(mean.double().square().sum()) / activations.width)
+    variance = 1 - s**2 * float(mean.double().square().sum()) / activations.width
+    return Scale(s, mean.to(device), variance if variance > 0 else 1.0)  # below 0: s is the scale of x − mean
 
 
 def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
@@ -60,8 +61,7 @@ def train(
     ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
     the result and the untrained SAE that it started from, with top-k, both on ``device``.
     """
-    if activations.split("validation")[0] == activations.split("validation")[1]:
-        raise BadInput("there are no validation rows to choose a checkpoint by; raise fetch.corpus.validation")
+    check_held_out(activations, "validation")
     scale = scale_of(activations, device)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
@@ -80,7 +80,8 @@ def train(
         for rows in shuffled.endless(step):
             x = put(rows, device)
             if knobs.skip_outliers:
-                x = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
+                inliers = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
+                x = inliers if len(inliers) >= knobs.micro_batches else x  # a step needs rows
             yield scale.apply(x)
 
     @torch.inference_mode()
@@ -98,6 +99,22 @@ def train(
     once = {number: settled(sae) for number, sae in once.items()}
     fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
+
+
+def check_held_out(activations: Rows, split: str) -> None:
+    """Refuse a ``split``, validation or test, without variance to explain: an error could not be compared with it."""
+    seen = Errors()
+    for block in activations.blocks(*activations.split(split)):
+        x = block.float()
+        seen.add(compared(x, x, torch.zeros(len(x))))
+        if seen.variance > 0:
+            return
+    what = f"has {seen.rows} row{'s' * (seen.rows != 1)}"
+    same = "and one alone does not vary" if seen.rows == 1 else "all the same" if seen.rows else "and needs two"
+    raise BadInput(
+        f"the {split} split {what}, {same}: there is no variance of which an SAE could explain a share; bring more "
+        f"documents, or raise fetch.corpus.{split}"
+    )
 
 
 def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ def make_source(
     contexts = Contexts(tokens, {**meta, "model": MODEL, "corpus": "c"})
     rows = meta["rows"]
     facts: dict[str, Any] = {
-        "model": MODEL, "corpus": "c", "hook": "resid_post", "layer": 0, "width": WIDTH, "rows": rows,
+        "model": MODEL, "corpus": "c", "hook": "resid_post", "dtype": "bfloat16", "layer": 0, "width": WIDTH,
+        "rows": rows,
         "shard_rows": SHARD, "splits": meta["splits"], "mean": [0.0] * WIDTH, "scale": 1.0, "median_norm": 5.0,
         "shards": [{"file": shard_name(i), "rows": min(SHARD, rows - first)}
                    for i, first in enumerate(range(0, rows, SHARD))],

@@ -78,7 +78,7 @@ def test_bytes_are_those_that_the_pipeline_wrote(project: Path):
     section, plan = planned(project)
     data, knobs = project / "data", section.train
     assert (plan.rows.total, plan.rows.contexts, plan.rows.note) == (150, 150, None)
-    assert tensors(data / "activations" / "0") == cost.activation_bytes(150, 8) == 150 * 8 * 2
+    assert tensors(data / "activations" / "0") == cost.activation_bytes(150, 8, "vectors") == 150 * 8 * 4
     assert tensors(data / "activations" / "tokens") == cost.token_bytes(plan.rows) == 150 * 8
     assert tensors(data / "sae" / "0" / "final") == cost.sae_bytes(knobs, 8) == 4 * (2 * 32 * 8 + 32 + 8)
     kept = [path for path in (data / "sae" / "0").iterdir() if path.is_dir()]

@@ -312,8 +312,8 @@ def test_given_vectors_go_the_whole_way(project: Path, capsys: pytest.CaptureFix
     rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))
     order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
     names = [document["id"] for document in read.documents(Path("data/corpus"))]
-    expected = torch.tensor([given[names[document]] for document in order]).to(torch.bfloat16)
-    assert torch.equal(rows.read(0, rows.rows), expected)
+    expected = torch.tensor([given[names[document]] for document in order])
+    assert torch.equal(rows.read(0, rows.rows), expected), "as they came, in float32"
     sae, config = disk.load(Path("data/sae/0"))
     assert sae.width == 8 and read_json(Path("reports/train/0.json"))["test"]["ce_recovered"] is None
     assert config["metadata"]["hook_name"] == "vectors"

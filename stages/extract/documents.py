@@ -3,6 +3,7 @@
 A context is then one position, and the token on it the number of the document: what a person reads there is the text.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from stages.door import BadInput
 from stages.extract.contexts import Layout, until, write
-from stages.extract.extract import Corpus, Extract, Reading, stored
-from stages.extract.shards import DTYPE
+from stages.extract.extract import Corpus, Extract, Reading, dtype_of, stored
 from stages.fetch.read import GIVEN, SENTENCE, SPLITS, Texts
 from stages.files import need_disk
+from stages.spread import check_norms
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -31,7 +32,7 @@ def check(folder: Path, layers: list[int], kind: str, rows: int, width: int) -> 
     """Refuse layers that such data do not have, and what the disk cannot hold."""
     if layers != [LAYER]:
         raise BadInput(f"params.yaml: layers is {layers}, but with fetch.lm.kind {kind} it must be [0]")
-    need_disk(folder, rows * width * DTYPE.itemsize, "extract")
+    need_disk(folder, rows * width * dtype_of({"hook": kind}).itemsize, "extract")
 
 
 def write_rows(most: int, corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        return {LAYER: stored(found.cpu(), LAYER, first, len(tokens))}
+        return {LAYER: stored(found.cpu(), "vectors", first, params)}
 
     return Reading(
         {"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
@@ -72,11 +73,16 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
     )
 
 
-def given(vectors: NDArray[np.float32], params: Extract) -> Reading:
-    """The rows of ``vectors`` (document, width), as they are."""
+def given(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], str]) -> Reading:
+    """The rows of ``vectors`` (document, width), as they are. ``name``: of a document, for the sentence of the BadInput
+    that is raised where rows cannot be trained on."""
+    norms = np.concatenate(
+        [np.linalg.norm(vectors[at : at + BLOCK].astype(np.float64), axis=1) for at in range(0, len(vectors), BLOCK)]
+    )
+    check_norms(norms, float(norms.max()), "vectors", lambda: f"the vector of {name(int(norms.argmax()))}")
 
     def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
-        return {LAYER: stored(torch.from_numpy(vectors[tokens[:, 0]]), LAYER, first, len(tokens))}
+        return {LAYER: torch.from_numpy(vectors[tokens[:, 0]])}
 
     return Reading(
         {"hook": GIVEN, "forward": "float32"}, vectors.shape[1], BLOCK, partial(write_rows, params.tokens), forward

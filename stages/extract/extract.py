@@ -17,10 +17,9 @@ from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise, until, write
 from stages.extract.knobs import Extract
 from stages.extract.shards import DTYPE, Activations, Contexts, ShardWriter, identity, mapped, shard_name, writing
-from stages.fetch.read import SPLITS
+from stages.fetch.read import GIVEN, SENTENCE, SPLITS
 from stages.lm import LanguageModel, capture, forward_until
-
-MEDIAN_BLOCKS = 256  # the median norm is that of the first million rows, so that memory stays bounded
+from stages.spread import spread
 
 
 def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:
@@ -110,9 +109,7 @@ def write_shards(
         for number, rows in wanted.items():
             with ExitStack() as stack:
                 writers = {
-                    layer: stack.enter_context(
-                        _sealed(folder / str(layer) / shard_name(number), rows, width, identity(meta, number))
-                    )
+                    layer: stack.enter_context(_sealed(folder / str(layer), number, rows, meta))
                     for layer, meta in metas.items()
                 }
                 while rows:
@@ -127,9 +124,12 @@ def write_shards(
 
 
 @contextmanager
-def _sealed(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iterator[ShardWriter]:
+def _sealed(folder: Path, number: int, rows: int, meta: dict[str, Any]) -> Iterator[ShardWriter]:
     """A shard for appending, which takes its name when whole."""
-    with resume.sealing(path) as temporary, writing(temporary, rows, width, identity) as shard:
+    with (
+        resume.sealing(folder / shard_name(number)) as temporary,
+        writing(temporary, rows, meta["width"], identity(meta, number), dtype_of(meta)) as shard,
+    ):
         yield shard
 
 
@@ -168,19 +168,23 @@ def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Readi
         with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
             forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
         flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
-        return {layer: stored(rows, layer, first, len(tokens)) for layer, rows in flat.items()}
+        return {layer: stored(rows, f"activations of layer {layer}", first, params) for layer, rows in flat.items()}
 
     return Reading({"hook": params.hook, "forward": params.dtype}, lm.width, params.batch_size, write, forward)
 
 
-def stored(rows: Tensor, layer: int, first: int, count: int) -> Tensor:
-    """The rows as they are kept; BadInput where one is not finite."""
+def dtype_of(meta: dict[str, Any]) -> torch.dtype:
+    """What extract keeps rows of ``meta`` in: vectors are kept as they were given, what a model made in bfloat16."""
+    return torch.float32 if meta["hook"] == GIVEN else DTYPE
+
+
+def stored(rows: Tensor, what: str, first: int, params: Extract) -> Tensor:
+    """The rows as they are kept. ``what`` they are and the ``first`` context of theirs are for the sentence of the
+    BadInput that is raised where one is not finite."""
     rows = rows.to(DTYPE)
     if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():  # 25 times cheaper than isfinite of every element
-        raise BadInput(
-            f"NaN or infinity in the activations of layer {layer}, contexts {first} to {first + count - 1}; "
-            "try extract.dtype: float32"
-        )
+        cure = "the model itself makes them" if params.dtype == "float32" else "try extract.dtype: float32"
+        raise BadInput(f"NaN or infinity in the {what}, in or after context {first}; {cure}")
     return rows
 
 
@@ -195,29 +199,14 @@ def _finish(folder: Path, meta: dict[str, Any]) -> None:
         }
         for i in range(number)
     ]
-    meta = {**meta, "dtype": "bfloat16", "shards": shards}
+    meta = {**meta, "dtype": str(dtype_of(meta)).removeprefix("torch."), "shards": shards}
     files.write_json(folder / "meta.json", {**meta, **_statistics(mapped(folder, meta))})
 
 
 def _statistics(activations: Activations) -> dict[str, Any]:
-    """Mean, scale and median norm of the training rows, over fixed blocks: the same for any batch.
-
-    A block is summed in float32, the blocks in float64.
-    """
+    """Mean, scale and median norm of the training rows, over fixed blocks: the same for any batch."""
     first, end = activations.split("train")
-    total, squares, norms = torch.zeros(activations.width, dtype=torch.float64), 0.0, []
-    for block in activations.blocks(first, end):
-        block = block.float()
-        total += block.sum(0)
-        norm = block.norm(dim=1)
-        squares += float(norm.double().square().sum())
-        if len(norms) < MEDIAN_BLOCKS:
-            norms.append(norm.numpy())
-    rows = max(end - first, 1)
-    if squares == 0:
-        raise BadInput(f"layer {activations.layer}: every activation of the training split is zero, or there is none")
-    return {
-        "scale": float((activations.width / (squares / rows)) ** 0.5),
-        "median_norm": float(np.median(np.concatenate(norms))),
-        "mean": [float(x) for x in total / rows],
-    }
+    of_documents = activations.meta["hook"] in (GIVEN, SENTENCE)
+    what = "vectors" if of_documents else f"activations of layer {activations.layer}"
+    found = spread(lambda: activations.blocks(first, end), what)
+    return {"scale": found.scale, "median_norm": found.median_norm, "mean": found.mean.tolist()}

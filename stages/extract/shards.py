@@ -19,17 +19,19 @@ from torch import Tensor
 from stages.door import BadInput
 from stages.files import read_json, sha256
 
-DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in
+DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in, but of vectors that were given
+WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # of safetensors
+DTYPES = {"bfloat16": DTYPE, "float32": torch.float32}  # of meta.json
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def header(rows: int, width: int, identity: dict[str, str]) -> bytes:
-    """The safetensors header of one (rows, width) bfloat16 tensor ``x``: length, JSON, padded to 8 bytes."""
-    size = rows * width * DTYPE.itemsize
-    tensor = {"dtype": "BF16", "shape": [rows, width], "data_offsets": [0, size]}
+def header(rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE) -> bytes:
+    """The safetensors header of one (rows, width) tensor ``x`` of ``dtype``: length, JSON, padded to 8 bytes."""
+    size = rows * width * dtype.itemsize
+    tensor = {"dtype": WORDS[dtype], "shape": [rows, width], "data_offsets": [0, size]}
     text = json.dumps({"__metadata__": identity, "x": tensor}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -38,22 +40,25 @@ def header(rows: int, width: int, identity: dict[str, str]) -> bytes:
 class ShardWriter:
     """Appends rows to a shard of known size."""
 
-    def __init__(self, file: Any, rows: int, width: int, identity: dict[str, str]) -> None:
-        self.left, self._file = rows, file
-        file.write(header(rows, width, identity))
+    def __init__(self, file: Any, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype) -> None:
+        self.left, self._file, self._dtype = rows, file, dtype
+        file.write(header(rows, width, identity, dtype))
 
     def append(self, rows: Tensor) -> None:
-        """``rows``: (row, width), contiguous, bfloat16, on the CPU."""
+        """``rows``: (row, width), contiguous, of the shard's dtype, on the CPU."""
+        assert rows.dtype is self._dtype
         self.left -= len(rows)
         self._file.write(rows.view(torch.uint8).numpy())
 
 
 @contextmanager
-def writing(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iterator[ShardWriter]:
+def writing(
+    path: Path, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE
+) -> Iterator[ShardWriter]:
     """Open a shard for appending, in place: ``path`` is a temporary one, or in a folder without meta.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        writer = ShardWriter(file, rows, width, identity)
+        writer = ShardWriter(file, rows, width, identity, dtype)
         yield writer
         assert writer.left == 0, f"{path}: {writer.left} rows were not written"
 
@@ -62,8 +67,8 @@ def writing(path: Path, rows: int, width: int, identity: dict[str, str]) -> Iter
 class Activations:
     """The stored activations of one layer, memory-mapped: nothing is read until a row is.
 
-    ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``: what makes the mean of ‖x‖² the
-    width over the training rows. ``mean``: (width,) over the training rows. ``median_norm`` too.
+    ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``, ``mean`` (width,) and
+    ``median_norm``: of the training rows, as :class:`stages.spread.Spread` has them.
     """
 
     folder: Path
@@ -100,7 +105,7 @@ class Activations:
         return first, end
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows first … end-1, (row, width) in bfloat16."""
+        """Rows first … end-1, (row, width) in the dtype on disk."""
         size = self.meta["shard_rows"]
         parts = []
         while first < end:
@@ -122,11 +127,11 @@ def open_activations(folder: Path) -> Activations:
 
 def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
     """Map the shards that ``meta`` lists."""
-    shards = enumerate(meta["shards"])
+    shards, dtype = enumerate(meta["shards"]), DTYPES[meta["dtype"]]
     return Activations(
         folder,
         meta,
-        [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number)) for number, s in shards],
+        [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number), dtype) for number, s in shards],
     )
 
 
@@ -135,7 +140,7 @@ def identity(meta: dict[str, Any], number: int) -> dict[str, str]:
     return {"model": meta["model"]["fingerprint"], "hook": f"{meta['hook']}.{meta['layer']}", "number": str(number)}
 
 
-def _map(path: Path, rows: int, width: int, belongs: dict[str, str]) -> Tensor:
+def _map(path: Path, rows: int, width: int, belongs: dict[str, str], dtype: torch.dtype) -> Tensor:
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -143,14 +148,14 @@ def _map(path: Path, rows: int, width: int, belongs: dict[str, str]) -> Tensor:
             start += file.read(min(size, 1 << 20))
     except FileNotFoundError:
         raise BadInput(f"{path} is missing; run extract again (`dvc repro -f -s extract`)") from None
-    expected = header(rows, width, belongs)
+    expected = header(rows, width, belongs, dtype)
     if start != expected:
         raise BadInput(f"{path} is not the shard that its meta.json describes: it belongs to {_belongs(start)}")
-    whole = len(expected) + rows * width * DTYPE.itemsize
+    whole = len(expected) + rows * width * dtype.itemsize
     if (there := path.stat().st_size) != whole:
         raise BadInput(f"{path} is truncated: {there} bytes of {whole}; run extract again (`dvc repro -f -s extract`)")
     raw = torch.from_file(str(path), shared=False, size=whole, dtype=torch.uint8)  # private map: never written back
-    return raw[len(expected) :].view(DTYPE).view(rows, width)
+    return raw[len(expected) :].view(dtype).view(rows, width)
 
 
 def _belongs(start: bytes) -> str:

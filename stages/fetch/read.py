@@ -80,6 +80,13 @@ def vectors(folder: Path) -> NDArray[np.float32]:
         ) from None
 
 
+def name(folder: Path, document: int) -> str:
+    """What a person knows a document by: its id where it has one, its title, and the beginning of its text."""
+    table = pq.read_table(folder / "corpus.parquet", columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
+    known = f"id {table['id']}" if table["id"] is not None else f"the document {table['title']!r}"
+    return f"{known} ({table['text'][:40]!r})"
+
+
 class Texts:
     """The texts of a corpus by document; a few row groups of its file are in memory."""
 

@@ -113,7 +113,9 @@ class Plan:
             operations = rows.total * self.model.whole * SENTENCE
         elif self.params.fetch.lm.kind == "vectors":
             operations = 0
-        disk = activation_bytes(rows.total, self.model.width) * len(layers) + token_bytes(rows)
+        disk = activation_bytes(rows.total, self.model.width, self.params.fetch.lm.kind) * len(layers) + token_bytes(
+            rows
+        )
         what = f"{rows.total:,} rows × {len(layers)} layer{'s' * (len(layers) > 1)}"
         return Cost("extract", what, disk, BASE + self.weights, LOADS + self.passed(operations))
 
@@ -225,9 +227,9 @@ def _many(latents: int | list[int]) -> int:
     return len(latents) if isinstance(latents, list) else latents
 
 
-def activation_bytes(rows: int, width: int) -> int:
-    """Of one layer's shards, bfloat16."""
-    return 2 * rows * width
+def activation_bytes(rows: int, width: int, kind: str) -> int:
+    """Of one layer's shards: float32 of vectors that were given, bfloat16 of what a model makes."""
+    return (4 if kind == "vectors" else 2) * rows * width
 
 
 def token_bytes(rows: Rows) -> int:

@@ -41,6 +41,7 @@ def render(
     targets: Targets,
     text: str,
     report: Report,
+    worse: Mapping[int, str],
     latents: list[Layer],
     families: list[Families],
     causes: Causes,
@@ -48,7 +49,8 @@ def render(
     searched: Searched | None = None,
     evaluated: Mapping[int, dict[str, Any]] | None = None,
 ) -> str:
-    """Return the page; ``text`` names the corpus, ``latents`` are the layers that interpret looked at, ``families``
+    """Return the page; ``text`` names the corpus, ``worse`` says by layer which SAEs are worse than the mean or PCA and
+    what to try, ``latents`` are the layers that interpret looked at, ``families``
     those that were clustered, ``merged`` those that merge made smaller, ``causes`` is what steering and inversion
     found, ``searched`` what tune did, ``evaluated`` what evaluate measured, by layer."""
     templates = environment()
@@ -64,6 +66,7 @@ def render(
         },
         loose=[control for control in card["controls_failing"] if not control["fails"]],
         failures=failures(card),
+        worse=worse,
         headline=headline(results),
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         captions=CAPTIONS,
