@@ -15,7 +15,10 @@ from stages.sae import disk
 
 
 def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: str) -> None:
-    """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT."""
+    """TOKENS, CORPUS, SAE and LATENTS of a layer -> its families in TARGET, and REPORT.
+
+    Example: dvc repro cluster@9
+    """
     knobs = params.load("cluster", Cluster)
     if not knobs.run or not of_stored_rows(Path(latents)):
         others = knobs.run and interpreted(Path(latents))

@@ -16,7 +16,10 @@ def main(source: str, target: str, form: str = "strata", ending: str = "") -> No
     """SOURCE: an SAE of SAELens, sparsify, dictionary_learning, Gemma Scope, Spindle, Integral Superposition, Growth
     Signals, GhostTrack or Strata: a folder, a file, or hub:OWNER/REPO/FOLDER@REVISION. TARGET: a new folder, or
     hub:OWNER/REPO/FOLDER, new too, to publish it: a new repository is public. FORM: strata (the default), saelens,
-    sparsify, dictionary_learning or npz. ENDING: what a decoder of Growth Signals ends in: identity, tanh, sigmoid."""
+    sparsify, dictionary_learning or npz. ENDING: what a decoder of Growth Signals ends in: identity, tanh, sigmoid.
+
+    Example: python -m src.convert data/sae/9 exported/9 saelens
+    """
     published = hub.place(target) if target.startswith(hub.PREFIX) else None
     check_format(form)
     if published:

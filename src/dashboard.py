@@ -11,7 +11,10 @@ APP = Path(__file__).resolve().parents[1] / "stages" / "dashboard" / "app.py"
 
 
 def main(data: str = "data", reports: str = "reports", port: str = "8501") -> None:
-    """DATA, REPORTS: the folders of a project in which the pipeline has run. Only this machine is answered."""
+    """DATA, REPORTS: the folders of a project in which the pipeline has run. Only this machine is answered.
+
+    Example: python -m src.dashboard data reports 8501
+    """
     Project(Path(data), Path(reports)).layers()  # refused here where there is nothing to look at
     if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")

@@ -17,7 +17,10 @@ from stages.tune.read import taken
 
 
 def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT."""
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT.
+
+    Example: dvc repro evaluate@9
+    """
     knobs = params.load("evaluate", Evaluate)
     if not knobs.run:
         write_json(Path(report), {"skipped": True})

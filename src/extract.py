@@ -18,7 +18,10 @@ from stages.machine import Machine, start
 
 @launch.several
 def main(lm: str, corpus: str, target: str) -> None:
-    """LM and CORPUS: what fetch wrote; TARGET: the folder that gets `<layer>/` for each layer and `tokens/`."""
+    """LM and CORPUS: what fetch wrote; TARGET: the folder that gets `<layer>/` for each layer and `tokens/`.
+
+    Example: dvc repro extract
+    """
     layers = params.load("layers", list[int])
     model, text = read.lm_meta(Path(lm)), read.corpus_meta(Path(corpus))
     if text.get("skipped"):

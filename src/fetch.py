@@ -11,7 +11,10 @@ from stages.files import write_json
 
 
 def main(what: str, target: str) -> None:
-    """WHAT: lm, corpus, or texts, the other corpus that interpret looks at; TARGET: the folder that gets it."""
+    """WHAT: lm, corpus, or texts, the other corpus that interpret looks at; TARGET: the folder that gets it.
+
+    Example: dvc repro fetch_lm
+    """
     bring = {"lm": lm, "corpus": corpus, "texts": texts}.get(what)
     if bring is None:
         raise BadInput(f"fetch brings lm, corpus or texts, not {what}")

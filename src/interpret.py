@@ -15,12 +15,25 @@ from stages.machine import Machine, start
 from stages.sae import disk
 
 
-def main(*paths: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of other texts, SAE, LM -> what its latents fire on, REPORT."""
-    activations, tokens, corpus, *other, sae, lm, target, report = paths
+def main(
+    activations: str,
+    tokens: str,
+    corpus: str,
+    other_activations: str,
+    other_tokens: str,
+    other_corpus: str,
+    sae: str,
+    lm: str,
+    target: str,
+    report: str,
+) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM -> what its latents fire on, REPORT.
+
+    Example: dvc repro interpret@9
+    """
     knobs = params.load("interpret", Interpret)
     if knobs.texts is not None:
-        activations, tokens, corpus = other
+        activations, tokens, corpus = other_activations, other_tokens, other_corpus
     if not knobs.run:
         write_skipped(Path(target), Path(report))
         return

@@ -17,7 +17,10 @@ from stages.sae import disk
 
 
 def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: str) -> None:
-    """SAE, LM, LATENTS and CLUSTERS of a layer -> prompts that its latents fire on in TARGET, and REPORT."""
+    """SAE, LM, LATENTS and CLUSTERS of a layer -> prompts that its latents fire on in TARGET, and REPORT.
+
+    Example: dvc repro invert@9
+    """
     knobs = params.load("invert", Invert)
     model = read.lm_meta(Path(lm))
     why = read.speechless(model)

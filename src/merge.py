@@ -21,7 +21,10 @@ from stages.sae import disk
 def main(
     activations: str, tokens: str, sae: str, latents: str, clusters: str, lm: str, target: str, report: str, curve: str
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, its SAE, LATENTS, CLUSTERS and the LM -> an SAE in TARGET, REPORT and CURVE."""
+    """ACTIVATIONS of a layer, TOKENS, its SAE, LATENTS, CLUSTERS and the LM -> an SAE in TARGET, REPORT and CURVE.
+
+    Example: dvc repro merge@9
+    """
     knobs = params.load("merge", Merge)
     if not knobs.run or not clustered(Path(clusters)):
         write_skipped(Path(target), Path(report))

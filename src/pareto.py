@@ -12,7 +12,10 @@ from stages.pareto.points import by_layer, parse, read_points, table
 
 
 def main(target: str = "reports/pareto") -> None:
-    """TARGET gets `<layer>.png`; beside it stand `<target>.csv` and `<target>.html`."""
+    """TARGET gets `<layer>.png`; beside it stand `<target>.csv` and `<target>.html`.
+
+    Example: python -m src.pareto
+    """
     shown = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
     if shown.returncode:
         raise BadInput(f"`dvc exp show` ended with: {' '.join(shown.stderr.split())}")

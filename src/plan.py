@@ -24,7 +24,10 @@ DATA = Path("data")  # what earlier runs left there is looked at
 
 def main(*words: str) -> None:
     """WORDS: changes to params.yaml, as `dvc exp run -S` has them (train.k=32 'layers=[3,6]'); of a model that is not
-    here yet also width=768 blocks=12 parameters=124e6, of a corpus documents=5000."""
+    here yet also width=768 blocks=12 parameters=124e6, of a corpus documents=5000.
+
+    Example: python -m src.plan train.latents=16384 'layers=[3,6,9]'
+    """
     changes, facts = split(words)
     values = changed(params.read(), changes)
     section = whole(values)

@@ -39,7 +39,10 @@ def main(
     pages: str,
 ) -> None:
     """Read TUNE's trials and each layer's files in the next nine folders; write scorecard, summary, PAGE, PLOTS and
-    the latents' PAGES."""
+    the latents' PAGES.
+
+    Example: dvc repro report
+    """
     layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
     found = {

@@ -11,7 +11,10 @@ from stages.select.whole import Params, whole
 
 
 def main(target: str, *homes: str) -> None:
-    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what belongs to no chosen layer."""
+    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what belongs to no chosen layer.
+
+    Example: dvc repro select
+    """
     params = whole(read())
     _tell(params)
     names = {str(layer) for layer in params.layers}

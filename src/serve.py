@@ -17,7 +17,10 @@ def main(
 ) -> None:
     """SAE: its folder, or an encoder.npz. LM, LATENTS, PAGES: folders that fetch, interpret and report wrote; by
     default those beside it in the project. LM may also be any sentence-transformers model: a folder or package:NAME.
-    With STRATA_TOKEN set, requests must carry it. STRATA_HOSTS: more names that the server goes by, commas between."""
+    With STRATA_TOKEN set, requests must carry it. STRATA_HOSTS: more names that the server goes by, commas between.
+
+    Example: python -m src.serve data/sae/9
+    """
     folder = Path(sae).resolve()
     data = folder.parent.parent
     if not port.isdecimal() or not 0 < int(port) < 2**16:

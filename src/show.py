@@ -10,7 +10,10 @@ from stages.show.card import card
 
 
 def main(layer: str, latent: str, root: str = "data/latents") -> None:
-    """LAYER and LATENT: their numbers. ROOT: the folder that interpret wrote."""
+    """LAYER and LATENT: their numbers. ROOT: the folder that interpret wrote.
+
+    Example: python -m src.show 9 42
+    """
     for name, word in (("layer", layer), ("latent", latent)):
         if not (word.isascii() and word.isdecimal()):
             raise BadInput(f"the {name} is {word!r}, not a whole number")

@@ -19,7 +19,10 @@ from stages.steer_eval.knobs import SteerEval
 def main(
     activations: str, tokens: str, sae: str, lm: str, latents: str, clusters: str, target: str, report: str
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT."""
+    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT.
+
+    Example: dvc repro steer_eval@9
+    """
     knobs = params.load("steer_eval", SteerEval)
     rows = open_activations(Path(activations))
     facts = read.lm_meta(Path(lm))

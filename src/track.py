@@ -13,7 +13,10 @@ from stages.tune.read import curve, read_trials, taken
 
 def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: str) -> None:
     """Read TUNE's trials, each layer's history in TRAIN, the scorecard and the summary; show them with the page and its
-    pictures."""
+    pictures.
+
+    Example: dvc repro track
+    """
     params, trials = read(), read_trials(Path(tune))
     track(
         Experiment(

@@ -28,7 +28,10 @@ from stages.tune.read import taken
 def main(
     activations: str, tokens: str, lm: str, tuned: str, override: str, target: str, report: str, curve: str
 ) -> None:
-    """ACTIVATIONS of a layer, their TOKENS, the LM, knobs TUNED and OVERRIDE -> the SAE in TARGET, REPORT, CURVE."""
+    """ACTIVATIONS of a layer, their TOKENS, the LM, knobs TUNED and OVERRIDE -> the SAE in TARGET, REPORT, CURVE.
+
+    Example: dvc repro train@9
+    """
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))

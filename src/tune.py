@@ -13,7 +13,10 @@ from stages.tune.knobs import Tune
 
 
 def main(activations: str, target: str) -> None:
-    """ACTIVATIONS of the layer tune.layer -> every trial and the best knobs in TARGET."""
+    """ACTIVATIONS of the layer tune.layer -> every trial and the best knobs in TARGET.
+
+    Example: dvc repro tune
+    """
     knobs = params.load("tune", Tune)
     if not knobs.run:
         write.skip(Path(target))

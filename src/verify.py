@@ -7,7 +7,10 @@ from stages.extract.shards import verify
 
 
 def main(root: str = "data/activations") -> None:
-    """ROOT: the folder that extract wrote."""
+    """ROOT: the folder that extract wrote.
+
+    Example: python -m src.verify
+    """
     folders = sorted(path.parent for path in Path(root).glob("*/meta.json"))
     if not folders:
         raise BadInput(f"{root} holds no complete activations; run extract (`dvc repro extract`)")

@@ -4,25 +4,44 @@ Each model lives beside the function that uses it. params.yaml is the only home 
 defaults: what is not written there is a mistake.
 """
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from stages.door import BadInput
+from stages.door import BadInput, near
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
     *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
     *("targets", "report"),
 )
+LONGEST = 80  # signs of a value that a sentence quotes
+LISTED = 6  # keys that a sentence names all of
 
 
 class Section(BaseModel):
-    """The base of every section: strict types, no unknown keys, no changes after reading."""
+    """The base of every section: strict types, finite numbers, no unknown keys, no changes after reading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or cls.model_config.get("extra") != "forbid":
+            return values
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in values:
+            if key not in known:
+                every = f"; the known ones are {', '.join(known)}" if len(known) <= LISTED else ""
+                meant = every or near(str(key), known)
+                raise PydanticCustomError("unknown_key", "unknown", {"key": str(key), "meant": meant})
+        return values
 
 
 class Machine(Section):
@@ -76,20 +95,36 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     """Read params.yaml whole, and check that its sections are the known ones."""
     values = read_yaml(path, "run from the root of the project")
     if unknown := [str(name) for name in values if name not in SECTIONS]:
-        raise BadInput(f"{path} has an unknown section {unknown[0]!r}; the known ones are {', '.join(SECTIONS)}")
+        meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
+        raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
     if missing := [name for name in SECTIONS if name not in values]:
         raise BadInput(f"{path} lacks the section {missing[0]!r}")
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, but for a key that is there twice, whose first value would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
     """Read a mapping; ``remedy``: what helps when the file is missing."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing; {remedy}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date or a number that is none is a ValueError
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInput(f"{path} is not valid YAML: it is nested too deeply") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path} must be a mapping of names to values")
     return values
@@ -105,22 +140,56 @@ def check(value: Any, kind: type[T] | Any, where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
-        raise BadInput(_sentence(place, first)) from None
+        raise BadInput(_sentence(value, error.errors(), where)) from None
 
 
-def _sentence(place: str, error: Any) -> str:
-    got = error["input"]
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{place} is not a known key"
+def _sentence(value: Any, errors: Sequence[Any], where: str) -> str:
+    """What is wrong with ``value``, by the first of pydantic's ``errors`` and those of the same place."""
+    paths = [_path(value, error) for error in errors]
+    # Where several types are allowed, each of them has its error. The one that looked deepest knows most.
+    inside = [path for path in paths if path[: len(paths[0])] == paths[0]]
+    deepest = max(inside, key=len)
+    same = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    place, first = ".".join([where, *map(str, deepest)]), same[0]
+    got = first["input"]
+    match first["type"]:
+        case "unknown_key":
+            return f"{place}.{first['ctx']['key']} is not a known key{first['ctx']['meant']}"
         case "missing":
             return f"{place} is missing"
-        case "float_type" | "int_type" | "float_parsing" if isinstance(got, str):
-            return f"{place} is the text {got!r}, not a number; YAML reads 1e-4 as text, so write 1.0e-4"
         case "value_error":
-            return f"{place}: {error['ctx']['error']!s}"
+            return f"{place}: {first['ctx']['error']!s}"
+        case "float_type" | "int_type" if len(same) == 1 and isinstance(got, str):
+            hint = "; YAML reads 1e-4 as text, so write 1.0e-4" if _is_number(got) else ""
+            return f"{place} is the text {shown(got)}, not a number{hint}"
         case _:
-            message = error["msg"][0].lower() + error["msg"][1:]
-            return f"{place} is {got!r}, but {message.replace('input', 'it')}"
+            wanted = dict.fromkeys(error["msg"].replace("Input should", "it should") for error in same)
+            wanted = " or ".join(wanted).replace(" or it should be ", " or ")
+            choices = [
+                choice for error in same for choice in re.findall("'(.*?)'", error.get("ctx", {}).get("expected", ""))
+            ]
+            return f"{place} is {shown(got)}, but {wanted[0].lower()}{wanted[1:]}{near(str(got), choices)}"
+
+
+def _path(value: Any, error: Any) -> list[Any]:
+    """The keys and places in ``value`` that lead to an error, without pydantic's names of types."""
+    path: list[Any] = []
+    for step in error["loc"]:
+        there = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
+        if there:
+            path.append(step)
+            value = value[step]
+    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence quotes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

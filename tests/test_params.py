@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from stages import door, params
+from stages import params
 from stages.door import BadInput
 from stages.fetch.corpus import Corpus
 from stages.params import Machine
@@ -63,10 +62,10 @@ def test_the_defaults_are_good():
 @pytest.mark.parametrize(
     "line, sentence",
     [
-        ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key"),
+        ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key; did you mean clip?"),
         ("# clip: 1.0", ": train.clip is missing"),
         ("lr: 1e-4", ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
-        ("k: many", ": train.k is the text 'many', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
+        ("k: many", ": train.k is the text 'many', not a number"),
         ("k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
         ("k: true", ": train.k is True, but it should be a valid integer"),
         ("k: 0", ": train.k is 0, but it should be greater than 0"),
@@ -74,7 +73,7 @@ def test_the_defaults_are_good():
         (
             "rule: top",
             ": train.rule is 'top', but it should be 'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'relu', 'gated' "
-            "or 'reward'",
+            "or 'reward'; did you mean topk?",
         ),
         ("latents: 7", f": train: k is {WHOLE['train']['k']}, more than the 7 latents of the dictionary; lower k"),
     ],
@@ -89,7 +88,7 @@ def test_a_wrong_knob_is_one_sentence(tmp_path: Path, line: str, sentence: str):
         ("layers", list[int], "layers: 9", ": layers is 9, but it should be a valid list"),
         ("targets", Targets, "dead: {most: 0.1}", ": targets.dead.most is not a known key"),
         ("targets", Targets, "dead: {}", ": targets.dead: a target needs min, max or both, else it cannot fail"),
-        ("machine", Machine, "threads: two", ": machine.threads is the text 'two', not a number; YAML reads 1e-4"),
+        ("machine", Machine, "threads: two", ": machine.threads is the text 'two', not a number"),
     ],
 )
 def test_other_sections_are_as_strict(tmp_path: Path, section: str, kind: Any, line: str, sentence: str):
@@ -98,8 +97,10 @@ def test_other_sections_are_as_strict(tmp_path: Path, section: str, kind: Any, l
 
 def test_a_key_deep_inside_is_named_by_its_whole_place():
     value = {**WHOLE["fetch"]["corpus"], "sources": [{"source": "a.csv"}, {"source": "b.csv", "seperator": ";"}]}
-    with pytest.raises(BadInput, match=r"^params.yaml: fetch.corpus.sources.1.seperator is not a known key$"):
+    with pytest.raises(BadInput) as refusal:
         params.check(value, Corpus, "params.yaml: fetch.corpus")
+    sentence = "params.yaml: fetch.corpus.sources.1.seperator is not a known key; did you mean separator?"
+    assert str(refusal.value) == sentence
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_key_deep_inside_is_named_by_its_whole_place():
         ("", " must be a mapping of names to values"),
         ("- 1\n", " must be a mapping of names to values"),
         ("seed: [1\n", " is not valid YAML: "),
-        (yaml.safe_dump({**WHOLE, "trian": {}}), " has an unknown section 'trian'; the known ones are seed, layers, "),
+        (yaml.safe_dump({**WHOLE, "trian": {}}), " has an unknown section 'trian'; did you mean train?"),
         (yaml.safe_dump({k: v for k, v in WHOLE.items() if k != "by_layer"}), " lacks the section 'by_layer'"),
     ],
 )
@@ -150,57 +151,7 @@ def test_a_wrong_knob_of_a_layer_names_the_layer(override: dict[str, Any], sente
     assert str(refusal.value).startswith(sentence)
 
 
-# --- the door -----------------------------------------------------------------------------------------------------
-
-
-def enter(monkeypatch: pytest.MonkeyPatch, main: Any, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["src/it.py", *words])
-    with pytest.raises(SystemExit) as end:
-        door.run(main)
-    assert isinstance(end.value.code, int)
-    return end.value.code
-
-
-def test_bad_input_is_one_sentence_and_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def main(path: str) -> None:
-        raise BadInput(f"{path} is empty; give it a line")
-
-    assert enter(monkeypatch, main, "a.txt") == 1
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and err.endswith("a.txt is empty; give it a line\n")
-
-
-@pytest.mark.parametrize("words", [(), ("a",), ("a", "b", "c", "d")])
-def test_a_wrong_number_of_words_shows_the_usage(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
-):
-    def main(source: str, target: str, third: str = "") -> None:
-        """SOURCE: what is read; TARGET: what is written."""
-        raise AssertionError("must not be called")
-
-    assert enter(monkeypatch, main, *words) == 2
-    _, err = capsys.readouterr()
-    assert " SOURCE TARGET THIRD\n" in err and err.endswith("SOURCE: what is read; TARGET: what is written.\n")
-
-
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    def main() -> None:
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(sys, "argv", ["src/it.py"])
-    with pytest.raises(TypeError, match="a bug"):
-        door.run(main)
-
-
-def test_cycles_are_looked_for_again_once_all_is_imported(tmp_path: Path):
-    (tmp_path / "src").mkdir()
-    shutil.copy(ROOT / "src/__init__.py", tmp_path / "src")
-    program = "import gc; before = gc.isenabled()\nfrom stages.door import run\n"
-    program += "def main() -> None: print(before, gc.isenabled(), gc.get_freeze_count() > 1000)\nrun(main)\n"
-    (tmp_path / "src" / "it.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "src.it"]
-    assert subprocess.check_output(command, cwd=tmp_path, env=environment, text=True) == "False True True\n"
+# --- a real stage ---------------------------------------------------------------------------------------------------
 
 
 def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
@@ -216,7 +167,8 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     assert ended.stderr == "select: params.yaml: by_layer is 9, but it should be a valid dictionary\n"
     assert not (tmp_path / "layers").exists()
     ended = select()
-    assert ended.returncode == 2 and ended.stderr.startswith("usage: python -m src.select TARGET HOMES\n")
+    assert ended.returncode == 2
+    assert ended.stderr == "select: TARGET is missing: python -m src.select TARGET [HOMES …]\n"
     changed(tmp_path, "by_layer", "by_layer: {77: {k: 3}}")
     ended = select("layers")
     assert ended.returncode == 0 and ended.stderr.startswith("select: by_layer.77 changes nothing: layers are [")
