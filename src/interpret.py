@@ -7,8 +7,8 @@ from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import sha256, write_json, write_skipped
+from stages.interpret import explain, vocabulary
 from stages.interpret import interpret as room
-from stages.interpret import vocabulary
 from stages.interpret.knobs import Interpret
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
@@ -43,6 +43,8 @@ def main(
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
     room.check(coder, rows)
+    if rows.layer in knobs.explain.layers:
+        explain.check(knobs.explain)
     device = start(machine)
     facts = {
         "activations": rows.meta,

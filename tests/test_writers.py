@@ -3,11 +3,14 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ from test_explanations import VOCABULARY, make_cases, stub
 
 from stages.door import BadInput
 from stages.files import write_json
-from stages.interpret import writers
-from stages.interpret.explain import Explain, answer_prompt, explain, open_writer
+from stages.interpret import endpoint, writers
+from stages.interpret.endpoint import Patience, endpoint_writer
+from stages.interpret.explain import Explain, answer_prompt, check, explain, open_writer
 from stages.interpret.explanations import ALL_SCORES, Example, add_embedding_score, report
-from stages.interpret.writers import Patience, Replies, Writer, embedder, endpoint_writer, transformers_writer
+from stages.interpret.writers import Replies, Writer, embedder, transformers_writer
 from stages.lm import load
 
 CPU = torch.device("cpu")
@@ -95,7 +99,10 @@ class Endpoint(ThreadingHTTPServer):
         self.seen: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.dies_after: int | None = None
-        self.failures: list[tuple[int, bytes]] = []  # sent first, one a request
+        self.failures: list[tuple[int, bytes] | tuple[int, bytes, dict[str, str]]] = []  # sent first, one a request
+        self.always: tuple[int, bytes] | tuple[int, bytes, dict[str, str]] | None = None  # sent to every request
+        self.times: list[float] = []
+        self.drip = 0.0  # seconds between the bytes of an answer, from its first word on
         self.lock = threading.Lock()
 
 
@@ -107,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append(body)
             self.server.keys.append(self.headers["Authorization"])
+            self.server.times.append(time.monotonic())
             dead = self.server.dies_after is not None and len(self.server.seen) > self.server.dies_after
             failure = self.server.failures.pop(0) if self.server.failures else None
         if dead:
@@ -115,11 +123,18 @@ class _Handler(BaseHTTPRequestHandler):
         oracle = stub(lambda word, words: "10" if word in words else "0")
         content = oracle([body["messages"][0]["content"]], 0)[0]
         good = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
-        status, reply = failure or (200, good)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
+        status, reply, *more = failure or self.server.always or (200, good)
+        head = {"Content-Length": str(len(reply)), **(more[0] if more else {})}
+        lines = [f"HTTP/1.0 {status} x", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+        self.close_connection = True
+        try:
+            for byte in "\r\n".join(lines).encode() + reply if self.server.drip else ():
+                self.wfile.write(bytes([byte]))
+                time.sleep(self.server.drip)
+            if not self.server.drip:
+                self.wfile.write("\r\n".join(lines).encode() + reply)
+        except OSError:
+            pass  # the client has gone
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -131,7 +146,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, port: int = 0):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
-    monkeypatch.setattr(writers, "BACKOFF", 0.01)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
     try:
         yield server
     finally:
@@ -195,9 +210,28 @@ def test_an_endpoint_that_refuses_is_not_asked_again(tmp_path: Path, monkeypatch
         assert len(server.seen) == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "reply", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"\xff\xfe"]
-)
+def chat(content: Any) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
+
+
+NO_COMPLETION = {
+    "html": b"<html>",
+    "empty": b"",
+    "list": b"[]",
+    "no choices": b'{"choices": []}',
+    "null": chat(None),
+    "a number": chat(7),
+    "says nothing": chat(" \n"),
+    "no text": b"\xff\xfe",
+    "nested": b"[" * 100_000,
+    "nested in place": b'{"choices": ' + b'{"a":' * 100_000,
+    "half a pair": b'{"choices": [{"message": {"content": "\\ud800 x"}}]}',
+    "huge": chat("x" * endpoint.LONGEST_REPLY),
+    "a long number": b"1" * 10_000,
+}
+
+
+@pytest.mark.parametrize("reply", NO_COMPLETION.values(), ids=NO_COMPLETION)
 def test_malformed_replies_are_counted_and_not_kept(planted, tmp_path: Path, monkeypatch, capsys, reply):
     cases = make_cases(planted, latents=range(2))
     with serving(monkeypatch) as server:
@@ -212,11 +246,144 @@ def test_malformed_replies_are_counted_and_not_kept(planted, tmp_path: Path, mon
     assert "no chat completion" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "file:///etc/passwd"])
-def test_an_endpoint_needs_an_address(url, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("reply", NO_COMPLETION.values(), ids=NO_COMPLETION)
+def test_an_endpoint_that_never_says_anything_fails_the_run(planted, tmp_path: Path, monkeypatch, reply):
+    with serving(monkeypatch) as server:
+        server.always = (200, reply)
+        with pytest.raises(BadInput, match=r"answered 2 times, and never with a chat completion"):
+            explain(make_cases(planted, latents=range(2)), asking(tmp_path), "endpoint", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endpoint_that_explains_nothing_fails_the_run(planted, tmp_path: Path, monkeypatch):
+    with serving(monkeypatch) as server:
+        server.always = (200, chat("I am very sorry, but as a language model I cannot possibly know that."))
+        with pytest.raises(BadInput, match=r"none of the endpoint's 2 explanations could be read .*I am very sorry"):
+            explain(make_cases(planted, latents=range(2)), asking(tmp_path), "endpoint", 0)
+
+
+def one(folder: Path, **changes: Any) -> list[str]:
+    return asking(folder, parallel=1, **changes)([answer_prompt("the word 4", Example(["w4"], [1]))], 5)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_no_key_along(tmp_path: Path, monkeypatch, status: int):
+    """Neither to another place nor, as GET, to the same one."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with serving(monkeypatch) as elsewhere, serving(monkeypatch) as server:
+        for target in (f"http://localhost:{elsewhere.server_port}/v1?key=sk-secret", "/v2"):
+            server.failures = [(status, b"", {"Location": target})]
+            with pytest.raises(BadInput, match=r"redirects to .*which is not followed") as refusal:
+                one(tmp_path)
+            assert "sk-secret" not in str(refusal.value)
+        assert not elsewhere.seen and len(server.seen) == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["sk-secret", 'sk/"+secret\\', "k"])
+@pytest.mark.parametrize("status", [400, 500])
+def test_the_key_is_in_no_message(tmp_path: Path, monkeypatch, capsys, status: int, key: str):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    quoting = json.dumps({"error": f"{'~' * 280}{key}"}) + key + quote(key, safe="")  # also across where it is cut
+    with serving(monkeypatch) as server:
+        server.always = (status, quoting.encode())
+        with pytest.raises(BadInput) as refusal:
+            one(tmp_path)
+    said = str(refusal.value).removeprefix(f"http://127.0.0.1:{server.server_port}/v1/chat/completions")
+    assert "***" in said and (len(key) == 1 or key[:5] not in said + capsys.readouterr().err)
+
+
+def test_the_key_is_in_nothing_that_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with serving(monkeypatch) as server:
+        server.always = (200, chat("10, says sk-secret"))
+        assert one(tmp_path) == ["10, says ***"]
+        monkeypatch.setenv("OPENAI_API_KEY", "says")  # a word, as local servers take for a key
+        assert one(tmp_path / "other") == ["10, says sk-secret"]
+    assert not any("sk-secret" in file.read_text() for file in tmp_path.glob("*.json"))
+
+
+def test_the_endpoint_is_left_alone_as_long_as_it_asks(tmp_path: Path, monkeypatch):
+    with serving(monkeypatch) as server:
+        for asked, least in (("1", 1.0), ("date", 0.9), ("0", 0.0), ("yesterday", 0.0), ("-5", 0.0), ("", 0.0)):
+            server.times.clear()
+            if asked == "date":
+                asked = formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
+            server.failures = [(429, b"slow down", {"Retry-After": asked})]
+            assert one(tmp_path / str(least) / str(len(asked))) == ["10"]
+            assert least <= server.times[1] - server.times[0] < least + 2.5, asked
+
+
+@pytest.mark.parametrize("asked", ["86400", "Fri, 01 Jan 2100 00:00:00 GMT", "999999999"])
+def test_an_endpoint_that_asks_for_too_much_patience_is_given_up(tmp_path: Path, monkeypatch, asked: str):
+    with serving(monkeypatch) as server:
+        server.failures = [(503, b"", {"Retry-After": asked})]
+        with pytest.raises(BadInput, match=r"asks to be left alone for \d+ s .*going on|goes on from there"):
+            one(tmp_path)
+        assert len(server.seen) == 1
+
+
+def test_those_who_wait_stop_when_another_is_refused(tmp_path: Path, monkeypatch):
+    with serving(monkeypatch) as server:
+        server.failures = [(429, b"", {"Retry-After": "200"}), (401, b"no")]
+        first = time.monotonic()
+        with pytest.raises(BadInput):
+            asking(tmp_path)([answer_prompt(f"the word {n}", Example(["w4"], [1])) for n in (4, 5)], 5)
+        assert time.monotonic() - first < 20
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [(200, chat("10")), (200, chat("10"), {"Content-Length": ""}), (400, b"no, " * 50)],
+    ids=["with its length", "until it closes", "refused"],
+)
+def test_a_reply_that_drips_ends_at_the_timeout(tmp_path: Path, monkeypatch, reply: Any):
+    """Each byte comes in time, of its head as well as of its body; the timeout is for all of it."""
+    with serving(monkeypatch) as server:
+        server.drip, server.always = 0.02, reply
+        first = time.monotonic()
+        with pytest.raises(BadInput, match=r"does not answer \(no whole reply within 0.5 s\), asked 2 times"):
+            one(tmp_path, timeout=0.5)
+        assert 1 <= time.monotonic() - first < 5
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "is ''"),
+        ("localhost:8000", "such as http"),
+        ("file:///etc/passwd", "such as http"),
+        ("http://", "such as http"),
+        ("http://[::1/v1", "such as http"),
+        ("http://host:port/v1", "such as http"),
+        ("http://host:99999/v1", "such as http"),
+        ("http://host/v¹", "such as http"),
+        ("http://host/a b", "such as http"),
+        ("http://host/v1?api-version=2", "goes on after a '\\?'"),
+        ("https://me:pw-of-mine@host/v1", "holds a user name or password"),
+    ],
+)
+def test_an_endpoint_needs_an_address(url, why, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    with pytest.raises(BadInput, match="OPENAI_BASE_URL"):
+    with pytest.raises(BadInput, match=f"OPENAI_BASE_URL .*{why}") as refusal:
         asking(tmp_path)
+    assert "pw-of-mine" not in str(refusal.value)
+
+
+def test_what_cannot_be_asked_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    check(params(model="endpoint:oracle"))
+    check(params(model="lm"))
+    check(params(model=None))
+    with pytest.raises(BadInput, match="endpoint:NAME"):
+        check(params(model="endpoint:"))
+    for key in ("sk secret", "sk\nsecret", "sécret-of-mine"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(BadInput, match="OPENAI_API_KEY holds a blank") as refusal:
+            check(params(model="endpoint:oracle"))
+        assert key not in str(refusal.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    with pytest.raises(BadInput, match="OPENAI_BASE_URL"):
+        check(params(model="endpoint:oracle"))
 
 
 def test_a_damaged_reply_is_named(tmp_path: Path, monkeypatch):

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.door import BadInput
 from stages.files import sha256
+from stages.interpret.endpoint import Patience, endpoint_writer, find_endpoint
 from stages.interpret.explanations import Case, Example, Explanation
 from stages.interpret.knobs import Explain
 from stages.interpret.scoring import derangement, score
-from stages.interpret.writers import Patience, Replies, Writer, endpoint_writer, transformers_writer
+from stages.interpret.writers import Replies, Writer, transformers_writer
 from stages.lm import LanguageModel, load
 from stages.machine import CPU
 from stages.resume import main_root
@@ -47,6 +49,13 @@ ANSWERED = (
 )
 EXPLANATION_TOKENS = 24
 ANSWER_TOKENS = 4
+
+
+def check(params: Explain) -> None:
+    """Refuse an endpoint that cannot be asked, before the hours of work that come before it is."""
+    kind, _, name = (params.model or "").partition(":")
+    if kind == "endpoint":
+        find_endpoint(name)
 
 
 def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str]:
@@ -81,6 +90,11 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> li
     for explanation in found:
         explanation.unparsed += explanation.text is None
     known = [i for i, text in enumerate(texts) if text is not None]
+    if source == "endpoint" and texts and not known:
+        raise BadInput(
+            f"none of the endpoint's {len(texts)} explanations could be read as 1 to {WORDS} words (the first began "
+            f"{replies[0][:60]!r}); name another model in interpret.explain.model, or delete .replies to ask again"
+        )
     other = derangement(len(known), np.random.default_rng(seed))
     own = [(i, texts[i] or "") for i in known]
     permuted = [(i, texts[known[o]] or "") for i, o in zip(known, other, strict=True)] if len(known) > 1 else []

@@ -1,4 +1,4 @@
-"""Where replies and embeddings come from: a transformers model, an endpoint that speaks as OpenAI's does, MiniLM.
+"""Where replies and embeddings come from: a transformers model, MiniLM; `endpoint.py` has a third.
 
 A writer takes prompts to replies. What was written is kept by the hash of what was asked, so that a run that was cut
 off goes on, and a run done twice is the same.
@@ -6,32 +6,19 @@ off goes on, and a run done twice is the same.
 
 import hashlib
 import json
-import os
-import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stages import sentences
-from stages.door import BadInput
 from stages.files import read_json, write_json
 from stages.lm import LanguageModel
 from stages.machine import CPU
-
-BACKOFF = 1.0  # seconds before an endpoint is asked again; doubled each time
-LONGEST_REPLY = 2**22  # bytes that an endpoint may send
 
 Writer = Callable[[Sequence[str], int], list[str]]  # prompts and a limit in tokens -> replies
 Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # texts -> unit vectors
@@ -100,84 +87,6 @@ def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
         pad_token_id=pad,
     )
     return [str(text) for text in tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for an endpoint (seconds), how often to ask again, how many requests to have under way."""
-
-    timeout: float
-    retries: int
-    parallel: int
-
-
-def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
-    """An OpenAI-compatible endpoint: `OPENAI_BASE_URL`, and `OPENAI_API_KEY` where it wants one, of the environment."""
-    base, key = os.environ.get("OPENAI_BASE_URL", "").rstrip("/"), os.environ.get("OPENAI_API_KEY")
-    if urlsplit(base).scheme not in ("http", "https"):
-        raise BadInput(
-            f"OPENAI_BASE_URL is {base!r}; set it to the endpoint's address, such as http://127.0.0.1:8000/v1"
-        )
-
-    def ask(prompt: str, limit: int) -> str:
-        request = {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": limit,
-        }
-        if (known := kept.get(request)) is not None:
-            return known[0]
-        content = _content(_post(f"{base}/chat/completions", request, key, patience))
-        if content is None:
-            return ""  # counted as unparsed; not kept, since it may be the endpoint's bad day
-        kept.keep(request, [content])
-        return content
-
-    def write(prompts: Sequence[str], limit: int) -> list[str]:
-        pool = ThreadPoolExecutor(patience.parallel)
-        try:
-            return list(pool.map(partial(ask, limit=limit), prompts))
-        except BadInput as refusal:
-            raise BadInput(
-                f"{refusal}; the replies so far are kept, so that running again goes on from there"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    return write
-
-
-def _post(url: str, body: dict[str, Any], key: str | None, patience: Patience) -> bytes:
-    """Send a request; again, after a pause, if the endpoint is busy, down or slow."""
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = Request(url, json.dumps(body).encode(), headers)
-    why = ""
-    for attempt in range(patience.retries + 1):
-        if attempt:
-            time.sleep(BACKOFF * 2 ** (attempt - 1))
-        try:
-            with urlopen(request, timeout=patience.timeout) as response:  # its scheme was checked
-                return response.read(LONGEST_REPLY)
-        except HTTPError as error:
-            why = f"HTTP {error.code}: {' '.join(error.read(1000).decode(errors='replace').split())}"
-            if error.code not in (408, 409, 429) and error.code < 500:
-                raise BadInput(f"{url} refuses the request ({why})") from None
-        except (URLError, HTTPException, OSError) as error:
-            why = str(getattr(error, "reason", error)) or type(error).__name__
-    raise BadInput(f"{url} does not answer ({why}), asked {patience.retries + 1} times")
-
-
-def _content(reply: bytes) -> str | None:
-    """The text of a chat completion; None if it is none."""
-    try:
-        content = json.loads(reply)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        content = None
-    if isinstance(content, str):
-        return content
-    sys.stderr.write("the endpoint sent something that is no chat completion; it is counted as unparsed\n")
-    return None
 
 
 # --- embeddings -----------------------------------------------------------------------------------------------------
