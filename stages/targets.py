@@ -109,14 +109,21 @@ def passed(verdicts: list[Verdict]) -> bool:
     return all(verdict["pass"] is not False for verdict in verdicts)
 
 
-def penalty(l0: float, dead: float, targets: Targets) -> float:
-    """What a checkpoint pays for leaving the band of l0 and the limit of dead latents.
+def penalty(l0: float | None, dead: float, targets: Targets) -> float:
+    """What a checkpoint pays for leaving the band of l0 and the limit of dead latents; l0 None: for dead ones alone.
 
-    score = fvu + excess(l0) + excess(dead), the smallest is best. A relative excess of 1 % costs as much as 1 % of
-    the variance, so that within the bounds fvu alone decides, and far outside it hardly matters.
+    Of the checkpoints of a training the one with the smallest score is the best:
+
+        fvu + excess(l0) + excess(dead)     where k sets l0: topk, batchtopk, matryoshka, jumprelu;
+        fvu + price + excess(dead)          where the rule finds its own l0: relu, gated, reward.
+
+    A relative excess of 1 % costs as much as 1 % of the variance, so that within the bounds fvu alone decides, and far
+    outside it hardly matters. The price is what the rule itself pays for its codes (`Rule.price`): its k is no more
+    than where it starts, and an l0 target would choose the checkpoint that has moved least from there. Such a target
+    is judged by the scorecard, and by tune, whose trials are held against it whatever the rule.
     """
     return sum(
         targets.bounds[metric].excess(value)
         for metric, value in zip(CHECKPOINT, (l0, dead), strict=True)
-        if metric in targets.bounds
+        if metric in targets.bounds and value is not None
     )

@@ -20,6 +20,7 @@ from stages.resume import main_root
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.fit import Fitted, Judgement, fit
 from stages.sae.knobs import BY_BATCH, Given, Train
+from stages.sae.rules.base import Rule
 from stages.sae.rules.named import make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
@@ -90,10 +91,13 @@ def train(
         found = quality.reconstruction(
             settled(sae, rows).reconstruct, validation(rows), scale.factor, activations.median_norm
         )
-        return Judgement(found["fvu"], found["l0"], found["fvu"] + penalty(found["l0"], dead, targets))
+        price = price_of(rule, sae, validation(rows), scale)
+        cost = penalty(found["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
+        return Judgement(found["fvu"], found["l0"], found["fvu"] + cost)
 
     untrained = fold(model, TopK(knobs.k), scale)
-    trainer = Trainer(model, make_rule(knobs).to(device), scale, knobs, shuffled.steps_per_epoch(), seed)
+    rule = make_rule(knobs).to(device)
+    trainer = Trainer(model, rule, scale, knobs, shuffled.steps_per_epoch(), seed)
     fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
     once = {id(sae): sae for sae in fitted.saes.values()}  # the last one is often the best, too
     once = {number: settled(sae) for number, sae in once.items()}
@@ -115,6 +119,19 @@ def check_held_out(activations: Rows, split: str) -> None:
         f"the {split} split {what}, {same}: there is no variance of which an SAE could explain a share; bring more "
         f"documents, or raise fetch.corpus.{split}"
     )
+
+
+def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> float | None:
+    """The mean over the rows of ``blocks``, raw activations, of what ``sae``'s codes cost by ``rule``; None where the
+    rule has no price. See `Rule.price`."""
+    total, rows = 0.0, 0
+    for x in blocks:
+        codes = sae.encode(x.float())
+        price = rule.price(codes.values * scale.factor, codes.pattern, x.numel() * scale.variance)
+        if price is None:
+            return None
+        total, rows = total + price * len(x), rows + len(x)
+    return total / rows
 
 
 def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:

@@ -223,3 +223,17 @@ def test_l1_conventions_by_hand():
     torch.testing.assert_close(ours["token_sum"] / 6, (error.sum(1) + 0.02 * codes.sum(1)).mean())
     assert l1_coefficient(1e-3, "mean", 128, 384, 500) == pytest.approx(7.68e-4)
     assert l1_coefficient(0.1, "batch_sum", 128, 768, 4096) == pytest.approx(9830.4)
+
+
+def test_the_price_of_held_out_codes_is_what_training_pays_at_full_weight():
+    pattern = pattern_of(torch.tensor([[True, False, True], [False, True, False]]))
+    h, nothing = torch.tensor([0.5, 2.0, 0.25]), torch.zeros(2, 3)
+    for kl in (False, True):
+        relu = ReLU(2, 0.5, warmup=0.1, delay=0.0, kl=kl)
+        relu.schedule(1.0)
+        paid = relu.penalty(tiny(3, 3), a_pass(pattern, h, h, nothing, nothing), 10.0)
+        assert relu.price(h, pattern, 10.0) == pytest.approx(float(paid))
+    assert relu.price(h, pattern, 10.0) != pytest.approx(0.5 * 2.75 / 10)
+    assert Gated(2, 3, 0.5, 0.1, 0.0).price(h, pattern, 10.0) == pytest.approx(0.5 * 2.75 / 10)
+    assert Reward(2, 3, 0.1, 0.01, 0.5).price(h, pattern, 10.0) == pytest.approx(0.01 * 1.5)
+    assert {rule.price(h, pattern, 10.0) for rule in (TopK(2), BatchTopK(2), JumpReLU(2, 3, 0.1, 0.3))} == {None}

@@ -71,6 +71,14 @@ class Rule(nn.Module):
         """What it adds to the loss. ``unit``: rows × width × variance, which turns a squared error into an fvu."""
         return 0.0
 
+    def price(self, codes: Tensor, pattern: Pattern, unit: float) -> float | None:
+        """What the finished SAE's ``codes`` (entries,) of held-out rows cost by the rule's own objective, its weight at
+        its full height, in shares of the variance; None of a rule whose ``k`` sets how many latents are active.
+
+        Codes and ``unit`` as in :meth:`penalty`. It chooses the checkpoint, see stages/targets.py.
+        """
+        return None
+
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encoder, b_enc and θ of f = h · 1[h > θ]·1[h > 0], which does the same; θ None: the top ``k`` of a token."""
         raise NotImplementedError

@@ -88,6 +88,9 @@ class Reward(_Threshold):
         log_probability = nn.functional.logsigmoid(torch.where(drawn, logit, -logit))
         return -(advantage[pattern.row_of] * log_probability).sum() / pattern.rows
 
+    def price(self, codes: Tensor, pattern: Pattern, unit: float) -> float:
+        return self.coefficient * len(codes) / pattern.rows
+
     def _logit(self, h: Tensor, pattern: Pattern) -> Tensor:
         return (h - self.threshold.index_select(0, pattern.latents)) / self.bandwidth
 

@@ -49,6 +49,9 @@ class ReLU(Rule):
         codes = run.h.relu()
         return self.strength * (self._divergence(codes, run.pattern) if self.kl else codes.sum()) / unit
 
+    def price(self, codes: Tensor, pattern: Pattern, unit: float) -> float:
+        return self.coefficient * float(self._divergence(codes, pattern) if self.kl else codes.sum()) / unit
+
     def _divergence(self, codes: Tensor, pattern: Pattern) -> Tensor:
         target = self.k / pattern.width
         mean = codes.new_zeros(pattern.width).index_add(0, pattern.latents, codes) / pattern.rows
@@ -65,7 +68,8 @@ class Gated(ReLU):
     dictionary learning with gated sparse autoencoders", eq. 5 to 8, with c = b_mag − e^r b_gate.
 
     The penalty is λ Σ relu(h) and the error of decode(relu(h)) through a decoder that it does not train. It is the
-    jumprelu e^r h + c with θ = c (the paper's section 3.2), and is stored as that.
+    jumprelu e^r h + c with θ = c (the paper's section 3.2), and is stored as that. In its price the codes stand for
+    relu(h).
     """
 
     def __init__(self, k: int, latents: int, coefficient: float, warmup: float, delay: float) -> None:
