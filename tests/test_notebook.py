@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def trained(planted: Vectors) -> notebook.Trained:
     return notebook.train(planted, latents=48, k=2, epochs=20, auxk_latents=8)
 
 
-def test_texts_are_embedded_as_the_model_does_bare() -> None:
+def test_texts_are_embedded_as_the_model_does_bare(capsys: pytest.CaptureFixture[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
     from stages import sentences
@@ -46,8 +47,50 @@ def test_texts_are_embedded_as_the_model_does_bare() -> None:
     bare = SentenceTransformer(str(sentences.find(notebook.MINILM)), device="cpu").encode(texts)
     assert found.ids == ["a", "b"] and found.texts == texts
     assert np.allclose(found.x, bare, atol=1e-6) and np.allclose(np.linalg.norm(found.x, axis=1), 1, atol=1e-5)
-    with pytest.raises(BadInput, match="no text"):
-        notebook.encode([])
+    assert capsys.readouterr().err.count("longer than") == 0
+
+    said = pd.Series([*texts, "The river rises. " * 100], index=[7, 8, 9])  # 4 tokens each, and two special ones
+    same = notebook.encode(said, ids=np.array([1, 2, 3]))
+    assert same.ids == ["1", "2", "3"] and same.texts == said.tolist()
+    assert np.allclose(same.x[:2], found.x, atol=1e-6)
+    assert "1 of 3 texts are longer than the 256 tokens" in (err := capsys.readouterr().err)
+    assert "146 tokens at their ends are not read" in err
+    assert np.asarray(same) is not None and np.asarray(same).shape == (3, 384) and np.array(same, np.float64).sum()
+
+
+TEXT = ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"texts": "Bread rises."}, "texts is the text 'Bread rises.'; it must be a list of texts"),
+        ({"texts": b"bread"}, "texts is of type bytes"),
+        ({"texts": None}, "texts is None"),
+        ({"texts": {"a": "b"}}, "texts is of type dict"),
+        ({"texts": pd.DataFrame({"text": TEXT})}, "texts is of type DataFrame"),
+        ({"texts": []}, "no text to embed"),
+        ({"texts": iter(())}, "no text to embed"),
+        ({"texts": pd.Series([], dtype=object)}, "no text to embed"),
+        ({"texts": ["a", None]}, r"texts\[1\] is None, which is no text"),
+        ({"texts": pd.Series(["a", np.nan])}, r"texts\[1\] is nan"),
+        ({"texts": (text for text in ["a", b"b"])}, r"texts\[1\] is of type bytes"),
+        ({"texts": [["a"]]}, r"texts\[0\] is of type list"),
+        ({"texts": np.array([["a", "b"]])}, r"texts\[0\] is of type ndarray"),
+        ({"texts": TEXT, "ids": ["a"]}, "1 ids are given for 2 vectors"),
+        ({"texts": TEXT, "ids": "ab"}, "ids is the text 'ab'"),
+        ({"texts": TEXT, "model": None}, "model is None; it must be package:NAME"),
+        ({"texts": TEXT, "model": "package:nothing"}, "not a known embedder"),
+        ({"texts": TEXT, "normalize": "l2"}, "normalize is the text 'l2'"),
+        ({"texts": TEXT, "dtype": torch.int64}, r"dtype is torch\.int64"),
+        ({"texts": TEXT, "dtype": "float32"}, "dtype is 'float32'"),
+        ({"texts": TEXT, "device": "gpu"}, "device is 'gpu'; it must be cpu or cuda"),
+        ({"texts": TEXT, "revison": "main"}, "'revison'; .*did you mean 'revision'"),
+    ],
+)
+def test_texts_that_are_none(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        notebook.encode(**given)
 
 
 def test_what_is_saved_is_loaded_and_a_source_of_the_pipeline(planted: Vectors, tmp_path: Path) -> None:
@@ -126,7 +169,7 @@ def test_features_by_brute_force(planted: Vectors, trained: notebook.Trained) ->
     assert top["id"].tolist() == [planted.ids[n] for n in order]
     assert top["text"].tolist() == [planted.texts[n] for n in order]
     assert np.allclose(top["code"], dense[order, latent], atol=1e-6)
-    with pytest.raises(BadInput, match="no latent 48"):
+    with pytest.raises(BadInput, match="latent is 48; it must be a whole number from 0 to 47"):
         notebook.strongest(sae, planted, 48)
 
 
@@ -155,14 +198,105 @@ def test_figures(trained: notebook.Trained) -> None:
 @pytest.mark.parametrize(
     ("x", "ids", "why"),
     [
-        (np.zeros((2, 3)), ["a"], "not one each"),
-        (np.zeros(3), ["a"] * 3, "not one each"),
-        (np.array([[np.nan]]), ["a"], "NaN or infinity"),
+        (np.zeros((2, 3)), ["a"], "1 ids are given for 2 vectors"),
+        (np.zeros((2, 3)), "ab", "ids is the text 'ab'"),
+        (np.zeros(3), ["a"] * 3, r"an array of \(3,\)"),
+        (np.zeros((2, 3, 1)), ["a"] * 2, r"an array of \(2, 3, 1\)"),
+        (np.zeros((0, 3)), [], r"an array of \(0, 3\)"),
+        (np.array([[1.0], [np.nan]]), ["a", "b"], r"NaN or infinity, the first is x\[1\]"),
+        (np.array([[1e300]]), ["a"], "NaN or infinity"),
+        ([[1.0, 2.0], [3.0]], ["a", "b"], "not equally long"),
+        ([["1", "2"]], ["a"], "x holds <U1, not numbers"),
+        (np.array([[1j]]), ["a"], "x holds complex128"),
+        (pd.Series([[1.0], [2.0]]), ["a", "b"], r"np\.stack"),
+        (None, ["a"], "x holds object"),
     ],
 )
-def test_vectors_that_are_none(x: Any, ids: list[str], why: str) -> None:
+def test_vectors_that_are_none(x: Any, ids: Any, why: str) -> None:
     with pytest.raises(BadInput, match=why):
-        Vectors(x.astype(np.float32), ids, [""] * len(ids))
+        Vectors(x, ids, [""] * len(ids))
+
+
+def test_vectors_of_what_holds_as_much() -> None:
+    table = pd.DataFrame({"a": [1, 2], "b": [3.0, 4.0]})
+    ids, texts = pd.Series([7, 8]), pd.Series(["x", np.nan])
+    for x in (table, table.to_numpy(), torch.tensor(table.to_numpy(), dtype=torch.bfloat16, requires_grad=True)):
+        found = Vectors(x, ids, texts)  # pyright: ignore[reportArgumentType]
+        assert np.asarray(found).tolist() == found.x.tolist() == [[1, 3], [2, 4]]
+        assert found.x.dtype == np.float32 and found.ids == ["7", "8"] and found.texts == ["x", ""]
+        assert np.asarray(found, np.float64).dtype == np.float64 and np.linalg.norm(found, axis=1).shape == (2,)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda v, t: notebook.train(v.x), "vectors is of type ndarray; it must be Vectors"),
+        (lambda v, t: notebook.train(v, seed=-1), "seed is -1"),
+        (lambda v, t: notebook.train(v, seed=2**70), "seed is 1180591620717411303424"),
+        (lambda v, t: notebook.train(v, watch="yes"), "watch is the text 'yes'"),
+        (lambda v, t: notebook.train(v, device="cuda:x"), "device is 'cuda:x'"),
+        (lambda v, t: notebook.train(v, latent=64), r"train\.latent is not a known key"),
+        (lambda v, t: notebook.train(v, rule="topkk"), r"train\.rule is 'topkk'"),
+        (lambda v, t: notebook.train(v, latents=64.0), r"train\.latents"),
+        (lambda v, t: notebook.train(v, **{"from": {"folder": "a", "sha256": "b"}}), r"train\.from takes an SAE"),
+        (lambda v, t: notebook.features(t, v), "sae is of type Trained; it must be an SAE"),
+        (lambda v, t: notebook.features(t.sae, v.x), "vectors is of type ndarray"),
+        (lambda v, t: notebook.features(t.sae, narrow(v)), "the SAE reads vectors of 16 numbers; these have 1"),
+        (lambda v, t: notebook.reconstruction(t.sae, narrow(v)), "the SAE reads vectors of 16 numbers"),
+        (lambda v, t: notebook.strongest(t.sae, narrow(v), 0), "the SAE reads vectors of 16 numbers"),
+        (lambda v, t: notebook.strongest(t.sae, v, -1), "latent is -1; it must be a whole number from 0 to 47"),
+        (lambda v, t: notebook.strongest(t.sae, v, 1.0), r"latent is 1\.0"),
+        (lambda v, t: notebook.strongest(t.sae, v, True), "latent is True"),
+        (lambda v, t: notebook.strongest(t.sae, v, 0, most=-1), "most is -1; it must be a whole number of at least 1"),
+        (lambda v, t: notebook.curves(t.history), "trained is of type DataFrame; it must be what train gives"),
+        (lambda v, t: notebook.compared(t.sae), "trained is of type SAE"),
+        (lambda v, t: notebook.densities(t), "features is of type Trained"),
+        (lambda v, t: notebook.densities(t.history), "features is of type DataFrame"),
+        (lambda v, t: notebook.save(v.x, "v.parquet"), "vectors is of type ndarray"),
+        (lambda v, t: notebook.save(v, None), "path is None"),
+        (lambda v, t: notebook.save(v, Path(__file__).parent), "is a folder; name a file in it"),
+        (lambda v, t: notebook.save(v, f"{__file__}/v.parquet"), "cannot be written"),
+        (lambda v, t: notebook.from_database(None, "SELECT 1"), "url is None"),
+        (lambda v, t: notebook.from_database("a.db", None), "query is None"),
+        (lambda v, t: notebook.from_database("a.db", "SELECT 1", id=3), "id is 3; it must be a text"),
+        (lambda v, t: notebook.from_database("a.db", "SELECT 1", blob="float46"), "did you mean 'float"),
+        (lambda v, t: notebook.from_database("a.db", "SELECT 1", most_bad=-1), "most_bad is -1"),
+    ],
+)
+def test_calls_that_mean_nothing(planted: Vectors, trained: notebook.Trained, call: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        call(planted, trained)
+
+
+def narrow(vectors: Vectors) -> Vectors:
+    """With their first number alone, which would be spread over the SAE's width."""
+    return Vectors(vectors.x[:, :1], vectors.ids, vectors.texts)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "misjudged"),
+    [
+        ({"rule": "relu", "l1_coefficient": 1.0}, True),
+        ({"rule": "relu", "penalty": "kl", "l1_coefficient": 1.0}, True),
+        ({"rule": "gated", "l1_coefficient": 1.0}, False),
+        ({"rule": "reward", "activity_cost": 0.1}, True),
+    ],
+)
+def test_a_rule_that_finds_its_own_l0_is_judged_by_its_own_price(
+    planted: Vectors, knobs: dict[str, Any], misjudged: bool
+) -> None:
+    """k is no more than where it starts: nearness to it would choose the checkpoint that has learnt least."""
+    few = Vectors(planted.x[:1000], planted.ids[:1000], planted.texts[:1000])
+    schedule = {"epochs": 6, "batch_size": 50, "lr": 1e-2, "auxk": 0.0, "wake": 0.0}
+    found = notebook.train(few, latents=32, k=16, **schedule, **knobs)
+    ends = found.history.dropna(subset=["score"]).reset_index(drop=True)
+    fvu, l0 = ends["validation_fvu"], ends["validation_l0"]
+    assert ends["score"].idxmin() == len(ends) - 1 and (ends["score"] > fvu).all()
+    by_k = fvu + ((8 - l0) / 8).clip(lower=0) + ((l0 - 20) / 20).clip(lower=0)  # as of rules whose k sets l0
+    assert (by_k.idxmin() < len(ends) - 1) == misjudged
+    if knobs["rule"] == "reward":
+        assert np.allclose(ends["score"], fvu + 0.1 * l0)
+    assert found.best is found.sae and torch.equal(found.final.encoder, found.best.encoder)  # the last was the best
 
 
 def test_too_few(planted: Vectors) -> None:

@@ -223,12 +223,12 @@ NO_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"at": [99]}, "position 99 is in no text of the batch: the longest has 8 tokens"),
     ({"at": [-9]}, "position -9 is in no text"),
     ({"replace": "yes"}, "replace is the text 'yes'"),
-    ({"changes": [Add(1.0)]}, "changes is a list; it must be a dict"),
+    ({"changes": [Add(1.0)]}, "changes is of type list; it must be a dict"),
     ({"changes": {1: 2.0}}, r"the change of latent 1 is 2\.0; it must be Set"),
     ({"changes": {"1": Add(1.0)}}, "latent '1' is out of range"),
     ({"changes": {True: Add(1.0)}}, "latent True is out of range"),
     ({"changes": {1: Add(torch.tensor([1.0, 2.0, 3.0]))}}, "3 numbers are given, one a text, but the batch has 2"),
-    ({"sae": {"encoder": 1}}, "sae is a dict; it must be an SAE"),
+    ({"sae": {"encoder": 1}}, "sae is of type dict; it must be an SAE"),
     ({"sae": random_sae(width=16)}, "the SAE reads vectors of 16 numbers, but the model's are of 32"),
     ({"sae": random_sae(width=1)}, "the SAE reads vectors of 1 numbers"),
     ({"lm": "gpt2"}, "lm is the text 'gpt2'; it must be a model"),
@@ -265,7 +265,7 @@ def test_a_change_is_by_a_finite_number(make: Callable[[], object], said: str):
         (torch.full((32,), float("nan")), "finite numbers"),
         (torch.ones(32, dtype=torch.long), "finite numbers"),
         (torch.ones(3, 32), "3 numbers are given, one a text, but the batch has 2 texts"),
-        ([1.0] * 32, "offset is a list"),
+        ([1.0] * 32, "offset is of type list"),
     ],
 )
 def test_an_offset_is_a_vector_of_the_models_width(one_lm: LanguageModel, offset: Any, said: str):
@@ -276,8 +276,8 @@ def test_an_offset_is_a_vector_of_the_models_width(one_lm: LanguageModel, offset
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (np.ones((2, 32), np.float32), "x is a ndarray; it must be a tensor"),
-        ([[1.0] * 32], "x is a list"),
+        (np.ones((2, 32), np.float32), "x is of type ndarray; it must be a tensor"),
+        ([[1.0] * 32], "x is of type list"),
         (torch.ones(32), r"x is a tensor of \(32,\); this SAE reads \(row, 32\)"),
         (torch.ones(1, 2, 32), r"\(1, 2, 32\)"),
         (torch.ones(2, 31), r"\(2, 31\)"),
