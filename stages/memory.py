@@ -1,11 +1,12 @@
 """Rows that are held in memory, as `stages.batches.Rows`."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from stages.spread import check_norms, spread
+from stages.spread import FAR, check_norms, far, spread
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def in_memory(
     train, validation and test. Raises BadInput where nothing can be learnt from them, in a sentence that calls them
     ``what``, and one of them ``name(row)``."""
     norms = x.double().norm(dim=1).numpy()
-    check_norms(norms, float(norms.max()), what, lambda: name(int(norms.argmax())))
+    largest, where = float(norms.max(initial=0)), name(int(norms.argmax())) if len(norms) else ""
+    median = check_norms(norms, largest, what, lambda: where)
+    if largest > FAR * median:
+        sys.stderr.write(f"train: {far(largest, median, what, where)}\n")
     first, end = splits["train"]
     found = spread(lambda: [x[first:end]], what, lambda row: name(first + row))
     return InMemory(x, splits, found.scale, found.mean.float(), found.median_norm)

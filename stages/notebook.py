@@ -35,7 +35,6 @@ from stages.memory import InMemory, in_memory
 from stages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
-from stages.seeds import check_seed
 from stages.shortfall import Made, red, shortfall
 from stages.targets import Targets
 from stages.vectors import Blob, parsed
@@ -219,7 +218,7 @@ def shuffled(vectors: Vectors, seed: int) -> InMemory:
         raise BadInput(
             f"{count} vectors are too few: it takes two to train on, two for validation and two for the test"
         )
-    order = np.random.default_rng(check_seed(seed)).permutation(count)
+    order = np.random.default_rng(seed).permutation(count)
     x = torch.from_numpy(vectors.x[order])
     ends = (count - 2 * held, count - held, count)
     splits: dict[str, tuple[int, int]] = dict(zip(SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
@@ -286,21 +285,29 @@ def train(
         "mean": controls.mean(mean),
     }
     judged = {name: _quality(f, rows, device) for name, f in candidates.items()}
+    table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
+    trained = Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history), fitted.saes["final"])
+    if worse := _shortfall(trained, list(judged.values()), rows, settings):
+        sys.stderr.write(red(f"train: {worse}\n"))
+    return trained
+
+
+def _shortfall(trained: Trained, judged: list[dict[str, Any]], rows: InMemory, settings: Train) -> str | None:
+    """What :func:`stages.shortfall.shortfall` says; ``judged``: the SAE, PCA, the untrained, the mean."""
+    test = list(rows.blocks(*rows.split("test")))
+    outliers = quality.outliers(test, torch.zeros(sum(map(len, test)), dtype=torch.long), rows.median_norm)
     made = Made(
         rule=settings.rule,
         latents=settings.latents,
         k=settings.k,
         rows=rows.split("train")[1],
         width=rows.width,
-        steps=fitted.history[-1]["step"],
+        steps=int(trained.history["step"].iloc[-1]),
         epochs=settings.epochs,
-        outliers=None,
+        outliers=outliers["share_of_variance"],
     )
-    lacks = shortfall({**judged["SAE"], "dead": None}, judged["mean"], judged[f"PCA, {settings.k} components"], made)
-    if lacks:
-        sys.stderr.write(red(f"train: {lacks}\n"))
-    table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
-    return Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history), fitted.saes["final"])
+    own, pca, _, mean = judged
+    return shortfall({**own, "dead": float((trained.features["active"] == 0).mean())}, mean, pca, made)
 
 
 def _quality(reconstruct: quality.Reconstruct, rows: InMemory, device: torch.device) -> dict[str, Any]:

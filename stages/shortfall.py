@@ -100,11 +100,11 @@ def _cause(test: Measured, of_mean: float, made: Made) -> str:
         numbers = f"{made.width} number{'s' * (made.width > 1)}"
         return f"k is {made.k}, and a row has {numbers}, so that PCA is exact: try train.k={max(made.width // 8, 1)}"
 
+    if made.rule in SPARSITY and l0 < made.k / 2:
+        return f"{l0:.3g} latents are active on a row, and train.k is {made.k}: try a lower {SPARSITY[made.rule]}"
     if made.latents * CROWDED > made.rows and (fewer := _power_of_two(made.rows / CROWDED)) < made.latents:
         k = f" and train.k={max(fewer // 8, 1)}" if made.k > fewer // 4 else ""
         return f"{made.latents:,} latents on {made.rows:,} rows are too many: try train.latents={fewer}{k}"
-    if made.rule in SPARSITY and l0 < made.k / 2:
-        return f"{l0:.3g} latents are active on a row, and train.k is {made.k}: try a lower {SPARSITY[made.rule]}"
     if made.steps < FEW_STEPS:
         return f"{made.steps} steps are few: try {_longer(made)}"
     if dead > DEAD:

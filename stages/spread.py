@@ -16,7 +16,7 @@ from stages.door import BadInput
 
 MEDIAN_BLOCKS = 256  # the median norm is that of the first million rows, so that memory stays bounded
 SMALLEST, LARGEST = 1e-12, 1e12  # median norms between which float32 holds the squares of rows and of their errors
-APART = 1e6  # a norm of so many times the median is no measurement
+APART, FAR = 1e6, 100.0  # a norm of so many times the median is no measurement; and may be none
 SAME = 1e-12  # of the mean ‖x‖²: what varies by no more is the same, up to rounding
 OFFSET = 0.01  # below this share of the mean ‖x‖², variance is too little of it for training on the scale of x itself
 
@@ -96,13 +96,18 @@ def check_norms(norms: NDArray[np.floating], largest: float, what: str, name: Ca
         raise BadInput(f"the {len(norms)} {what} are zero, every one of them, so there is nothing to learn")
     median = float(np.median(there)) if len(there) else largest
     if largest > APART * median:
-        raise BadInput(
-            f"{name()} has a norm of {largest:.2g}, {largest / median:.0e} times the median of the {what}: is it a "
-            "value that stands for missing data? Leave it out"
-        )
+        raise BadInput(far(largest, median, what, name()))
     if not SMALLEST <= median <= LARGEST:
         raise BadInput(
             f"the {what} are too {'large' if median > 1 else 'small'} for sums of squares in float32: their median "
             f"norm is {median:.2g}; multiply all of them by 1e{-round(log10(median))}"
         )
     return median
+
+
+def far(largest: float, median: float, what: str, name: str) -> str:
+    """The sentence on a row, called ``name``, whose norm ``largest`` is far above the ``median``."""
+    return (
+        f"{name} has a norm of {largest:.2g}, {largest / median:.0e} times the median of the {what}: is it a value "
+        "that stands for missing data? Leave it out"
+    )

@@ -386,3 +386,20 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     assert numbers[f"{prefix}.groups.dropped"] == 1
     assert f"{prefix}.test.after.delta_ce" not in numbers and f"{prefix}.test.before.fvu" not in numbers
     assert not any(name.startswith(f"merge.{LAYERS[1]}") for name in numbers)
+
+
+def test_an_sae_that_pca_beats_is_said_first_and_in_red(project: Path, monkeypatch: pytest.MonkeyPatch):
+    good = measured(6)
+    few = good | {"rows": good["rows"] | {"train": 3325}, "test": good["test"] | {"fvu_inlier": 0.25}}
+    worse = measured(9) | {"test": measured(9)["test"] | {"fvu_inlier": 1.2}}
+    write_layers(project / "train", {6: few, 9: worse})
+    report(monkeypatch)
+    page = html.unescape(Path("report.html").read_text(encoding="utf-8"))
+    red = re.findall(r'<section class="verdict bad">\s*<strong>(Layer .*?)</strong>', page)
+    assert red == [
+        "Layer 6: the SAE is worse than PCA of 64 components: fvu_inlier is 0.25, PCA's 0.21. "
+        "4,096 latents on 3,325 rows are too many: try train.latents=512",
+        "Layer 9: the SAE is worse than predicting the mean: fvu_inlier is 1.2, the mean's 1. "
+        "792 steps are few: try train.epochs=13",
+    ]
+    assert page.index("Layer 6: the SAE") < page.index("targets fail"), "above all else"

@@ -3,6 +3,7 @@
 A context is then one position, and the token on it the number of the document: what a person reads there is the text.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from stages.extract.contexts import Layout, until, write
 from stages.extract.extract import Corpus, Extract, Reading, dtype_of, stored
 from stages.fetch.read import GIVEN, SENTENCE, SPLITS, Texts
 from stages.files import need_disk
-from stages.spread import check_norms
+from stages.spread import FAR, check_norms, far
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,12 +75,15 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
 
 
 def given(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], str]) -> Reading:
-    """The rows of ``vectors`` (document, width), as they are. ``name``: of a document, for the sentence of the BadInput
-    that is raised where rows cannot be trained on."""
+    """The rows of ``vectors`` (document, width), as they are. Raises BadInput where these cannot be trained on, and
+    says on stderr where one is far larger than the others; ``name``: what its document is called there."""
     norms = np.concatenate(
         [np.linalg.norm(vectors[at : at + BLOCK].astype(np.float64), axis=1) for at in range(0, len(vectors), BLOCK)]
     )
-    check_norms(norms, float(norms.max()), "vectors", lambda: f"the vector of {name(int(norms.argmax()))}")
+    largest, where = float(norms.max()), f"the vector of {name(int(norms.argmax()))}"
+    median = check_norms(norms, largest, "vectors", lambda: where)
+    if largest > FAR * median:
+        sys.stderr.write(f"extract: {far(largest, median, 'vectors', where)}\n")
 
     def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
         return {LAYER: torch.from_numpy(vectors[tokens[:, 0]])}
