@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from stages.door import BadInput, near
@@ -51,8 +60,15 @@ class Machine(Section):
     """
 
     device: str
-    threads: int = Field(gt=0)
+    threads: int = Field(gt=0, le=1024)
     save_every: float = Field(ge=0)
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"{device!r} is none of auto, cpu, cuda and cuda:1{near(device, ['auto', 'cpu', 'cuda'])}")
+        return device
 
 
 def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -70,7 +86,7 @@ def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, A
 def _each_once(values: list[Any]) -> list[Any]:
     """Refuse a list in which something is there twice."""
     if double := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"{values} has {double[0]!r} twice; write it once")
+        raise ValueError(f"{shown(double[0])} is there twice; write it once")
     return values
 
 
@@ -78,6 +94,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
 Layer = Annotated[int, Field(ge=0, lt=1000)]
 EachOnce = AfterValidator(_each_once)
 Layers = Annotated[list[Layer], Field(min_length=1), EachOnce]
+SomeLayers = Annotated[list[Layer], EachOnce]
+# How many of the latents that cluster selected, or which ones by number.
+Chosen = Annotated[int, Field(gt=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), EachOnce]
 ByLayer = Annotated[dict[int | str, dict[str, Any]], AfterValidator(_by_number)]
 Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
 DType = Literal["bfloat16", "float16", "float32"]  # of a forward pass
@@ -93,7 +112,11 @@ def load(key: str, kind: type[T] | Any, path: Path = Path("params.yaml")) -> T:
 
 def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
     """Read params.yaml whole, and check that its sections are the known ones."""
-    values = read_yaml(path, "run from the root of the project")
+    return known(read_yaml(path, "run from the root of the project"), path)
+
+
+def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Refuse ``values`` that lack a section, or have one that is not known."""
     if unknown := [str(name) for name in values if name not in SECTIONS]:
         meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
         raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
@@ -138,7 +161,7 @@ def dump_yaml(values: dict[str, Any]) -> str:
 def check(value: Any, kind: type[T] | Any, where: str) -> T:
     """Turn plain ``value`` into ``kind``; the first thing wrong with it becomes one sentence."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         raise BadInput(_sentence(value, error.errors(), where)) from None
 

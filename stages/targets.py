@@ -1,10 +1,12 @@
 """Thresholds -> pass or fail: what the params section ``targets`` promises, and whether a measurement keeps it."""
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stages.door import near
 from stages.params import Section
 
 # What train measures on the test split; a target can be set for each.
@@ -24,6 +26,13 @@ METRICS = (
     "ce_zero",
     "ce_mean",
 )
+
+# Least and largest value of those that are not just 0 or more.
+RANGES = {
+    "cosine": (-1.0, 1.0),
+    "dead": (0.0, 1.0),
+    **dict.fromkeys(("delta_ce", "ce_recovered", "ce_recovered_mean"), (-math.inf, math.inf)),
+}
 
 
 class Bound(Section):
@@ -73,7 +82,12 @@ class Targets(Section):
     @model_validator(mode="after")
     def _known(self) -> "Targets":
         if unknown := [name for name in self.bounds if name not in METRICS]:
-            raise ValueError(f"{unknown[0]!r} is not a metric; the known ones are {', '.join(METRICS)}")
+            meant = near(unknown[0], METRICS) or f"; the known ones are {', '.join(METRICS)}"
+            raise ValueError(f"{unknown[0]!r} is not a metric{meant}")
+        for name, bound in self.bounds.items():
+            low, high = RANGES.get(name, (0.0, math.inf))
+            if (bound.max is not None and bound.max < low) or (bound.min is not None and bound.min > high):
+                raise ValueError(f"{name} lies between {low:g} and {high:g}, so nothing could pass")
         if not self.bounds:
             raise ValueError("there is no target; give at least one, e.g. mse: {max: 0.01}")
         return self

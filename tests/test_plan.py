@@ -271,7 +271,7 @@ def test_the_recipe_of_a_model_that_is_not_here(
         (["width=wide"], "width is 'wide', not a number from 1 on"),
         (["train.latent=3"], "train.latent is not in params.yaml; to add a key, write +train.latent=3"),
         (["+train.latent=3"], "params.yaml: train.latent is not a known key"),
-        (["extract.tokens=many"], "params.yaml: extract.tokens is the text 'many', not a number; YAML reads"),
+        (["extract.tokens=many"], "params.yaml: extract.tokens is the text 'many', not a number"),
         (["train.k=9999"], "params.yaml: train: k is 9999, more than the 4096 latents"),
         (["width=768"], "width is given, but not blocks; give width=…, blocks=…, parameters=…"),
         (["fetch.lm.source=gpt2"], "nothing is known of gpt2 yet; bring it in with `dvc repro fetch_lm`, or give"),

@@ -84,7 +84,7 @@ def test_a_missing_measurement_is_a_mistake_not_a_pass():
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({**SECTION, "msee": {"max": 1.0}}, "'msee' is not a metric; the known ones are mse, fvu"),
+        ({**SECTION, "msee": {"max": 1.0}}, "'msee' is not a metric; did you mean mse?"),
         ({**SECTION, "mse": {}}, "targets.mse: a target needs min, max or both"),
         ({**SECTION, "mse": {"min": 2.0, "max": 1.0}}, "min 2 is above max 1"),
         ({**SECTION, "mse": {"maximum": 1.0}}, "mse.maximum is not a known key"),

@@ -22,11 +22,11 @@ class Selection(Section):
     """Which clusters, and which of their members, go on to the next stages."""
 
     clusters: Literal["all", "single", "top_n"]
-    top_n: int = Field(gt=0)
-    single: int = Field(ge=0)
+    top_n: int = Field(gt=0, le=1000000)
+    single: int = Field(ge=0, le=1000000)
     score: Score
     threshold: float = Field(ge=0)
-    per_cluster: int = Field(gt=0)
+    per_cluster: int = Field(gt=0, le=1000000)
     latents: Literal["mean", "max", "percentile"]
     percentile: float = Field(ge=0, le=100)
 
@@ -36,16 +36,16 @@ class Map(Section):
 
     of: Literal["families", "decoder"]
     method: Literal["umap", "pca"]
-    neighbours: int = Field(gt=1)
-    spread: float = Field(ge=0)
+    neighbours: int = Field(gt=1, le=10000)
+    spread: float = Field(ge=0, le=100)
 
 
 class Stability(Section):
     """How often the clustering is done again: on resampled documents, and from other seeds."""
 
-    bootstraps: int = Field(ge=0)
-    reseeds: int = Field(ge=0)
-    shuffles: int = Field(gt=0)
+    bootstraps: int = Field(ge=0, le=10000)
+    reseeds: int = Field(ge=0, le=10000)
+    shuffles: int = Field(gt=0, le=1000000)
 
 
 class Grouping(Section):
@@ -55,9 +55,9 @@ class Grouping(Section):
     clusters: Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)]
     distance: Annotated[float, Field(gt=0, le=2)] | None
     eps: Annotated[float, Field(gt=0, le=2)] | None
-    eps_tries: int = Field(gt=0)
-    min_samples: int = Field(gt=0)
-    min_cluster_size: int = Field(gt=1)
+    eps_tries: int = Field(gt=0, le=10000)
+    min_samples: int = Field(gt=0, le=1000000)
+    min_cluster_size: int = Field(gt=1, le=1000000)
 
 
 class Cluster(Grouping):
@@ -66,9 +66,9 @@ class Cluster(Grouping):
     run: bool
     weights: Weights
     correlated: float = Field(ge=-1, le=1)
-    name_words: int = Field(gt=0)
+    name_words: int = Field(gt=0, le=1000)
     map: Map
-    heatmap: int = Field(gt=0)
+    heatmap: int = Field(gt=0, le=10000)
     stability: Stability
     selection: Selection
 

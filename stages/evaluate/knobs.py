@@ -4,16 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.params import Section
+from stages.params import EachOnce, Section
 
 
 class Probing(Section):
     """Which labels of which documents are probed for, by how many latents."""
 
-    k: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
-    labels: int = Field(ge=0)
+    k: Annotated[list[Annotated[int, Field(gt=0)]], EachOnce] = Field(min_length=1)
+    labels: int = Field(ge=0, le=10000)
     least: int = Field(ge=2)
-    documents: int = Field(gt=0)
+    documents: int = Field(gt=0, le=10000000)
     tokens: int | None = Field(gt=0)
     held_out: float = Field(gt=0, lt=1)
 
@@ -22,8 +22,8 @@ class Evaluate(Section):
     """What is measured of an SAE. See params.yaml."""
 
     run: bool
-    seeds: int = Field(gt=0)
+    seeds: int = Field(gt=0, le=1000)
     probing: Probing
-    meta: int = Field(ge=0)
-    stability: int = Field(ge=0)
-    absorption: int = Field(ge=0)
+    meta: int = Field(ge=0, le=1000)
+    stability: int = Field(ge=0, le=1000)
+    absorption: int = Field(ge=0, le=1000)

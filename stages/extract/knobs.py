@@ -9,10 +9,10 @@ class Extract(Section):
     """Which activations, of how many tokens, and how the model is run. See params.yaml."""
 
     hook: Hook
-    tokens: int = Field(gt=0)
-    context: int = Field(gt=1)
+    tokens: int = Field(gt=0, le=1000000000000)
+    context: int = Field(gt=1, le=1048576)
     pack: bool
-    batch_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0, le=65536)
     dtype: DType
     normalize: bool
-    shard_rows: int = Field(gt=0)
+    shard_rows: int = Field(gt=0, le=2147483648)

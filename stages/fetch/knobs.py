@@ -1,11 +1,11 @@
 """The section fetch of params.yaml."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stages.door import BadInput
-from stages.params import Blob, Section
+from stages.params import Blob, EachOnce, Section
 
 Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array", "sql"]
 Unit = Literal["line", "paragraph", "section", "file"]
@@ -32,9 +32,20 @@ class LM(Section):
     """What makes activations. See params.yaml."""
 
     kind: Literal["language", "sentence", "vectors"]
-    source: str | None
+    source: Annotated[str, Field(min_length=1)] | None
     revision: str | None
     trust_remote_code: bool
+
+
+def check_source(lm: LM) -> None:
+    """Refuse a model that is not named, and vectors that are said to come from one."""
+    if lm.kind == "vectors" and lm.source is not None:
+        raise BadInput(
+            f"params.yaml: fetch.lm.source is {lm.source}, but with kind vectors it must be null: "
+            "the vectors come from fetch.corpus.sources"
+        )
+    if lm.kind != "vectors" and lm.source is None:
+        raise BadInput(f"params.yaml: fetch.lm.source is null, but a {lm.kind} model has to be named")
 
 
 class Source(Section):
@@ -74,7 +85,7 @@ class Source(Section):
 class Corpus(Section):
     """Which text, how much of it, and how it is split. See params.yaml."""
 
-    sources: list[Source] = Field(min_length=1)
+    sources: Annotated[list[Source], EachOnce] = Field(min_length=1)
     documents: int | None = Field(gt=0)
     min_chars: int = Field(ge=0)
     max_chars: int | None = Field(gt=0)

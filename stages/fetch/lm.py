@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from stages import sentences
 from stages.door import BadInput
 from stages.fetch import gguf
-from stages.fetch.knobs import LM
+from stages.fetch.knobs import LM, check_source
 from stages.fetch.place import find
 from stages.fetch.read import GIVEN, SENTENCE
 from stages.files import need_disk, sha256, write_json
@@ -53,19 +53,14 @@ def fetch(params: LM, folder: Path) -> dict[str, Any]:
 
 def _nothing(params: LM) -> dict[str, Any]:
     """Vectors come with the corpus, and what made them is not known."""
-    if params.source is not None:
-        raise BadInput(
-            f"params.yaml: fetch.lm.source is {params.source}, but with kind vectors it must be null: "
-            "the vectors come from fetch.corpus.sources"
-        )
+    check_source(params)
     nothing = {"stored": None, "name": "vectors", "source": None, "revision": None, "license": None}
     return {"kind": GIVEN, **nothing, "blocks": 1, "width": None, "bytes": 0, "fingerprint": "vectors", "files": []}
 
 
 def _source(params: LM) -> str:
-    if params.source is None:
-        raise BadInput(f"params.yaml: fetch.lm.source is null, but a {params.kind} model has to be named")
-    return params.source
+    check_source(params)
+    return str(params.source)
 
 
 def _language(params: LM, folder: Path) -> dict[str, Any]:

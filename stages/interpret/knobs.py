@@ -1,19 +1,19 @@
 """The section interpret of params.yaml."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stages.params import Section
+from stages.params import EachOnce, Section, SomeLayers
 
 Quadrant = Literal["flowing", "careful", "exploring", "resampling"]
 
 
 class Range(Section):
-    """``min`` ≤ value ≤ ``max``; null: no bound."""
+    """``min`` ≤ value ≤ ``max``, shares from 0 to 1; null: no bound."""
 
-    min: float | None
-    max: float | None
+    min: float | None = Field(ge=0, le=1)
+    max: float | None = Field(ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -32,7 +32,7 @@ class Filters(Section):
     entropy: Range
     firing: Range
     importance: Range
-    quadrants: list[Quadrant] | None
+    quadrants: Annotated[list[Quadrant], Field(min_length=1), EachOnce] | None
 
 
 class Examples(Section):
@@ -41,13 +41,13 @@ class Examples(Section):
     ``pool``: from how many windows at the most near misses are taken, a random sample, held in memory.
     """
 
-    top: int = Field(ge=0)
-    decile: int = Field(ge=0)
-    random: int = Field(ge=0)
-    zero: int = Field(ge=0)
-    near: int = Field(ge=0)
+    top: int = Field(ge=0, le=10000)
+    decile: int = Field(ge=0, le=10000)
+    random: int = Field(ge=0, le=10000)
+    zero: int = Field(ge=0, le=10000)
+    near: int = Field(ge=0, le=10000)
     one_a_document: bool
-    pool: int = Field(gt=0)
+    pool: int = Field(gt=0, le=10000000)
 
 
 class Explain(Section):
@@ -58,24 +58,38 @@ class Explain(Section):
     """
 
     model: str | None
-    layers: list[int]
-    latents: int = Field(ge=0)
-    range: list[int] | None = Field(min_length=2, max_length=2)
-    shown: int = Field(gt=0)
-    silent: int = Field(ge=0)
-    items: int = Field(ge=2)
+    layers: SomeLayers
+    latents: int = Field(ge=0, le=1000000)
+    range: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
+    shown: int = Field(gt=0, le=1000)
+    silent: int = Field(ge=0, le=1000)
+    items: int = Field(ge=2, le=10000)
     embedder: str | None
-    batch_size: int = Field(gt=0)
-    timeout: float = Field(gt=0)
-    retries: int = Field(ge=0)
-    parallel: int = Field(gt=0)
+    batch_size: int = Field(gt=0, le=4096)
+    timeout: float = Field(gt=0, le=86400)
+    retries: int = Field(ge=0, le=100)
+    parallel: int = Field(gt=0, le=1024)
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str | None) -> str | None:
+        if model is not None and not model.removeprefix("endpoint:").strip():
+            raise ValueError(f"{model!r} names no model; write lm, a folder, a name, endpoint:NAME, or null for none")
+        return model
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, range: list[int] | None) -> list[int] | None:
+        if range is not None and range[0] >= range[1]:
+            raise ValueError(f"{range} holds no latent; it is the first and the end, such as [0, 100]")
+        return range
 
 
 class Enrichment(Section):
     """How many of a latent's strongest rows, and documents, are tested for labels."""
 
-    rows: int = Field(gt=0)
-    documents: int = Field(gt=0)
+    rows: int = Field(gt=0, le=1000000)
+    documents: int = Field(gt=0, le=1000000)
 
 
 class Interpret(Section):
@@ -83,12 +97,12 @@ class Interpret(Section):
 
     run: bool
     texts: dict[str, Any] | None
-    window: int = Field(gt=0)
-    tokens: int = Field(ge=0)
-    logits: int = Field(ge=0)
-    neighbours: int = Field(ge=0)
+    window: int = Field(gt=0, le=10000)
+    tokens: int = Field(ge=0, le=1000)
+    logits: int = Field(ge=0, le=10000)
+    neighbours: int = Field(ge=0, le=10000)
     examples: Examples
-    exports: list[Literal["jsonl", "npy"]]
+    exports: Annotated[list[Literal["jsonl", "npy"]], EachOnce]
     filters: Filters
     enrichment: Enrichment
     explain: Explain

@@ -1,13 +1,13 @@
 """The section invert of params.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stages.params import Section
+from stages.params import Chosen, DType, Section, SomeLayers
 
 Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Starts(Section):
@@ -15,7 +15,7 @@ class Starts(Section):
 
     corpus: Count
     random: Count
-    pool: int = Field(gt=0)
+    pool: int = Field(gt=0, le=1000000)
 
 
 class Greedy(Section):
@@ -23,8 +23,8 @@ class Greedy(Section):
 
     starts: Starts
     steps: Count
-    candidates: int = Field(gt=0)
-    top: int = Field(gt=0)
+    candidates: int = Field(gt=0, le=1000000)
+    top: int = Field(gt=0, le=1000000)
     fluency: list[Weight] = Field(min_length=1)
 
 
@@ -32,7 +32,7 @@ class Soft(Section):
     """Gradient search over embeddings. The last four are weights of penalties."""
 
     starts: Count
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=1000000)
     lr: float = Field(gt=0)
     distance: Weight
     diversity: Weight
@@ -44,11 +44,11 @@ class Invert(Section):
     """Which latents are inverted, and how. See params.yaml."""
 
     run: bool
-    layers: list[int]
-    latents: Annotated[int, Field(gt=0)] | list[int]
-    tokens: int = Field(gt=0)
+    layers: SomeLayers
+    latents: Chosen
+    tokens: int = Field(gt=0, le=100000)
     keep_prefix: str
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     greedy: Greedy
     soft: Soft
     templates: Count

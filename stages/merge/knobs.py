@@ -1,10 +1,10 @@
 """The section merge of params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from stages.params import Section
+from stages.params import EachOnce, Section
 
 
 class Merge(Section):
@@ -16,8 +16,8 @@ class Merge(Section):
     codes: Literal["sum", "cosine"]
     encoder: Literal["parts", "mean"]
     ridge: float = Field(ge=0)
-    curve: list[float]
-    ce_tokens: int = Field(ge=0)
+    curve: Annotated[list[float], EachOnce]
+    ce_tokens: int = Field(ge=0, le=1000000000)
 
     @field_validator("curve")
     @classmethod

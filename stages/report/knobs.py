@@ -8,6 +8,6 @@ from stages.params import Section
 class Report(Section):
     """The section ``report``."""
 
-    title: str
-    outlier_tokens: int
-    pages: int = Field(ge=0)
+    title: str = Field(min_length=1)
+    outlier_tokens: int = Field(ge=0, le=10_000)
+    pages: int = Field(ge=0, le=1000000)

@@ -1,10 +1,11 @@
 """The section train of params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from stages.params import Section
+from stages.door import near
+from stages.params import EachOnce, Section
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
 Init = Literal["kaiming", "orthogonal", "data"]
@@ -35,8 +36,8 @@ class Train(Section):
     from_: From | None = Field(alias="from")
 
     rule: RuleName
-    latents: int = Field(gt=0)
-    k: int = Field(gt=0)
+    latents: int = Field(gt=0, le=10**8)
+    k: int = Field(gt=0, le=10**8)
     groups: list[float] = Field(min_length=1)
     bandwidth: float = Field(gt=0)
     l0_coefficient: float = Field(ge=0)
@@ -49,10 +50,10 @@ class Train(Section):
     init: Init
     encoder: Given | None
     decoder_activation: Nonlinearity
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
+    epochs: int = Field(gt=0, le=100000)
+    batch_size: int = Field(gt=0, le=16777216)
     micro_batches: int = Field(gt=0)
-    window_rows: int = Field(gt=0)
+    window_rows: int = Field(gt=0, le=10000000000)
     skip_outliers: bool
     lr: float = Field(gt=0)
     beta1: float = Field(ge=0, lt=1)
@@ -63,15 +64,15 @@ class Train(Section):
     decay_from: float = Field(ge=0, le=1)
     clip: float = Field(gt=0)
     auxk: float = Field(ge=0)
-    auxk_latents: int = Field(gt=0)
+    auxk_latents: int = Field(gt=0, le=100000000)
     dead_after: float = Field(gt=0)
     wake: float = Field(ge=0)
     resample_every: int | None = Field(gt=0)
-    log_every: int = Field(gt=0)
-    validation_rows: int = Field(gt=0)
+    log_every: int = Field(gt=0, le=1000000000)
+    validation_rows: int = Field(gt=0, le=1000000000000)
     keep_every: int | None = Field(gt=0)
-    ce_tokens: int = Field(ge=0)
-    from_tune: list[str]
+    ce_tokens: int = Field(ge=0, le=1000000000)
+    from_tune: Annotated[list[str], EachOnce]
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
@@ -85,5 +86,7 @@ class Train(Section):
             what = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
             raise ValueError(f"encoder.frozen is true, but {what} the encoder")
         if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
-            raise ValueError(f"from_tune names {unknown[0]!r}, which is no knob of train")
+            raise ValueError(
+                f"from_tune names {unknown[0]!r}, which is no knob of train{near(unknown[0], Train.model_fields)}"
+            )
         return self

@@ -1,11 +1,12 @@
 """The section tune of params.yaml, and which points of its space there are."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from stages.door import BadInput
-from stages.params import Section, check
+from stages.door import BadInput, near
+from stages.params import Layer, Section, check
 from stages.sae.knobs import Train
 
 Sampler = Literal["gp", "forest", "dummy"]
@@ -34,12 +35,12 @@ class Tune(Section):
     """What is searched, how, and on what. See params.yaml. ``space``: knob -> a range, or a list of choices."""
 
     run: bool
-    layer: int = Field(ge=0)
+    layer: Layer
     sampler: Sampler
-    calls: int = Field(gt=0)
-    starts: int = Field(gt=0)
+    calls: int = Field(gt=0, le=10000)
+    starts: int = Field(gt=0, le=10000)
     rows: int | None = Field(gt=0)
-    epochs: int = Field(gt=0)
+    epochs: int = Field(gt=0, le=100000)
     space: dict[str, Any]
 
     @field_validator("space")
@@ -64,7 +65,8 @@ class Tune(Section):
 def _spread(name: str, given: Any) -> Range | list[Any]:
     """A range or a list of choices, each of which the knob may have by itself."""
     if name not in Train.model_fields:
-        raise BadInput(f"{name!r} is no knob of train; lr, k, latents, auxk, rule and others are")
+        others = near(name, Train.model_fields) or "; lr, k, latents, auxk, rule and others are"
+        raise BadInput(f"{name!r} is no knob of train{others}")
     if name in FIXED:
         raise BadInput(f"{name} cannot be tuned: {FIXED[name]}")
     if isinstance(given, list):
@@ -106,13 +108,20 @@ def knob(name: str) -> TypeAdapter[Any]:
     """What one knob of train may be by itself."""
     field = Train.model_fields[name]
     kind: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm]
-    return TypeAdapter(kind, config=ConfigDict(strict=True))
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _number(name: str) -> type[int] | type[float] | None:
     annotation = Train.model_fields[name].annotation
     kinds = (annotation, *get_args(annotation))
     return int if int in kinds else float if float in kinds else None
+
+
+def extremes(tune: Tune) -> Iterator[tuple[str, Any]]:
+    """The ends of each range and every choice, with the knob's name."""
+    for name, spread in tune.space.items():
+        for value in spread if isinstance(spread, list) else ends(name, spread):
+            yield name, value
 
 
 def check_taken(names: list[str], tune: Tune) -> None:
