@@ -48,7 +48,7 @@ tests: setup
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 ui: setup
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port 5000 --workers 1
+	python -m src.ui
 
 # Which latents a text activates, over HTTP: http://127.0.0.1:8000
 serve: setup

@@ -1,7 +1,8 @@
 """MLflow: the only module that talks to it. It observes, and cannot change an output.
 
-The store is ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` of the main checkout with its artifacts beside it. Whatever
-goes wrong with it is said in one line on stderr, and the stage goes on. ``STRATA_TRACKING=off`` in the environment
+The store is ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` of the main checkout with its artifacts beside it; they stay
+beside it when the checkout is moved or copied. Whatever goes wrong with it is said in one line on stderr, without the
+password that its address may hold, and the stage goes on. ``STRATA_TRACKING=off`` in the environment
 switches tracking off.
 
 ``track`` writes an experiment's one comparable row from its files, so that it is complete even when every stage came
@@ -11,6 +12,7 @@ runs, and ``track`` adopts what it left instead of writing a second run.
 
 import logging
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from filelock import FileLock
@@ -32,7 +35,10 @@ BRIEF = 3.0  # seconds: a stage that is over by then is not streamed, which save
 EVERY = 3.0  # seconds between two batches of a live run
 PATIENCE = 30.0  # seconds that a finished stage waits for its last batch
 CURVE = 500  # points of a curve at the most; a metric costs the database 220 bytes
+ARTIFACTS = "mlartifacts"  # the folder beside an SQLite store
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
+
+REFUSED = "REFUSED"  # how a stage ends whose input was no good; MLflow has no such word
 
 SCORED = ("score", "fvu", "fvu_inlier", "l0", "dead")  # what a trial of tune is judged by
 
@@ -65,12 +71,24 @@ def pipelines() -> list[Any]:
         raise BadInput(f"MLflow cannot be read: {_reason(error)}") from None
 
 
+def opened() -> tuple[str, str]:
+    """The store's whole URI and the number of the experiment that holds our runs, both as `mlflow ui` takes them;
+    BadInput, in one sentence, where it cannot be opened."""
+    try:
+        with _lock():
+            store = Store()
+            return store.uri, store.place
+    except _faults() as error:
+        raise BadInput(f"MLflow cannot be opened: {_reason(error)}") from None
+
+
 @contextmanager
 def live(stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
     """Yield ``log(step, values)``, which costs the caller microseconds: a thread sends batches to a nested run.
 
     ``stage`` is DVC's name (``train@9``) and the values are called as in the stage's history, so that ``track`` can
-    adopt the run. A stage that was killed and resumed goes on in the run that it left open.
+    adopt the run. A stage that was killed and resumed goes on in the run that it left open; one whose input is refused
+    before it has logged anything leaves no run.
     """
     points: SimpleQueue[Point | str] = SimpleQueue()
     thread = Thread(target=_stream, args=(points, stage, flat(params)), daemon=True)
@@ -85,6 +103,9 @@ def live(stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
     try:
         yield log
         status = "FINISHED"
+    except BadInput:
+        status = REFUSED
+        raise
     finally:
         if thread.is_alive():
             points.put(status)
@@ -95,7 +116,8 @@ def live(stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
 
 def _stream(points: "SimpleQueue[Point | str]", stage: str, params: dict[str, str]) -> None:
     batch, status = _drain(points, BRIEF)
-    if status == "FINISHED":
+    logged = bool(batch)
+    if status == "FINISHED" or (status == REFUSED and not logged):
         return
     try:
         with _lock():
@@ -104,8 +126,11 @@ def _stream(points: "SimpleQueue[Point | str]", stage: str, params: dict[str, st
         store.points(run, batch)
         while status is None:
             batch, status = _drain(points, EVERY)
+            logged = logged or bool(batch)
             store.points(run, batch)
-        store.client.set_terminated(run, status)
+        store.client.set_terminated(run, "FAILED" if status == REFUSED else status)
+        if status == REFUSED and not logged and not store.client.get_run(run).data.metrics:
+            store.client.delete_run(run)
     except _faults() as error:
         _say(f"{stage} is not streamed to MLflow", error)
 
@@ -132,13 +157,13 @@ class Store:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        uri, artifacts = _address(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+        self.uri, artifacts = _address(uri or address())
         from mlflow import MlflowClient, entities
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self.entities = entities
-        self.client = MlflowClient(tracking_uri=uri)
+        self.client = MlflowClient(tracking_uri=self.uri)
         found = self.client.get_experiment_by_name("strata")
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for chat logs
         self.place = found.experiment_id if found else self.client.create_experiment("strata", artifacts, kind)
@@ -291,23 +316,71 @@ def _dvc_hashes(stage: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
     return {f"dvc.out.{out['path']}": out["md5"] for out in outs if "md5" in out}
 
 
+def address() -> str:
+    """The store's URI, as the environment gives it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def database(uri: str) -> Path | None:
+    """The file of an SQLite store, None where there is none. As in any URI of SQLAlchemy, `%41` stands for A.
+
+    A relative path counts from the main checkout: in the temporary workspace of a queued experiment it would vanish.
+    """
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy import make_url
+
+    name = make_url(uri).database
+    return main_root().resolve() / name if name and name != ":memory:" else None
+
+
 def _address(uri: str) -> tuple[str, str | None]:
     """The store's whole URI and where its artifacts go; a server keeps them itself.
 
-    SQLite is tried out first, because MLflow retries for 100 s on a database that it cannot open. A relative path
-    counts from the main checkout: in the temporary workspace of a queued experiment it would vanish.
+    SQLite is tried out first, because MLflow retries for 100 s on a database that it cannot open.
     """
     if uri.startswith(("http:", "https:", "databricks")):
         return uri, None
-    if not uri.startswith("sqlite:///"):
-        return uri, (main_root().resolve() / "mlartifacts").as_uri()
-    path = main_root().resolve() / uri.removeprefix("sqlite:///")
+    path = database(uri)
+    if path is None and uri.startswith("sqlite:"):
+        raise OSError(f"{uri} names no file to keep runs in")
+    if path is None:
+        return uri, (main_root().resolve() / ARTIFACTS).as_uri()
+    artifacts = (path.parent / ARTIFACTS).as_uri()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=30)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        database.execute("PRAGMA schema_version")
-        database.rollback()
-    return f"sqlite:///{path.as_posix()}", (path.parent / "mlartifacts").as_uri()
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute(f"PRAGMA user_version = {version}")  # only a write tells whether the file can be written
+        connection.rollback()
+        _bring_home(connection, artifacts)
+    from sqlalchemy import make_url
+
+    # MLflow makes the folders of a plain sqlite:/// URI by its letters, so that %25 would become one.
+    whole = make_url(uri).set(drivername="sqlite+pysqlite", database=str(path))
+    return whole.render_as_string(hide_password=False), artifacts
+
+
+def _bring_home(connection: sqlite3.Connection, artifacts: str) -> None:
+    """Let the experiment's artifacts lie in ``artifacts``, beside the database: MLflow stores whole paths, by which a
+    moved or copied checkout would go on to write into the old one."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"experiments", "runs"} <= tables:
+            return
+        ours = "SELECT experiment_id, artifact_location FROM experiments WHERE name = 'strata'"
+        for number, old in connection.execute(ours).fetchall():
+            if not (old or "").startswith("file:") or not old.endswith(f"/{ARTIFACTS}") or old == artifacts:
+                continue  # somebody else's choice, or home already
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (artifacts, number)
+            )
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (artifacts, len(old) + 1, number, len(old) + 1, f"{old}/"),
+            )
 
 
 def _lock() -> FileLock:
@@ -321,11 +394,14 @@ def _now() -> int:
 def _faults() -> tuple[type[Exception], ...]:
     """The ways in which a store can be away; asked only when something is wrong, so that nothing is imported early."""
     faults: tuple[type[Exception], ...] = (OSError, ImportError, sqlite3.Error, yaml.YAMLError)
-    if "mlflow.exceptions" in sys.modules:
-        from mlflow.exceptions import MlflowException
+    if "sqlalchemy.exc" in sys.modules:
         from sqlalchemy.exc import SQLAlchemyError
 
-        faults += (MlflowException, SQLAlchemyError)
+        faults += (SQLAlchemyError,)
+    if "mlflow.exceptions" in sys.modules:
+        from mlflow.exceptions import MlflowException
+
+        faults += (MlflowException,)
     return faults
 
 
@@ -334,4 +410,18 @@ def _say(what: str, why: BaseException) -> None:
 
 
 def _reason(why: BaseException) -> str:
-    return str(why).strip().partition("\n")[0] or type(why).__name__
+    """The first line of an error, without passwords."""
+    line = str(why).strip().partition("\n")[0] or type(why).__name__
+    for secret in _secrets():
+        line = line.replace(secret, "***")
+    return re.sub(r"(://)[^/\s@]+@", r"\1***@", line)
+
+
+def _secrets() -> list[str]:
+    """The passwords by which the store is reached, as they are written and as they are meant."""
+    try:
+        written = urlsplit(address()).password or ""
+    except ValueError:  # no address: there is nothing to reach
+        written = ""
+    named = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
+    return [secret for secret in {written, unquote(written), *named} if secret]

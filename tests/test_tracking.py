@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from src import ui
 from stages import tracking
+from stages.door import BadInput
 from stages.experiment import Experiment, baseline, experiment_name, flat, thin
 
 LAYERS = [3, 9]
@@ -276,6 +278,8 @@ DOWN = {
     "not a database": "sqlite:///broken.db",
     "a file where a folder should be": "sqlite:///broken.db/mlflow.db",
     "no such store": "gopher://somewhere",
+    "nothing to keep": "sqlite:///:memory:",
+    "no address": "sqlite:nowhere",
     "nobody answers": "http://127.0.0.1:9",
 }
 
@@ -297,6 +301,135 @@ def test_a_store_that_is_down_costs_one_line(
     said = capsys.readouterr().err
     assert said.startswith("tracking: train@3 is not streamed to MLflow (") and said.count("\n") == 1
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("place", ["100%41", "a#b?c=d e&f", "%25 ü"])
+def test_a_checkout_of_any_name(tmp_path: Path, warm: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    root = tmp_path / "within" / place
+    root.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(warm, root / "mlflow.db")
+    (root / "report.html").write_text("shown")
+    tracking.track(replace(experiment(), artifacts=[root / "report.html"]))
+    assert capsys.readouterr().err == ""
+    (parent,) = runs(role="pipeline")
+    assert [item.path for item in tracking.Store().client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    assert [file.read_text() for file in (root / "mlartifacts").rglob("report.html")] == ["shown"]
+    assert [folder.name for folder in (tmp_path / "within").iterdir()] == [place], "a folder of another name was made"
+    assert tracking.database(tracking.address()) == root / "mlflow.db"
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["copied", "moved"])
+def test_a_checkout_that_was_copied_or_moved_keeps_its_own_artifacts(
+    root: Path, tmp_path: Path, moved: bool, monkeypatch: pytest.MonkeyPatch
+):
+    (root / "report.html").write_text("first")
+    tracking.track(replace(experiment(), artifacts=[root / "report.html"]))
+    other = tmp_path / "mlartifacts" / "other"  # a folder of that name above it, too
+    other.parent.mkdir()
+    if moved:
+        root.rename(other)
+    else:
+        shutil.copytree(root, other)
+        before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    monkeypatch.setenv("DVC_ROOT", str(other))
+    (other / "report.html").write_text("second")
+    tracking.track(replace(experiment(32), artifacts=[other / "report.html"]))
+    shown = [file.read_text() for file in (other / "mlartifacts").rglob("report.html")]
+    assert sorted(shown) == ["first", "second"]
+    client = tracking.Store().client
+    for run in runs(role="pipeline"):
+        assert run.info.artifact_uri.startswith((other / "mlartifacts").as_uri() + "/")
+        assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    if moved:
+        assert not root.exists()
+    else:
+        assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_artifacts_that_somebody_put_elsewhere_stay_there(root: Path):
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = 's3://mine/mlartifacts' WHERE name = 'strata'")
+    store = tracking.Store()
+    assert store.client.get_experiment(store.place).artifact_location == "s3://mine/mlartifacts"
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "."], ids=["a file", "a folder"])
+def test_a_store_that_is_read_only_costs_one_line(root: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    before = (root / "mlflow.db").read_bytes()
+    (root / ".mlflow.lock").touch()
+    if os.geteuid():
+        (root / name).chmod(0o555)
+        free = [["chmod", "u+w", str(root / name)]]
+    elif subprocess.run(["chattr", "+i", str(root / name)], capture_output=True).returncode:
+        pytest.skip("root can write everywhere, and this file system knows no chattr +i")
+    else:
+        free = [["chattr", "-i", str(root / name)]]
+    try:
+        tracking.track(experiment())
+    finally:
+        subprocess.run(free[0], check=True)
+    said = capsys.readouterr().err
+    assert said.startswith("tracking: this experiment is not in MLflow (") and said.count("\n") == 1
+    assert (root / "mlflow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:pw-of-mine@127.0.0.1:9",
+        "http://me:pw%2Dof%2Dmine@127.0.0.1:9/mlflow",
+        "https://pw-of-mine@127.0.0.1:9",
+        "postgresql://me:pw-of-mine@127.0.0.1:9/mlflow",
+        "gopher://me:pw-of-mine@somewhere",
+    ],
+)
+def test_a_password_is_never_shown(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # ten tries take MLflow 100 s
+    tracking.track(experiment())
+    with pytest.raises(BadInput) as refusal:
+        tracking.pipelines()
+    said = capfd.readouterr()
+    for text in (said.err + said.out, str(refusal.value)):
+        assert "not" in text and "pw-of-mine" not in text and "pw%2Dof" not in text
+
+
+def test_what_is_refused_before_it_begins_leaves_no_run(root: Path):
+    with pytest.raises(BadInput), tracking.live("tune", {}):
+        raise BadInput("tune.space has a typo")
+    assert runs(role="stage") == []
+    with pytest.raises(BadInput), tracking.live("train@3", {}) as log:  # refused after it had something to show
+        log(0, {"loss": 1.0})
+        raise BadInput("the loss is not finite")
+    assert [run.info.status for run in runs(role="stage")] == ["FAILED"]
+
+
+def test_what_is_refused_late_and_has_shown_nothing_leaves_no_run(root: Path):
+    with pytest.raises(BadInput), tracking.live("tune", {}):
+        while not runs(role="stage"):  # it is open by now
+            time.sleep(0.05)
+        raise BadInput("tune.space has a typo")
+    assert runs(role="stage") == []
+
+
+def test_the_page_is_opened_on_the_runs(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")  # so that it is as before, afterwards
+    ui.main("5055")
+    number = tracking.Store().place
+    runs_page = f"http://127.0.0.1:5055/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert runs_page in capsys.readouterr().out
+    assert started[0][1:] == ["-m", "mlflow", "ui", "--port", "5055", "--workers", "1"]
+    assert tracking.Store(os.environ["MLFLOW_BACKEND_STORE_URI"]).place == number
+    with pytest.raises(BadInput, match="the port is 'x'"):
+        ui.main("x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://somewhere")
+    with pytest.raises(BadInput, match="MLflow cannot be opened"):
+        ui.main("5055")
 
 
 def test_a_store_that_hangs_is_left_behind(

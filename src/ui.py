@@ -1,0 +1,26 @@
+"""MLflow in a browser, opened on the runs: `python -m src.ui`, or `make ui`."""
+
+import os
+import sys
+
+from stages import tracking
+from stages.door import BadInput, run
+
+
+def main(port: str = "5000") -> None:
+    """Start MLflow's own page on this machine, at PORT, and say the address under which the runs are."""
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
+    uri, experiment = tracking.opened()
+    runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    if uri.startswith(("http:", "https:")):
+        print(f"The runs are on the server of MLFLOW_TRACKING_URI, under /{runs}")
+        return
+
+    print(f"The runs: http://127.0.0.1:{port}/{runs}", flush=True)
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the words, where every user of this machine could read it
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--port", port, "--workers", "1"])
+
+
+if __name__ == "__main__":
+    run(main)
