@@ -59,6 +59,8 @@ def main(
         else:
             source, options = read.lm_path(Path(lm))
             words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
+            if words.lm and knobs.explain.model == "lm" and rows.layer in knobs.explain.layers:
+                explain.check_room(knobs.window, words.lm)
         from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), words)
         write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))
 

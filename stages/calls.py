@@ -3,28 +3,23 @@ BadInput, one sentence with the argument's name."""
 
 import math
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, TypeVar
 
 import torch
 
-from stages.door import BadInput
+from stages.door import BadInput, near
 
 T = TypeVar("T")
-
-
-def nearest(word: object, known: Iterable[object]) -> str:
-    """``; did you mean 'last'?`` where one of the ``known`` words is like ``word``, else nothing."""
-    alike = get_close_matches(str(word), list(map(str, known)), 1)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def choice(name: str, value: object, words: Collection[str], else_: str = "") -> None:
     """Refuse what is none of ``words``. ``else_``: what may stand there besides."""
     if not (isinstance(value, str) and value in words):
-        raise BadInput(f"{name} is {value!r}; it must be {' or '.join(map(repr, words))}{else_}{nearest(value, words)}")
+        raise BadInput(
+            f"{name} is {value!r}; it must be {' or '.join(map(repr, words))}{else_}{near(str(value), words)}"
+        )
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,38 @@ class LanguageModel:
                 return token
         raise BadInput(f"the tokenizer of {self.model.name_or_path} has neither a BOS nor an EOS token")
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it reads at once, BOS included; None where it names no limit."""
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        for name, module in self.model.named_modules():
+            # RoBERTa's kin count positions from behind the padding's.
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
+                limit = module.num_embeddings - module.padding_idx - 1
+        return int(limit) if isinstance(limit, int) and limit > 0 else None
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each of ``texts``, without the BOS and the like that a tokenizer puts around them.
+
+        Nor with a BOS that a text itself begins with, written out or from a chat template: whoever runs the model puts
+        one in front of every text.
+        """
+        mark = self.tokenizer.bos_token or self.tokenizer.eos_token
+        begun = [_without(text, str(mark)) if mark else text for text in texts]
+        found = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"] if begun else []
+        return [list(dropwhile(lambda token: token == self.bos, tokens)) for tokens in found]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+
     def special_ids(self) -> Tensor:
         """Token ids that are never trained on, counted or replaced (BOS, padding …), sorted."""
         return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), device=self.device)
+
+
+def _without(text: str, mark: str) -> str:
+    """``text`` without the ``mark`` that it begins with, once or more often."""
+    while text.lstrip().startswith(mark):
+        text = text.lstrip().removeprefix(mark)
+    return text
 
 
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:

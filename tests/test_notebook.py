@@ -85,7 +85,7 @@ TEXT = ["a", "b"]
         ({"texts": TEXT, "dtype": torch.int64}, r"dtype is torch\.int64"),
         ({"texts": TEXT, "dtype": "float32"}, "dtype is 'float32'"),
         ({"texts": TEXT, "device": "gpu"}, "device is 'gpu'; it must be cpu or cuda"),
-        ({"texts": TEXT, "revison": "main"}, "'revison'; .*did you mean 'revision'"),
+        ({"texts": TEXT, "revison": "main"}, "'revison'; .*did you mean revision"),
     ],
 )
 def test_texts_that_are_none(given: dict[str, Any], said: str) -> None:
@@ -259,7 +259,7 @@ def test_vectors_of_what_holds_as_much() -> None:
         (lambda v, t: notebook.from_database(None, "SELECT 1"), "url is None"),
         (lambda v, t: notebook.from_database("a.db", None), "query is None"),
         (lambda v, t: notebook.from_database("a.db", "SELECT 1", id=3), "id is 3; it must be a text"),
-        (lambda v, t: notebook.from_database("a.db", "SELECT 1", blob="float46"), "did you mean 'float"),
+        (lambda v, t: notebook.from_database("a.db", "SELECT 1", blob="float46"), "did you mean float"),
         (lambda v, t: notebook.from_database("a.db", "SELECT 1", most_bad=-1), "most_bad is -1"),
     ],
 )

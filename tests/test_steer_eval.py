@@ -245,7 +245,7 @@ def test_after_a_kill_it_goes_on_at_the_latent_where_it_was(
     "changes, sentence",
     [
         ({"texts": [" "]}, "one of texts is empty"),
-        ({"texts": ["the " * 70]}, "has 71 tokens; the model reads 64"),
+        ({"texts": ["the " * 70]}, "has 71 tokens, and 3 are written behind it; the model reads 64"),
         ({"tokens": 16}, "steer_eval.tokens is 16, but a context has 16 tokens, BOS included"),
         ({"prompts": 9}, "steer_eval.prompts is 9, but 8 test contexts begin with 4 tokens of one document"),
         ({"strengths": []}, "strengths"),

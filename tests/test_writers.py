@@ -53,7 +53,9 @@ def test_the_local_model_batches_repeats_and_keeps(tiny, tmp_path: Path, monkeyp
 
 def test_a_chat_template_is_used(tiny, tmp_path: Path):
     plain = transformers_writer(tiny, "f", 2, Replies(tmp_path / "a"))(["the cat"], 4)
-    tiny.tokenizer.chat_template = "{% for m in messages %}sun rise {{ m['content'] }} far home{% endfor %}"
+    tiny.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}sun rise {{ m['content'] }} far home{% endfor %}"
+    )
     templated = transformers_writer(tiny, "f", 2, Replies(tmp_path / "b"))(["the cat"], 4)
     tiny.tokenizer.chat_template = None
     same = transformers_writer(tiny, "f", 2, Replies(tmp_path / "c"))(["sun rise the cat far home"], 4)
@@ -61,7 +63,7 @@ def test_a_chat_template_is_used(tiny, tmp_path: Path):
 
 
 def test_a_folder_is_a_writer_too(tiny, gpt2: Path, tmp_path: Path):
-    writer, source = open_writer(params(model=str(gpt2)), tiny, "f", tmp_path)
+    writer, source, _ = open_writer(params(model=str(gpt2)), tiny, "f", tmp_path)
     assert source == "lm" and writer(["the cat sat"], 3)
     with pytest.raises(BadInput, match="no language model could be loaded"):
         open_writer(params(model=str(tmp_path)), tiny, "f", tmp_path)
@@ -163,7 +165,7 @@ def asking(folder: Path, **changes: Any) -> Writer:
 def test_an_endpoint_explains(planted, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(monkeypatch) as server:
-        writer, source = open_writer(params(model="endpoint:oracle"), load, "f", tmp_path)  # pyright: ignore[reportArgumentType]
+        writer, source, _ = open_writer(params(model="endpoint:oracle"), load, "f", tmp_path)  # pyright: ignore[reportArgumentType]
         found = explain(make_cases(planted), writer, source, 0)
     assert [e.scores["f1"] for e in found] == [1.0] * 6 and {e.source for e in found} == {"endpoint"}
     assert set(server.keys) == {"Bearer secret"}

@@ -1,9 +1,9 @@
 """Documents -> contexts: rows of a fixed number of tokens that the model reads, BOS first, padding last."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,6 @@ from tqdm import tqdm
 
 from stages import resume
 from stages.fetch.read import SPLITS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 FILE_CONTEXTS = 8192  # contexts in a file: 8 MB at 128 tokens
 
@@ -36,7 +33,8 @@ def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator
     """Cut tokenised documents into contexts.
 
     Each context opens with BOS. Without ``pack`` a document starts a context of its own and the last one stays short;
-    with it, documents follow one another, a BOS before each. Special tokens are read by the model but are no rows.
+    with it, documents follow one another, a BOS before each. The model reads the special tokens of a document, too, but
+    they are no rows.
 
     Example, context 4, documents 7: [a b c d], 8: [e]  ->  [BOS a b c], [BOS d], [BOS e];
     packed  ->  [BOS a b c], [BOS d BOS e].
@@ -61,14 +59,13 @@ def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator
 
 
 def tokenise(
-    documents: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", batch: int = 64
+    documents: Iterable[dict[str, Any]], read: Callable[[list[str]], list[list[int]]], batch: int = 64
 ) -> Iterator[tuple[int, list[int]]]:
-    """Number and token ids of each document, without special tokens around it."""
+    """Number and token ids of each document; ``read`` gives those of some texts, without BOS in front."""
     waiting: list[dict[str, Any]] = []
 
     def flush() -> Iterator[tuple[int, list[int]]]:
-        texts = [document["text"] for document in waiting]
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        ids = read([document["text"] for document in waiting])
         yield from zip([document["document"] for document in waiting], ids, strict=True)
 
     for document in documents:

@@ -36,8 +36,8 @@ def check_room(folder: Path, params: Extract, layers: int, width: int, weights: 
 
 def layout(lm: LanguageModel, params: Extract) -> Layout:
     """How this model's contexts are built."""
-    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or params.context
-    if params.context > limit:
+    limit = lm.positions
+    if limit is not None and params.context > limit:
         raise BadInput(f"params.yaml: extract.context is {params.context}, but the model reads at most {limit} tokens")
     return Layout(params.context, params.pack, lm.bos, lm.bos, frozenset(lm.special_ids().tolist()))
 
@@ -53,7 +53,7 @@ def write_contexts(
     plan = layout(lm, params)
     total = sum(counts.values())
     splits = {
-        split: until(fill(tokenise(corpus[split], lm.tokenizer), plan), round(params.tokens * counts[split] / total))
+        split: until(fill(tokenise(corpus[split], lm.read), plan), round(params.tokens * counts[split] / total))
         for split in SPLITS
     }
     meta = write(splits, plan, folder, params.tokens)

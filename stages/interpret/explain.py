@@ -6,6 +6,7 @@ says how strongly the latent is active in each; that is scored as token rules ar
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stages.interpret.endpoint import Patience, endpoint_writer, find_endpoint
 from stages.interpret.explanations import Case, Example, Explanation
 from stages.interpret.knobs import Explain
 from stages.interpret.scoring import derangement, score
-from stages.interpret.writers import Replies, Writer, transformers_writer
+from stages.interpret.writers import Fits, Replies, Writer, endless, room, transformers_writer
 from stages.lm import LanguageModel, load
 from stages.machine import CPU
 from stages.resume import main_root
@@ -49,6 +50,7 @@ ANSWERED = (
 )
 EXPLANATION_TOKENS = 24
 ANSWER_TOKENS = 4
+LONG = 64  # words of a document that are shown where there is no room for all
 
 
 def check(params: Explain) -> None:
@@ -58,8 +60,19 @@ def check(params: Explain) -> None:
         find_endpoint(name)
 
 
-def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str]:
-    """The writer that ``params.model`` names, and what to call it: lm or endpoint.
+def check_room(window: int, lm: LanguageModel) -> None:
+    """Refuse a model without room for the questions and one window of so many tokens."""
+    fits, nothing = room(lm), Example([""], [0.0])
+    asked = explanation_prompt(Case(0, (), (), ())), answer_prompt("", nothing)
+    if not (fits(asked[0], EXPLANATION_TOKENS + window) and fits(asked[1], ANSWER_TOKENS + window + WORDS)):
+        raise BadInput(
+            f"params.yaml: interpret.explain.model: the model reads at most {lm.positions} tokens, fewer than the "
+            f"question and one window of {window} have; set it to null, or to a model that reads more"
+        )
+
+
+def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str, Fits]:
+    """The writer that ``params.model`` names, what to call it, lm or endpoint, and the room that it has for prompts.
 
     ``lm``: the model of `data/lm/`, with its ``fingerprint``; another one must be a folder or in the hub's cache.
     ``replies``: the folder that keeps what was written.
@@ -67,7 +80,11 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     kept = Replies(replies)
     kind, colon, name = (params.model or "").partition(":")
     if colon and kind == "endpoint":
-        return endpoint_writer(name, Patience(params.timeout, params.retries, params.parallel), kept), "endpoint"
+        return (
+            endpoint_writer(name, Patience(params.timeout, params.retries, params.parallel), kept),
+            "endpoint",
+            endless,
+        )
     if params.model != "lm":
         source = str(params.model)
         folder = next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
@@ -76,15 +93,16 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
         weights = sorted(folder.glob("*.safetensors")) if folder else []
         fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
-    return transformers_writer(lm, fingerprint, params.batch_size, kept), "lm"
+    return transformers_writer(lm, fingerprint, params.batch_size, kept), "lm", room(lm)
 
 
-def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> list[Explanation]:
+def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits: Fits = endless) -> list[Explanation]:
     """Ask ``writer`` for an explanation of each case, and have it judge the scored windows by it.
 
     Chance: the same windows, judged by another case's explanation. With one explanation alone there is no other.
+    ``fits``: a prompt for which the writer has no room shows less.
     """
-    replies = writer([explanation_prompt(case) for case in cases], EXPLANATION_TOKENS)
+    replies = writer([explanation_prompt(fitted(case, fits)) for case in cases], EXPLANATION_TOKENS)
     texts = [read_explanation(reply) for reply in replies]
     found = [Explanation(case.latent, source, text) for case, text in zip(cases, texts, strict=True)]
     for explanation in found:
@@ -98,7 +116,9 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> li
     other = derangement(len(known), np.random.default_rng(seed))
     own = [(i, texts[i] or "") for i in known]
     permuted = [(i, texts[known[o]] or "") for i, o in zip(known, other, strict=True)] if len(known) > 1 else []
-    prompts = [answer_prompt(text, example) for i, text in own + permuted for example in cases[i].scored]
+    prompts = [
+        answer_prompt(text, cut(text, example, fits)) for i, text in own + permuted for example in cases[i].scored
+    ]
     answers = iter([read_strength(reply) for reply in writer(prompts, ANSWER_TOKENS)] if prompts else [])
     for end, pairs in (("", own), ("_chance", permuted)):
         for i, _ in pairs:
@@ -108,6 +128,51 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int) -> li
                 found[i].items = len(said)
                 found[i].unparsed += int(np.isnan(said).sum())
     return found
+
+
+# --- what there is room for -------------------------------------------------------------------------------------------
+
+
+def fitted(case: Case, fits: Fits) -> Case:
+    """``case`` with as much shown as there is room for: long documents are cut to LONG words, then examples are left
+    out, the weakest active one or the last silent one, and at the end the one that is left is cut."""
+    active, silent = list(case.active), list(case.silent)
+    while not fits(explanation_prompt(case), EXPLANATION_TOKENS):
+        both = [(some, number) for some in (active, silent) for number in range(len(some))]
+        longest = max(both, key=lambda place: _words(place[0][place[1]]), default=None)
+        if longest is None:
+            raise BadInput(
+                f"interpret.explain.model has no room for the question and one example of latent {case.latent}"
+            )
+        some, number = longest
+        if _words(some[number]) > LONG or (len(both) == 1 and _words(some[number]) > 1):
+            some[number] = _halved(some[number])
+        else:
+            drop_silent = silent and (len(silent) > len(active) or len(active) < 2)
+            (silent if drop_silent else active).pop()
+        case = replace(case, active=active, silent=silent)
+    return case
+
+
+def cut(explanation: str, example: Example, fits: Fits) -> Example:
+    """``example`` as long as there is room for in the question about it, around its peak."""
+    while _words(example) > 1 and not fits(answer_prompt(explanation, example), ANSWER_TOKENS):
+        example = _halved(example)
+    return example
+
+
+def _words(example: Example) -> int:
+    return len(example.text.split())
+
+
+def _halved(example: Example) -> Example:
+    """The half of it around its peak; of a document, which is one piece, the first half of its words."""
+    count, half = len(example.pieces), len(example.pieces) // 2
+    if count == 1:
+        words = example.text.split()
+        return Example([" ".join(words[: max(len(words) // 2, 1)])], example.values)
+    first = min(max(int(np.argmax(example.values)) - half // 2, 0), count - half)
+    return Example(example.pieces[first : first + half], example.values[first : first + half])
 
 
 # --- what is asked, and how replies are read ------------------------------------------------------------------------

@@ -180,8 +180,8 @@ def _explain(
     shown = knobs.shown, knobs.silent, knobs.items, source.vocabulary.pieces
     cases = [explanations.case(codes.columns(j, j + 1), j, halves, text, *shown) for j in sorted(chosen)]
     fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, name = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
-    found = explain(cases, writer, name, seed)
+    writer, name, fits = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
+    found = explain(cases, writer, name, seed, fits)
     if knobs.embedder is not None and cases:
         embed = embedder(knobs.embedder)
         for some in (found, [rules[case.latent] for case in cases]):

@@ -21,6 +21,7 @@ from stages.lm import LanguageModel
 from stages.machine import CPU
 
 Writer = Callable[[Sequence[str], int], list[str]]  # prompts and a limit in tokens -> replies
+Fits = Callable[[str, int], bool]  # a prompt and a limit in tokens -> whether the writer has room for both
 Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # texts -> unit vectors
 
 
@@ -62,14 +63,31 @@ def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, ke
     return write
 
 
+def room(lm: LanguageModel) -> Fits:
+    """Whether ``lm`` reads a prompt and what it writes behind it within its positions."""
+    return lambda prompt, limit: lm.positions is None or len(_tokens(lm, prompt)) + limit <= lm.positions
+
+
+def endless(prompt: str, limit: int) -> bool:
+    """The room of a writer that is not asked how much it reads."""
+    return True
+
+
+def _tokens(lm: LanguageModel, prompt: str) -> list[int]:
+    """What the model reads: BOS, once, and the prompt; as a chat, where it has a template for that, with what the
+    template puts in front."""
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return [lm.bos, *lm.read([prompt])[0]]
+    chat = [{"role": "user", "content": prompt}]
+    text = str(lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    whole = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [lm.bos] * (whole[:1] == [lm.bos]) + lm.read([text])[0]  # pyright: ignore[reportIndexIssue]
+
+
 @torch.inference_mode()
 def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
     tokenizer = lm.tokenizer
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    if templated:
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        prompts = [str(tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)) for c in chats]
-    rows = [tokenizer(prompt, add_special_tokens=not templated)["input_ids"] for prompt in prompts]
+    rows = [_tokens(lm, prompt) for prompt in prompts]
     length = max(map(len, rows))
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else lm.bos
     ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=lm.device)

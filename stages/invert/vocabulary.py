@@ -37,7 +37,7 @@ class Vocabulary:
 
     def read(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, without BOS."""
-        return self.lm.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+        return self.lm.read(texts)
 
     def survive(self, prompts: Tensor) -> Tensor:
         """(prompt,) whether the text of each prompt (prompt, token) has its very tokens."""
@@ -80,7 +80,7 @@ def vocabulary(lm: LanguageModel, prefix: str, tokens: int) -> Vocabulary:
 
 def _check(lm: LanguageModel, start: Tensor, prefix: str, tokens: int) -> None:
     """Refuse a prefix, and a length, that leave no room."""
-    window = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    window = lm.positions
     if window is not None and max(tokens, len(start)) + 1 > window:
         raise BadInput(
             f"params.yaml: invert: {max(tokens, len(start))} tokens and BOS are more than the {window} that "

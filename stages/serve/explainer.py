@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from stages import npz, sentences
 from stages.door import BadInput
 from stages.fetch import read
 from stages.interpret.read import Latents, interpreted, open_latents
-from stages.lm import DTYPES, Hook, LanguageModel, capture, forward_until, load, pieces
+from stages.lm import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
 from stages.machine import CPU
 from stages.readable import explained
 from stages.sae import disk
@@ -33,7 +33,7 @@ TOKENS = 4096  # of a text that are read; the rest is left out, and the answer s
 
 
 class Read(NamedTuple):
-    """``tokens``: what stands on each row of ``codes``; ``left``: tokens that were not read."""
+    """``tokens``: what stands on each row of ``codes``; ``left``: tokens at the end that were not read."""
 
     tokens: list[str]
     codes: Codes
@@ -76,10 +76,10 @@ class Explainer:
             x = self.sentence.encode(
                 [text], normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
             )
-            return Read([text], self.codes(x.to(torch.bfloat16)), 0)
+            return Read([text], self.codes(x.to(torch.bfloat16)), next(sentences.unread(self.sentence, [text])))
         if self.lm is None:
             raise BadInput("this SAE reads vectors, and there is no model that makes them of a text; use /encode")
-        ids = self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self.lm.read([text])[0]
         special = set(self.lm.special_ids().tolist())
         kept = [place for place, token in enumerate(ids[:TOKENS]) if token not in special]
         if not kept:
@@ -91,7 +91,7 @@ class Explainer:
         """The activations of tokens, (token, width), in contexts as extract makes them of one document."""
         assert self.lm is not None
         layer, hook = _point(self.config)
-        size = self.config["metadata"]["context_size"]
+        size = _context(self.config, self.lm)
         step = size - 1
         contexts = torch.full((-(-len(ids) // step), size), self.lm.bos)
         for number, first in enumerate(range(0, len(ids), step)):
@@ -139,8 +139,13 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
         return replace(found, sentence=sentences.load(source, device, dtype, **options))
     if meta["kind"] == read.GIVEN:
         return found
-    _point(config)
-    return replace(found, lm=load(source, dtype, device, **options))
+    layer, _ = _point(config)
+    model = load(source, dtype, device, **options)
+    check_layers([layer], len(model.blocks), f"{sae}: hook_name")
+    if model.width != coder.width:
+        raise BadInput(f"{sae} reads vectors of {coder.width} numbers, but the activations of {lm} have {model.width}")
+    _context(config, model)
+    return replace(found, lm=model)
 
 
 def _with_sentence(found: Explainer, folder: str, device: torch.device) -> Explainer:
@@ -156,9 +161,17 @@ def _point(config: dict[str, Any]) -> tuple[int, Hook]:
     """Layer and hook of an SAE on a language model."""
     name = config["metadata"].get("hook_name", "")
     match = POINT.fullmatch(name)
-    if match is None:
+    if match is None or match[2] not in get_args(Hook):
         raise BadInput(f"the SAE's hook is {name!r}, which is none of a language model's")
     return int(match[1]), match[2]  # pyright: ignore[reportReturnType]
+
+
+def _context(config: dict[str, Any], lm: LanguageModel) -> int:
+    """Tokens of a context, BOS included: as the SAE was trained, where it says so, but no more than the model reads."""
+    size = config["metadata"].get("context_size", TOKENS)
+    if not isinstance(size, int) or size < 2:
+        raise BadInput(f"the SAE's context_size is {size!r}; it must be a whole number of at least 2")
+    return min(size, lm.positions or size)
 
 
 def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:

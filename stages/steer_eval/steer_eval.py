@@ -63,7 +63,9 @@ def steer_eval(
     by latent."""
     meta, lm = source.latents.meta, source.lm
     place = Place(lm, sae, meta["layer"], meta["hook"])
-    prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, knobs.prompts, knobs.tokens, knobs.scored)
+    count = len(knobs.texts) + knobs.generate.prompts
+    sizes = knobs.prompts, knobs.tokens, knobs.scored, knobs.generate.tokens if count else 0
+    prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, *sizes)
     table = source.latents.table("statistics", ["dead"])
     assert table is not None
     living = np.flatnonzero(~table["dead"].to_numpy())

@@ -43,19 +43,30 @@ def padded(texts: list[list[int]], scored: int) -> Texts:
     return Texts(tokens, lengths, (place < end) & (place >= (end - scored).clamp(min=1)))
 
 
-def prompts(lm: LanguageModel, texts: list[str], contexts: Contexts, count: int, tokens: int, scored: int) -> Texts:
+def prompts(
+    lm: LanguageModel, texts: list[str], contexts: Contexts, count: int, tokens: int, scored: int, written: int = 0
+) -> Texts:
     """The user's ``texts``, then ``count`` beginnings of held-out contexts, ``tokens`` long, from all over the split.
 
-    Their last ``scored`` tokens are scored.
+    Their last ``scored`` tokens are scored. The model must have room for ``written`` tokens behind each.
     """
-    return padded([_tokens_of(lm, text) for text in texts] + held_out(contexts, count, tokens), scored)
+    if lm.positions is not None and 1 + tokens + written > lm.positions:
+        raise BadInput(
+            f"params.yaml: steer_eval.tokens is {tokens} and generate.tokens {written}; with BOS the model reads at "
+            f"most {lm.positions} tokens"
+        )
+    return padded([_tokens_of(lm, text, written) for text in texts] + held_out(contexts, count, tokens), scored)
 
 
-def _tokens_of(lm: LanguageModel, text: str) -> list[int]:
-    found = [lm.bos, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]  # pyright: ignore[reportGeneralTypeIssues]
-    most = getattr(lm.model.config.get_text_config(), "max_position_embeddings", len(found))
-    if len(found) > most:
-        raise BadInput(f"params.yaml: a prompt of steer_eval.texts has {len(found)} tokens; the model reads {most}")
+def _tokens_of(lm: LanguageModel, text: str, written: int) -> list[int]:
+    found = [lm.bos, *lm.read([text])[0]]
+    if len(found) == 1:
+        raise BadInput(f"params.yaml: the prompt {text!r} of steer_eval.texts holds no token besides BOS")
+    if lm.positions is not None and len(found) + written > lm.positions:
+        raise BadInput(
+            f"params.yaml: a prompt of steer_eval.texts has {len(found)} tokens, and {written} are written behind it; "
+            f"the model reads {lm.positions}"
+        )
     return found
 
 
