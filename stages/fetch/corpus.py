@@ -97,6 +97,11 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
         meta["vectors_sha256"] = sha256(folder / VECTORS)
         if vectors.rows:
             sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.rows[:10])}\n")
+    if near := counts["near_duplicate"]:
+        sys.stderr.write(
+            f"fetch: {near} of {counts['read']} documents are left out, each nearly the same as an earlier one; "
+            "fetch.corpus.near_duplicates: null keeps them\n"
+        )
     write_json(folder / "meta.json", meta)
     return meta
 

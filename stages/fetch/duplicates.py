@@ -4,15 +4,23 @@ MinHash signatures cut into bands find the candidates (Broder 1997; Leskovec, Ra
 are compared. Memory: 4 bytes for each word of each document that is kept, and some 2 kB a document.
 """
 
-import re
+import unicodedata
 import zlib
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 SHINGLE = 5
 BANDS = 20
 MISSED = 0.001  # the chance that a pair exactly at the threshold never becomes a candidate
+
+# What counts as a word: one letter of a script that puts no spaces between words, or one sign (+, an emoji; #%&*/@\ are
+# no punctuation here), each with the marks that belong to it (vowel signs, tones); else a run of letters and digits.
+_SPACELESS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+WORDS = regex.compile(
+    rf"(?:{_SPACELESS}|[\p{{S}}#%&*/@\\])[\p{{M}}\p{{Cf}}]*|(?:(?!{_SPACELESS})[\p{{L}}\p{{N}}\p{{M}}_])+"
+)
 _CHUNK = 4096  # shingles hashed at once
 
 
@@ -50,8 +58,13 @@ class NearDuplicates:
 
 
 def shingle(text: str) -> NDArray[np.uint32]:
-    """The set of hashes of all runs of 5 words, case and punctuation aside; a shorter text is one shingle."""
-    words = np.array([zlib.crc32(word.encode()) for word in re.findall(r"\w+", text.lower())], np.uint64)
+    """The set of hashes of all runs of 5 words, case and punctuation aside; a shorter text is one shingle.
+
+    A text of nothing but punctuation is one shingle too, its marks as they stand.
+    """
+    folded = unicodedata.normalize("NFC", text).lower()
+    found = WORDS.findall(folded) or folded.split()
+    words = np.array([zlib.crc32(word.encode()) for word in found], np.uint64)
     runs = max(1, len(words) - SHINGLE + 1)
     hashed = np.zeros(runs, np.uint64)
     for place in range(min(SHINGLE, len(words))):
