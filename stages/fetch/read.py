@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,25 @@ def corpus_meta(folder: Path) -> dict[str, Any]:
     return read_json(folder / "meta.json")
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what a missing or damaged Parquet file raises into a sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; run `dvc repro fetch_corpus`") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: a page that cannot be unpacked
+        why = " ".join(str(error).split())
+        raise BadInput(
+            f"{path} is not a whole Parquet file: {why}; make it anew with `dvc repro -f fetch_corpus`"
+        ) from None
+
+
 def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
     """Title and label of every document, in the file's order."""
     path = folder / "corpus.parquet"
-    try:
+    with _whole(path):
         table = pq.read_table(path, columns=["title", "label"])
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run `dvc repro fetch`") from None
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
     return table["title"].to_pylist(), table["label"].to_pylist()
 
 
@@ -82,7 +93,9 @@ def vectors(folder: Path) -> NDArray[np.float32]:
 
 def name(folder: Path, document: int) -> str:
     """What a person knows a document by: its id where it has one, its title, and the beginning of its text."""
-    table = pq.read_table(folder / "corpus.parquet", columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
+    path = folder / "corpus.parquet"
+    with _whole(path):
+        table = pq.read_table(path, columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
     known = f"id {table['id']}" if table["id"] is not None else f"the document {table['title']!r}"
     return f"{known} ({table['text'][:40]!r})"
 
@@ -91,10 +104,16 @@ class Texts:
     """The texts of a corpus by document; a few row groups of its file are in memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = pq.ParquetFile(folder / "corpus.parquet")
+        self._path = folder / "corpus.parquet"
+        with _whole(self._path):
+            self._file = pq.ParquetFile(self._path)
         sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._group = lru_cache(4)(lambda n: self._file.read_row_group(n, ["text"])["text"])
+        self._group = lru_cache(4)(self._read)
+
+    def _read(self, group: int) -> pa.ChunkedArray:
+        with _whole(self._path):
+            return self._file.read_row_group(group, ["text"])["text"]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -112,13 +131,16 @@ def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]
     """The documents of one split, or all, in the file's order: document (its row in the file), title, label (or None),
     text, split. One batch is in memory at a time."""
     expected, path = corpus_meta(folder)["documents"], folder / "corpus.parquet"
-    try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows != expected:
-                raise BadInput(f"{path} has {file.metadata.num_rows} documents, but its meta.json says {expected}")
-            for batch in file.iter_batches(batch_size=1024):
-                yield from (row for row in batch.to_pylist() if split is None or row["split"] == split)
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run `dvc repro fetch`") from None
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
+    with _whole(path):
+        file = pq.ParquetFile(path)
+    with file:
+        if file.metadata.num_rows != expected:
+            raise BadInput(f"{path} has {file.metadata.num_rows} documents, but its meta.json says {expected}")
+        batches = file.iter_batches(batch_size=1024)
+        while True:
+            with _whole(path):
+                batch = next(batches, None)
+                rows = batch.to_pylist() if batch is not None else []
+            if batch is None:
+                return
+            yield from (row for row in rows if split is None or row["split"] == split)
