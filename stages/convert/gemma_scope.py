@@ -22,7 +22,8 @@ SHAPES = {
 
 def read(path: Path) -> Found:
     """The file."""
-    arrays = {name: torch.from_numpy(array) for name, array in npz.read(path).items() if array.dtype.kind in "fiu"}
+    numbers = {name: array for name, array in npz.read(path).items() if array.dtype.kind in "fiu"}
+    arrays = {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in numbers.items()}
     found = take(arrays, SHAPES, path)
     weights = (found["W_enc"].T, found["b_enc"], found["W_dec"], found["b_dec"])
     return Found(sae_of(*weights, centred=False, threshold=found["threshold"]), "Gemma Scope", "jumprelu", {})

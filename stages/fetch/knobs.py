@@ -59,7 +59,7 @@ class Source(Section):
     title: str | None = None
     id: str | None = None
     vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
-    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32
+    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32, if that fits
     query: str | None = None  # of a database
     separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
     unit: Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)

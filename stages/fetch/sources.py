@@ -1,11 +1,15 @@
 """A source of params.yaml -> its documents, whatever it is."""
 
-from collections.abc import Generator
-from contextlib import closing
+import glob
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from stages import database
 from stages.door import BadInput
@@ -101,7 +105,7 @@ def _all(source: Source) -> Generator[Document, None, None]:
     if source.kind in ("package", "mediawiki"):
         return mediawiki.documents(path, source.unit == "paragraph")
     if source.kind == "array":
-        return vectors.arrays(path, source.vector, source.id, source.text, source.label)
+        return vectors.rows(path, source.vector, source.id, source.text, source.label)
     if source.kind == "text" or lines.kind(path) == ".txt":
         return tables.text_documents(path, source.unit or "paragraph")
     return tables.documents(path, _columns(source, path.name), source.separator)
@@ -133,7 +137,7 @@ def _file(source: Source) -> Path:
 def _columns(source: Source, where: str) -> tables.Columns:
     """Vectors may come without a text; everything else is a text's."""
     text = source.text or (None if source.vector else "text")
-    return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob or "float32")
+    return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob)
 
 
 def _query(source: Source) -> Generator[Document, None, None]:
@@ -182,24 +186,38 @@ def _hub(source: Source) -> Generator[Document, None, None]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
+    columns = _columns(source, folder.name if folder else source.source)
     try:
-        stream = datasets.load_dataset(
-            str(folder or source.source),
-            source.config,
-            split=source.split or "train",
-            revision=source.revision,
-            streaming=True,
-        )
-        columns = _columns(source, folder.name if folder else source.source)
-        kept = set(columns.named.values())
-        if stream.column_names:
-            columns.check(stream.column_names)
-            stream = stream.select_columns(sorted(kept))
-        classes = {name: getattr(feature, "names", None) for name, feature in (stream.features or {}).items()}
-        rows = ({name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream)
-        yield from columns.documents(rows)
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+        with _without_patterns(folder) if folder else nullcontext(source.source) as place:
+            stream = datasets.load_dataset(
+                str(place),
+                source.config,
+                split=source.split or "train",
+                revision=source.revision,
+                streaming=True,
+            )
+            if stream.column_names:
+                columns.check(stream.column_names)
+                stream = stream.select_columns(sorted(set(columns.named.values())))
+            classes = {name: getattr(feature, "names", None) for name, feature in (stream.features or {}).items()}
+            rows = (
+                {name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream
+            )
+            yield from columns.documents(rows)
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError, pa.ArrowException) as error:
         raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """A name for ``folder`` in which datasets sees no pattern: it takes `[`, `*` and `?` in a path for one."""
+    if glob.escape(str(folder.resolve())) == str(folder.resolve()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="strata-") as home:
+        link = Path(home) / "data"
+        link.symlink_to(folder.resolve())
+        yield link
 
 
 def _kaggle(source: Source) -> Path:

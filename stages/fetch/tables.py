@@ -17,7 +17,7 @@ from stages.fetch.document import Document
 from stages.fetch.knobs import Unit
 from stages.fetch.lines import LONGEST, kind, lines
 from stages.values import text, word
-from stages.vectors import Blob, parsed
+from stages.vectors import KINDS, Blob, parsed
 
 JSON = {".json", ".jsonl", ".ndjson"}
 SUFFIXES = {".csv", ".tsv", ".parquet", *JSON}
@@ -30,7 +30,8 @@ ROWS = 1024  # of Parquet that are unpacked at once, unless they are long
 class Columns:
     """Which columns hold what; all but ``text`` may be None, and ``text`` too where there is a ``vector``.
 
-    ``where``: what the source is called. ``blob``: the numbers of a vector that is bytes.
+    ``where``: what the source is called. ``blob``: the numbers of a vector that is bytes;
+    None: they are found out.
     """
 
     where: str
@@ -39,7 +40,7 @@ class Columns:
     title: str | None = None
     id: str | None = None
     vector: str | None = None
-    blob: Blob = "float32"
+    blob: Blob | None = None
 
     @property
     def named(self) -> dict[str, str]:
@@ -62,10 +63,17 @@ class Columns:
     def document(self, row: dict[str, Any], number: int) -> Document:
         """One row as a document; without a title column it is named after its id or its place: `data.csv 12`."""
         title, label, id = (self._read(word, row, name, number) for name in (self.title, self.label, self.id))
+        said = self._read(text, row, self.text, number) or ""
+        return Document(title or id or f"{self.where} {number}", label, said, id, self._vector(row, number))
+
+    def _vector(self, row: dict[str, Any], number: int) -> bytes | str | None:
         vector = parsed(row.get(self.vector), self.blob) if self.vector else None
-        return Document(
-            title or id or f"{self.where} {number}", label, self._read(text, row, self.text, number) or "", id, vector
-        )
+        if self.blob is None and vector in KINDS.values():  # what was guessed of one row holds for all
+            raise BadInput(
+                f"{self.where}: row {number} of column {self.vector!r} holds {vector}; if it is float32 all the same, "
+                "set blob: float32"
+            )
+        return vector
 
     def _read(
         self, reader: Callable[[Any], str | None], row: dict[str, Any], name: str | None, number: int

@@ -1,13 +1,15 @@
 """Vectors that a source brings along: a column of a table, an array, what a database returns."""
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import arrays, values
 from stages.door import BadInput
 from stages.fetch.document import Document
 from stages.vectors import parsed
@@ -54,35 +56,50 @@ class Vectors:
         return {"width": self.width, "bad_rows": {"count": self.bad.total(), "why": dict(self.bad), "first": self.rows}}
 
 
-def arrays(
+def rows(
     path: Path, vector: str | None, id: str | None, text: str | None, label: str | None
 ) -> Generator[Document, None, None]:
-    """The rows of a `.npy`, or of the arrays of a `.npz` that are named; memory holds a `.npy`'s mapped pages alone."""
-    rows, columns = _opened(path, vector, {"id": id, "text": text, "label": label})
-    if rows.ndim != 2 or rows.dtype.kind not in "fiu":
-        raise BadInput(
-            f"{path} holds an array of shape {rows.shape} and type {rows.dtype}, not (row, width) of numbers"
-        )
-    if short := next((name for name, column in columns.items() if len(column) != len(rows)), None):
-        raise BadInput(f"{path}: {short} has {len(columns[short])} entries, but there are {len(rows)} vectors")
-    for number in range(len(rows)):
-        said = {name: str(column[number]) for name, column in columns.items()}
-        name = said.get("id") or f"{path.name} {number + 1}"
-        yield Document(name, said.get("label"), said.get("text", ""), said.get("id"), parsed(rows[number]))
+    """The rows of a `.npy`, or of the arrays of a `.npz` that are named. Some rows of vectors are in memory at a time;
+    of a `.npz`, the other arrays are too."""
+    columns = {use: name for use, name in {"text": text, "label": label, "id": id}.items() if name is not None}
+    if arrays.begins_npy(path):
+        if columns:
+            raise BadInput(f"{path} is one array without names, so it has no {next(iter(columns.values()))!r}")
+        matrix = arrays.mapped(path)
+        _check_matrix(path, matrix.shape, matrix.dtype)
+        yield from _documents(path, matrix, {})
+        return
+
+    with arrays.archive(path) as file:
+        wanted = {"vector": vector or "vectors", **columns}
+        if missing := next((name for name in wanted.values() if name not in file.names), None):
+            raise BadInput(f"{path} has no array {missing!r}; it has {', '.join(file.names)}")
+        head = file.header(wanted["vector"])
+        _check_matrix(path, head.shape, head.dtype)
+        for name in columns.values():
+            shape = file.header(name).shape
+            if shape != head.shape[:1]:
+                raise BadInput(f"{path}: {name} has the shape {shape}, but there are {head.shape[0]} vectors")
+        held = {use: (name, file.read(name)) for use, name in columns.items()}
+        with closing(file.rows(wanted["vector"])) as matrix:
+            yield from _documents(path, matrix, held)
 
 
-def _opened(
-    path: Path, vector: str | None, named: dict[str, str | None]
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    try:
-        file = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise BadInput(f"{path} is no array of plain numbers and texts: {' '.join(str(error).split())}") from None
-    if isinstance(file, np.ndarray):
-        return file, {}
-    there = ", ".join(file.files)
-    wanted = {use: name for use, name in {"vector": vector or "vectors", **named}.items() if name is not None}
-    if missing := next((name for name in wanted.values() if name not in file.files), None):
-        raise BadInput(f"{path} has no array {missing!r}; it has {there}")
-    found = {use: file[name] for use, name in wanted.items()}
-    return found.pop("vector"), found
+def _check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if len(shape) != 2 or dtype.kind not in "fiu":
+        raise BadInput(f"{path} holds an array of shape {shape} and type {dtype}, not (row, width) of numbers")
+
+
+def _documents(
+    path: Path, matrix: Iterable[NDArray[Any]], columns: dict[str, tuple[str, NDArray[Any]]]
+) -> Iterator[Document]:
+    """``columns``: use -> (name of the array, its values)."""
+    for place, row in enumerate(matrix):
+        said: dict[str, str | None] = {}
+        for use, (name, column) in columns.items():
+            try:
+                said[use] = (values.text if use == "text" else values.word)(column[place])
+            except ValueError as error:
+                raise BadInput(f"{path}: row {place + 1} of the array {name!r} holds {error}") from None
+        title = said.get("id") or f"{path.name} {place + 1}"
+        yield Document(title, said.get("label"), said.get("text") or "", said.get("id"), parsed(row))
