@@ -95,7 +95,10 @@ def _cause(test: Measured, of_mean: float, made: Made) -> str:
             "the data, or try train.skip_outliers=true"
         )
     if of_mean > UNLIKE:
-        return "The training rows are unlike the test rows: are some of them far from all others, or are they too few?"
+        return (
+            "The training rows are unlike the test rows: are some of them far from all others (train.skip_outliers=true"
+            " leaves out those of 3 times the median norm), or are they too few?"
+        )
     if made.k >= made.width:
         numbers = f"{made.width} number{'s' * (made.width > 1)}"
         return f"k is {made.k}, and a row has {numbers}, so that PCA is exact: try train.k={max(made.width // 8, 1)}"

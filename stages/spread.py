@@ -48,6 +48,8 @@ def spread(
     norms: list[NDArray[np.floating]] = []
     largest, where = 0.0, 0
     for block in blocks():
+        if not len(block):
+            continue
         x = _summable(block)
         norm = x.norm(dim=1)
         total = total + x.sum(0)

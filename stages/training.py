@@ -25,6 +25,7 @@ from stages.sae.rules.named import make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
 from stages.sae.trainer import Trainer
+from stages.spread import spread
 from stages.targets import Targets, penalty
 
 
@@ -35,9 +36,14 @@ def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, A
     return check({**train, **tuned, **override}, Train, where)
 
 
-def scale_of(activations: Rows, device: torch.device = CPU) -> Scale:
-    """The training scale, for rows on ``device``: mean 0, its factor as :class:`stages.spread.Spread` says."""
+def scale_of(activations: Rows, device: torch.device = CPU, inliers: bool = False) -> Scale:
+    """The training scale, for rows on ``device``: mean 0, its factor as :class:`stages.spread.Spread` says; of all
+    training rows, or of the ``inliers`` among them."""
     s, mean = activations.scale, activations.mean
+    if inliers:
+        largest, split = OUTLIER * activations.median_norm, activations.split("train")
+        found = spread(lambda: (x[x.float().norm(dim=1) <= largest] for x in activations.blocks(*split)), "inliers")
+        s, mean = found.scale, found.mean.float()
     variance = 1 - s**2 * float(mean.double().square().sum()) / activations.width
     return Scale(s, mean.to(device), variance if variance > 0 else 1.0)  # below 0: s is the scale of x − mean
 
@@ -63,7 +69,7 @@ def train(
     the result and the untrained SAE that it started from, with top-k, both on ``device``.
     """
     check_held_out(activations, "validation")
-    scale = scale_of(activations, device)
+    scale = scale_of(activations, device, knobs.skip_outliers)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)

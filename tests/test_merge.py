@@ -153,6 +153,14 @@ def test_leaders_by_hand():
     assert strongest(given, decoder, 2).of.tolist() == [0, 1, NO_GROUP, NO_GROUP, NO_GROUP]
 
 
+@pytest.mark.parametrize("by", ["loss", "clusters"])
+def test_a_share_of_few_latents_is_at_least_one(layer: tuple[SAE, room.Source], by: str):
+    sae, from_ = layer
+    few = knobs(by=by, latents=0.001)
+    groups, *_ = room.grouped(few, from_.clusters, sums(from_), sae.decoder.double().numpy(), [])
+    assert groups.count == 1
+
+
 def test_shares_are_cosines_with_the_direction_that_loses_least():
     rng = np.random.default_rng(0)
     decoder, power = rng.normal(size=(5, 8)) + 1, rng.random(5) + 0.1
