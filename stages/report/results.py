@@ -77,6 +77,7 @@ class Result(_Part):
     outliers: Outliers
     density: Density
     best: Best | None  # null: the SAE was given, not trained
+    unread: dict[str, int] | None = None  # of a sentence model's texts, what is longer than it reads
 
 
 def read_result(path: Path) -> Result:

@@ -81,6 +81,7 @@ def measure(
         "controls": found,
         "outliers": outliers,
         "density": _histogram(frequency),
+        **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
     }, frequency
 
 
