@@ -52,8 +52,9 @@ def main(
             best = name == "best"
             folder = Path(target) if best else Path(target) / name
             disk.save(folder, sae, metadata, frequency if best else None)
-        write_json(Path(report), {**found, "weights": sha256(Path(target) / disk.WEIGHTS)})
         write_text(Path(curve), room.history_csv(fitted.history))
+        hashes = {"weights": sha256(Path(target) / disk.WEIGHTS), "curve": sha256(Path(curve))}
+        write_json(Path(report), {**found, **hashes})
         if worse := shortfall.of_layer(found, fitted.history):
             sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _to_disk(temporary)
+        to_disk(temporary)
         if path.name in LAST:
-            _to_disk(path.parent)
+            to_disk(path.parent)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until the disk has a file's bytes, or a folder's names."""
     number = os.open(path, os.O_RDONLY)
     try:
@@ -106,21 +106,38 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
 
 
+def read_meta(path: Path, keys: Mapping[str, type], stage: str) -> dict[str, Any]:
+    """Read a meta.json that ``stage`` wrote: an object with ``keys`` of these types, or one that says "skipped"."""
+    meta = read_json(path)
+    if not isinstance(meta, dict):
+        raise BadInput(f"{path} is no object, so {stage} did not write it; {again(stage)}")
+    wrong = next((key for key, kind in keys.items() if not isinstance(meta.get(key), kind)), None)
+    if wrong and not meta.get("skipped"):
+        raise BadInput(f"{path}: {wrong} is {meta.get(wrong)!r}, which {stage} does not write; {again(stage)}")
+    return meta
+
+
+def again(stage: str) -> str:
+    """How to make a stage's outputs anew."""
+    return f"run {stage} again (`dvc repro -f -s {stage}`)"
+
+
 def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
     """Write a safetensors file."""
     with replacing(path) as temporary:
         save_tensors(temporary, tensors)
 
 
-def save_tensors(temporary: Path, tensors: dict[str, "Tensor"]) -> None:
+def save_tensors(temporary: Path, tensors: dict[str, "Tensor"], facts: dict[str, str] | None = None) -> None:
     """Write a safetensors file in place, which only a temporary path can take.
 
-    No header metadata: with two or more keys safetensors orders them at random, and the bytes would not repeat.
+    ``facts``: one entry of header metadata; with two or more, safetensors orders them at random, and the bytes would
+    not repeat.
     """
     from safetensors.torch import save_file  # torch takes a second, which the stages without tensors do without
 
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, facts)
     except Exception as error:  # safetensors wraps the system's error in its own, without the number
         if any(word in str(error) for word in ("No space left", "File too large", "Disk quota")):
             raise OSError(errno.ENOSPC, str(error)) from error
@@ -140,6 +157,47 @@ def sha256(path: Path) -> str:
     """Hash a file of any size in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The files of a folder and their SHA-256, as its meta.json notes them before it is written."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "meta.json")
+    return {name: sha256(folder / name) for name in names}
+
+
+def check_hash(folder: Path, name: str, noted: Mapping[str, str], stage: str) -> None:
+    """The same as :func:`check_hashes` for one file, by what :func:`hashes` gave."""
+    check_hashes(folder, [{"file": name, "sha256": noted[name]}] if name in noted else [], stage)
+
+
+def check_hashes(folder: Path, listed: Sequence[Mapping[str, Any]], stage: str) -> None:
+    """Raise BadInput for the first file of ``folder`` that is not as ``stage`` left it: each of ``listed`` has the
+    keys file and, unless it was made by hand, sha256.
+
+    Several are hashed at once, each the first time that this process meets it as it stands now.
+    """
+    noted = [entry for entry in listed if "sha256" in entry]
+    unknown = [entry for entry in noted if _as_it_stands(folder / entry["file"], entry, stage) not in _right]
+    if not unknown:
+        return
+    with ThreadPoolExecutor(min(len(unknown), os.cpu_count() or 1)) as pool:  # hashing leaves other threads alone
+        hashes = pool.map(lambda entry: sha256(folder / entry["file"]), unknown)
+    for entry, found in zip(unknown, hashes, strict=True):
+        path = folder / entry["file"]
+        if found != entry["sha256"]:
+            raise BadInput(f"{path} does not have the hash that was noted when it was written; {again(stage)}")
+        _right.add(_as_it_stands(path, entry, stage))
+
+
+_right: set[tuple[str | int, ...]] = set()  # files as they stood when they had the right hash
+
+
+def _as_it_stands(path: Path, entry: Mapping[str, Any], stage: str) -> tuple[str | int, ...]:
+    """A file's place, the hash that it should have, and what changes with its content; BadInput if it is missing."""
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; {again(stage)}")
+    now = path.stat()
+    return str(path.resolve()), entry["sha256"], now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
 def need_disk(folder: Path, needed: int, what: str) -> None:

@@ -477,11 +477,40 @@ def test_a_failure_leaves_earlier_results_alone(tmp_path: Path) -> None:
     assert (tmp_path / "corpus" / "meta.json").read_text() == "earlier"
 
 
+def test_what_killed_fetches_left_is_removed_and_what_runs_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from stages.fetch.place import whole_folder
+with whole_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+    for ends in (True, False):
+        command = [sys.executable, "-c", code, str(tmp_path / "corpus")]
+        other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert other.stdout
+        left = Path(other.stdout.readline().strip())
+        if ends:
+            other.kill()
+            other.wait()
+        (tmp_path / ".corpus").mkdir(exist_ok=True)  # somebody else's
+        with place.whole_folder(tmp_path / "corpus") as folder:
+            assert left.exists() != ends and folder != left
+        said = capsys.readouterr().err
+        assert (said == f"fetch: {left} was left by one that was killed, and is removed\n") == ends
+        other.communicate("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".corpus", "corpus"]
+
+
 def test_reader_refuses_a_truncated_or_missing_corpus(tmp_path: Path, table: dict[str, Any]) -> None:
     build(tmp_path / "out", table)
     path = tmp_path / "out" / "corpus.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BadInput, match=r"corpus\.parquet is not a whole Parquet file"):
+    with pytest.raises(BadInput, match=r"corpus\.parquet does not have the hash that was noted .* fetch_corpus again"):
         texts(tmp_path / "out")
     path.unlink()
     with pytest.raises(BadInput, match=r"corpus\.parquet is missing"):

@@ -3,12 +3,14 @@
 A test first leaves what a kill would leave, damages one part, and lets the stage go on.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 from test_extract import FACTS, corpus, hashes
 from test_extract import knobs as extract_knobs
@@ -19,11 +21,17 @@ from test_tune import knobs as tune_knobs
 
 from stages import lm as language
 from stages import resume, training
+from stages.cluster.read import selected
+from stages.door import BadInput
 from stages.extract import extract as room
+from stages.extract import shards
 from stages.extract.extract import Reading
 from stages.extract.shards import Activations, open_activations, open_contexts
 from stages.fetch.read import SPLITS
+from stages.interpret.read import open_latents
+from stages.report.results import read_history, read_result
 from stages.sae.fit import STATE
+from stages.show.card import card
 from stages.tune.tune import search
 
 LAYERS = [0, 2]
@@ -212,3 +220,90 @@ def test_a_trial_of_other_knobs_is_made_again(tmp_path: Path, capsys: pytest.Cap
     again, _ = search(plan, 7, first(), bowl, work=tmp_path)
     assert again == whole
     assert told(capsys, tmp_path / "0001.json", "is of other knobs than the search asks for")
+
+
+# --- finished files, as later stages read them ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose stages have run up to cluster."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        small.make(root)
+        small.of_vectors()
+        small.change(train__epochs=2)
+        stages = ("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune")
+        small.run(*stages, "train", "interpret", "cluster")
+    return root
+
+
+READERS: dict[str, tuple[str, ...]] = {  # a file -> what opens it
+    "data/corpus/corpus.parquet": ("extract", "interpret", "cluster"),
+    "data/corpus/vectors.npy": ("extract",),
+    "data/corpus/meta.json": ("extract",),
+    "data/lm/meta.json": ("extract", "train"),
+    "data/activations/0/shard-00001.safetensors": ("train", "interpret", "verify"),
+    "data/activations/0/meta.json": ("train", "verify"),
+    "data/activations/tokens/contexts-00000.safetensors": ("interpret", "cluster", "verify"),
+    "data/activations/tokens/meta.json": ("train", "interpret", "verify"),
+    "data/sae/0/sae_weights.safetensors": ("interpret", "cluster", "evaluate"),
+    "data/sae/0/cfg.json": ("interpret",),
+    "data/latents/0/codes/shard-00000.safetensors": ("cluster", "merge"),
+    "data/latents/0/statistics.parquet": ("cluster", "show"),
+    "data/latents/0/meta.json": ("cluster", "show"),
+    "data/clusters/0/latents.parquet": ("merge",),
+    "data/clusters/0/meta.json": ("merge",),
+    "data/clusters/0/selected.json": ("selected",),
+    "reports/train/0.csv": ("history",),
+    "reports/train/0.json": ("result",),
+}
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "verify": lambda path: shards.verify(path.parent),
+    "show": lambda path: card(open_latents(path.parent), 0, 100, False),
+    "selected": lambda path: selected(path.parent),
+    "history": read_history,
+    "result": read_result,
+}
+HASHED = (".safetensors", ".parquet", ".npy", ".csv")  # whose content somebody has noted a hash of
+
+
+def flip_in_the_middle(path: Path) -> None:
+    flip(path, path.stat().st_size // 2)
+
+
+def of_nothing(path: Path) -> None:
+    path.write_text("{}")
+
+
+def of_a_list(path: Path) -> None:
+    path.write_text("[]")
+
+
+def of_nulls(path: Path) -> None:
+    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()))))
+
+
+FINISHED_DAMAGES = [cut, empty, flip_in_the_middle, flip, of_nothing, of_a_list, of_nulls]
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_a_damaged_file_is_named_by_what_reads_it(file: str, finished: Path, monkeypatch: pytest.MonkeyPatch):
+    """One sentence with its path, and no other file of the project is touched by then."""
+    monkeypatch.chdir(finished)
+    path = finished / file
+    whole, noted = path.read_bytes(), path.suffix in HASHED
+    others = {other: other.stat().st_mtime_ns for other in finished.rglob("data/**/*") if other.is_file()}
+    for damage in [*FINISHED_DAMAGES[:4]] if noted else [cut, empty, *FINISHED_DAMAGES[4:]]:
+        try:
+            damage(path)
+            for reader in READERS[file]:
+                with pytest.raises(BadInput) as refusal:
+                    OTHERS[reader](path) if reader in OTHERS else small.run(reader)
+                sentence = str(refusal.value)
+                assert file in sentence and "\n" not in sentence, (damage.__name__, reader, sentence)
+        finally:
+            path.write_bytes(whole)
+    now = {other: other.stat().st_mtime_ns for other in finished.rglob("data/**/*") if other.is_file()}
+    assert {other for other in others if now.get(other) != others[other]} <= {path}

@@ -85,9 +85,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     texts = corpus(300)
     rows = [{**d, "title": "", "label": None, "split": split} for split in SPLITS for d in texts[split]]
     (root / "data" / "corpus").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), root / "data" / "corpus" / "corpus.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), table := root / "data" / "corpus" / "corpus.parquet")
     counts = {split: len(texts[split]) for split in SPLITS}
-    files.write_json(root / "data" / "corpus" / "meta.json", {"documents": len(rows), "splits": counts, "sha256": "c"})
+    meta = {"documents": len(rows), "splits": counts, "sha256": files.sha256(table)}
+    files.write_json(root / "data" / "corpus" / "meta.json", meta)
     files.write_json(root / "data" / "layers" / "1.json", {})
     files.write_text(root / "data" / "best.yaml", "skipped: true\n")
     runs = Runs(root)

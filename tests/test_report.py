@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import hashlib
 import html
 import json
 import math
@@ -71,6 +72,7 @@ def measured(layer: int) -> dict[str, Any]:
             },
             "corpus": "c1",
             "weights": f"w{layer}",
+            "curve": hashlib.sha256(history(layer).encode()).hexdigest(),
             "rule": "batchtopk",
             "latents": 4096,
             "k": 64,
@@ -336,11 +338,17 @@ def test_one_layer_and_eighteen_are_drawn(tmp_path: Path, project: Path, monkeyp
 def test_what_is_missing_or_broken_is_named(project: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(BadInput, match=r"train/12\.json is missing"):
         read_result(Path("train/12.json"))
-    with pytest.raises(BadInput, match=r"train/12\.csv is missing"):
+    with pytest.raises(BadInput, match=r"train/12\.json is missing"):
         read_history(Path("train/12.csv"))
-    Path("train/9.csv").write_text("step,loss\n1,much\n", encoding="utf-8")
+    whole, path = history(9), Path("train/9.csv")
+    for damaged in ("", whole[:-40], whole.rpartition("\n50,")[0] + "\n", whole.replace("0.5", "0.6", 1)):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(BadInput, match=r"train/9\.csv does not have the hash that was noted"):
+            read_history(path)
+    path.write_text(much := "step,loss\n1,much\n", encoding="utf-8")
+    write_json(Path("train/9.json"), measured(9) | {"curve": hashlib.sha256(much.encode()).hexdigest()})
     with pytest.raises(BadInput, match=r"train/9\.csv is not a table of numbers"):
-        read_history(Path("train/9.csv"))
+        read_history(path)
     write_json(Path("train/9.json"), {key: value for key, value in measured(9).items() if key != "test"})
     with pytest.raises(BadInput, match=r"9\.json\.test is missing"):
         read_result(Path("train/9.json"))

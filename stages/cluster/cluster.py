@@ -154,7 +154,7 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
         "parameters": grouped.parameters,
         "seed": seed,
         "cluster": knobs.model_dump(),
-        "files": sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "meta.json"),
+        "files": files.hashes(folder),
     }
     files.write_json(folder / "meta.json", meta)
     shown = [

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.door import BadInput
-from stages.files import read_json
+from stages.files import check_hash, read_meta
 
 NOISE, DEAD = -1, -2  # of a living latent that belongs nowhere; of one that never fires
 
@@ -42,28 +42,27 @@ class Clusters:
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """`<name>.parquet`, or some columns of it."""
-        path = self.folder / f"{name}.parquet"
-        try:
-            return pq.read_table(path, columns=columns)
-        except FileNotFoundError:
-            raise BadInput(f"{path} is missing; run cluster again (`dvc repro -f -s cluster`)") from None
-        except pa.ArrowInvalid as error:
-            raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
+        check_hash(self.folder, f"{name}.parquet", self.meta["files"], "cluster")
+        return pq.read_table(self.folder / f"{name}.parquet", columns=columns)
 
 
 def clustered(folder: Path) -> bool:
     """Whether the stage ran for this layer; `cluster.run: false` leaves a folder that only says so."""
-    return not read_json(folder / "meta.json").get("skipped")
+    return not read_meta(folder / "meta.json", {}, "cluster").get("skipped")
 
 
 def selected(folder: Path) -> list[int]:
     """The latents of `selected.json`, those of the best clusters first; none where the stage was skipped."""
-    return [entry["latent"] for entry in read_json(folder / "selected.json")["latents"]] if clustered(folder) else []
+    if not clustered(folder):
+        return []
+    check_hash(folder, "selected.json", read_meta(folder / "meta.json", {}, "cluster").get("files", {}), "cluster")
+    chosen = read_meta(folder / "selected.json", {"latents": list}, "cluster")
+    return [entry["latent"] for entry in chosen["latents"]]
 
 
 def open_clusters(folder: Path) -> Clusters:
     """Open a layer's folder, `data/clusters/<L>/`."""
-    meta = read_json(folder / "meta.json")
+    meta = read_meta(folder / "meta.json", {"layer": int, "latents": int, "files": dict}, "cluster")
     if not clustered(folder):
         raise BadInput(f"{folder} is empty: cluster was skipped; set cluster.run: true in params.yaml")
     found = Clusters(folder, meta, np.empty(0, np.int64), None)
@@ -73,12 +72,10 @@ def open_clusters(folder: Path) -> Clusters:
             f"{folder / 'latents.parquet'} has {len(labels)} latents, but its meta.json says {meta['latents']}"
         )
     path, tree = folder / "tree.npy", None
+    check_hash(folder, path.name, meta["files"], "cluster")
     if path.exists():
         living = int((labels != DEAD).sum())
-        try:
-            tree = np.load(path)
-        except (ValueError, EOFError):
-            raise BadInput(f"{path} is no array of numbers; run cluster again (`dvc repro -f -s cluster`)") from None
+        tree = np.load(path)
         if tree.shape != (living - 1, 4):
             raise BadInput(
                 f"{path} is of shape {tree.shape}, but {living} living latents have a tree of {living - 1} rows"

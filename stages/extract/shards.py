@@ -5,9 +5,10 @@ hashing it. The data are appended as they are computed: memory does not depend o
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.files import read_json, sha256
+from stages.files import again, check_hashes, read_meta, sha256
 
 DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in, but of vectors that were given
 WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # of safetensors
 DTYPES = {"bfloat16": DTYPE, "float32": torch.float32}  # of meta.json
+ROWS = {
+    "model": dict, "corpus": str, "hook": str, "layer": int, "width": int, "rows": int, "shard_rows": int,
+    "shards": list, "splits": dict, "scale": float, "median_norm": float, "mean": list,
+}  # fmt: skip
+TOKENS = {"model": dict, "corpus": str, "context": int, "file_contexts": int, "rows": int, "files": list}
+TOKENS |= {"contexts": dict, "splits": dict}
 
 
 def shard_name(number: int) -> str:
@@ -65,15 +72,18 @@ def writing(
 
 @dataclass(frozen=True)
 class Activations:
-    """The stored activations of one layer, memory-mapped: nothing is read until a row is.
+    """The stored activations of one layer, memory-mapped: nothing is read until a row is, and then its shard is hashed
+    once.
 
     ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``, ``mean`` (width,) and
-    ``median_norm``: of the training rows, as :class:`stages.spread.Spread` has them.
+    ``median_norm``: of the training rows, as :class:`stages.spread.Spread` has them. ``unchecked``: the shards that
+    were not hashed yet.
     """
 
     folder: Path
     meta: dict[str, Any]
     shards: list[Tensor]
+    unchecked: set[int] = field(default_factory=set)
 
     @property
     def rows(self) -> int:
@@ -105,11 +115,13 @@ class Activations:
         return first, end
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows first … end-1, (row, width) in the dtype on disk."""
+        """Rows first … end-1, (row, width) in the dtype on disk; BadInput where a shard is not as extract left it."""
         size = self.meta["shard_rows"]
         parts = []
         while first < end:
             number, offset = divmod(first, size)
+            if number in self.unchecked:
+                self._check(number)
             parts.append(self.shards[number][offset : offset + end - first])
             first += len(parts[-1])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
@@ -119,10 +131,19 @@ class Activations:
         for start in range(first, end, rows):
             yield self.read(start, min(start + rows, end))
 
+    def _check(self, number: int) -> None:
+        """Hash a shard, and beside it the next ones, as many as there are cores: where rows are shuffled, these are
+        wanted soon, too."""
+        ahead = sorted(self.unchecked.intersection(range(number, number + (os.cpu_count() or 1))))
+        check_hashes(self.folder, [self.meta["shards"][number] for number in ahead], "extract")
+        self.unchecked.difference_update(ahead)
+
 
 def open_activations(folder: Path) -> Activations:
     """Open a layer's folder; a truncated, foreign or missing shard is an error that names the file."""
-    return mapped(folder, read_json(folder / "meta.json"))
+    activations = mapped(folder, read_meta(folder / "meta.json", ROWS, "extract"))
+    activations.unchecked.update(range(len(activations.shards)))
+    return activations
 
 
 def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
@@ -147,13 +168,13 @@ def _map(path: Path, rows: int, width: int, belongs: dict[str, str], dtype: torc
             size = int.from_bytes(start, "little")
             start += file.read(min(size, 1 << 20))
     except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run extract again (`dvc repro -f -s extract`)") from None
+        raise BadInput(f"{path} is missing; {again('extract')}") from None
     expected = header(rows, width, belongs, dtype)
     if start != expected:
         raise BadInput(f"{path} is not the shard that its meta.json describes: it belongs to {_belongs(start)}")
     whole = len(expected) + rows * width * dtype.itemsize
     if (there := path.stat().st_size) != whole:
-        raise BadInput(f"{path} is truncated: {there} bytes of {whole}; run extract again (`dvc repro -f -s extract`)")
+        raise BadInput(f"{path} is truncated: {there} bytes of {whole}; {again('extract')}")
     raw = torch.from_file(str(path), shared=False, size=whole, dtype=torch.uint8)  # private map: never written back
     return raw[len(expected) :].view(dtype).view(rows, width)
 
@@ -187,7 +208,9 @@ class Contexts:
         size = self.meta["file_contexts"]
         shape = (0, self.meta["context"])
         tokens, documents = [np.empty(shape, np.int32)], [np.empty(shape, np.int32)]
-        for number in range(first // size, -(-end // size)):
+        numbers = range(first // size, -(-end // size))
+        check_hashes(self.folder, [self.meta["files"][number] for number in numbers], "extract")
+        for number in numbers:
             start, stop = max(0, first - number * size), min(size, end - number * size)
             with safe_open(self.folder / self.meta["files"][number]["file"], "numpy") as file:
                 tokens.append(file.get_slice("token")[start:stop])
@@ -203,7 +226,7 @@ class Contexts:
 
 def open_contexts(folder: Path) -> Contexts:
     """Open `data/activations/tokens/`."""
-    return Contexts(folder, read_json(folder / "meta.json"))
+    return Contexts(folder, read_meta(folder / "meta.json", TOKENS, "extract"))
 
 
 def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
@@ -219,8 +242,9 @@ def check_origin(activations: Activations, contexts: Contexts, model: dict[str, 
 
 def verify(folder: Path) -> int:
     """Hash every file that a folder's meta.json lists; return their number, or name the first that differs."""
-    meta = read_json(folder / "meta.json")
-    entries = meta.get("shards") or meta["files"]
+    layer = folder.name.isdecimal()
+    meta = read_meta(folder / "meta.json", ROWS if layer else TOKENS, "extract")
+    entries = meta.get("shards" if layer else "files", [])
     for entry in entries:
         if not (folder / entry["file"]).exists() or sha256(folder / entry["file"]) != entry["sha256"]:
             raise BadInput(f"{folder / entry['file']} does not have the hash that its meta.json says; extract it again")

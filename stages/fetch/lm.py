@@ -6,7 +6,6 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from stages import sentences
 from stages.door import BadInput
 from stages.fetch import gguf
 from stages.fetch.knobs import LM, check_source
-from stages.fetch.place import find
+from stages.fetch.place import find, temporary_folder
 from stages.fetch.read import GIVEN, SENTENCE
 from stages.files import need_disk, sha256, write_json
 
@@ -120,10 +119,10 @@ def _package(name: str, folder: Path) -> dict[str, Any]:
         raise BadInput(f"package:{name} is not a known model; the packages with one are {', '.join(PACKAGES)}")
     module, license = PACKAGES[name]
     need_disk(folder, GGUF_BYTES, f"assembling {name}")
-    with TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
+    with temporary_folder(folder.parent, ".gguf-") as temporary:
         try:
             package = importlib.import_module(module)
-            path = Path(package.assemble(Path(temporary) / package.MODEL_NAME))
+            path = Path(package.assemble(temporary / package.MODEL_NAME))
         except ImportError:
             raise BadInput(f"package:{name} is not installed; `pip install {name}`") from None
         except (FileNotFoundError, ValueError) as error:
@@ -141,8 +140,8 @@ def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:
     facts = {"stored": "folder", "name": path.stem if path.is_file() else path.resolve().name, "source": path.name}
     if path.is_file():
         # Alone in a folder, so that a stray config beside it is not taken for its own.
-        with TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as temporary:
-            alone = Path(temporary) / path.name
+        with temporary_folder(folder.parent, ".gguf-") as temporary:
+            alone = temporary / path.name
             alone.symlink_to(path.resolve())
             gguf.unpack(alone, folder)
         return {**facts, "revision": sha256(path), "license": None}

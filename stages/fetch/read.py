@@ -6,33 +6,37 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.door import BadInput
-from stages.files import read_json
+from stages.files import check_hashes, read_meta
 
 SPLITS = ("train", "validation", "test")
-VECTORS = "vectors.npy"
+CORPUS, VECTORS = "corpus.parquet", "vectors.npy"
 LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what makes activations; see params.yaml
 
 
 def lm_meta(folder: Path) -> dict[str, Any]:
     """What is known of the model: kind (see params.yaml), stored (folder, hub or null), name, source, revision,
     architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256."""
-    return read_json(folder / "meta.json")
+    return read_meta(folder / "meta.json", {"kind": str, "fingerprint": str}, "fetch_lm")
 
 
-def lm_path(folder: Path) -> tuple[str, dict[str, Any]]:
-    """What to give transformers' ``from_pretrained``: a name or path, and keywords. No network is reached for."""
+def lm_path(folder: Path, check: bool = True) -> tuple[str, dict[str, Any]]:
+    """What to give transformers' ``from_pretrained``: a name or path, and keywords. No network is reached for.
+
+    Raises BadInput where a file that lies in ``folder`` is not as fetch left it, unless nobody wants that ``check``.
+    What lies in the hub's cache is not looked at: it is not Strata's, and may be hundreds of GB.
+    """
     meta = lm_meta(folder)
+    if check and meta["stored"] == "folder":
+        check_hashes(folder, meta.get("files", []), "fetch_lm")
     options: dict[str, Any] = {"local_files_only": True}
     if meta.get("trust_remote_code"):
         options["trust_remote_code"] = True
@@ -56,46 +60,38 @@ def model_facts(meta: dict[str, Any]) -> dict[str, Any]:
 def corpus_meta(folder: Path) -> dict[str, Any]:
     """What is known of the text: documents, splits (split -> documents), labels (their number), chars, read, dropped
     (reason -> documents), sources, sha256 of corpus.parquet."""
-    return read_json(folder / "meta.json")
+    return read_meta(folder / "meta.json", {"documents": int, "splits": dict, "sha256": str}, _stage(folder))
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Turn what a missing or damaged Parquet file raises into a sentence."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run `dvc repro fetch_corpus`") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: a page that cannot be unpacked
-        why = " ".join(str(error).split())
-        raise BadInput(
-            f"{path} is not a whole Parquet file: {why}; make it anew with `dvc repro -f fetch_corpus`"
-        ) from None
+def _stage(folder: Path) -> str:
+    """Who writes a corpus."""
+    return "fetch_texts" if folder.parent.name == "texts" else "fetch_corpus"
+
+
+def _table(folder: Path) -> Path:
+    """corpus.parquet. Raises BadInput where it is not as fetch left it."""
+    check_hashes(folder, [{"file": CORPUS, "sha256": corpus_meta(folder)["sha256"]}], _stage(folder))
+    return folder / CORPUS
 
 
 def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
     """Title and label of every document, in the file's order."""
-    path = folder / "corpus.parquet"
-    with _whole(path):
-        table = pq.read_table(path, columns=["title", "label"])
+    table = pq.read_table(_table(folder), columns=["title", "label"])
     return table["title"].to_pylist(), table["label"].to_pylist()
 
 
 def vectors(folder: Path) -> NDArray[np.float32]:
     """The vectors that the source brought, (document, width), memory-mapped."""
-    try:
-        return np.load(folder / VECTORS, mmap_mode="r")
-    except (OSError, ValueError):
-        raise BadInput(
-            f"{folder} has no vectors: name the column in params.yaml: fetch.corpus.sources, as vector"
-        ) from None
+    noted = corpus_meta(folder).get("vectors_sha256")
+    if noted is None:
+        raise BadInput(f"{folder} has no vectors: name the column in params.yaml: fetch.corpus.sources, as vector")
+    check_hashes(folder, [{"file": VECTORS, "sha256": noted}], _stage(folder))
+    return np.load(folder / VECTORS, mmap_mode="r")
 
 
 def name(folder: Path, document: int) -> str:
     """What a person knows a document by: its id where it has one, its title, and the beginning of its text."""
-    path = folder / "corpus.parquet"
-    with _whole(path):
-        table = pq.read_table(path, columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
+    table = pq.read_table(_table(folder), columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
     known = f"id {table['id']}" if table["id"] is not None else f"the document {table['title']!r}"
     return f"{known} ({table['text'][:40]!r})"
 
@@ -104,16 +100,10 @@ class Texts:
     """The texts of a corpus by document; a few row groups of its file are in memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "corpus.parquet"
-        with _whole(self._path):
-            self._file = pq.ParquetFile(self._path)
+        self._file = pq.ParquetFile(_table(folder))
         sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._group = lru_cache(4)(self._read)
-
-    def _read(self, group: int) -> pa.ChunkedArray:
-        with _whole(self._path):
-            return self._file.read_row_group(group, ["text"])["text"]
+        self._group = lru_cache(4)(lambda n: self._file.read_row_group(n, ["text"])["text"])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -130,17 +120,9 @@ class Texts:
 def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
     """The documents of one split, or all, in the file's order: document (its row in the file), title, label (or None),
     text, split. One batch is in memory at a time."""
-    expected, path = corpus_meta(folder)["documents"], folder / "corpus.parquet"
-    with _whole(path):
-        file = pq.ParquetFile(path)
-    with file:
+    expected, path = corpus_meta(folder)["documents"], _table(folder)
+    with pq.ParquetFile(path) as file:
         if file.metadata.num_rows != expected:
             raise BadInput(f"{path} has {file.metadata.num_rows} documents, but its meta.json says {expected}")
-        batches = file.iter_batches(batch_size=1024)
-        while True:
-            with _whole(path):
-                batch = next(batches, None)
-                rows = batch.to_pylist() if batch is not None else []
-            if batch is None:
-                return
-            yield from (row for row in rows if split is None or row["split"] == split)
+        for batch in file.iter_batches(batch_size=1024):
+            yield from (row for row in batch.to_pylist() if split is None or row["split"] == split)

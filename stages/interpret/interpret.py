@@ -218,6 +218,6 @@ def _meta(
         "counts": counts,
         "histogram_edges": bins.tolist(),
         "interpret": knobs.model_dump(),
-        "files": sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "meta.json"),
+        "files": files.hashes(folder),
         "shards": shards,
     }

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from stages.door import BadInput
-from stages.files import read_json
+from stages.files import again, check_hash, check_hashes, read_meta
 
+META = {"layer": int, "latents": int, "shards": list}
 ENTRIES = 4_000_000  # what a range of latents holds at the most, 12 bytes each
 
 
@@ -65,6 +66,7 @@ class Codes:
         starts = np.concatenate([[0], counts.sum(0).cumsum()])
         rows, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
         at = starts[:-1].copy()  # where the next shard's part of each latent goes
+        check_hashes(self.folder, self.shards, "interpret")
         for shard, count, from_ in zip(self.shards, counts, self.starts, strict=True):
             place = np.arange(count.sum()) + np.repeat(at - (from_[first:end] - from_[first]), count)
             part = slice(int(from_[first]), int(from_[end]))
@@ -79,6 +81,7 @@ class Codes:
 
     def shard(self, number: int) -> Columns:
         """The codes of all latents on the rows of one shard, counted from its first."""
+        check_hashes(self.folder, [self.shards[number]], "interpret")
         with _opened(self.folder / self.shards[number]["file"]) as file:
             rows, values = file.get_tensor("rows").astype(np.int64), file.get_tensor("values")
         return Columns(0, self.starts[number], rows, values)
@@ -109,9 +112,9 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "numpy")
     except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run interpret again (`dvc repro -f -s interpret`)") from None
+        raise BadInput(f"{path} is missing; {again('interpret')}") from None
     except SafetensorError as error:
-        raise BadInput(f"{path} is damaged: {error}; run interpret again (`dvc repro -f -s interpret`)") from None
+        raise BadInput(f"{path} is damaged: {error}; {again('interpret')}") from None
 
 
 @dataclass(frozen=True)
@@ -132,22 +135,24 @@ class Latents:
         A row group holds few latents, so that ``filters=[("latent", "=", 42)]`` reads little.
         """
         path = self.folder / f"{name}.parquet"
+        check_hash(self.folder, path.name, self.meta.get("files", {}), "interpret")
         if not path.exists():
             return None
-        try:
-            return pq.read_table(path, columns=columns, filters=filters)
-        except pa.ArrowInvalid as error:
-            raise BadInput(f"{path} is not a whole Parquet file: {error}") from None
+        return pq.read_table(path, columns=columns, filters=filters)
 
 
 def interpreted(folder: Path) -> bool:
     """Whether the stage ran for this layer; `interpret.run: false` leaves a folder that only says so."""
-    return not read_json(folder / "meta.json").get("skipped")
+    return not _meta(folder).get("skipped")
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    return read_meta(folder / "meta.json", META, "interpret")
 
 
 def of_stored_rows(folder: Path) -> bool:
     """Whether the codes are those of the rows that the SAE was trained on; `interpret.texts` looks at others."""
-    return interpreted(folder) and not read_json(folder / "meta.json")["texts"]
+    return interpreted(folder) and not _meta(folder)["texts"]
 
 
 def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]) -> None:
@@ -190,7 +195,7 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
 
 def open_latents(folder: Path) -> Latents:
     """Open a layer's folder, `data/latents/<L>/`."""
-    meta = read_json(folder / "meta.json")
+    meta = _meta(folder)
     if not interpreted(folder):
         raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")
     return Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))

@@ -55,7 +55,7 @@ def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
     if (folder / "meta.json").is_file() and _belongs(meta := read.lm_meta(folder), lm):
         if lm.kind == read.GIVEN:
             raise BadInput("how long the vectors are is not known before they are read; give width=…")
-        return described(lm.kind, *read.lm_path(folder), stored=meta["bytes"], source=str(folder))
+        return described(lm.kind, *read.lm_path(folder, check=False), stored=meta["bytes"], source=str(folder))
     try:
         path = sentences.find(str(lm.source)) if lm.kind == read.SENTENCE else _local(str(lm.source))
         options = {"local_files_only": True} if path else {"local_files_only": True, "revision": lm.revision}

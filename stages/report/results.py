@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from stages.door import BadInput
-from stages.files import read_json
+from stages.files import check_hashes, read_json, read_meta
 from stages.params import check
 
 Measured = dict[str, float | None]
@@ -62,12 +62,14 @@ class Best(_Part):
 
 
 class Result(_Part):
-    """One layer: its SAE and the controls, judged on the test split. ``corpus`` and ``weights`` are fingerprints."""
+    """One layer: its SAE and the controls, judged on the test split. ``corpus``, ``weights`` and ``curve`` (the
+    history) are fingerprints."""
 
     layer: int
     model: Model
     corpus: str
     weights: str
+    curve: str
     rule: str
     latents: int
     k: int | None
@@ -124,11 +126,12 @@ def read_merged(path: Path) -> Merged | None:
 
 
 def read_history(path: Path) -> History:
-    """Read ``<L>.csv``: a row a logging point; what was not measured at a point is left out of its row."""
+    """Read ``<L>.csv``, whose fingerprint ``<L>.json`` holds: a row a logging point; what was not measured at a point
+    is left out of its row."""
+    curve = read_meta(path.with_suffix(".json"), {"curve": str}, "train")["curve"]
+    check_hashes(path.parent, [{"file": path.name, "sha256": curve}], "train")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path} is not a table of numbers: {error}") from None

@@ -6,6 +6,9 @@ say, gets an architecture of our own, which SAELens does not know and refuses: e
 ``scale`` in `cfg.json` and the ``mean`` among the tensors. So does a merged SAE, whose codes are sums of its parts':
 strata_jumprelu_groups, with the number of ``parts`` in `cfg.json`, and ``groups`` and ``shares`` among the tensors.
 standard, a ReLU, is read, too. What else other tools write, `src.convert` reads.
+
+The header of the weights holds the hash of the tensors, which is checked when they are read; the files of other tools
+have none.
 """
 
 import hashlib
@@ -13,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.files import read_json, sha256, write_json, write_tensors
+from stages.files import read_json, replacing, save_tensors, sha256, write_json, write_tensors
 from stages.sae.nonlinearity import Nonlinearity
 from stages.sae.sae import NO_GROUP, SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+HASH = "tensors_sha256"
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
 ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
     "topk": ("topk", "identity"),
@@ -77,10 +80,35 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
         name = config["architecture"].removeprefix("strata_")
         config |= {"architecture": f"strata_{name}{GROUPS}", "parts": sae.parts}
         tensors |= {"groups": sae.groups.cpu(), "shares": sae.shares.float().cpu()}
-    write_tensors(folder / WEIGHTS, tensors)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_tensors(temporary, tensors, {HASH: _hash(tensors)})
     if density is not None:
         write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
     write_json(folder / CONFIG, {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; BadInput if they are not those that were written."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            noted = (file.metadata() or {}).get(HASH)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+    if noted is not None and noted != _hash(tensors):
+        raise BadInput(f"{path} is damaged: its tensors do not have the hash that its header says; write it again")
+    return tensors
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU and their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
@@ -108,14 +136,9 @@ def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
     if not isinstance(scale, int | float) or not scale > 0:
         raise BadInput(f"{folder / CONFIG}: scale is {scale!r}, not a number above 0")
     path = folder / WEIGHTS
-    try:
-        tensors = {  # other tools store halves too
-            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
-        }
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing") from None
-    except SafetensorError as error:
-        raise BadInput(f"{path} is damaged: {error}") from None
+    tensors = {  # other tools store halves too
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in _weights(path).items()
+    }
     shapes = {"W_enc": (width, parts), "b_enc": (parts,), "W_dec": (latents, width), "b_dec": (width,)}
     if kind == "jumprelu":
         shapes["threshold"] = (parts,)
