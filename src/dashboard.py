@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from stages.dashboard.artifacts import Project
-from stages.door import BadInput, run
+from stages.door import run, whole_number
 
 APP = Path(__file__).resolve().parents[1] / "stages" / "dashboard" / "app.py"
 
@@ -15,9 +15,8 @@ def main(data: str = "data", reports: str = "reports", port: str = "8501") -> No
 
     Example: python -m src.dashboard data reports 8501
     """
+    whole_number(port, "the port", 1, 65535)
     Project(Path(data), Path(reports)).layers()  # refused here where there is nothing to look at
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
     options = {
         "server.port": port,
         "server.address": "127.0.0.1",

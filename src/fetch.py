@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import params
-from stages.door import BadInput, run
+from stages.door import one_of, run
 from stages.fetch.knobs import over
 from stages.fetch.place import whole_folder
 from stages.files import write_json
@@ -15,9 +15,8 @@ def main(what: str, target: str) -> None:
 
     Example: dvc repro fetch_lm
     """
-    bring = {"lm": lm, "corpus": corpus, "texts": texts}.get(what)
-    if bring is None:
-        raise BadInput(f"fetch brings lm, corpus or texts, not {what}")
+    known = {"lm": lm, "corpus": corpus, "texts": texts}
+    bring = known[one_of(what, list(known), "what to fetch")]
     with whole_folder(Path(target)) as folder:
         bring(params.load("fetch", dict[str, Any]), folder)
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages import sentences
-from stages.door import BadInput, run
+from stages.door import BadInput, run, whole_number
 from stages.machine import Machine, start
 from stages.serve.app import Gate, make_app
 from stages.serve.explainer import Explainer, open_explainer
@@ -23,8 +23,7 @@ def main(
     """
     folder = Path(sae).resolve()
     data = folder.parent.parent
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
+    whole_number(port, "the port", 1, 65535)
     token = os.environ.get("STRATA_TOKEN") or None
     if not is_loopback(host) and token is None:
         raise BadInput(f"to listen on {host}, where others can reach it, set STRATA_TOKEN")

@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from stages.door import BadInput, run
+from stages.door import run, whole_number
 from stages.interpret.read import open_latents
 from stages.show.card import card
 
@@ -14,11 +14,9 @@ def main(layer: str, latent: str, root: str = "data/latents") -> None:
 
     Example: python -m src.show 9 42
     """
-    for name, word in (("layer", layer), ("latent", latent)):
-        if not (word.isascii() and word.isdecimal()):
-            raise BadInput(f"the {name} is {word!r}, not a whole number")
+    number, folder = whole_number(latent, "the latent"), Path(root) / str(whole_number(layer, "the layer"))
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    print(card(open_latents(Path(root) / layer), int(latent), width, sys.stdout.isatty()), end="")
+    print(card(open_latents(folder), number, width, sys.stdout.isatty()), end="")
 
 
 if __name__ == "__main__":

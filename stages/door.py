@@ -19,6 +19,7 @@ OF_PATHS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
 }
+LONGEST = 80  # signs of a word that a sentence quotes
 WRONG, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141  # exit codes; the last two as a shell counts signals
 
 
@@ -35,6 +36,21 @@ def near(word: str, known: Iterable[str]) -> str:
     by_sound = {name.lower(): name for name in known}
     likely = difflib.get_close_matches(word.lower(), by_sound, 1, 0.6)
     return f"; did you mean {by_sound[likely[0]]}?" if likely else ""
+
+
+def one_of(word: str, known: Sequence[str], what: str) -> str:
+    """``word``, which must be one of ``known``. Raises BadUsage; ``what`` names it: the format."""
+    if word not in known:
+        raise BadUsage(f"{what} is {word!r}, not {', '.join(known[:-1])} or {known[-1]}{near(word, known)}")
+    return word
+
+
+def whole_number(word: str, what: str, least: int = 0, most: int = 10**9) -> int:
+    """A word as a whole number within bounds. Raises BadUsage; ``what`` names it: the port."""
+    if not (word.isascii() and word.isdecimal() and len(word) <= len(str(most)) and least <= int(word) <= most):
+        shown = word if len(word) <= LONGEST else f"{word[:LONGEST]}…"
+        raise BadUsage(f"{what} is {shown!r}, not a whole number from {least} to {most}")
+    return int(word)
 
 
 def run(main: Callable[..., None]) -> None:

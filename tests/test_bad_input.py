@@ -1,15 +1,27 @@
 """Bad input of every kind: one sentence each, before anything is done, and nothing that was there is touched."""
 
+import importlib
+import io
 import math
+import os
+import shlex
+import shutil
+import sys
+import zipfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from stages import door
 from stages.door import BadInput
 from stages.plan.words import changed
+from stages.sae import disk
+from stages.sae.sae import SAE
 from stages.select.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,3 +266,175 @@ def test_a_bad_param_is_refused_where_it_is_read_first(changes: dict[str, Any], 
     sentence = str(refusal.value)
     assert sentence.startswith("params.yaml") and words in sentence
     assert "\n" not in sentence and len(sentence) < 500
+
+
+# --- command lines ------------------------------------------------------------------------------------------------
+
+BELOW, NOWHERE, LONG = "a_file/below", "/proc/nothing/here", "x" * 300
+# A script and its words, run in the folder `here`; the exit code, and words that the sentence must have.
+LINES: list[tuple[str, int, str]] = [
+    ("select", 2, "TARGET is missing"),
+    ("select ''", 2, "TARGET is empty"),
+    ("select --layers", 2, "--layers is no option"),
+    ("select a_file", 1, "a_file"),
+    (f"select {BELOW}", 1, BELOW),
+    (f"select {NOWHERE}", 1, "/proc/nothing"),
+    (f"select {LONG}", 1, "name too long"),
+    ("fetch", 2, "WHAT, TARGET are missing"),
+    ("fetch corpse out", 2, "did you mean corpus?"),
+    ("fetch lm", 2, "TARGET is missing"),
+    ("fetch lm out more", 2, "'more' is one word too many"),
+    (f"fetch corpus {BELOW}", 1, "a_file"),
+    (f"fetch corpus {NOWHERE}", 1, "/proc/nothing"),
+    (f"fetch corpus {LONG}", 1, "name too long"),
+    ("extract none none out", 1, "none/meta.json is missing"),
+    ("extract a_file a_file out", 1, "a_file"),
+    ("extract lm", 2, "CORPUS, TARGET are missing"),
+    ("tune none out", 1, "none/meta.json is missing"),
+    ("train none none none none none out out out", 1, "none/meta.json is missing"),
+    ("train 9", 2, "are missing"),
+    ("interpret none none none none none none none none out out", 1, "none/meta.json is missing"),
+    ("cluster none none none none out out", 1, "none/meta.json"),
+    ("merge none none none none none none out out out", 1, "none"),
+    ("invert none none none none out out", 1, "none/meta.json is missing"),
+    ("steer_eval none none none none none none out out", 1, "none/meta.json is missing"),
+    ("evaluate none none none none none none out", 1, "none/meta.json is missing"),
+    (f"report{' none' * 15}", 1, "none"),
+    (f"track{' none' * 6}", 1, "none"),
+    ("convert", 2, "SOURCE, TARGET are missing"),
+    ("convert none out", 1, "none is missing"),
+    ("convert '' out", 2, "SOURCE is empty"),
+    ("convert sae ''", 2, "TARGET is empty"),
+    ("convert sae out saelen", 2, "did you mean saelens?"),
+    ("convert sae out strata relu", 1, "relu"),
+    ("convert sae sae", 1, "there already"),
+    (f"convert sae {BELOW}", 1, BELOW),
+    (f"convert sae {NOWHERE}", 1, "/proc/nothing"),
+    (f"convert sae {LONG}", 1, "name too long"),
+    ("convert a_file out", 1, "a_file"),
+    ("convert empty out", 1, "empty holds nothing"),
+    ("convert hub:x out", 1, "hub:x"),
+    ("convert sae hub:x", 1, "hub:x"),
+    ("convert text.pt out", 1, "text.pt"),
+    ("convert nested out", 1, "cfg.json"),
+    ("convert a_list out", 1, "cfg.json"),
+    ("convert cut_weights out", 1, "cut_weights"),
+    ("show", 2, "LAYER, LATENT are missing"),
+    ("show 9", 2, "LATENT is missing"),
+    ("show nine 1", 2, "the layer is 'nine'"),
+    ("show 9 -1", 2, "the latent is '-1'"),
+    ("show 9 1.5", 2, "the latent is '1.5'"),
+    (f"show 9 {'9' * 5000}", 2, "the latent is"),
+    ("show 9 1 --root", 2, "ROOT is given by its place"),
+    ("show 9 1", 1, "data/latents/9"),
+    ("show 9 1 params.yaml", 1, "params.yaml"),
+    ("show 9 1 ''", 2, "ROOT is empty"),
+    ("verify none", 1, "none holds no complete activations"),
+    ("verify a_file", 1, "a_file"),
+    ("verify ''", 2, "ROOT is empty"),
+    ("serve", 2, "SAE is missing"),
+    ("serve none", 1, "none"),
+    ("serve sae/sae_weights.safetensors", 1, "sae_weights.safetensors"),
+    ("serve a_file", 1, "a_file"),
+    ("serve sae none", 1, "none is neither"),
+    ("serve sae '' '' '' 0", 2, "the port is '0'"),
+    ("serve sae '' '' '' 70000", 2, "the port is '70000'"),
+    ("serve sae '' '' '' http", 2, "the port is 'http'"),
+    ("serve sae '' '' '' 8000 0.0.0.0", 1, "STRATA_TOKEN"),
+    ("serve sae --port 8000", 2, "PORT is given by its place"),
+    ("dashboard none", 1, "none"),
+    ("dashboard a_file", 1, "a_file"),
+    ("dashboard none reports 99999", 2, "the port is '99999'"),
+    ("plan train.k", 2, "is no key=value"),
+    ("plan =3", 2, "is no key=value"),
+    ("plan train.kk=3", 1, "did you mean train.k?"),
+    ("plan +train.kk=3", 1, "did you mean k?"),
+    ("plan trian.k=3", 1, "did you mean train.k?"),
+    ("plan +foo.bar=1", 1, "unknown section 'foo'"),
+    ("plan seed.x=1", 1, "seed"),
+    ("plan train=3", 1, "train is 3"),
+    ("plan width=nan", 2, "width is 'nan'"),
+    ("plan width=0", 2, "width is '0'"),
+    ("plan width=1.5 blocks=2 parameters=1e6", 2, "width is '1.5'"),
+    ("plan parameters=1e400", 2, "parameters is '1e400'"),
+    (f"plan parameters=1{'0' * 400}", 2, "parameters is"),
+    ("plan width=768", 1, "width is given, but not blocks"),
+    (f"plan train.latents={'9' * 400}", 1, "train.latents is 999"),
+    (f"plan train.latents={'9' * 5000}", 1, "train.latents is"),
+    (f"plan layers={'[' * 100_000}", 1, "layers is"),
+    ("plan layers=[9,9]", 1, "9 is there twice"),
+    ("plan layers=[99] tune.layer=99 width=768 blocks=12 parameters=124e6", 1, "layer 99"),
+    ("plan --help=x", 2, "--help=x is no option"),
+    ("pareto out", 1, "not inside of a DVC repository"),
+    ("pareto a b", 2, "'b' is one word too many"),
+    ("pareto --target", 2, "TARGET is given by its place"),
+]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the default params.yaml, an SAE, and files that are broken in one way each."""
+    folder = tmp_path_factory.mktemp("here")
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "a_file").write_text("no folder")
+    (folder / "empty").mkdir()
+    rows = torch.eye(4)
+    disk.save(folder / "sae", SAE(rows, torch.zeros(4), rows, torch.zeros(4), k=2), {})
+    for name, text in (("nested", "[" * 100_000), ("a_list", "[]")):
+        shutil.copytree(folder / "sae", folder / name)
+        (folder / name / disk.CONFIG).write_text(text)
+    shutil.copytree(folder / "sae", folder / "cut_weights")
+    weights = folder / "cut_weights" / disk.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-9])
+    for name, text in (("of_nothing", "{}"), ("of_a_list", "[]")):
+        (folder / name / "9").mkdir(parents=True)
+        (folder / name / "9" / "meta.json").write_text(text)
+
+    w, b = np.eye(4, dtype=np.float32), np.zeros(4, np.float32)
+    arrays: dict[str, dict[str, Any]] = {
+        "k_is_text": {"W": w, "b": b, "k": np.array("a")},
+        "half_k": {"W": w, "b": b, "k": np.array(1.5)},
+        "metadata_cut": {"W": w, "b": b, "metadata": np.array("{")},
+        "words": {"W": w.astype(str), "b": b},
+        "nan": {"W": w * np.nan, "b": b},
+        "complex": {"W": w * 1j, "b": b},
+    }
+    for name, values in arrays.items():
+        np.savez(folder / f"{name}.npz", **values)
+    np.savez(folder / "objects.npz", W=np.array([{}] * 4, object), b=b)
+    whole = (folder / "nan.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(whole[:-30])
+    with zipfile.ZipFile(folder / "lies.npz", "w") as archive:
+        for name, shape in (("W", (10**5, 10**5)), ("b", (10**5,))):
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            archive.writestr(f"{name}.npy", header.getvalue() + b"\0" * 64)
+    (folder / "text.pt").write_text("no tensors")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file's bytes, and every folder."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("line, code, words", LINES, ids=[line[:60] for line, _, _ in LINES])
+def test_a_bad_command_line_is_one_sentence_and_touches_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, code: int, words: str
+):
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("STRATA_TRACKING", "off")
+    monkeypatch.delenv("STRATA_TOKEN", raising=False)
+    script, *given = shlex.split(line)
+    main = importlib.import_module(f"src.{script}").main
+    sys.modules.pop(f"src.{script}")  # other tests run it as `python -m` does, which warns where it is there already
+    monkeypatch.setattr(sys, "argv", [script, *given])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was started"))
+    before = content(here)
+    with pytest.raises(SystemExit) as end:
+        door.run(main)
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n")) == (code, 1) and words in said and len(said) < 900
+    assert content(here) == before

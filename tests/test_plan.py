@@ -268,8 +268,8 @@ def test_the_recipe_of_a_model_that_is_not_here(
     "given, sentence",
     [
         (["train.latents"], "'train.latents' is no key=value, such as train.latents=16384 or width=768"),
-        (["width=wide"], "width is 'wide', not a number from 1 on"),
-        (["train.latent=3"], "train.latent is not in params.yaml; to add a key, write +train.latent=3"),
+        (["width=wide"], "width is 'wide', not a whole number from 1 to 1e+15"),
+        (["train.latent=3"], "train.latent is not in params.yaml; did you mean train.latents?"),
         (["+train.latent=3"], "params.yaml: train.latent is not a known key"),
         (["extract.tokens=many"], "params.yaml: extract.tokens is the text 'many', not a number"),
         (["train.k=9999"], "params.yaml: train: k is 9999, more than the 4096 latents"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from stages import npz
 from stages.convert import dictionary_learning, sparsify
 from stages.convert.found import Found
-from stages.door import BadInput
+from stages.door import BadInput, one_of
 from stages.sae import disk
 from stages.sae.sae import SAE
 
@@ -14,8 +14,7 @@ FORMATS = ("strata", "saelens", "sparsify", "dictionary_learning", "npz")
 
 def check_format(form: str) -> None:
     """Refuse an unknown format."""
-    if form not in FORMATS:
-        raise BadInput(f"the format is {form!r}; it must be one of {', '.join(FORMATS)}")
+    one_of(form, FORMATS, "the format")
 
 
 def check_new(target: Path) -> None:
