@@ -1,29 +1,27 @@
 """Stage select: params.yaml checked whole, and the layers of this run; removes what a dropped layer left behind."""
 
-import shutil
 import sys
 from pathlib import Path
 
 from stages.door import run
 from stages.files import write_json
 from stages.params import read
+from stages.select import stale
 from stages.select.whole import Params, whole
 
 
 def main(target: str, *homes: str) -> None:
-    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what belongs to no chosen layer.
+    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what stages wrote for other layers.
 
     Example: dvc repro select
     """
     params = whole(read())
     _tell(params)
-    names = {str(layer) for layer in params.layers}
-    for home in map(Path, homes):
-        for stale in home.glob("[0-9]*") if home.exists() else ():
-            if stale.name.partition(".")[0] not in names:
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    for home in homes:
+        stale.remove(Path(home), params.layers)
     for old in Path(target).glob("*.json"):
-        old.unlink()
+        if old.stem.isdecimal():
+            old.unlink()
     for layer in params.layers:
         write_json(Path(target) / f"{layer}.json", params.by_layer.get(layer, {}))
     write_json(Path(target) / "layers.json", {"layers": params.layers})
