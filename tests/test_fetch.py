@@ -406,10 +406,56 @@ def test_near_duplicates_are_exactly_those_above_the_threshold() -> None:
     assert NearDuplicates(1.0).seen("short") is False
 
 
-def test_near_duplicates_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["\U0001f600", "\U0001f622\U0001f622", "\u2764\ufe0f", "\U0001f44d", "\U0001f44d\U0001f3fd", "\u2728\u2728"],
+        ["+-*/", "=> {};", "???", "!!!", "...", "\u2200\u2203\u2286", "<= 3", ">= 3", ":)", ":("],
+        ["C", "C++", "C#", "5 $", "5 %", "5 \u20ac", "a & b", "a @ b", "a / b"],
+        ["\u0926\u093f\u0928", "\u0926\u093e\u0928", "\u0926\u0940\u0928", "\u0926\u0928"],  # Hindi, vowel signs
+        ["\u0e01\u0e34\u0e19\u0e02\u0e49\u0e32\u0e27", "\u0e01\u0e34\u0e19\u0e02\u0e48\u0e32\u0e27"],  # Thai, tones
+        ["\u0e81\u0eb4\u0e99", "\u0e81\u0eb5\u0e99"],  # Lao
+        ["\u1780\u17b7", "\u1780\u17b8"],  # Khmer
+        ["\u05e9\u05c1", "\u05e9\u05c2"],  # Hebrew, shin and sin
+        ["ma", "m\u00e1", "m\u00e0", "m\u01ce"],  # Pinyin
+        ["x\u00b2", "x\u00b3", "x2"],
+        ["\u6211\u4eec", "\u4f60\u4eec"],
+        ["yes", "no", "yes no", "no yes", "yes yes"],
+    ],
+)
+def test_what_differs_is_no_near_duplicate(texts: list[str]) -> None:
+    pool = NearDuplicates(0.8)
+    assert [text for text in texts if pool.seen(text)] == []
+    assert all(pool.seen(text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),  # one character, or a letter and its accent
+        ("A  b\nc.", "a b c"),
+        ("???", " ??? "),
+        ("\u6211\u4eec\u53bb\u5317\u4eac\u3002" * 9, "\u6211\u4eec\u53bb\u5317\u4eac\uff0c" * 9),
+    ],
+)
+def test_what_is_the_same_is_one(one: str, other: str) -> None:
+    pool = NearDuplicates(0.8)
+    assert not pool.seen(one) and pool.seen(other)
+
+
+def test_a_text_without_spaces_is_compared_letter_by_letter() -> None:
+    """100 letters, one of them another: 91 of 101 runs of five are in both."""
+    text = "".join(chr(0x4E00 + 7 * number) for number in range(100))
+    other = text[:50] + "\u9f98" + text[51:]
+    assert jaccard(shingle(text), shingle(other)) == pytest.approx(91 / 101)
+
+
+def test_near_duplicates_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = {**written(tmp_path / "a.txt", "one two three\nOne, two three!\nfour five"), "unit": "line"}
     meta = build(tmp_path / "out", source, near_duplicates=0.9, validation=0.0, test=0.0)
     assert sorted(texts(tmp_path / "out")) == ["four five", "one two three"] and meta["dropped"]["near_duplicate"] == 1
+    said = capsys.readouterr().err
+    assert "1 of 3 documents are left out" in said and "near_duplicates: null keeps them" in said
 
 
 @pytest.mark.parametrize(
@@ -515,6 +561,26 @@ def test_reader_refuses_a_truncated_or_missing_corpus(tmp_path: Path, table: dic
     path.unlink()
     with pytest.raises(BadInput, match=r"corpus\.parquet is missing"):
         texts(tmp_path / "out")
+
+
+def test_reader_names_a_damaged_corpus(tmp_path: Path) -> None:
+    """A byte where the packed page begins, whoever opens the file."""
+    folder = tmp_path / "out"
+    build(folder, {**written(tmp_path / "a.txt", "one text " * 400 + "\n" + "more " * 900), "unit": "line"}, test=0.0)
+    path = folder / "corpus.parquet"
+    whole = path.read_bytes()
+    readers = {
+        "text": lambda: texts(folder),
+        "title": lambda: read.titles(folder),
+        "document": lambda: read.Texts(folder).of([0]),
+    }
+    for reader in readers.values():
+        reader()
+    magic = b"\x28\xb5\x2f\xfd"  # of zstd, before each page
+    path.write_bytes(whole.replace(magic, b"\xd7" + magic[1:]))
+    for reader in readers.values():
+        with pytest.raises(BadInput, match=r"corpus\.parquet is not a whole Parquet file: .*dvc repro -f fetch_corpus"):
+            reader()
 
 
 def test_reader_imports_nothing_heavy() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -104,6 +106,45 @@ def test_what_is_saved_is_loaded_and_a_source_of_the_pipeline(planted: Vectors, 
     for path in ("broken.parquet", "nowhere.parquet"):
         with pytest.raises(BadInput, match="holds no vectors"):
             notebook.load(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"vector": [[1.0, 2.0], None, [5.0, 6.0], [7.0, 8.0, 9.0, 10.0]]}, "no usable vector: b: NULL"),
+        ({"vector": [[1.0, 2.0], [3.0, 4.0, 5.0], [5.0, 6.0], [7.0, 8.0]]}, "b: 3 numbers, not 2"),
+        ({"vector": [[1.0, 2.0], [3.0, None], [5.0, 6.0], [7.0, 8.0]]}, "b: NaN or infinity"),
+        ({"vector": [[1.0, 2.0], [], [5.0, 6.0], [7.0, 8.0]]}, "b: no list of numbers"),
+        ({"vector": ["x"] * 4}, "a: no list of numbers"),
+        ({"vector": [[1.0]] * 4, "text": [1, 2, 3, 4]}, "row 1 holds 1, which is not text"),
+        ({"vector": [[1.0]] * 4, "id": [b"\xff"] * 4}, "row 1 holds the bytes"),
+        ({"body": ["x"] * 4}, "gives no column 'vector'|holds no vectors"),
+    ],
+)
+def test_no_id_gets_the_vector_of_another(tmp_path: Path, columns: dict[str, Any], why: str) -> None:
+    table = {"id": list("abcd"), "text": [""] * 4, **columns}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    with pytest.raises(BadInput, match=why):
+        notebook.load(tmp_path / "v.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        (pa.list_(pa.float16()), ["a", "b"]),
+        (pa.large_list(pa.float64()), [1.0, 2.0]),
+        (pa.list_(pa.int8(), 2), [b"a", b"b"]),
+        (pa.binary(), ["a", None]),
+    ],
+)
+def test_vectors_of_other_types(tmp_path: Path, kind: Any, ids: list[Any]) -> None:
+    rows: list[Any] = [[1, 2], [3, 4]]
+    if kind == pa.binary():
+        rows = [np.array(row, "<f4").tobytes() for row in rows]
+    pq.write_table(pa.table({"id": ids, "vector": pa.array(rows, kind), "text": ["x", None]}), tmp_path / "v.parquet")
+    found = notebook.load(tmp_path / "v.parquet")
+    assert found.x.tolist() == [[1, 2], [3, 4]] and found.texts == ["x", ""]
+    assert found.ids in (["a", "b"], ["1", "2"], ["a", "row 2"])
 
 
 def test_rows_of_a_database(tmp_path: Path) -> None:

@@ -85,12 +85,46 @@ def test_a_bare_encoder_is_a_relu(tmp_path: Path) -> None:
         ({"W": np.zeros((3, 2)), "b": np.zeros(3), "k": np.array(4)}, "up to 3"),
         ({"W": np.zeros((3, 2)), "b": np.zeros(3), "threshold": np.zeros(2)}, "threshold must be"),
         ({"W": np.array([{}, {}], object)}, "no file of plain arrays"),
+        ({"W": np.zeros((0, 2)), "b": np.zeros(0)}, "must hold W"),
+        ({"W": np.full((3, 2), np.nan), "b": np.zeros(3)}, "'W' holds NaN"),
+        ({"W": np.ones((3, 2)), "b": np.full(3, np.inf)}, "'b' holds NaN, infinity"),
+        ({"W": np.full((3, 2), 1e300), "b": np.zeros(3)}, "beyond float32"),
+        ({"W": np.ones((3, 2), complex), "b": np.zeros(3)}, "'W' is of complex128; real numbers are needed"),
+        ({"W": np.full((3, 2), "a"), "b": np.zeros(3)}, "'W' is of <U1"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "threshold": np.full(3, np.nan)}, "'threshold' holds NaN"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "k": np.array("a")}, "k a number up to 3"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "k": np.array(1.5)}, "k a number up to 3"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "k": np.array([1])}, "k a number up to 3"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "metadata": np.array("{")}, "'metadata' is not JSON"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "metadata": np.array("[" * 9999)}, "'metadata' is not JSON"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "metadata": np.array("[1]")}, "must be a text, a JSON object"),
+        ({"W": np.ones((3, 2)), "b": np.zeros(3), "metadata": np.zeros(3)}, "must be a text, a JSON object"),
     ],
 )
 def test_arrays_that_are_no_encoder(tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
     np.savez(tmp_path / "encoder.npz", **arrays)
     with pytest.raises(BadInput, match=why):
         npz.load(tmp_path / "encoder.npz")
+
+
+def test_a_decoder_beside_it_that_does_not_fit(tmp_path: Path) -> None:
+    np.savez(tmp_path / "encoder.npz", W=np.ones((3, 2)), b=np.zeros(3))
+    for arrays, why in (
+        ({"W": np.ones((3, 2))}, "holds"),
+        ({"W": np.ones((2, 2)), "b": np.zeros(2)}, "but encoder.npz is"),
+        ({"W": np.full((3, 2), np.nan), "b": np.zeros(2)}, "'W' holds NaN"),
+        ({"W": np.full((3, 2), "a"), "b": np.zeros(2)}, "real numbers"),
+    ):
+        np.savez(tmp_path / "decoder.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(BadInput, match=why):
+            npz.load(tmp_path / "encoder.npz")
+
+
+def test_numbers_of_other_machines_and_orders(tmp_path: Path) -> None:
+    w = np.arange(6.0).reshape(3, 2)
+    np.savez_compressed(tmp_path / "encoder.npz", W=np.asfortranarray(w.astype(">f8")), b=np.arange(3, dtype=">f4"))
+    sae, _ = npz.load(tmp_path / "encoder.npz")
+    assert sae.encoder.tolist() == w.tolist() and sae.b_enc.tolist() == [0, 1, 2]
 
 
 def test_what_arrays_cannot_say(tmp_path: Path) -> None:

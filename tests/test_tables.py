@@ -5,6 +5,7 @@ import bz2
 import gzip
 import json
 import lzma
+import sqlite3
 import tracemalloc
 from decimal import Decimal
 from pathlib import Path
@@ -71,19 +72,22 @@ def test_no_word_and_no_text(read: Any, value: Any, why: str) -> None:
 
 
 def test_every_source_reads_the_same_values(tmp_path: Path) -> None:
-    """Labels: a number, none, a word."""
-    rows = [("a", 1.0, "x"), ("b", None, " "), ("c", 2.0, "y")]
-    table = pd.DataFrame(rows, columns=["text", "label", "id"])
+    """Labels: a number, none, a number; ids: a word, blank, a word."""
+    table = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, None, 2.0], "id": ["x", " ", "y"]})
     table.to_parquet(tmp_path / "a.parquet")
     table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
-    np.savez(
-        tmp_path / "a.npz",
-        vectors=np.ones((3, 2)),
-        **{name: table[name].to_numpy("U") for name in ("text", "id")},
-        label=table["label"],
-    )
-    for name in ("a.parquet", "a.jsonl"):
-        source = sources.Source(source=str(tmp_path / name), label="label", id="id")
+    names = {name: table[name].to_numpy(object).astype("S") for name in ("text", "id")}
+    np.savez(tmp_path / "a.npz", vectors=np.ones((3, 2)), label=table["label"], **names)
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        table.assign(vector="[1, 1]").to_sql("items", connection)
+    connection.close()
+    for name, more in {
+        "a.parquet": {},
+        "a.jsonl": {},
+        "a.npz": {"text": "text"},
+        "a.db": {"text": "text", "query": "SELECT * FROM items"},
+    }.items():
+        source = sources.Source(source=str(tmp_path / name), label="label", id="id", **more)
         found = [(one.text, one.label, one.id) for one in sources.documents(sources.resolved(source))]
         assert found == [("a", "1", "x"), ("b", None, None), ("c", "2", "y")], name
 
@@ -243,6 +247,16 @@ def test_parquet_whose_text_is_no_utf8_and_a_flipped_byte(tmp_path: Path) -> Non
     whole[whole.index(b"\x28\xb5\x2f\xfd")] ^= 0xFF  # where the packed page begins
     with pytest.raises(BadInput, match="is not a whole Parquet file"):
         documents(path, bytes(whole))
+
+
+@pytest.mark.parametrize("name", ["data [v1]*", "q?#%41", "two words"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """Some characters are patterns to the package datasets."""
+    path = tmp_path / name / "train.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"]}), path)
+    found = sources.documents(sources.resolved(sources.Source(source=str(path.parent))))
+    assert [one.text for one in found] == ["a", "b"]
 
 
 # --- what unpacks without end -----------------------------------------------------------------------------------------

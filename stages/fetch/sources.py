@@ -215,9 +215,12 @@ def _without_patterns(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="strata-") as home:
-        link = Path(home) / "data"
-        link.symlink_to(folder.resolve())
-        yield link
+        for file in folder.resolve().rglob("*"):  # each by itself: a link to the folder would be followed back
+            if file.is_file():
+                link = Path(home) / file.relative_to(folder.resolve())
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield Path(home)
 
 
 def _kaggle(source: Source) -> Path:
