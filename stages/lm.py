@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import dropwhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from stages import calls
 from stages.anatomy import (
     FOREIGN,
     Anatomy,
@@ -227,8 +228,11 @@ def module_at(lm: LanguageModel, hook: Hook, layer: int) -> tuple[nn.Module, flo
 def capture(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Inside the block, a forward pass leaves {layer: (context, position, width)} in the yielded dict.
 
-    The pass goes on to the end; :func:`forward_until` stops it after the last layer.
+    The pass goes on to the end; :func:`forward_until` stops it after the last layer. Raises BadInput for a layer or a
+    hook that there is not.
     """
+    check_layers(layers, len(lm.blocks), "layers")
+    calls.choice("hook", hook, get_args(Hook))
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
@@ -245,7 +249,10 @@ def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], T
     """Inside the block, what flows through ``hook`` of ``layer`` is replaced by ``change`` of it.
 
     ``change`` must return a new tensor (context, position, width); hooks are gone after the block, also after an error.
+    Raises BadInput for a layer or hook that there is not.
     """
+    calls.whole("layer", layer, 0, len(lm.blocks) - 1)
+    calls.choice("hook", hook, get_args(Hook))
     with _hooked(lm, layer, hook, change):
         yield
 

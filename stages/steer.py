@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -192,8 +192,6 @@ def altered(
     """Inside the block, ``alter`` changes the activations at the positions ``at``, and no others. ``sizes``: of what
     has one number a text; the batch must have as many texts."""
     lm = _opened(lm)
-    calls.whole("layer", layer, 0, len(lm.blocks) - 1)
-    calls.choice("hook", hook, get_args(Hook))
     now = _Passes(lm, _positions(at))
 
     def change(x: Tensor) -> Tensor:

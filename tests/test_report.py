@@ -152,6 +152,17 @@ def set_params(section: str, **values: Any) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
+def test_texts_longer_than_the_sentence_model_reads_are_told_beside_the_text(project: Path, monkeypatch):
+    unread = {"texts": 17, "total": 1200, "tokens": 3456, "most": 256}
+    write_layers(project / "train", {layer: {**measured(layer), "unread": unread} for layer in LAYERS})
+    report(monkeypatch)
+    said = "17 of 1,200 documents are longer than the 256 tokens that the sentence model reads: 3,456 tokens"
+    assert said in Path("report.html").read_text(encoding="utf-8")
+    write_layers(project / "train")
+    report(monkeypatch)
+    assert "are longer than" not in Path("report.html").read_text(encoding="utf-8")
+
+
 def test_everything_is_written_and_repeats_bit_for_bit(project: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
     first = outputs()

@@ -214,7 +214,7 @@ NO_CALLS: list[tuple[dict[str, Any], str]] = [
     ({"layer": 2.0}, r"layer is 2\.0; .* whole number"),
     ({"layer": True}, "layer is True"),
     ({"hook": "resid_mid"}, "hook is 'resid_mid'; it must be 'resid_post' or .*did you mean resid_p"),
-    ({"hook": "hook_resid_post"}, "did you mean resid_post'"),
+    ({"hook": "hook_resid_post"}, "did you mean resid_post"),
     ({"at": "lst"}, "at is 'lst'; it must be 'all' or 'last' or a list of positions; did you mean last"),
     ({"at": 3}, "at is 3; it must be"),
     ({"at": None}, "at is None"),
@@ -296,3 +296,11 @@ def test_an_sae_says_what_it_reads(x: Any, said: str):
     with pytest.raises(BadInput, match="the codes are of 48 latents, but this SAE has 47"):
         sae = random_sae()
         changed(sae, decoder=sae.decoder[:-1]).decode(sae.encode(torch.ones(1, 32)))
+
+
+@pytest.mark.parametrize(("hook", "layer"), [("resid_mid", 1), ("resid_post", -1), ("resid_post", 4), ("", 0)])
+def test_no_activations_are_read_or_changed_where_there_are_none(one_lm: LanguageModel, hook: Any, layer: int):
+    with pytest.raises(BadInput, match=r"hook is '|layer (is )?(-1|4)"), capture(one_lm, hook, [layer]):
+        pass
+    with pytest.raises(BadInput, match=r"hook is '|layer is (-1|4)"), edit(one_lm, hook, layer, torch.clone):
+        pass
