@@ -34,7 +34,7 @@ from stages.files import read_json, sha256
 from stages.interpret import word_rules
 from stages.interpret.read import Columns, open_latents
 from stages.interpret.statistics import word_statistics
-from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt
+from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt, label_bags
 from stages.params import Blob
 from stages.sae import disk
 from stages.vectors import NOTHING, NULL, WILD, parsed
@@ -484,6 +484,20 @@ def test_word_statistics_by_brute_force(planted: tuple[Bags, csr_array]) -> None
     assert first["mean"] == pytest.approx(codes.toarray()[0][there & fires].mean())
 
 
+def test_labels_tell_where_a_latent_fires() -> None:
+    random = np.random.default_rng(0)
+    labels = ["billing" if number % 4 == 0 else "other" if number % 4 < 3 else None for number in range(400)]
+    found = label_bags(labels)
+    assert found is not None and found.words == ["billing", "other"]
+    assert found.by_row.toarray().tolist() == [[label == "billing", label == "other"] for label in labels]
+    codes = csr_array(np.array([[2.0 * (label == "billing") for label in labels], random.random(400) < 0.2]))
+    rules = word_rules.learn(
+        codes.indptr.astype(np.int64), codes.indices, codes.data.astype(np.float32), found, np.arange(400) % 8 < 4
+    )
+    assert rules.number[: rules.starts[1]].tolist() == [0] and rules.share[0] == 1
+    assert label_bags(["one", None, "one"]) is None and label_bags([]) is None
+
+
 def test_excerpts_end_with_a_word() -> None:
     assert excerpt("short") == "short"
     long = excerpt("word " * 500)
@@ -523,6 +537,9 @@ def test_given_vectors_go_the_whole_way(project: Path, capsys: pytest.CaptureFix
     assert all(row["pieces"] == [texts[row["document"]]] for row in top.to_pylist())
     enriched = latents.table("enrichment")
     assert enriched is not None and set(enriched["level"].to_pylist()) == {"document"}
+    named = latents.table("explanations", filters=[("source", "=", "label")])
+    assert named is not None and all(row["text"].startswith('label "t') for row in named.to_pylist())
+    assert max(row["f1"] for row in named.to_pylist() if row["f1"] is not None) > 0.8
     for stage in ("invert", "steer_eval"):
         assert "not applicable: fetch.lm.kind is vectors" in read_json(Path(f"reports/{stage}/0.json"))["why"]
     assert "no language model" in capsys.readouterr().err

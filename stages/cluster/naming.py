@@ -20,7 +20,7 @@ def words(latents: Latents) -> dict[int, list[str]]:
     table = latents.table("explanations", ["latent", "source", "text"])
     for row in [] if table is None else table.to_pylist():
         of = found.setdefault(row["latent"], {})
-        of.update(dict.fromkeys(_named(row["text"] or "", row["source"] == "rule")))
+        of.update(dict.fromkeys(_named(row["text"] or "", row["source"] in ("rule", "label"))))
     return {latent: list(of) for latent, of in found.items()}
 
 

@@ -3,7 +3,7 @@ shown and judged on. Explainers learn from the documents of one half, drawn by d
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,13 @@ def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halv
     mine, others = cut(text, shown, rows), cut(text, ~shown, rows)
     assert not set(mine.document.tolist()) & set(others.document.tolist()), "a document is both shown and scored"
     return Halves(near, learned, mine, others, seed, bags)
+
+
+def by_labels(columns: Columns, halves: Halves, labels: Bags, items: int) -> list[Explanation]:
+    """Which labels documents have where a latent fires, if labels tell that; learned and scored as rules are."""
+    halves = replace(halves, bags=labels, near=word_rules.neighbours(labels))
+    _, found = by_rules(columns, halves, items, labels.words.__getitem__)
+    return [replace(one, source="label", text=f"label {one.text}") for one in found if one.text is not None]
 
 
 def by_rules(

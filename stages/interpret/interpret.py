@@ -71,6 +71,7 @@ def interpret(
             look.words(vocabulary, background, source.titles, source.labels),
             background,
             halves,
+            vocabulary.label_bags(text, source.labels),
             pool(activations, text, knobs.examples.pool, seed),
             knobs,
             seed,
@@ -91,11 +92,13 @@ def interpret(
     report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
     report["enrichment"] = _enrichment(found, source, text, seed, folder)
     written = _explain(codes, statistics, found.rules, text, halves, source, knobs.explain, seed)
-    everything = sorted([*found.rules, *written], key=lambda e: (e.latent, e.source != "rule"))
+    everything = sorted([*found.rules, *found.labels, *written], key=lambda e: (e.latent, e.source != "rule"))
     rows = [explanation.row() for explanation in everything]
     with parquet.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
         table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), parquet.GROUP)
     report["rule"] = explanations.report(found.rules, seed)
+    if found.labels:
+        report["label"] = explanations.report(found.labels, seed)
     if written:
         report[written[0].source] = explanations.report(written, seed)
     resume.deliver(work, folder, ["codes"])

@@ -17,7 +17,7 @@ from stages.extract.shards import Activations
 from stages.interpret import examples as find
 from stages.interpret import export
 from stages.interpret.enrichment import Sets
-from stages.interpret.explanations import Explanation, Halves, by_rules
+from stages.interpret.explanations import Explanation, Halves, by_labels, by_rules
 from stages.interpret.knobs import Interpret
 from stages.interpret.read import Codes, Columns
 from stages.interpret.statistics import (
@@ -30,7 +30,7 @@ from stages.interpret.statistics import (
     word_statistics,
 )
 from stages.interpret.text import Text
-from stages.interpret.vocabulary import Vocabulary
+from stages.interpret.vocabulary import Bags, Vocabulary
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Looked:
     rows: list[Sets] = field(default_factory=list)
     documents: list[Sets] = field(default_factory=list)
     rules: list[Explanation] = field(default_factory=list)
+    labels: list[Explanation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Look:
     words: export.Words
     background: np.ndarray
     halves: Halves
+    labels: Bags | None
     pool: find.Pool
     knobs: Interpret
     seed: int
@@ -172,7 +174,10 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
             if kept is not None:
                 part = Part.of(kept)
             else:
-                rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
+                items = with_.knobs.explain.items
+                rules, explained = by_rules(columns, with_.halves, items, piece)
+                if with_.labels is not None:
+                    explained += by_labels(columns, with_.halves, with_.labels, items)
                 part = Part(
                     statistics(columns, spread, with_.text, with_.bins),
                     with_.tokens(columns),
@@ -198,7 +203,8 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
                 file.write(shown)
 
             parts.append(part.statistics)
-            found.rules += part.explained
+            found.rules += [explanation for explanation in part.explained if explanation.source == "rule"]
+            found.labels += [explanation for explanation in part.explained if explanation.source == "label"]
             found.rows.append(_strongest(columns, order, with_.knobs.enrichment.rows))
             found.documents.append(_strongest_documents(spread, len(columns), with_.knobs.enrichment.documents))
             bar.update(end - first)

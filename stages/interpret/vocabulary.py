@@ -53,6 +53,10 @@ class Vocabulary:
         """The words of documents; None where rows are tokens."""
         return None if self.corpus is None else bags(self.corpus, text.token[: min(text.rows, ROWS)])
 
+    def label_bags(self, text: texts.Text, labels: Sequence[str | None]) -> Bags | None:
+        """The labels of documents, by document number; None where rows are tokens, or there is one label at most."""
+        return None if self.corpus is None else label_bags([labels[row] for row in text.token[: min(text.rows, ROWS)]])
+
 
 def of_tokens(lm: LanguageModel) -> Vocabulary:
     """Rows are tokens that ``lm`` read."""
@@ -86,3 +90,14 @@ def bags(corpus: Texts, documents: Sequence[int] | np.ndarray) -> Bags:
         by_row = csr_array((len(documents), 0))
         return Bags([], by_row, csc_array(by_row))
     return Bags(counter.get_feature_names_out().tolist(), by_row, csc_array(by_row))
+
+
+def label_bags(labels: Sequence[str | None]) -> Bags | None:
+    """The one label of each row in place of its words; None where there are not two labels to tell apart."""
+    names = sorted({label for label in labels if label is not None})
+    if len(names) < 2:
+        return None
+    number = {name: place for place, name in enumerate(names)}
+    rows, columns = zip(*((row, number[name]) for row, name in enumerate(labels) if name is not None), strict=True)
+    by_row = csr_array((np.ones(len(rows), np.int64), (rows, columns)), (len(labels), len(names)))
+    return Bags(names, by_row, csc_array(by_row))
