@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages import params, resume, training
+from stages import auto, params, resume, training
 from stages.door import run
 from stages.evaluate import evaluate as room
 from stages.evaluate.knobs import Evaluate
@@ -11,8 +11,7 @@ from stages.fetch import read
 from stages.files import read_json, sha256, write_json
 from stages.machine import Machine, start
 from stages.sae import disk
-from stages.sae.knobs import Train
-from stages.targets import Targets
+from stages.targets import settled
 from stages.tune.read import taken
 
 
@@ -29,10 +28,11 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     check_origin(rows, contexts, rows.meta["model"])
     coder, config = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
-    section = params.load("train", dict)
-    best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
-    recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
-    source = room.Source(rows, contexts, labels, recipe, params.load("targets", Targets))
+    section, size = params.load("train", dict), auto.size_of(rows.meta)
+    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer, size)
+    targets = settled(params.load("targets", dict), size.kind, recipe.k)
+    source = room.Source(rows, contexts, labels, recipe, targets)
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
     belongs = {

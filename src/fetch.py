@@ -1,9 +1,10 @@
 """Stage fetch: bring the language model or a text in, once and pinned."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from stages import params
+from stages import auto, params
 from stages.door import one_of, run
 from stages.fetch.knobs import over
 from stages.fetch.place import whole_folder
@@ -30,7 +31,11 @@ def lm(section: dict[str, Any], folder: Path) -> None:
 def corpus(section: dict[str, Any], folder: Path, where: str = "params.yaml: fetch.corpus") -> None:
     from stages.fetch import corpus as room
 
-    room.build(params.check(section.get("corpus"), room.Corpus, where), params.load("seed", int), folder)
+    knobs, seed = params.check(section.get("corpus"), room.Corpus, where), params.load("seed", int)
+    kind = params.check(section.get("lm"), dict[str, Any], "params.yaml: fetch.lm").get("kind", "")
+    if kind in auto.DOCUMENTS and auto.AUTO in (knobs.min_chars, knobs.near_duplicates):
+        sys.stderr.write("fetch: each document is a row: none is dropped for being short or like another (auto)\n")
+    room.build(knobs, seed, folder, kind)
 
 
 def texts(section: dict[str, Any], folder: Path) -> None:
@@ -40,7 +45,8 @@ def texts(section: dict[str, Any], folder: Path) -> None:
     if change is None or not interpret.get("run"):
         write_json(folder / "meta.json", {"skipped": True})
     else:
-        corpus({"corpus": over(section["corpus"], change)}, folder, "params.yaml: interpret.texts over fetch.corpus")
+        whole = {**section, "corpus": over(section["corpus"], change)}
+        corpus(whole, folder, "params.yaml: interpret.texts over fetch.corpus")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from stages import params
+from stages import auto, params
 from stages.door import run
 from stages.fetch import read
 from stages.lm import DTYPES, check_layers
@@ -35,6 +36,8 @@ def main(*words: str) -> None:
     if section.fetch.lm.kind == read.LANGUAGE:
         check_layers(section.layers, model.blocks)
     found = rows(section, facts, DATA)
+    size = auto.Size(section.fetch.lm.kind, found.train, model.width)
+    section = whole(settled(values, size))
     device = start(section.machine)
     keep_memory()
     batch = section.extract.batch_size * found.context
@@ -42,9 +45,19 @@ def main(*words: str) -> None:
     costs = Plan(section, model, found, measured).costs()
     print(f"{model.width} wide, {model.blocks} blocks, from {model.source}; on this machine as busy as it is now\n")
     print(table(costs), end="")
+    auto.tell("train", values["train"], section.train.model_dump(), size)
     if found.note:
         print(f"\n{found.note}")
     warn(disk(costs), max(cost.memory or 0 for cost in costs))
+
+
+def settled(values: dict[str, Any], size: auto.Size) -> dict[str, Any]:
+    """``values`` of params.yaml with numbers in place of what is auto in train, and in it for one layer."""
+    by_layer = {}
+    for layer, override in values["by_layer"].items():
+        merged = auto.train({**values["train"], **override}, size)
+        by_layer[layer] = {name: merged[name] for name in (*override, *auto.TOKENS)}
+    return {**values, "train": auto.train(values["train"], size), "by_layer": by_layer}
 
 
 def warn(needed: float, held: float) -> None:

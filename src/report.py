@@ -17,7 +17,7 @@ from stages.report.results import read_history, read_merged, read_numbers, read_
 from stages.report.scorecard import failures, scorecard, summary
 from stages.report.tuned import searched_in
 from stages.shortfall import of_layer
-from stages.targets import Targets
+from stages.targets import settled
 from stages.tune import read as tuned
 
 
@@ -43,8 +43,11 @@ def main(
 
     Example: dvc repro report
     """
-    layers, targets, fetch = load("layers", list[int]), load("targets", Targets), load("fetch", dict)
+    layers, fetch = load("layers", list[int]), load("fetch", dict)
     results = [read_result(Path(train) / f"{layer}.json") for layer in layers]
+    # one set of bounds: of documents there is one layer, and of tokens auto does not depend on the layer
+    first = results[0]
+    targets = settled(load("targets", dict), first.size.kind, first.k or 1, first.controls.get("pca"))
     found = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(Path(folder) / f"{layer}.json"))}
         for stage, folder in (

@@ -1,12 +1,14 @@
 """Write the experiment's row in MLflow from its files."""
 
 from pathlib import Path
+from typing import Any
 
+from stages import auto
 from stages.door import run
 from stages.experiment import Experiment
 from stages.files import read_json
 from stages.params import load, read
-from stages.report.results import read_history
+from stages.report.results import Result, read_history, read_result
 from stages.tracking import track
 from stages.tune.read import curve, read_trials, taken
 
@@ -17,20 +19,22 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
 
     Example: dvc repro track
     """
-    params, trials = read(), read_trials(Path(tune))
+    params, layers, trials = read(), load("layers", list[int]), read_trials(Path(tune))
+    results = {layer: read_result(Path(train) / f"{layer}.json") for layer in layers}
     track(
         Experiment(
-            params=params,
+            params=_settled(params, results[layers[0]]),
+            sizes={layer: result.size for layer, result in results.items()},
             summary=read_json(Path(summary)),
             scorecard=read_json(Path(scorecard)),
             histories={
                 **({"tune": curve(trials)} if trials else {}),
-                **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in load("layers", list[int])},
+                **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in layers},
                 # numbers, but no curve over steps
                 **{
                     f"{stage}@{layer}": []
                     for stage in ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
-                    for layer in load("layers", list[int])
+                    for layer in layers
                 },
             },
             artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots), Path(tune)],
@@ -38,6 +42,17 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
             trials=trials["trials"] if trials else [],
         )
     )
+
+
+def _settled(params: dict[str, Any], result: Result) -> dict[str, Any]:
+    """params.yaml with what auto became."""
+    kind, fetch = result.size.kind, params["fetch"]
+    return {
+        **params,
+        "fetch": {**fetch, "corpus": auto.filters(fetch["corpus"], kind)},
+        "train": auto.train(params["train"], result.size),
+        "targets": auto.targets(params["targets"], kind, result.k or 1, result.controls.get("pca")),
+    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages import launch, params, resume, shortfall, tracking, training
+from stages import auto, launch, params, resume, shortfall, tracking, training
 from stages.door import run
 from stages.extract.shards import Activations, Contexts, check_origin, open_activations, open_contexts
 from stages.fetch import read
@@ -18,7 +18,7 @@ from stages.sae import disk
 from stages.sae.fit import Fitted
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
-from stages.targets import CHECKPOINT, Targets
+from stages.targets import CHECKPOINT, settled
 from stages.train import imported
 from stages.train import train as room
 from stages.tune.read import taken
@@ -35,12 +35,13 @@ def main(
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
-    section = params.load("train", dict)
-    best = taken(Path(tuned), params.check(section, Train, "params.yaml: train").from_tune)
-    knobs = training.knobs_of(section, best, read_json(Path(override)), rows.layer)
+    section, size = params.load("train", dict), auto.size_of(rows.meta)
+    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    own = read_json(Path(override))
+    knobs = training.knobs_of(section, best, own, rows.layer, size)
     launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
     training.check_held_out(rows, "test")  # and not after the training
-    targets, seed = params.load("targets", Targets), params.load("seed", int)
+    targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
     machine = params.load("machine", Machine)
     device = start(machine)
     keep_memory()
@@ -58,6 +59,8 @@ def main(
         if worse := shortfall.of_layer(found, fitted.history):
             sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
 
+    if launch.rank() == 0 and knobs.from_ is None:
+        auto.tell(f"train {rows.layer}", {**section, **best, **own}, knobs.model_dump(), size)
     if knobs.from_ is not None:
         if launch.rank() == 0:
             write(*imported.take(knobs.from_, rows, knobs, seed, device))

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from stages import params, resume, tracking
+from stages import auto, params, resume, tracking
 from stages.door import run
 from stages.extract.shards import open_activations
 from stages.machine import Machine, keep_memory, start
-from stages.targets import CHECKPOINT, Targets
+from stages.targets import CHECKPOINT, settled
 from stages.tune import tune as room
 from stages.tune import write
 from stages.tune.knobs import Tune
@@ -21,8 +21,12 @@ def main(activations: str, target: str) -> None:
     if not knobs.run:
         write.skip(Path(target))
         return
-    rows, train = open_activations(Path(activations)), params.load("train", dict)
-    targets, seed, machine = params.load("targets", Targets), params.load("seed", int), params.load("machine", Machine)
+    rows, section = open_activations(Path(activations)), params.load("train", dict)
+    size = auto.size_of(rows.meta)
+    train = auto.train(section, size)
+    auto.tell("tune", section, train, size)
+    targets = settled(params.load("targets", dict), size.kind, train["k"])
+    seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
     keep_memory()
     facts = {

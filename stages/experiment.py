@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages import auto
 from stages.resume import main_root
 
 
@@ -24,6 +25,7 @@ class Experiment:
     artifacts: list[Path]  # files and folders to show
     tuned: dict[str, Any] = field(default_factory=dict)  # knobs that train took from tune
     trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and parts, curve
+    sizes: dict[int, auto.Size] = field(default_factory=dict)  # what each layer's SAE was trained on
 
     def content_key(self) -> str:
         """The same for two experiments exactly when all their params and numbers are."""
@@ -44,10 +46,13 @@ class Experiment:
         layer 9."""
         section, _, layer = stage.partition("@")
         changes: dict[str, Any] = {"layer": int(layer)} if layer else {}
-        if section == "train":
-            by_layer = {str(key): knobs for key, knobs in self.params["by_layer"].items()}
-            changes |= {**self.tuned, **by_layer.get(layer, {})}
-        return {**self.params[section], **changes, "seed": self.params["seed"]}
+        values = {**self.params[section], **changes, "seed": self.params["seed"]}
+        if section != "train":
+            return values
+        by_layer = {str(key): knobs for key, knobs in self.params["by_layer"].items()}
+        values |= {**self.tuned, **by_layer.get(layer, {})}
+        size = self.sizes.get(int(layer)) if layer else None
+        return auto.train(values, size) if size else values
 
     def stage_metrics(self, stage: str) -> dict[str, float]:
         """The summary's numbers of ``train@9``, without their ``train.9.``."""

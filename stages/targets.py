@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stages import auto
 from stages.door import near
-from stages.params import Section
+from stages.params import Section, check
 
 # What train measures on the test split; a target can be set for each.
 METRICS = (
@@ -74,6 +75,12 @@ class Targets(Section):
 
     enforce: bool
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_tokens(cls, section: Any) -> Any:
+        """An `auto` that is still there is what it is for tokens."""
+        return auto.targets(section, "language", 0) if isinstance(section, dict) else section
+
     @property
     def bounds(self) -> dict[str, Bound]:
         """The targets in the order of params.yaml."""
@@ -91,6 +98,11 @@ class Targets(Section):
         if not self.bounds:
             raise ValueError("there is no target; give at least one, e.g. mse: {max: 0.01}")
         return self
+
+
+def settled(section: Mapping[str, Any], kind: str, k: int, pca: Mapping[str, float | None] | None = None) -> Targets:
+    """The section ``targets`` with bounds in place of `auto` (see :func:`stages.auto.targets`), checked."""
+    return check(auto.targets(section, kind, k, pca), Targets, "params.yaml: targets")
 
 
 CHECKPOINT = ("l0", "dead")  # the targets that choose a checkpoint

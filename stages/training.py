@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages import npz, quality
+from stages import auto, npz, quality
 from stages.batches import Rows, Shuffled
 from stages.door import BadInput
 from stages.files import sha256
@@ -29,11 +29,18 @@ from stages.spread import spread
 from stages.targets import Targets, penalty
 
 
-def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int) -> Train:
-    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer."""
+def knobs_of(
+    train: dict[str, Any],
+    tuned: dict[str, Any],
+    override: dict[str, Any],
+    layer: int,
+    size: auto.Size = auto.MANY_TOKENS,
+) -> Train:
+    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer; then
+    what auto is for rows of ``size``."""
     tops = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
     where = " with ".join(["params.yaml: train", " and ".join(tops)][: 1 + bool(tops)])
-    return check({**train, **tuned, **override}, Train, where)
+    return check(auto.train({**train, **tuned, **override}, size), Train, where)
 
 
 def scale_of(activations: Rows, device: torch.device = CPU, inliers: bool = False) -> Scale:

@@ -10,6 +10,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from stages import auto
+from stages.auto import Size
 from stages.sae import disk
 from stages.sae.autoencoder import Autoencoder, Scale, fold
 from stages.sae.kernels import Pattern
@@ -165,7 +167,7 @@ class Above(Rule):
 
 def test_a_rule_by_the_recipe_trains_and_is_stored(tmp_path: Path):
     random = torch.Generator().manual_seed(0)
-    section = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
+    section = auto.train(yaml.safe_load((ROOT / "params.yaml").read_text())["train"], Size("language", 51_200, 16))
     changes = {"latents": 48, "k": 4, "batch_size": 128, "auxk_latents": 8, "from_tune": [], "epochs": 1}
     knobs = Train.model_validate({**section, **changes})
     atoms = torch.nn.functional.normalize(torch.randn(24, 16, generator=random), dim=1)

@@ -187,7 +187,7 @@ def only_tracking_imports_mlflow(root: Path) -> list[str]:
 
 def knobs_are_light(root: Path) -> list[str]:
     """What select loads to check params.yaml takes no time: the library, pydantic, and other such modules."""
-    light = {"stages.params", "stages.door", "stages.targets"}
+    light = {"stages.auto", "stages.params", "stages.door", "stages.targets"}
     files = [*sorted(root.glob("stages/**/knobs.py")), root / "stages/select/whole.py", root / "stages/params.py"]
     return [
         f"{file.relative_to(root).as_posix()} imports {module}, which select would have to wait for"

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from stages import params
+from stages import auto, params
+from stages.auto import Size
 from stages.door import BadInput
 from stages.fetch.corpus import Corpus
 from stages.params import Machine
@@ -22,6 +23,7 @@ from stages.training import knobs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SIZE = Size("language", 128_000, 640)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -53,7 +55,9 @@ def test_the_defaults_are_good():
     assert {name: getattr(whole, name) for name in ("seed", "layers", "by_layer")} == {
         name: WHOLE[name] for name in ("seed", "layers", "by_layer")
     }
-    assert params.load("train", Train, path).model_dump() == whole.train.model_dump() == WHOLE["train"]
+    assert (
+        params.load("train", Train, path).model_dump() == whole.train.model_dump() == auto.train(WHOLE["train"], SIZE)
+    )
     assert params.load("machine", Machine, path).threads == WHOLE["machine"]["threads"]
     assert params.load("layers", list[int], path) == WHOLE["layers"]
     assert set(params.load("targets", Targets, path).bounds) == set(WHOLE["targets"]) - {"enforce"}
@@ -75,7 +79,8 @@ def test_the_defaults_are_good():
             ": train.rule is 'top', but it should be 'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'relu', 'gated' "
             "or 'reward'; did you mean topk?",
         ),
-        ("latents: 7", f": train: k is {WHOLE['train']['k']}, more than the 7 latents of the dictionary; lower k"),
+        ("latents: 0", ": train.latents is 0, but it should be greater than 0"),
+        ("k: 4097", ": train: k is 4097, more than the 4096 latents of the dictionary; lower k"),
     ],
 )
 def test_a_wrong_knob_is_one_sentence(tmp_path: Path, line: str, sentence: str):
@@ -131,9 +136,9 @@ def test_sections_cannot_be_changed():
 
 
 def test_a_layer_can_have_knobs_of_its_own():
-    knobs = knobs_of(WHOLE["train"], {}, {"k": 48, "lr": 1.0e-3}, 9)
-    assert (knobs.k, knobs.lr, knobs.latents) == (48, 1.0e-3, WHOLE["train"]["latents"])
-    assert knobs_of(WHOLE["train"], {}, {}, 9).model_dump() == WHOLE["train"]
+    knobs = knobs_of(WHOLE["train"], {}, {"k": 48, "lr": 1.0e-3}, 9, SIZE)
+    assert (knobs.k, knobs.lr, knobs.latents) == (48, 1.0e-3, 4096)
+    assert knobs_of(WHOLE["train"], {}, {}, 9, SIZE).model_dump() == auto.train(WHOLE["train"], SIZE)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +147,12 @@ def test_a_layer_can_have_knobs_of_its_own():
         ({"kk": 48}, "params.yaml: train with by_layer.9.kk is not a known key"),
         ({"k": "1e2"}, "params.yaml: train with by_layer.9.k is the text '1e2', not a number; YAML reads"),
         ({"k": 33, "latents": 32}, "params.yaml: train with by_layer.9: k is 33, more than the 32 latents of the"),
-        ({"latents": 7}, f"params.yaml: train with by_layer.9: k is {WHOLE['train']['k']}, more than the 7 latents"),
+        ({"latents": "some"}, "params.yaml: train with by_layer.9.latents is the text 'some', not a number"),
     ],
 )
 def test_a_wrong_knob_of_a_layer_names_the_layer(override: dict[str, Any], sentence: str):
     with pytest.raises(BadInput) as refusal:
-        knobs_of(WHOLE["train"], {}, override, 9)
+        knobs_of(WHOLE["train"], {}, override, 9, SIZE)
     assert str(refusal.value).startswith(sentence)
 
 

@@ -76,6 +76,8 @@ def measured(layer: int) -> dict[str, Any]:
             "rule": "batchtopk",
             "latents": 4096,
             "k": 64,
+            "batch_size": 1024,
+            "epochs": 5,
             "rows": {"train": 160000, "validation": 20000, "test": 20000, "all": 200000, "ce_tokens": 4000},
             "test": TEST | {"mse": TEST["mse"] * layer / 9, "delta_ce": 0.31 + abs(layer - 6) * 0.03},
             "controls": CONTROLS,

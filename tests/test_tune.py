@@ -22,7 +22,8 @@ from test_extract import extract
 from test_extract import knobs as extract_knobs
 from test_train import TARGETS, stored
 
-from stages import files, params
+from stages import auto, files, params
+from stages.auto import Size
 from stages.door import BadInput
 from stages.extract.shards import Activations
 from stages.quality import firing_counts
@@ -36,7 +37,8 @@ from stages.tune.trial import attempt, judge, silent, sliced
 from stages.tune.tune import best_of, search, tune
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN: dict[str, Any] = params.read(ROOT / "params.yaml")["train"]
+SIZE = Size("language", 128_000, 640)
+TRAIN: dict[str, Any] = auto.train(params.read(ROOT / "params.yaml")["train"], SIZE)
 SMALL = {"latents": 64, "k": 4, "batch_size": 256, "window_rows": 4096, "auxk_latents": 8, "from_tune": ["lr"]}
 SPACE = {"lr": {"min": 1.0e-3, "max": 1.0e-1, "log": True}, "k": {"min": 2, "max": 8}, "rule": ["topk", "batchtopk"]}
 
@@ -309,12 +311,12 @@ def test_all_trials_failing_is_told_and_so_is_no_validation(rows: Activations):
 
 def test_by_layer_wins_over_tune_and_tune_over_train():
     tuned = {"lr": 0.02, "auxk": 0.1}
-    found = knobs_of(TRAIN, tuned, {"lr": 0.03}, 9)
+    found = knobs_of(TRAIN, tuned, {"lr": 0.03}, 9, SIZE)
     assert (found.lr, found.auxk, found.beta1) == (0.03, 0.1, TRAIN["beta1"])
     with pytest.raises(BadInput, match=r"^params.yaml: train with tune's latents and by_layer.9: k is 9, more than"):
         knobs_of(TRAIN, {"latents": 8}, {"k": 9}, 9)
     with pytest.raises(BadInput, match=r"^params.yaml: train with tune's latents: k is 80, more than the 8 latents"):
-        knobs_of({**TRAIN, "k": 80}, {"latents": 8}, {}, 9)
+        knobs_of({**TRAIN, "k": 80}, {"latents": 8}, {}, 9, SIZE)
 
 
 def test_skipped_leaves_train_to_itself(tmp_path: Path):

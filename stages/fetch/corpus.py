@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from stages import auto
 from stages.door import BadInput
 from stages.fetch import sources
 from stages.fetch.document import Document
 from stages.fetch.duplicates import NearDuplicates
 from stages.fetch.knobs import Corpus
-from stages.fetch.read import SPLITS, VECTORS
+from stages.fetch.read import GIVEN, LANGUAGE, SPLITS, VECTORS
 from stages.fetch.vectors import Vectors
 from stages.files import sha256, write_json
 
@@ -53,8 +54,9 @@ REASONS = {
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold and UTF-8 cannot
 
 
-def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
+def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict[str, Any]:
     """Write corpus.parquet and meta.json (see read.py) into ``folder``, which is there; return what meta.json says.
+    ``kind``: of fetch.lm, which says what `auto` is.
 
     BadInput when a source cannot be read, or when nothing is left: then it says what was dropped and why.
     """
@@ -65,7 +67,7 @@ def build(params: Corpus, seed: int, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(sources.documents(source))) for source in chosen]
         documents = tqdm(_turns(streams), desc="documents", unit=" documents", disable=None)
-        labels, names = _spool(_filtered(documents, params, counts, vectors), spool)
+        labels, names = _spool(_filtered(documents, params, kind, counts, vectors), spool)
     random = np.random.default_rng(seed)
     order = random.permutation(len(labels))
     if params.balance is not None:
@@ -118,26 +120,30 @@ def _turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
 
 
 def _filtered(
-    documents: Iterable[Document], params: Corpus, counts: Counter[str], vectors: Vectors
+    documents: Iterable[Document], params: Corpus, kind: str, counts: Counter[str], vectors: Vectors
 ) -> Iterator[Document]:
     """What is long enough and new, cut to ``max_chars``; ``counts`` learns what was read and why it was dropped.
 
     Stops reading at ``params.documents``, unless balance has to see everything first.
     """
-    duplicates = NearDuplicates(params.near_duplicates) if params.near_duplicates is not None else None
+    section = params.model_dump(include={"min_chars", "max_chars", "near_duplicates"})
+    of_text, of_vector = auto.filters(section, kind), auto.filters(section, GIVEN)
+    overlaps = {filters["near_duplicates"] for filters in (of_text, of_vector)} - {None}
+    duplicates = {overlap: NearDuplicates(overlap) for overlap in overlaps}
     limit = None if params.balance is not None else params.documents
     kept = 0
     for document in documents:
         counts["read"] += 1
         if not vectors.takes(document):
             continue
+        filters = of_vector if document.vector else of_text
         text = document.text or (document.title if document.vector else "")  # a vector need not have a text
         text = _cut(_SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").strip()), params.max_chars)
         if not text:
             counts["empty"] += 1
-        elif len(text) < params.min_chars:
+        elif len(text) < filters["min_chars"]:
             counts["short"] += 1
-        elif duplicates and duplicates.seen(text):
+        elif (known := duplicates.get(filters["near_duplicates"])) and known.seen(text):
             counts["near_duplicate"] += 1
         else:
             yield document._replace(text=text)

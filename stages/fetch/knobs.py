@@ -87,9 +87,9 @@ class Corpus(Section):
 
     sources: Annotated[list[Source], EachOnce] = Field(min_length=1)
     documents: int | None = Field(gt=0)
-    min_chars: int = Field(ge=0)
+    min_chars: Annotated[int, Field(ge=0)] | Literal["auto"]
     max_chars: int | None = Field(gt=0)
-    near_duplicates: float | None = Field(gt=0, le=1)
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None
     balance: int | Literal["smallest"] | None = Field()
     max_bad_rows: int = Field(ge=0)
     validation: float = Field(ge=0, lt=1)
@@ -100,7 +100,7 @@ class Corpus(Section):
     def _possible(self) -> "Corpus":
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
-        if self.max_chars is not None and self.max_chars < self.min_chars:
+        if isinstance(self.min_chars, int) and self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is less than min_chars {self.min_chars}")
         if isinstance(self.balance, int) and self.balance < 1:
             raise ValueError(f"balance {self.balance} keeps nothing; give the documents a label, smallest, or null")

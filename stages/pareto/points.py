@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.auto import AUTO
 from stages.door import BadInput
 from stages.experiment import flat
 
@@ -49,7 +50,7 @@ def read_points(shown: Sequence[Mapping[str, Any]]) -> list[Point]:
         for one in baseline.get("experiments") or []
         if (one.get("executor") or {}).get("state") not in UNUSED and (one["revs"][0].get("data") or {}).get("metrics")
     ]
-    params = [_params(data["params"]) for _, data in finished]
+    params = [_params(data["params"], data["metrics"]) for _, data in finished]
     differing = [
         name
         for name in dict.fromkeys(name for one in params for name in one)
@@ -68,9 +69,15 @@ def read_points(shown: Sequence[Mapping[str, Any]]) -> list[Point]:
     return sorted(found, key=lambda point: (point.layer, point.curve, point.l0))
 
 
-def _params(files: Mapping[str, Any]) -> dict[str, str]:
+def _params(files: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The params that an SAE depends on; of what is auto, what it became for the first layer."""
     values = files["params.yaml"]["data"]
-    return flat({section: values[section] for section in TRAINED_ON if section in values})
+    found = flat({section: values[section] for section in TRAINED_ON if section in values})
+    summary = (metrics.get(SUMMARY) or {}).get("data") or {}
+    for name in [name for name, value in found.items() if value == AUTO]:
+        became = (key for key in summary if key.split(".")[::2] == name.split("."))  # train.k: train.9.k
+        found[name] = str(summary.get(next(became, name), AUTO))
+    return found
 
 
 def _points(experiment: str, files: Mapping[str, Any], knobs: dict[str, str]) -> Iterable[Point]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from stages.auto import Size
 from stages.door import BadInput
 from stages.files import check_hashes, read_json, read_meta
 from stages.params import check
@@ -73,6 +74,8 @@ class Result(_Part):
     rule: str
     latents: int
     k: int | None
+    batch_size: int
+    epochs: int
     rows: dict[str, int]
     test: Measured
     controls: dict[str, Measured]
@@ -80,6 +83,11 @@ class Result(_Part):
     density: Density
     best: Best | None  # null: the SAE was given, not trained
     unread: dict[str, int] | None = None  # of a sentence model's texts, what is longer than it reads
+
+    @property
+    def size(self) -> Size:
+        """What it was trained on."""
+        return Size(self.model.hook, self.rows["train"], self.model.width)
 
 
 def read_result(path: Path) -> Result:

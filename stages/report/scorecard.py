@@ -63,6 +63,7 @@ def summary(
     for result in results:
         facts = {
             **result.test,
+            **{name: getattr(result, name) for name in ("latents", "k", "batch_size", "epochs")},
             "best_step": result.best and result.best.step,
             "best_score": result.best and result.best.score,
             "outlier_rows": result.outliers.share_of_rows,

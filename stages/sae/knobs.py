@@ -1,9 +1,10 @@
 """The section train of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stages import auto
 from stages.door import near
 from stages.params import EachOnce, Section
 
@@ -29,7 +30,10 @@ class From(Section):
 
 
 class Train(Section):
-    """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml."""
+    """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml.
+
+    An `auto` that is still there (see :func:`stages.auto.train`, which knows the rows) is what it is for tokens.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -73,6 +77,11 @@ class Train(Section):
     keep_every: int | None = Field(gt=0)
     ce_tokens: int = Field(ge=0, le=1000000000)
     from_tune: Annotated[list[str], EachOnce]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_tokens(cls, section: Any) -> Any:
+        return auto.train(section, auto.MANY_TOKENS) if isinstance(section, dict) else section
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":

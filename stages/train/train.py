@@ -76,6 +76,8 @@ def measure(
         "rule": knobs.rule,
         "latents": knobs.latents,
         "k": knobs.k,
+        "batch_size": knobs.batch_size,
+        "epochs": knobs.epochs,
         "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
         "test": found.pop("sae"),
         "controls": found,
