@@ -12,6 +12,7 @@ from stages import notebook, spread, training
 from stages.door import BadInput
 from stages.evaluate.core import core
 from stages.evaluate.intervals import resampled
+from stages.evaluate.meta import meta
 from stages.evaluate.probing import Split, accuracy
 from stages.extract import documents
 from stages.extract.knobs import Extract
@@ -19,6 +20,8 @@ from stages.memory import in_memory
 from stages.metrics import Errors, compared
 from stages.notebook import Vectors
 from stages.params import check, read
+from stages.report.evaluated import costly
+from stages.sae.knobs import Train
 from stages.sae.sae import SAE, threshold_for
 from stages.shortfall import Made, shortfall
 
@@ -153,6 +156,13 @@ def test_a_row_of_zeros_has_no_length_that_could_be_kept() -> None:
     nothing = {"value": None, "low": None, "high": None}
     assert found is not None and found["l2_ratio"] == found["relative_reconstruction_bias"] == nothing
     assert resampled(1.0, np.array([np.nan, 2.0, np.inf])) == {"value": 1.0, "low": 2.0, "high": 2.0}
+
+
+def test_a_dictionary_too_small_for_an_sae_of_its_rows() -> None:
+    knobs = check({**read()["train"], "from_tune": []}, Train, "train")
+    said = meta(torch.eye(3), knobs, [0], torch.Generator())
+    assert said == {"why": "a dictionary of 3 latents is too small for an SAE of its rows"}
+    assert costly({"meta": said})[0][1] == said["why"], "and the report can show it"
 
 
 def test_probes_of_nothing_are_at_chance() -> None:
