@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ import pytest
 import torch
 import yaml
 
-from stages import door
+from stages import door, notebook, params
 from stages.door import BadInput
+from stages.extract.shards import open_activations
+from stages.fetch.corpus import build
+from stages.fetch.knobs import Corpus
+from stages.fetch.place import whole_folder
+from stages.interpret.read import open_latents
 from stages.plan.words import changed
 from stages.sae import disk
 from stages.sae.sae import SAE
@@ -315,6 +321,15 @@ LINES: list[tuple[str, int, str]] = [
     ("convert empty out", 1, "empty holds nothing"),
     ("convert hub:x out", 1, "hub:x"),
     ("convert sae hub:x", 1, "hub:x"),
+    ("convert k_is_text.npz out", 1, "k_is_text.npz"),
+    ("convert metadata_cut.npz out", 1, "metadata_cut.npz"),
+    ("convert words.npz out", 1, "words.npz"),
+    ("convert objects.npz out", 1, "objects.npz"),
+    ("convert nan.npz out", 1, "nan.npz"),
+    ("convert complex.npz out", 1, "complex.npz"),
+    ("convert lies.npz out", 1, "lies.npz"),
+    ("convert cut.npz out", 1, "cut.npz"),
+    ("convert half_k.npz out", 1, "half_k.npz"),
     ("convert text.pt out", 1, "text.pt"),
     ("convert nested out", 1, "cfg.json"),
     ("convert a_list out", 1, "cfg.json"),
@@ -331,6 +346,8 @@ LINES: list[tuple[str, int, str]] = [
     ("show 9 1 ''", 2, "ROOT is empty"),
     ("verify none", 1, "none holds no complete activations"),
     ("verify a_file", 1, "a_file"),
+    ("verify of_nothing", 1, "of_nothing/9"),
+    ("verify of_a_list", 1, "of_a_list/9"),
     ("verify ''", 2, "ROOT is empty"),
     ("serve", 2, "SAE is missing"),
     ("serve none", 1, "none"),
@@ -438,3 +455,133 @@ def test_a_bad_command_line_is_one_sentence_and_touches_nothing(
     said = capsys.readouterr().err
     assert (end.value.code, said.count("\n")) == (code, 1) and words in said and len(said) < 900
     assert content(here) == before
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+V = {"vector": "v"}
+# A file (its bytes, by name), how params.yaml names it, and words that the sentence must have.
+SOURCES: list[tuple[str, bytes, dict[str, Any], str]] = [
+    ("empty.csv", b"", {}, "empty.csv"),
+    ("head.csv", b"text\n", {}, "the corpus is empty"),
+    ("blank.csv", b"text\n\n \n", {}, "the corpus is empty"),
+    ("other.csv", b"body\nhello\n", {}, "other.csv has no column 'text'"),
+    ("label.csv", b"text,topic\nhello,a\n", {"label": "topics"}, "'topics'"),
+    ("long_row.csv", b"text,label\na,b\na,b,c\n", {}, "long_row.csv"),
+    ("short_row.csv", b"text,label\na,b\na\n", {}, "short_row.csv"),
+    ("quote.csv", b'text,label\n"a,b\nc,d\n', {}, "quote.csv"),
+    ("twice.csv", b"text,text\na,b\n", {}, "twice.csv"),
+    ("nul.csv", b"text\na\0b\n", {}, "nul.csv"),
+    ("latin.csv", "text\ncafé\n".encode("latin-1"), {}, "latin.csv"),
+    ("table.tsv", b"text\tlabel\na\tb\tc\td\n", {}, "table.tsv"),
+    ("no.jsonl", b'{"text": "a"}\n{"text": \n', {}, "no.jsonl"),
+    ("list.jsonl", b"[1, 2]\n", {}, "list.jsonl"),
+    ("word.jsonl", b'"text"\n', {}, "word.jsonl"),
+    ("deep.jsonl", b"[" * 100_000 + b"\n", {}, "deep.jsonl"),
+    ("number.jsonl", b'{"text": 5}\n', {"text": "txt"}, "'txt'"),
+    ("cut.csv.gz", b"\x1f\x8b\x08\x00cut", {}, "cut.csv.gz"),
+    ("plain.csv.gz", b"text\nhello\n", {}, "plain.csv.gz"),
+    ("plain.csv.bz2", b"text\nhello\n", {}, "plain.csv.bz2"),
+    ("no.parquet", b"PAR1 and nothing else", {}, "no.parquet"),
+    ("empty.parquet", b"", {}, "empty.parquet"),
+    ("empty.txt", b"", {}, "the corpus is empty"),
+    ("latin.txt", "café".encode("latin-1"), {}, "latin.txt"),
+    ("dump.xml", b"<mediawiki><page>", {}, "dump.xml"),
+    ("page.xml", b"<html></html>", {}, "the corpus is empty"),
+    ("no.npy", b"no array", V, "no.npy"),
+    ("cut.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (9, 4), }", V, "cut.npy"),
+    ("no.npz", b"PK no archive", V, "no.npz"),
+    ("empty.npz", b"", V, "empty.npz"),
+    ("no.db", b"no database", {"query": "select 1"}, "no.db"),
+    ("a.db", b"", {}, "needs a query"),
+    ("b.db", b"", {"query": "select text from nothing"}, "b.db"),
+    ("c.db", b"", {"query": "drop table x"}, "c.db"),
+    ("d.db", b"", {"query": "attach database 'x.db' as z"}, "d.db"),
+    ("e.db", b"", {"query": "   "}, "e.db"),
+    ("a.csv", b"text\nhello\n", {"kind": "array", **V}, "a.csv"),
+    ("a.csv", b"text\nhello\n", {"query": "select 1"}, "query"),
+    ("a.csv", b"text\nhello\n", {"unit": "page"}, "unit"),
+    ("a.txt", b"hello", {"unit": "section"}, "unit is section"),
+    ("a.txt", b"hello", {"label": "topic"}, "label"),
+    ("a.doc", b"hello", {}, "a.doc"),
+    ("none.csv", b"", {"source": "nowhere.csv"}, "nowhere.csv"),
+    ("none.csv", b"", {"source": "x" * 5000 + ".csv"}, "xxx"),
+    ("none.csv", b"", {"source": "package:nothing"}, "nothing"),
+    ("a.csv", b"text\nhello\n", {"kind": "mediawiki"}, "a.csv"),
+    ("none.csv", b"", {"source": "env:NO_SUCH_VARIABLE", "query": "select 1"}, "NO_SUCH_VARIABLE"),
+    ("none.csv", b"", {"source": "postgresql://u:geheim@127.0.0.1:9/x", "query": "select 1"}, "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "name, content, more, words", SOURCES, ids=[f"{name} {more}"[:50] for name, _, more, _ in SOURCES]
+)
+def test_a_bad_source_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, more: dict[str, Any], words: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / name).write_bytes(content)
+    section = {**WHOLE["fetch"]["corpus"], "min_chars": 0, "sources": [{"source": name, **more}]}
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "meta.json").write_text("an earlier result")
+    with pytest.raises(BadInput) as refusal, whole_folder(tmp_path / "corpus") as folder:
+        build(params.check(section, Corpus, "params.yaml: fetch.corpus"), 0, folder)
+    sentence = str(refusal.value)
+    assert words in sentence and "\n" not in sentence and len(sentence) < 6000 and "geheim" not in sentence
+    assert (tmp_path / "corpus" / "meta.json").read_text() == "an earlier result"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "corpus"}
+
+
+# --- calls from Python --------------------------------------------------------------------------------------------
+
+book: Any = notebook  # what a user types is checked by no one else
+
+
+def rows(x: np.ndarray) -> Any:
+    """Vectors as a call takes them."""
+    return notebook.Vectors(x, [str(number) for number in range(len(x))], [""] * len(x))
+
+
+ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+CODER: Any = SAE(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4), k=2)
+CALLS: list[tuple[str, Callable[[], object], str]] = [
+    ("a text for texts", lambda: book.encode("one text"), "text"),
+    ("no texts", lambda: book.encode([]), "text"),
+    ("nothing", lambda: book.encode(None), "None"),
+    ("a number among texts", lambda: book.encode(["a", 5]), "5"),
+    ("a model that is not there", lambda: book.encode(["a"], "package:nothing"), "nothing"),
+    ("an array for vectors", lambda: book.train(ROWS), "ndarray"),
+    ("no vectors", lambda: book.train(rows(ROWS[:0])), "0"),
+    ("one vector", lambda: book.train(rows(ROWS[:1])), "1"),
+    ("NaN", lambda: book.train(rows(np.full((40, 8), NAN, np.float32))), "NaN"),
+    ("a misspelt knob", lambda: book.train(rows(ROWS), latent=4), "latents"),
+    ("a wrong rule", lambda: book.train(rows(ROWS), rule="topkk"), "topk"),
+    ("k above latents", lambda: book.train(rows(ROWS), latents=4, k=5), "k is 5"),
+    ("a seed below 0", lambda: book.train(rows(ROWS), seed=-1), "seed"),
+    ("NaN as lr", lambda: book.train(rows(ROWS), lr=NAN), "lr"),
+    ("text as k", lambda: book.train(rows(ROWS), k="4"), "k"),
+    ("an SAE of another width", lambda: CODER.encode(torch.zeros(3, 9)), "9"),
+    ("whole numbers for an SAE", lambda: CODER.encode(torch.zeros(3, 4, dtype=torch.int64)), "int64"),
+    ("a list for an SAE", lambda: CODER.encode([[0.0] * 4]), "list"),
+    ("a file that is not there", lambda: book.load("nowhere.parquet"), "nowhere.parquet"),
+    ("an SAE that is not there", lambda: disk.load(Path("nowhere")), "nowhere"),
+    ("activations that are not there", lambda: open_activations(Path("nowhere")), "nowhere"),
+    ("latents that are not there", lambda: open_latents(Path("nowhere")), "nowhere"),
+]
+
+
+@pytest.mark.parametrize("call, words", [case[1:] for case in CALLS], ids=[case[0] for case in CALLS])
+def test_a_bad_call_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], words: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadInput) as refusal:
+        call()
+    assert words in str(refusal.value) and "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+
+
+def test_there_are_enough_of_them():
+    counts = (len(PARAMS), len(LINES), len(SOURCES), len(CALLS))
+    assert all(count >= least for count, least in zip(counts, (90, 50, 40, 20), strict=True))

@@ -171,7 +171,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     (tmp_path / "empty").mkdir()
     main(str(source), str(tmp_path / "empty"))
-    with pytest.raises(BadInput, match="the format is 'onnx'; it must be one of strata, saelens"):
+    with pytest.raises(BadInput, match="the format is 'onnx', not strata, saelens, sparsify"):
         main(str(source), str(tmp_path / "new"), "onnx")
     with pytest.raises(BadInput, match="says itself what its decoder ends in; leave out 'tanh'"):
         main(str(source), str(tmp_path / "new"), "strata", "tanh")
