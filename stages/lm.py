@@ -100,10 +100,10 @@ class LanguageModel:
         Nor with a BOS that a text itself begins with, written out or from a chat template: whoever runs the model puts
         one in front of every text.
         """
-        mark = self.tokenizer.bos_token or self.tokenizer.eos_token
+        bos, mark = self.bos, self.tokenizer.bos_token or self.tokenizer.eos_token
         begun = [_without(text, str(mark)) if mark else text for text in texts]
         found = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"] if begun else []
-        return [list(dropwhile(lambda token: token == self.bos, tokens)) for tokens in found]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        return [list(dropwhile(lambda token: token == bos, tokens)) for tokens in found]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
 
     def special_ids(self) -> Tensor:
         """Token ids that are never trained on, counted or replaced (BOS, padding …), sorted."""
