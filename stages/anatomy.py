@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # what families call a block's attention
+LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")  # what families call their longest context
 POSITIONS = 12  # of each of the two contexts that are tried; they differ from the middle on
 SAME = 1e-4  # norm of a difference, over the norm, from which two float32 results count as different; see `_tolerance`
 # What a model that is no decoder of plain tokens raises when it is run as one.
@@ -58,10 +59,12 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """``width``: of the residual stream. ``parts``: of each block, or why it has none that add up. ``in_place``: the
-    model writes over tensors that a hook has seen, so who keeps one must copy it."""
+    """``width``: of the residual stream. ``positions``: tokens of a context at the most; None where nothing bounds
+    them. ``parts``: of each block, or why it has none that add up. ``in_place``: the model writes over tensors that a
+    hook has seen, so who keeps one must copy it."""
 
     width: int
+    positions: int | None
     parts: tuple[Parts | str, ...]
     in_place: bool
 
@@ -97,6 +100,20 @@ def find_trunk(model: "PreTrainedModel", blocks: nn.ModuleList) -> nn.Module:
 
 def _holds(module: nn.Module, blocks: nn.ModuleList) -> bool:
     return any(inner is blocks for inner in module.modules())
+
+
+def positions_of(model: "PreTrainedModel") -> int | None:
+    """Tokens that a context of ``model`` may have: what its configuration says, and no more than it has embeddings of
+    positions; None where neither bounds it."""
+    config = model.config.get_text_config()
+    said = [getattr(config, name, None) for name in LENGTHS]
+    limits = [value for value in said if isinstance(value, int) and value > 0][:1]
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and any(word in name.rpartition(".")[2] for word in ("position", "wpe")):
+            # RoBERTa begins to count behind the padding token's row, OPT and BART after two rows.
+            skipped = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
+            limits.append(table.num_embeddings - skipped)
+    return min(limits, default=None)
 
 
 def logits_of(model: "PreTrainedModel", blocks: nn.ModuleList, states: Tensor) -> Tensor:
@@ -194,10 +211,12 @@ def _examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
             f"pass on {told}"
         )
 
-    last = watched[-1].after.copy
-    if not torch.isfinite(last).all():
-        raise BadInput(f"{name} computes NaN or infinity in {_word(last.dtype)} on a short text; try another dtype")
-    half = POSITIONS // 2
+    for number, block in enumerate(watched):
+        if not torch.isfinite(block.after.copy).all():
+            dtype = str(block.after.copy.dtype).removeprefix("torch.")
+            raise BadInput(f"{name} computes NaN or infinity in block {number}, in {dtype}; try float32")
+
+    last, half = watched[-1].after.copy, POSITIONS // 2
     if not _equal(last[0, :half], last[1, :half]):
         raise BadInput(
             f"{name} attends both ways: what it says of a token depends on the tokens behind it; "
@@ -205,7 +224,8 @@ def _examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
         )
     if states:
         _check_head(model, blocks, states[0], output.logits)
-    return Anatomy(width, tuple(block.parts for block in watched), any(block.in_place for block in watched))
+    parts, in_place = tuple(block.parts for block in watched), any(block.in_place for block in watched)
+    return Anatomy(width, positions_of(model), parts, in_place)
 
 
 def _rows_of_tokens(model: "PreTrainedModel") -> Tensor:
@@ -240,10 +260,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _tolerance(dtype: torch.dtype) -> float:
     """Two ways to the same number differ by roundings: 1e-4 in float32, 2 in 64 in bfloat16."""
     return max(SAME, 4 * torch.finfo(dtype).eps)
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # --- the parts of a block -----------------------------------------------------------------------------------------

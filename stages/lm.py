@@ -72,6 +72,11 @@ class LanguageModel:
         return self.anatomy.width
 
     @property
+    def positions(self) -> int | None:
+        """Tokens of a context at the most, BOS included; None where nothing bounds them."""
+        return self.anatomy.positions
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -82,17 +87,6 @@ class LanguageModel:
             if isinstance(token, int):
                 return token
         raise BadInput(f"the tokenizer of {self.model.name_or_path} has neither a BOS nor an EOS token")
-
-    @property
-    def positions(self) -> int | None:
-        """How many tokens it reads at once, BOS included; None where it names no limit."""
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-        for name, module in self.model.named_modules():
-            # RoBERTa's kin count positions from behind the padding's.
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
-                limit = module.num_embeddings - module.padding_idx - 1
-        return int(limit) if isinstance(limit, int) and limit > 0 else None
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each of ``texts``, without the BOS and the like that a tokenizer puts around them.
@@ -128,7 +122,7 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
 
     bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
     bar()
-    with _told(source), _uncollected():
+    with _told(source), _uncollected(), _no_report():
         options = {**kwargs, "dtype": dtype, "output_loading_info": True}
         model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)  # pyright: ignore[reportGeneralTypeIssues]
     if absent := sorted(loaded["missing_keys"]):
@@ -136,6 +130,9 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
             f"{source} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} for one, "
             "and transformers would put random numbers there"
         )
+    if unread := sorted(loaded["unexpected_keys"]):
+        kind = type(model).__name__
+        sys.stderr.write(f"{source}: {kind} has no place for {len(unread)} of the weights, {unread[0]} for one\n")
     model.requires_grad_(False)
     model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
     examine(model, find_blocks(model))
@@ -182,12 +179,26 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
+def _no_report() -> Iterator[None]:
+    """Inside the block transformers prints no table of weights that do not fit: :func:`load` says it in a sentence."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+@contextmanager
 def _told(source: str | Path) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ImportError, SafetensorError, *FOREIGN) as error:
+    except (OSError, ImportError, SafetensorError, StrictDataclassError, *FOREIGN) as error:
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # a KeyError is a word
         said = " ".join(str(error).split())
         raise BadInput(f"no language model could be loaded from {source}: {kind}{said}") from error

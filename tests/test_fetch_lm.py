@@ -1,21 +1,25 @@
 """Stage fetch: models from every source on real files, the same tensors, one sentence when it fails."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.door import BadInput
 from stages.fetch import lm, place, read
 from stages.fetch.gguf import check
+from stages.lm import final_states, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +38,8 @@ def test_folder_model_loads_as_its_original(tmp_path: Path, gpt2: Path) -> None:
         "GPT2LMHeadModel",
         "float32",
     )
-    assert (meta["blocks"], meta["width"]) == (4, 32)
+    assert (meta["blocks"], meta["width"], meta["positions"]) == (4, 32, 64)
+    assert meta["hooks"] == dict.fromkeys(("resid_post", "resid_pre", "mlp_out", "attn_out"), "ok")
     weights = load_file(gpt2 / "model.safetensors")
     assert meta["bytes"] == sum(tensor.nbytes for tensor in weights.values())
     assert str(gpt2.parent) not in (tmp_path / "lm" / "meta.json").read_text()
@@ -168,6 +173,58 @@ def test_a_wrong_model_is_one_sentence(tmp_path: Path, gpt2: Path) -> None:
     refused(broken, r"only pytorch_model\.bin, which can run code when it is opened")
     (broken / "model.safetensors").write_bytes((gpt2 / "model.safetensors").read_bytes()[:-8])
     refused(broken, r"model\.safetensors is truncated")
+
+
+def copy(source: Path, target: Path, **config: Any) -> Path:
+    """A model's folder once more, with keys of its config.json changed; None removes one."""
+    shutil.copytree(source, target)
+    values = {**json.loads((target / "config.json").read_text()), **config}
+    (target / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return target
+
+
+def test_a_model_that_does_not_fit_its_own_files_is_one_sentence(tmp_path: Path, gpt2: Path) -> None:
+    def refused(source: Path, sentence: str) -> None:
+        with pytest.raises(BadInput, match=sentence) as refusal, place.whole_folder(tmp_path / "lm") as folder:
+            lm.fetch(model(source), folder)
+        assert "\n" not in str(refusal.value)
+        assert not (tmp_path / "lm").exists()
+
+    refused(copy(gpt2, tmp_path / "wide", n_embd=48), "could be loaded from .* size mismatch|mismatch")
+    refused(
+        copy(gpt2, tmp_path / "deep", n_layer=5), r"lacks 12 of the weights of GPT2LMHeadModel, transformer\.h\.4\."
+    )
+    refused(copy(gpt2, tmp_path / "heads", n_head=5), "no language model could be loaded")
+    refused(copy(gpt2, tmp_path / "new", model_type="nosuch"), "no language model could be loaded")
+    refused(copy(gpt2, tmp_path / "none", model_type=None, architectures=None), "no language model could be loaded")
+    refused(copy(gpt2, tmp_path / "words", n_embd="many"), "no language model could be loaded")
+    refused(copy(gpt2, tmp_path / "seen", model_type="vit", architectures=["ViTModel"]), "no language model could be")
+    weights = load_file(copy(gpt2, tmp_path / "headless", tie_word_embeddings=False) / "model.safetensors")
+    save_file(weights, tmp_path / "headless" / "model.safetensors", {"format": "pt"})
+    refused(tmp_path / "headless", r"lacks 1 of the weights of GPT2LMHeadModel, lm_head\.weight for one")
+    weights["transformer.h.2.mlp.c_proj.bias"][0] = torch.nan
+    (tmp_path / "nan").mkdir()
+    save_file(weights, copy(gpt2, tmp_path / "nan" / "lm") / "model.safetensors", {"format": "pt"})
+    refused(tmp_path / "nan" / "lm", "computes NaN or infinity in block 2, in float32")
+
+
+def test_every_word_of_the_tokenizer_needs_an_embedding(tmp_path: Path, gpt2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(copy(gpt2, tmp_path / "special"))
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path / "special")
+    (tmp_path / "lm").mkdir()
+    lm.fetch(model(tmp_path / "special"), tmp_path / "lm")  # no ordinary text holds one
+
+    opened = load(tmp_path / "lm", torch.float32, torch.device("cpu"))
+    ids = opened.tokenizer("the cat <image>", return_tensors="pt").input_ids
+    with pytest.raises(BadInput, match=f"the text holds token {rows}, but the model has embeddings of 0 to {rows - 1}"):
+        final_states(opened, ids)
+
+    tokenizer.add_tokens(["zebra", "gnu"])
+    tokenizer.save_pretrained(tmp_path / "special")
+    with pytest.raises(BadInput, match=rf"2 tokens that the model has no embedding of, 'zebra' \({rows + 1}\)"):
+        lm.fetch(model(tmp_path / "special"), tmp_path / "lm")
 
 
 def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

