@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # what families call a block's attention
-LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")  # what families call their longest context
+LENGTHS = ("max_position_embeddings", "max_seq_len")  # what families call their longest context
 POSITIONS = 12  # of each of the two contexts that are tried; they differ from the middle on
 SAME = 1e-4  # norm of a difference, over the norm, from which two float32 results count as different; see `_tolerance`
 # What a model that is no decoder of plain tokens raises when it is run as one.

@@ -14,6 +14,7 @@ from test_extract import corpus, knobs
 from tokenizers import processors
 
 from stages import sentences
+from stages.anatomy import find_blocks
 from stages.door import BadInput
 from stages.extract.contexts import Layout, fill, tokenise
 from stages.extract.documents import sentences as embedded
@@ -162,7 +163,7 @@ def test_there_is_room_for_what_is_written_behind_a_prompt(lm: LanguageModel, te
 def test_how_many_tokens_a_model_reads(kind: str, values: dict[str, Any], positions: int | None):
     config = getattr(transformers, kind)(**{"vocab_size": len(VOCABULARY), **values})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    blocks = torch.nn.ModuleList()
+    blocks = find_blocks(model)
     assert LanguageModel(model, blocks, tiny_tokenizer).positions == positions
     if positions is not None and kind != "GPTJConfig":  # its table is computed, not looked up
         model(torch.full((1, positions), 5))
