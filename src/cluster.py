@@ -9,6 +9,7 @@ from stages.door import run
 from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.files import write_json, write_skipped
+from stages.finished import kept
 from stages.interpret.read import interpreted, of_stored_rows, open_latents
 from stages.machine import Machine, start
 from stages.sae import disk
@@ -35,4 +36,4 @@ def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: 
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

@@ -9,6 +9,7 @@ from stages.evaluate.knobs import Evaluate
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, sha256, write_json
+from stages.finished import kept
 from stages.machine import Machine, start
 from stages.sae import disk
 from stages.targets import settled
@@ -50,4 +51,4 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

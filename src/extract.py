@@ -12,6 +12,7 @@ from stages.extract.shards import open_contexts
 from stages.fetch import read
 from stages.fetch.read import SPLITS
 from stages.files import write_json
+from stages.finished import kept
 from stages.lm import DTYPES, check_layers, load
 from stages.machine import Machine, start
 
@@ -72,4 +73,4 @@ def _documents(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

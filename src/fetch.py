@@ -9,6 +9,7 @@ from stages.door import one_of, run
 from stages.fetch.knobs import over
 from stages.fetch.place import whole_folder
 from stages.files import write_json
+from stages.finished import kept
 
 
 def main(what: str, target: str) -> None:
@@ -50,4 +51,4 @@ def texts(section: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

@@ -7,6 +7,7 @@ from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import sha256, write_json, write_skipped
+from stages.finished import kept
 from stages.interpret import explain, vocabulary
 from stages.interpret import interpret as room
 from stages.interpret.knobs import Interpret
@@ -66,4 +67,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

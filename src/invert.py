@@ -7,6 +7,7 @@ from stages.cluster.read import selected
 from stages.door import run
 from stages.fetch import read
 from stages.files import sha256, write_json, write_skipped
+from stages.finished import kept
 from stages.interpret.read import check_origin, chosen, interpreted, open_latents
 from stages.invert import invert as room
 from stages.invert import write
@@ -54,4 +55,4 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

@@ -10,6 +10,7 @@ from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import sha256, write_json, write_skipped, write_text
+from stages.finished import kept
 from stages.interpret.read import open_latents
 from stages.lm import DTYPES, load
 from stages.machine import Machine, start
@@ -61,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

@@ -5,6 +5,7 @@ from pathlib import Path
 from stages.cluster.read import open_clusters, selected
 from stages.door import BadInput, run
 from stages.files import write_bytes, write_json, write_text, write_texts
+from stages.finished import kept
 from stages.interpret.read import open_latents
 from stages.params import load
 from stages.report.causes import Causes
@@ -106,4 +107,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

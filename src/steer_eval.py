@@ -8,6 +8,7 @@ from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import sha256, write_json, write_skipped
+from stages.finished import kept
 from stages.interpret import read as known
 from stages.lm import DTYPES, load, mute
 from stages.machine import Machine, start
@@ -63,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

@@ -7,6 +7,7 @@ from stages import auto
 from stages.door import run
 from stages.experiment import Experiment
 from stages.files import read_json
+from stages.finished import kept
 from stages.params import load, read
 from stages.report.results import Result, read_history, read_result
 from stages.tracking import track
@@ -56,4 +57,4 @@ def _settled(params: dict[str, Any], result: Result) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

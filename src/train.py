@@ -12,6 +12,7 @@ from stages.door import run
 from stages.extract.shards import Activations, Contexts, check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, sha256, write_json, write_text
+from stages.finished import kept
 from stages.lm import DTYPES, load
 from stages.machine import Machine, keep_memory, start
 from stages.sae import disk
@@ -100,4 +101,4 @@ def _judged(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))

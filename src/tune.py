@@ -5,6 +5,7 @@ from pathlib import Path
 from stages import auto, params, resume, tracking
 from stages.door import run
 from stages.extract.shards import open_activations
+from stages.finished import kept
 from stages.machine import Machine, keep_memory, start
 from stages.targets import CHECKPOINT, settled
 from stages.tune import tune as room
@@ -44,4 +45,4 @@ def main(activations: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(kept(main))
