@@ -169,6 +169,19 @@ def test_wikitext(markup: str, plain: str) -> None:
     assert [text for _, text in wikitext.sections("T", markup)] == [plain]
 
 
+def test_half_a_character_is_replaced_wherever_it_stands(tmp_path: Path) -> None:
+    """An entity of a dump can name one, in a heading too, and JSON can hold one in any value."""
+    page = "<title>T</title><ns>0</ns><revision><text>== a&amp;#xD800; ==\nx &amp;#xDFFF;</text></revision>"
+    (tmp_path / "a.xml").write_text(f"<mediawiki><page>{page}</page></mediawiki>")
+    build(tmp_path / "xml", {"source": str(tmp_path / "a.xml")}, validation=0.0, test=0.0)
+    assert [(row["title"], row["text"]) for row in read.documents(tmp_path / "xml")] == [("T / a\ufffd", "x \ufffd")]
+    line = '{"text": "a\\ud800", "id": "b\\ud800", "label": "c\\ud800", "title": "d\\ud800"}\n'
+    source = {**written(tmp_path / "a.jsonl", line), "id": "id", "label": "label", "title": "title"}
+    build(tmp_path / "json", source, validation=0.0, test=0.0)
+    (row,) = read.documents(tmp_path / "json")
+    assert [row[name] for name in ("text", "id", "label", "title")] == ["a\ufffd", "b\ufffd", "c\ufffd", "d\ufffd"]
+
+
 def test_sections_have_paths_and_lists_of_sources_are_dropped() -> None:
     markup = "lead\n== A ==\na\n=== B ===\nb\n==== C ====\nc\n== References ==\nr\n=== Notes ===\nn\n== D ==\nd"
     assert list(wikitext.sections("T", markup)) == [
@@ -579,7 +592,7 @@ def test_reader_names_a_damaged_corpus(tmp_path: Path) -> None:
     magic = b"\x28\xb5\x2f\xfd"  # of zstd, before each page
     path.write_bytes(whole.replace(magic, b"\xd7" + magic[1:]))
     for reader in readers.values():
-        with pytest.raises(BadInput, match=r"corpus\.parquet is not a whole Parquet file: .*dvc repro -f fetch_corpus"):
+        with pytest.raises(BadInput, match=r"corpus\.parquet (is not a whole Parquet file|does not have the hash)"):
             reader()
 
 

@@ -259,6 +259,28 @@ def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     assert [one.text for one in found] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("id,text,label\n007,hello,NA\n8,None,1.0\n", [("007", "hello", "NA"), ("8", "None", "1.0")]),
+        ("id,text,label\n1,a,b,c\n2,a,b,c\n", "line 2, has 4 values, but line 1 has 3 names"),  # pandas: 1 is an index
+        ("id,text,label\n1,a\n", "line 2, has 2 values, but line 1 has 3 names"),
+        ('id,text,label\n1,"a,b\n', "line 2, is not CSV"),
+        ("id,text,text,label\n", "2 columns 'text'"),
+    ],
+)
+def test_a_csv_in_a_folder_is_read_as_one_by_itself(tmp_path: Path, content: str, expected: Any) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text(content)
+    source = sources.Source(source=str(tmp_path / "data"), id="id", label="label")
+    if isinstance(expected, list):
+        found = sources.documents(sources.resolved(source))
+        assert [(one.id, one.text, one.label) for one in found] == expected
+    else:
+        with pytest.raises(BadInput, match=expected):
+            list(sources.documents(sources.resolved(source)))
+
+
 # --- what unpacks without end -----------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ larger than memory: a few bytes a document stay in it, plus what near-duplicate 
 """
 
 import os
-import re
 import sys
 from array import array
 from bisect import bisect_right
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages import auto
+from stages import auto, values
 from stages.door import BadInput
 from stages.fetch import sources
 from stages.fetch.document import Document
@@ -51,7 +50,6 @@ REASONS = {
     "near_duplicate": "were near-duplicates",
     "balance": "were too many, or their label too rare, for balance",
 }
-_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold and UTF-8 cannot
 
 
 def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def _filtered(
             continue
         filters = of_vector if document.vector else of_text
         text = document.text or (document.title if document.vector else "")  # a vector need not have a text
-        text = _cut(_SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").strip()), params.max_chars)
+        text = _cut(values.text(text).replace("\r\n", "\n").strip(), params.max_chars)
         if not text:
             counts["empty"] += 1
         elif len(text) < filters["min_chars"]:
@@ -146,7 +144,7 @@ def _filtered(
         elif (known := duplicates.get(filters["near_duplicates"])) and known.seen(text):
             counts["near_duplicate"] += 1
         else:
-            yield document._replace(text=text)
+            yield document._replace(text=text, title=values.text(document.title))  # it may be the name of any file
             kept += 1
             if kept == limit:
                 return

@@ -26,11 +26,7 @@ def find(source: str, suffixes: Collection[str]) -> Path | None:
         for path in (Path(source).expanduser(), main_root() / source):
             if path.exists():
                 return path
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # too long; no such user's home (~name); NUL or half a character
+    except (OSError, RuntimeError, ValueError) as error:  # too long; no such user's home (~name); NUL
         said = error.strerror if isinstance(error, OSError) else str(error)
         shown = repr(source[:60]) + " …" * (len(source) > 60)
         raise BadInput(f"{shown} cannot be looked for as a file: {said}; params.yaml names it as a source") from None
