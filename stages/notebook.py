@@ -25,6 +25,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from stages import auto, calls, controls, database, params, quality, sentences, training, values
@@ -46,6 +47,7 @@ SPLITS = ("train", "validation", "test")
 MANY = 256  # texts from which on a bar shows how far encode is
 VECTORS = "it must be Vectors, as encode, load and from_database give them"
 TRAINED = "it must be what train gives"
+WORDS, LEAST_F1 = 3, 0.1  # in a latent's name: so many, each as good as that at the least
 BLUE = "#1f5fb4"
 COLUMNS = ("id", "vector", "text")  # of what save writes
 
@@ -368,8 +370,10 @@ def _blocks(sae: SAE, vectors: Vectors, rows: int = 4096) -> Iterable[Tensor]:
 @torch.inference_mode()
 def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
     """A line a latent: on how many vectors it is active, their share, its mean code there, its largest code, the norm
-    of its decoder row, and the id of the vector where it is strongest ("" of a dead one)."""
+    of its decoder row, the id of the vector where it is strongest ("" of a dead one), and the words that tell best
+    where it is active ("" where none does, or where there are no texts)."""
     _check(sae, vectors)
+    latents, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]  # of all codes
     active, total = np.zeros(sae.latents, np.int64), np.zeros(sae.latents)
     largest, where, at = np.zeros(sae.latents, np.float32), np.full(sae.latents, -1), 0
     for block in _blocks(sae, vectors):
@@ -382,6 +386,8 @@ def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
         best = order[first]  # of each latent, its strongest entry, of equals the first row
         better = value[best] > largest[here]
         largest[here[better]], where[here[better]] = value[best[better]], at + row[best[better]]
+        latents.append(latent)
+        rows.append(row + at)
         at += len(block)
     return pd.DataFrame(
         {
@@ -392,8 +398,36 @@ def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
             "max": largest,
             "decoder_norm": sae.decoder.norm(dim=1).cpu().numpy(),
             "strongest": [vectors.ids[number] if number >= 0 else "" for number in where],
+            "words": _words(np.concatenate(latents), np.concatenate(rows), sae.latents, vectors.texts),
         }
     )
+
+
+def _words(latent: NDArray[np.int64], row: NDArray[np.int64], latents: int, texts: list[str]) -> list[str]:
+    """Of each latent, which is active where ``latent`` and ``row`` say, at most WORDS words, the one with the largest
+
+        F1 = 2 · texts where it is active that have the word / (texts where it is active + texts that have the word)
+
+    first. A word counts that is in at least two texts and in no more than half of them.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(binary=True, min_df=2, max_df=0.5, max_features=20_000)
+    try:
+        held = csr_array(counter.fit_transform(texts))  # (text, word)
+    except ValueError:  # no word is left
+        return [""] * latents
+    fires = csr_array((np.ones(len(row)), (latent, row)), (latents, len(texts)))
+    hits, said, active = csr_array(fires @ held), held.sum(0), np.diff(fires.indptr)
+    words, found = counter.get_feature_names_out(), []
+    for number in range(latents):
+        part = slice(hits.indptr[number], hits.indptr[number + 1])
+        word, count = hits.indices[part], hits.data[part]
+        f1 = 2 * count / (active[number] + said[word])
+        best = np.lexsort((word, -f1))
+        best = best[f1[best] >= LEAST_F1][:WORDS]
+        found.append(" · ".join(words[word[best]]))
+    return found
 
 
 @torch.inference_mode()

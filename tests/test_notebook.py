@@ -214,6 +214,17 @@ def test_features_by_brute_force(planted: Vectors, trained: notebook.Trained) ->
         notebook.strongest(sae, planted, 48)
 
 
+def test_the_words_that_tell_where_a_latent_is_active() -> None:
+    """By hand: a latent of the first number is active on texts 0 to 3, three of which say refund, one parcel."""
+    texts = ["refund please", "a refund", "refund or parcel", "hello", "parcel lost", "my parcel", "good day", "bye"]
+    x = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4, np.float32)
+    sae = SAE(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2), threshold=torch.zeros(2))
+    ids = [str(number) for number in range(8)]
+    found = notebook.features(sae, Vectors(x, ids, texts))
+    assert found["words"].tolist() == ["refund · parcel", "parcel"]  # F1 6/7 and 2/7; 4/7
+    assert notebook.features(sae, Vectors(x, ids, [""] * 8))["words"].tolist() == ["", ""]
+
+
 def test_how_well_it_reconstructs_by_hand() -> None:
     """An SAE that keeps the first number alone: of [3, 0] all, of [0, 4] nothing."""
     sae = SAE(
