@@ -11,7 +11,7 @@ from stages.fetch import read
 from stages.files import write_json, write_skipped
 from stages.finished import kept
 from stages.interpret.read import interpreted, of_stored_rows, open_latents
-from stages.machine import Machine, start
+from stages.machine import CPU, Machine, need_memory, start
 from stages.sae import disk
 
 
@@ -32,6 +32,8 @@ def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: 
     source = room.source(
         open_latents(Path(latents)), coder.decoder, open_contexts(Path(tokens)), *read.titles(Path(corpus))
     )
+    held, what = knobs.held_bytes(len(source.living)), f"cluster, of {len(source.living):,} living latents,"
+    need_memory(held, CPU, what, "train fewer latents, or set cluster.run: false")
     write_json(Path(report), room.cluster(source, knobs, seed, Path(target)))
 
 

@@ -10,7 +10,7 @@ from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
 from stages.files import read_json, sha256, write_json
 from stages.finished import kept
-from stages.machine import Machine, start
+from stages.machine import Machine, need_memory, start
 from stages.sae import disk
 from stages.targets import settled
 from stages.tune.read import taken
@@ -36,6 +36,8 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     source = room.Source(rows, contexts, labels, recipe, targets)
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
+    held, what = knobs.held_bytes(coder.latents), f"evaluate.stability, of {coder.latents:,} latents,"
+    need_memory(held, device, what, "train fewer latents, or set evaluate.stability: 0")
     belongs = {
         "activations": rows.meta,
         "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],

@@ -6,7 +6,7 @@ from stages import params, resume
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import sha256, write_json, write_skipped
+from stages.files import need_disk, sha256, write_json, write_skipped
 from stages.finished import kept
 from stages.interpret import explain, vocabulary
 from stages.interpret import interpret as room
@@ -46,6 +46,7 @@ def main(
     room.check(coder, rows)
     if rows.layer in knobs.explain.layers:
         explain.check(knobs.explain)
+    need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
     device = start(machine)
     facts = {
         "activations": rows.meta,

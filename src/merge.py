@@ -13,7 +13,7 @@ from stages.files import sha256, write_json, write_skipped, write_text
 from stages.finished import kept
 from stages.interpret.read import open_latents
 from stages.lm import DTYPES, load
-from stages.machine import Machine, start
+from stages.machine import CPU, Machine, need_memory, start
 from stages.merge import merge as room
 from stages.merge.knobs import Merge
 from stages.sae import disk
@@ -39,6 +39,8 @@ def main(
     room.check(coder, source)
     machine = params.load("machine", Machine)
     device = start(machine)
+    held, what = knobs.held_bytes(coder.latents), f"merge, of {coder.latents:,} latents,"
+    need_memory(held, CPU, what, "train fewer latents, or set merge.run: false")
     model, options = read.lm_path(Path(lm))
     belongs = {
         "activations": rows.meta,

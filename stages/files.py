@@ -200,12 +200,13 @@ def _as_it_stands(path: Path, entry: Mapping[str, Any], stage: str) -> tuple[str
     return str(path.resolve()), entry["sha256"], now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
-def need_disk(folder: Path, needed: int, what: str) -> None:
-    """Refuse to start what would fill the disk that holds ``folder`` (``needed`` in bytes)."""
+def need_disk(folder: Path, needed: int, what: str, fewer: str = "fewer tokens or layers") -> None:
+    """Refuse to start what would fill the disk that holds ``folder`` (``needed`` in bytes). ``fewer``: what to ask
+    for instead."""
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise BadInput(
             f"{what} needs {needed / 1e9:.2f} GB of disk in {folder}, and {free / 1e9:.2f} GB are free; "
-            "free some, or ask for fewer tokens or layers"
+            f"free some, or ask for {fewer}"
         )

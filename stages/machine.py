@@ -4,6 +4,7 @@ import ctypes
 import os
 
 import numba
+import psutil
 import torch
 from numba.core.config import NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
@@ -36,6 +37,17 @@ def start(machine: Machine) -> torch.device:
     if device.type == "cuda":
         _repeatable()
     return device
+
+
+def need_memory(needed: float, device: torch.device, what: str, remedy: str) -> None:
+    """Refuse to start what ``device`` has no memory for (``needed`` in bytes). Raises BadInput."""
+    if needed > (free := free_memory(device)):
+        raise BadInput(f"{what} needs {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; {remedy}")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on ``device`` now."""
+    return psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
 
 
 def put(x: Tensor, device: torch.device) -> Tensor:

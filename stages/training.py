@@ -13,7 +13,7 @@ from stages import auto, npz, quality
 from stages.batches import Rows, Shuffled
 from stages.door import BadInput
 from stages.files import sha256
-from stages.machine import CPU, put
+from stages.machine import CPU, need_memory, put
 from stages.metrics import OUTLIER, Errors, compared
 from stages.params import check
 from stages.resume import main_root
@@ -24,6 +24,7 @@ from stages.sae.rules.base import Rule
 from stages.sae.rules.named import make_rule
 from stages.sae.rules.topk import TopK
 from stages.sae.sae import SAE, threshold_for
+from stages.sae.size import training_bytes
 from stages.sae.trainer import Trainer
 from stages.spread import spread
 from stages.targets import Targets, penalty
@@ -76,6 +77,11 @@ def train(
     the result and the untrained SAE that it started from, with top-k, both on ``device``.
     """
     check_held_out(activations, "validation")
+    first, end = activations.split("train")
+    needed = training_bytes(knobs, activations.width, end - first)
+    what = f"training {knobs.latents:,} latents of width {activations.width:,}"
+    need_memory(needed, device, what, "lower train.latents or train.window_rows")
+
     scale = scale_of(activations, device, knobs.skip_outliers)
     shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from stages import door, notebook, params
+from stages import door, machine, notebook, params
 from stages.door import BadInput
 from stages.extract.shards import open_activations
 from stages.fetch.corpus import build
@@ -585,3 +585,33 @@ def test_a_bad_call_is_one_sentence(
 def test_there_are_enough_of_them():
     counts = (len(PARAMS), len(LINES), len(SOURCES), len(CALLS))
     assert all(count >= least for count, least in zip(counts, (90, 50, 40, 20), strict=True))
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "free_memory", lambda _: 10**9)
+    # 7 copies of two matrices, two biases and a threshold, in float32: 7 × 4 × (16 + 2) × 10^7 bytes
+    with pytest.raises(BadInput, match=r"^training 10,000,000 latents of width 8 needs 5\.0 GB of memory, and 1\.0 GB"):
+        notebook.train(rows(ROWS), latents=10**7, k=4)
+
+
+@pytest.mark.parametrize(
+    "section, held",
+    [
+        (whole(WHOLE).cluster, 10 * 1000**2),
+        (whole(WHOLE).merge, 8 * (1000**2 + 500**2)),
+        (whole(WHOLE).evaluate, 0),
+        (whole({**WHOLE, "evaluate": {**WHOLE["evaluate"], "stability": 1}}).evaluate, 8 * 1000**2),
+    ],
+)
+def test_what_is_held_for_pairs_of_latents(section: Any, held: float):
+    assert section.held_bytes(1000) == held
+
+
+def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "free_memory", lambda _: 10**9)
+    machine.need_memory(10**9, machine.CPU, "a", "b")
+    with pytest.raises(BadInput, match=r"^cluster needs 1\.1 GB of memory, and 1\.0 GB are free; train fewer$"):
+        machine.need_memory(1.1e9, machine.CPU, "cluster", "train fewer")

@@ -72,6 +72,11 @@ class Cluster(Grouping):
     stability: Stability
     selection: Selection
 
+    @staticmethod
+    def held_bytes(latents: int) -> float:
+        """Of similarities and the distance, float32 for each pair of living ``latents``, at their most."""
+        return 10.0 * latents**2
+
     @model_validator(mode="after")
     def _something_counts(self) -> "Cluster":
         weights = self.weights.model_dump()

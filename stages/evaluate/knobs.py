@@ -27,3 +27,7 @@ class Evaluate(Section):
     meta: int = Field(ge=0, le=1000)
     stability: int = Field(ge=0, le=1000)
     absorption: int = Field(ge=0, le=1000)
+
+    def held_bytes(self, latents: int) -> float:
+        """Of the cosines of two SAEs' ``latents``, float32, and their copy: what stability takes."""
+        return 8.0 * latents**2 if self.stability else 0.0

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params import EachOnce, Section, SomeLayers
 
+PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
+TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
+
 Quadrant = Literal["flowing", "careful", "exploring", "resampling"]
 
 
@@ -106,3 +109,10 @@ class Interpret(Section):
     filters: Filters
     enrichment: Enrichment
     explain: Explain
+
+    def table_bytes(self, latents: int) -> float:
+        """Of the tables on disk, about: by the tokens of the windows that are kept."""
+        kinds = self.examples
+        windows = kinds.top + 10 * kinds.decile + kinds.random + kinds.zero + kinds.near
+        each = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
+        return latents * (each + TABLE)

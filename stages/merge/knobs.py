@@ -19,6 +19,10 @@ class Merge(Section):
     curve: Annotated[list[float], EachOnce]
     ce_tokens: int = Field(ge=0, le=1000000000)
 
+    def held_bytes(self, latents: int) -> float:
+        """Of the sums over pairs of ``latents``, and over pairs of those that are kept, float64."""
+        return 8.0 * (latents**2 + round((self.latents or 1) * latents) ** 2)
+
     @field_validator("curve")
     @classmethod
     def _shares(cls, curve: list[float]) -> list[float]:

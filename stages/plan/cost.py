@@ -22,10 +22,10 @@ from stages.plan.model import Model
 from stages.plan.rows import Rows
 from stages.plan.speed import Speed
 from stages.sae.knobs import Train
+from stages.sae.size import FLOAT, sae_bytes, training_bytes
 from stages.select.whole import Params
 
 BASE = 500e6  # bytes of Python with torch and what belongs to it
-FLOAT = 4
 FORWARD = 0.64  # of a product's speed: what a forward pass of whole contexts reaches,
 SHORT = 0.3  # and passes of a few prompts
 LOADS, LIGHT = 8.0, 4.0  # seconds until a stage with the model has begun, and one without
@@ -42,12 +42,9 @@ META, ABSORBED = 89.0, 7.0  # and processor time of a seed of these two
 CONDITIONS = 4  # latent, random latent, random direction, DiffMean
 DOCUMENTS = 400  # whose mean codes evaluate holds, about
 BACKWARD = 4  # forward passes that a gradient costs, with its own forward pass
-PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
-TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
 KEPT = 1.5  # train keeps what it frees (stages/machine.py)
 SHOWN = 85e3  # bytes of a latent while interpret looks for its examples
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-COPIES = 7  # of an SAE in training: weights, gradients, two moments, the best, the last, the untrained
 GIVEN = 2  # of one that is given: it and the untrained
 
 
@@ -153,8 +150,7 @@ class Plan:
 
     def training(self, knobs: Train) -> float:
         """Bytes of a training: the SAE's copies, the window of rows and the one that follows it."""
-        window = min(knobs.window_rows, self.rows.train) * self.model.width * 2
-        return BASE + COPIES * sae_bytes(knobs, self.model.width) + 2 * window
+        return BASE + training_bytes(knobs, self.model.width, self.rows.train)
 
     def interpret(self, layer: int) -> Cost:
         rows, knobs, section = self.rows, self.knobs(layer), self.params.interpret
@@ -166,21 +162,19 @@ class Plan:
         if explained and self.params.fetch.lm.kind == "language":
             seconds += LOADS + self.passed(section.explain.latents * EXPLAINED * self.model.whole)
         shards = -(-rows.total // self.params.extract.shard_rows)
-        disk = code_bytes(codes, knobs.latents, shards) + self.tables(knobs)
+        disk = code_bytes(codes, knobs.latents, shards) + section.table_bytes(knobs.latents)
         return Cost(f"interpret@{layer}", f"{codes:,} codes", disk, memory, seconds)
-
-    def tables(self, knobs: Train) -> float:
-        """Bytes of interpret's tables, about: by the tokens of the windows that are kept."""
-        section = self.params.interpret
-        examples = section.examples
-        windows = examples.top + 10 * examples.decile + examples.random + examples.zero + examples.near
-        each = windows * section.window * (PARQUET + JSONL * ("jsonl" in section.exports))
-        return knobs.latents * (each + TABLE)
 
     def cluster(self, layer: int) -> Cost:
         latents = self.knobs(layer).latents
         seconds = LIGHT + 3 + (FAMILY * latents + PAIR * latents**2) * self.speed.pace
-        return Cost(f"cluster@{layer}", f"{latents:,} latents", 600 * latents, BASE + 10 * latents**2, seconds)
+        return Cost(
+            f"cluster@{layer}",
+            f"{latents:,} latents",
+            600 * latents,
+            BASE + self.params.cluster.held_bytes(latents),
+            seconds,
+        )
 
     def merge(self, layer: int) -> Cost:
         merge, knobs, width = self.params.merge, self.knobs(layer), self.model.width
@@ -188,7 +182,7 @@ class Plan:
         read = knobs.latents if merge.encoder == "parts" else kept
         disk = FLOAT * width * (read + kept)
         seconds = LOADS + (REFIT * self.rows.total * knobs.k + SOLVED * knobs.latents**3) * self.speed.pace
-        memory = BASE + self.spliced() + 8.0 * (knobs.latents**2 + kept**2) + disk
+        memory = BASE + self.spliced() + merge.held_bytes(knobs.latents) + disk
         return Cost(f"merge@{layer}", f"{knobs.latents:,} → {kept:,} latents", disk, memory, seconds)
 
     def invert(self, layer: int) -> Cost:
@@ -218,7 +212,7 @@ class Plan:
         if section.stability:
             again = self.train(layer)
             seconds += section.stability * (again.seconds or 0.0)
-            memory = max(again.memory or 0.0, memory + FLOAT * 2 * knobs.latents**2)
+            memory = max(again.memory or 0.0, memory + section.held_bytes(knobs.latents))
             what += f", {section.stability} × {again.what}"
         return Cost(f"evaluate@{layer}", what, None, memory, seconds)
 
@@ -235,14 +229,6 @@ def activation_bytes(rows: int, width: int, kind: str) -> int:
 def token_bytes(rows: Rows) -> int:
     """Of a token and a document, int32, for every position."""
     return 8 * rows.contexts * rows.context
-
-
-def sae_bytes(knobs: Train, width: int) -> int:
-    """Of one SAE's weights, float32: encoder, decoder and their biases, and thresholds unless top-k needs none; a
-    bounded decoder's mean."""
-    thresholds = 0 if knobs.rule == "topk" else knobs.latents
-    mean = width if knobs.decoder_activation != "identity" else 0
-    return FLOAT * (2 * knobs.latents * width + knobs.latents + width + thresholds + mean)
 
 
 def code_bytes(entries: int, latents: int, shards: int) -> int:
