@@ -220,7 +220,9 @@ def test_contexts_are_as_full_as_those_on_disk(tmp_path: Path):
     )
     folder = tmp_path / "activations" / "tokens"
     folder.mkdir(parents=True)
-    (folder / "meta.json").write_text(json.dumps({"context": 128, "rows": 640, "contexts": {"test": [8, 10]}}))
+    meta = {"model": {}, "corpus": "", "file_contexts": 8, "files": [], "splits": {}}
+    meta |= {"context": 128, "rows": 640, "contexts": {"test": [8, 10]}}
+    (folder / "meta.json").write_text(json.dumps(meta))
     found = rows(section(), {}, tmp_path)  # half full
     assert (found.contexts, found.train, found.note) == (2500, 128_000, None)
     assert rows(section(extract__pack=True), {}, tmp_path).contexts == 1260  # 127 of 128
