@@ -18,12 +18,15 @@ import torch
 import yaml
 from dvc.utils.hydra import apply_overrides
 
+from src import plan
 from stages import auto
 from stages.auto import Size
 from stages.door import BadInput
+from stages.experiment import Experiment
 from stages.fetch import read
 from stages.files import read_json
 from stages.params import check
+from stages.pareto.points import SUMMARY, read_points
 from stages.sae.knobs import Train
 from stages.targets import settled
 
@@ -117,6 +120,36 @@ def test_the_screen_says_what_became_of_it(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "train: latents 512, k 16, from 4,000 rows of 384\n"
     auto.tell("train", {"k": 3}, {"k": 3}, size)
     assert capsys.readouterr().err == ""
+
+
+# --- who else reads the knobs -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_of_the_numbers_that_training_will_have():
+    size, override = Size("vectors", 4000, 384), {0: {"latents": 64}}
+    values = plan.settled({**WHOLE, "by_layer": override}, size)
+    assert [values["train"][name] for name in KNOBS] == list(knobs(size))
+    assert [values["by_layer"][0][name] for name in KNOBS] == list(knobs(size, latents=64))
+
+
+def test_tracking_has_the_numbers_that_a_layer_was_trained_with():
+    params = {"seed": 0, "by_layer": {0: {"latents": 64}}, "train": WHOLE["train"]}
+    size = Size("vectors", 4000, 384)
+    found = Experiment(params, {}, {"targets": []}, {}, [], {"lr": 0.003}, [], {0: size}).stage_params("train@0")
+    assert tuple(found[name] for name in KNOBS) == knobs(size, latents=64)
+    assert (found["lr"], found["layer"]) == (0.003, 0)
+
+
+def test_pareto_tells_experiments_apart_by_what_auto_became():
+    def shown(name: str, k: Any, became: int) -> dict[str, Any]:
+        params = {"params.yaml": {"data": {"train": {"k": k, "latents": "auto"}}}}
+        numbers = {"train.0.l0": became, "train.0.k": became, "train.0.latents": 512, "train.0.fvu_inlier": 0.1}
+        return {"name": name, "revs": [{"data": {"params": params, "metrics": {SUMMARY: {"data": numbers}}}}]}
+
+    points = read_points([{"experiments": [shown("a", "auto", 32), shown("b", 16, 16), shown("c", 32, 32)]}])
+    assert {point.experiment: point.knobs for point in points} == {
+        name: {"train.k": k} for name, k in (("a", "32"), ("b", "16"), ("c", "32"))
+    }
 
 
 # --- README's commands ------------------------------------------------------------------------------------------------
