@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from urllib.request import urlopen
 import browser
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 import streamlit as st
@@ -357,6 +360,37 @@ def test_a_stage_that_did_not_run_is_said(folder: Path, tmp_path: Path, at: Any)
         found = page(tab)
         assert not found.exception and not found.error
         assert tab in ("Documents", "Dimensions") or any("has not run" in info.value for info in found.info), tab
+
+
+LABELS: dict[str, Any] = {
+    "some": lambda i: None if i % 3 == 0 else "ab"[i % 2],
+    "none": lambda i: None,
+    "one": lambda i: "only" if i % 2 else None,
+    "like numbers": lambda i: ["1", "2", "nan", "None", ""][i % 5],
+    "as many as documents": lambda i: f"label {i}",
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_may_be_missing(folder: Path, tmp_path: Path, labels: str, at: Any) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "reports").symlink_to(folder / "reports")
+    for other in (folder / "data").iterdir():
+        if other.name != "corpus":
+            (tmp_path / "data" / other.name).symlink_to(other)
+    corpus = tmp_path / "data" / "corpus"
+    shutil.copytree(folder / "data" / "corpus", corpus, copy_function=shutil.copyfile)  # with its own time: a new stamp
+    for file in corpus.glob("*.parquet"):
+        table = pq.read_table(file)
+        for column, of in (("label", LABELS[labels]), ("title", LABELS["some"])):
+            values = pa.array([of(row) for row in range(table.num_rows)], pa.string())
+            table = table.set_column(table.schema.get_field_index(column), column, values)
+        pq.write_table(table, file)
+
+    at(tmp_path)
+    for tab in ("Documents", "Dimensions", "Clustering", "Similarity"):
+        found = page(tab)
+        assert not found.exception and not found.error, (tab, found.exception, found.error)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -123,7 +123,13 @@ def documents(project: Project, most: int, seed: int) -> pd.DataFrame:
     folder = project.data / "corpus"
     kept = set(drawn(read.corpus_meta(folder)["documents"], most, seed).tolist())
     lines = [row for row in read.documents(folder) if row["document"] in kept]
-    return pd.DataFrame(lines, columns=["document", "title", "label", "split", "text"])
+    frame = pd.DataFrame(lines, columns=["document", "title", "label", "split", "text"])
+    return frame.assign(title=words(frame["title"].tolist()), label=words(frame["label"].tolist()))
+
+
+def words(values: Sequence[Any]) -> pd.Series:
+    """A column of texts in which None stays None: pandas' own columns of text turn it into NaN, which is a float."""
+    return pd.Series([None if pd.isna(value) else value for value in values], dtype=object)
 
 
 def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -189,8 +195,8 @@ def sample(project: Project, layer: int, unit: str, most: int, inliers: bool, se
         {
             "row": rows,
             "document": document,
-            "title": [titles[number] for number in document],
-            "label": [labels[number] for number in document],
+            "title": words([titles[number] for number in document]),
+            "label": words([labels[number] for number in document]),
             "text": text,
             "norm": np.linalg.norm(x, axis=1),
         }
