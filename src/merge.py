@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from stages import params, resume
+from stages import params, parquet, resume
 from stages.cluster.read import clustered, open_clusters
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
@@ -16,6 +16,7 @@ from stages.lm import DTYPES, load
 from stages.machine import CPU, Machine, need_memory, start
 from stages.merge import merge as room
 from stages.merge.knobs import Merge
+from stages.merge.read import GROUPS, SCHEMA
 from stages.sae import disk
 
 
@@ -58,6 +59,7 @@ def main(
         loaded = aside.submit(loading).result if knobs.ce_tokens and not read.speechless(facts) else None
         merged = room.merge(coder.to(device), source, knobs, loaded, device, work)
         metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
+        parquet.write(Path(target) / GROUPS, merged.groups.table(), SCHEMA)
         disk.save(Path(target), merged.sae, metadata, merged.density)
         write_json(Path(report), merged.report)
         write_text(Path(curve), room.curve_csv(merged.report["curve"]))

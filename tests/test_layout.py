@@ -26,6 +26,7 @@ READERS = {
     "tune": "read",
     "interpret": "read",
     "cluster": "read",
+    "merge": "read",
     "report": "results",
     "serve": "explainer",
 }  # what a later room may open files with

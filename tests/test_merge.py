@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import test_interpret
 import torch
@@ -13,6 +14,7 @@ from killing import Killed, survives
 from scipy.cluster.hierarchy import linkage
 from test_train import stored
 
+from stages import parquet
 from stages.cluster.read import DEAD, NOISE, Clusters, cut, numbered
 from stages.door import BadInput
 from stages.extract.shards import Contexts
@@ -24,6 +26,7 @@ from stages.merge import merge as room
 from stages.merge.groups import Groups, alone, energy, families, led, strongest, weighted, whole
 from stages.merge.knobs import Merge
 from stages.merge.moments import Moments, grouped_gram, moments
+from stages.merge.read import GROUPS, SCHEMA, members
 from stages.merge.refit import refit, start
 from stages.merge.rows import blocks
 from stages.params import check
@@ -366,6 +369,46 @@ def test_with_an_encoder_of_its_own_it_is_an_ordinary_sae(layer: tuple[SAE, room
         again = room.merge(many, source(tmp_path, many, 32), knobs(latents=32 / 256, encoder="mean"), None)
         test = again.report["test"]
         assert again.sae.groups is None and test["after"]["mse"] <= 1.05 * test["before"]["mse"]
+
+
+@pytest.mark.parametrize("encoder", ["parts", "mean"])
+@pytest.mark.parametrize("by", ["loss", "clusters"])
+def test_what_a_merged_latent_is_made_of_is_written(
+    layer: tuple[SAE, room.Source], tmp_path: Path, encoder: str, by: str
+):
+    sae, from_ = layer
+    found = room.merge(sae, from_, knobs(latents=0.5, encoder=encoder, by=by), None)
+    parquet.write(tmp_path / GROUPS, found.groups.table(), SCHEMA)
+    made_of = members(tmp_path)
+    assert len(made_of) == found.sae.latents and min(map(len, made_of)) >= 1
+    flat = [latent for latents in made_of for latent in latents]
+    assert len(set(flat)) == len(flat), "a latent counts twice"
+    rows = pq.read_table(tmp_path / GROUPS).to_pylist()
+    assert sorted(row["latent"] for row in rows) == list(range(LATENTS)), "the dropped ones are told, too"
+    assert {row["latent"] for row in rows if row["merged"] is None} == set(range(LATENTS)) - set(flat)
+
+    # By the SAE itself: a latent of the smaller one goes with those that it is made of.
+    x = from_.activations.read(0, 500).float()
+    before, after = (codes.pattern.dense(codes.values) for codes in (sae.encode(x), found.sae.encode(x)))
+    for number, latents in enumerate(made_of):
+        alone = before[:, latents].sum(1)
+        if encoder == "parts":
+            assert torch.equal(after[:, number] > 0, alone > 0)
+        assert torch.corrcoef(torch.stack([after[:, number], alone]))[0, 1] > 0.5
+
+    told = found.report["groups"]
+    assert [len(group["latents"]) for group in told] == sorted((len(g) for g in made_of if len(g) > 1), reverse=True)[
+        :10
+    ]
+    assert all(group["latents"] == made_of[group["merged"]] for group in told)
+
+
+def test_groups_that_cannot_be_read_are_named(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"groups.parquet is missing; run merge"):
+        members(tmp_path)
+    (tmp_path / GROUPS).write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match=r"groups.parquet cannot be read"):
+        members(tmp_path)
 
 
 def test_a_bent_decoder_is_merged_without_a_refit(tmp_path: Path):

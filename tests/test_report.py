@@ -397,10 +397,12 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     metrics = {"fvu_inlier": 0.1, "l0": 80.0, "dead": 0.0, "delta_ce": None, "latents": 16}
     curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped", "refitted") for n in (8, 16)]
     found = {"layer": LAYERS[0], "living": 32, "merged": 16, "alone": 5, "largest": 4, "dropped": 1}
+    found |= {"groups": [{"merged": 7, "latents": [3, 9, 21, 30]}]}
     found |= {"curve": curve, "test": {name: {"fvu": fvu, **metrics} for name, fvu in kinds.items()}}
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)
     report(monkeypatch)
     page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert "merged/3/groups.parquet" in page and "3, 9, 21, 30" in page
     assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
     prefix = f"merge.{LAYERS[0]}"
     assert numbers[f"{prefix}.test.after.fvu"] == 0.051 and numbers[f"{prefix}.test.dropped.fvu"] == 0.06

@@ -6,8 +6,10 @@ anyway, and should not be written wrongly.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.cluster.read import DEAD, Clusters, cut, numbered
@@ -34,6 +36,19 @@ class Groups:
         inside = np.flatnonzero(self.of >= 0)
         order = inside[np.argsort(self.of[inside], kind="stable")]
         return np.split(order, np.searchsorted(self.of[order], np.arange(1, self.count)))
+
+    def table(self) -> dict[str, Any]:
+        """The columns of `groups.parquet` (see `read.py`): a group's latents stand together, those of none last."""
+        order = np.lexsort((np.arange(len(self.of)), np.where(self.of < 0, self.count, self.of)))
+        inside = self.of[order] >= 0
+        merged = pa.array(self.of[order], pa.int32(), mask=~inside)
+        return {"latent": order, "merged": merged, "share": np.where(inside, self.shares[order], 0.0)}
+
+    def largest(self, most: int) -> list[dict[str, Any]]:
+        """The groups of more than one latent, the largest first, at most ``most``: merged and its latents."""
+        groups = [(number, latents) for number, latents in enumerate(self.members()) if len(latents) > 1]
+        groups.sort(key=lambda group: (-len(group[1]), group[0]))
+        return [{"merged": number, "latents": latents.tolist()} for number, latents in groups[:most]]
 
     @property
     def permutes(self) -> bool:

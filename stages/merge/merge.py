@@ -32,6 +32,7 @@ from stages.sae.sae import SAE, Codes, summed
 from stages.training import blocks as shared_blocks
 
 Load = Callable[[], LanguageModel]
+TOLD = 10  # groups that the report names
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def merge(
         "merged": groups.count,
         "alone": int((members == 1).sum()),
         "largest": int(members.max()),
+        "groups": groups.largest(TOLD),
         "dropped": living - int(members.sum()),
         "refitted": not _unchanged(sae, groups, living),
         "ce_tokens": predicted,

@@ -109,6 +109,13 @@ class Point(_Part):
     fvu: float
 
 
+class Group(_Part):
+    """A merged latent, and the latents that it is made of."""
+
+    merged: int
+    latents: list[int]
+
+
 class Merged(_Part):
     """What merging did to a layer's dictionary: ``test`` says before, after and the baselines, dropped and refitted."""
 
@@ -118,6 +125,7 @@ class Merged(_Part):
     alone: int
     largest: int
     dropped: int
+    groups: list[Group]
     test: dict[str, Measured]
     curve: list[Point]
 
