@@ -217,7 +217,7 @@ def _examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
             raise BadInput(f"{name} computes NaN or infinity in block {number}, in {dtype}; try float32")
 
     last, half = watched[-1].after.copy, POSITIONS // 2
-    if not _equal(last[0, :half], last[1, :half]):
+    if not same(last[0, :half], last[1, :half]):
         raise BadInput(
             f"{name} attends both ways: what it says of a token depends on the tokens behind it; "
             "Strata reads models that look back only"
@@ -245,14 +245,15 @@ def last_states(output: Any) -> Tensor:
 
 def _check_head(model: "PreTrainedModel", blocks: nn.ModuleList, states: Tensor, logits: Tensor) -> None:
     ours = logits_of(model, blocks, states.flatten(0, 1))
-    if ours.shape != logits.flatten(0, 1).shape or not _equal(ours, logits.flatten(0, 1)):
+    if ours.shape != logits.flatten(0, 1).shape or not same(ours, logits.flatten(0, 1)):
         raise BadInput(
             f"{type(model).__name__} makes its logits of more than the final states of its blocks, so that Strata "
             "could not say what it predicts after a change"
         )
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two ways to the same numbers agree to rounding."""
     difference = (a.double() - b.double()).norm()
     return float(difference) <= _tolerance(b.dtype) * float(b.double().norm())
 

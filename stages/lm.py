@@ -315,9 +315,12 @@ def forward_until(
         handle.remove()
 
 
-def final_states(lm: LanguageModel, tokens: Tensor) -> Tensor:
-    """What the LM head reads, (context, position, width): the logits of a position are :func:`logits` of its row."""
-    return last_states(lm.trunk(input_ids=tokens, use_cache=False))
+def final_states(lm: LanguageModel, tokens: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
+    """What the LM head reads, (context, position, width): the logits of a position are :func:`logits` of its row.
+
+    ``tokens`` (context, position), or ``embeddings`` (context, position, width) in their place.
+    """
+    return last_states(lm.trunk(input_ids=tokens, inputs_embeds=embeddings, use_cache=False))
 
 
 def logits(lm: LanguageModel, states: Tensor) -> Tensor:

@@ -204,8 +204,8 @@ def altered(
             out[chosen] = alter(x[chosen].float(), context).to(x.dtype)
         return out
 
-    # A pass begins with the whole model or with its base; OPT's head calls neither its base, but what lies in it.
-    entrances = {id(module): module for module in (lm.model, lm.model.base_model)}
+    # A pass begins with the whole model or with its trunk; OPT's head calls neither its trunk, but what lies in it.
+    entrances = {id(module): module for module in (lm.model, lm.trunk)}
     handles = [module.register_forward_pre_hook(now.begin, with_kwargs=True) for module in entrances.values()]
     try:
         with edit(lm, hook, layer, change):

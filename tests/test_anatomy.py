@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.anatomy import find_blocks
 from stages.door import BadInput
+from stages.invert.objective import check_embeddings
 from stages.lm import Hook, LanguageModel, capture, check_hook, edit, final_states, forward_until, logits, wrapped
 
 TOKENS = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10, 3], [1, 4, 5, 6, 11, 12, 13, 14, 15]])
@@ -151,6 +152,15 @@ def test_where_parts_do_not_add_up_these_hooks_alone_are_refused(family: str):
             check_hook(lm, hook, [1])
     assert torch.equal(at(lm, "resid_post")[0], at(lm, "resid_pre")[1])
     check_cross_entropy(lm)
+
+
+def test_prompts_are_searched_for_only_where_embeddings_stand_for_tokens():
+    check_embeddings(opened(*ADD_UP["gemma3"]), TOKENS[0])
+    check_embeddings(opened(*ADD_UP["granite"]), TOKENS[0])
+    check_embeddings(opened(*NO_PARTS["gemma4"]), TOKENS[0])
+    padded = torch.tensor([4, 0, 5])  # RoBERTa does not count padding, which embeddings do not show
+    with pytest.raises(BadInput, match="RobertaForCausalLM computes something else from embeddings"):
+        check_embeddings(opened(*NO_PARTS["roberta-decoder"]), padded)
 
 
 @pytest.mark.parametrize("family", REFUSED)

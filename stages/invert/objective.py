@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stages.anatomy import FOREIGN, same
+from stages.door import BadInput
 from stages.lm import Hook, LanguageModel, capture, final_states, forward_until, logits
 from stages.sae.sae import SAE
 
@@ -28,6 +30,22 @@ def opened(lm: LanguageModel, prompts: Tensor) -> Tensor:
 def embedded(lm: LanguageModel, prompts: Tensor) -> Tensor:
     """What the first block reads of ``prompts``, BOS in front: (prompt, 1 + token, width)."""
     return lm.model.get_input_embeddings()(opened(lm, prompts))
+
+
+@torch.no_grad()
+def check_embeddings(lm: LanguageModel, tokens: Tensor) -> None:
+    """Refuse a model that makes something else of embeddings than of the ``tokens`` (token,) that they are of: a search
+    that moves embeddings would climb another model."""
+    prompt = tokens[None]
+    try:
+        found = final_states(lm, embeddings=lm.model.get_input_embeddings()(prompt))
+    except FOREIGN as error:
+        raise BadInput(f"{type(lm.model).__name__} reads no embeddings, so no prompt can be searched for") from error
+    if not same(found, final_states(lm, prompt)):
+        raise BadInput(
+            f"{type(lm.model).__name__} computes something else from embeddings than from their tokens, so no prompt "
+            "can be searched for; set invert.run: false"
+        )
 
 
 def embeddings(lm: LanguageModel) -> tuple[Tensor, float]:
@@ -110,7 +128,7 @@ class Objective:
         """h as :meth:`preactivations`, and what the model predicts each token from, (prompt, token, width)."""
         self.calls += len(embeddings)
         with capture(self.lm, self.hook, [self.layer]) as seen:
-            last = self.lm.model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            last = final_states(self.lm, embeddings=embeddings)
         return self._h(seen[self.layer][:, -1]), last[:, :-1]
 
     @torch.no_grad()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from stages.door import BadInput
-from stages.invert.objective import embeddings
+from stages.invert.objective import check_embeddings, embeddings
 from stages.lm import LanguageModel
 
 DRAWS = 100  # rounds of random prompts of which none survives, before the search for one is given up
+TRIED = 8  # tokens on which embeddings are compared with the tokens that they are of
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def vocabulary(lm: LanguageModel, prefix: str, tokens: int) -> Vocabulary:
     made.allowed[[i for i, mark in enumerate(marks) if mark is None or mark.startswith("<unused")]] = False
     if not made.allowed.any():
         raise BadInput(f"no token of {lm.model.name_or_path} comes back when its text is read; there is none to choose")
+    check_embeddings(lm, made.allowed.nonzero()[:TRIED, 0].to(lm.device))
     return Vocabulary(lm, made.allowed.to(lm.device), start.to(lm.device))
 
 
