@@ -4,13 +4,15 @@ import os
 import sys
 
 from stages import tracking
-from stages.door import BadInput, run
+from stages.door import run, whole_number
 
 
 def main(port: str = "5000") -> None:
-    """Start MLflow's own page on this machine, at PORT, and say the address under which the runs are."""
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise BadInput(f"the port is {port!r}, not a number from 1 to 65535")
+    """Start MLflow's own page on this machine, at PORT, and say the address under which the runs are.
+
+    Example: python -m src.ui 5000
+    """
+    whole_number(port, "the port", 1, 65535)
     uri, experiment = tracking.opened()
     runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
     if uri.startswith(("http:", "https:")):
