@@ -38,6 +38,7 @@ from stages.dashboard.marks import marks
 from stages.door import BadInput
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch.read import SPLITS, documents
+from stages.files import sha256, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "stages" / "dashboard" / "app.py"
@@ -380,12 +381,13 @@ def test_labels_may_be_missing(folder: Path, tmp_path: Path, labels: str, at: An
             (tmp_path / "data" / other.name).symlink_to(other)
     corpus = tmp_path / "data" / "corpus"
     shutil.copytree(folder / "data" / "corpus", corpus, copy_function=shutil.copyfile)  # with its own time: a new stamp
-    for file in corpus.glob("*.parquet"):
-        table = pq.read_table(file)
-        for column, of in (("label", LABELS[labels]), ("title", LABELS["some"])):
-            values = pa.array([of(row) for row in range(table.num_rows)], pa.string())
-            table = table.set_column(table.schema.get_field_index(column), column, values)
-        pq.write_table(table, file)
+    table = pq.read_table(corpus / "corpus.parquet")
+    for column, of in (("label", LABELS[labels]), ("title", LABELS["some"])):
+        values = pa.array([of(row) for row in range(table.num_rows)], pa.string())
+        table = table.set_column(table.schema.get_field_index(column), column, values)
+    pq.write_table(table, corpus / "corpus.parquet")
+    meta = json.loads((corpus / "meta.json").read_text())
+    write_json(corpus / "meta.json", {**meta, "sha256": sha256(corpus / "corpus.parquet")})
 
     at(tmp_path)
     for tab in ("Documents", "Dimensions", "Clustering", "Similarity"):
