@@ -177,7 +177,9 @@ def _sentence(value: Any, errors: Sequence[Any], where: str) -> str:
     got = first["input"]
     match first["type"]:
         case "unknown_key":
-            return f"{place}.{first['ctx']['key']} is not a known key{first['ctx']['meant']}"
+            inside = place.rpartition(" ")[2]
+            meant = first["ctx"]["meant"].replace("did you mean ", f"did you mean {inside}.")
+            return f"{place}.{first['ctx']['key']} is not a known key{meant}"
         case "missing":
             return f"{place} is missing"
         case "value_error":

@@ -66,7 +66,7 @@ def test_the_defaults_are_good():
 @pytest.mark.parametrize(
     "line, sentence",
     [
-        ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key; did you mean clip?"),
+        ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key; did you mean train.clip?"),
         ("# clip: 1.0", ": train.clip is missing"),
         ("lr: 1e-4", ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
         ("k: many", ": train.k is the text 'many', not a number"),
@@ -104,7 +104,8 @@ def test_a_key_deep_inside_is_named_by_its_whole_place():
     value = {**WHOLE["fetch"]["corpus"], "sources": [{"source": "a.csv"}, {"source": "b.csv", "seperator": ";"}]}
     with pytest.raises(BadInput) as refusal:
         params.check(value, Corpus, "params.yaml: fetch.corpus")
-    sentence = "params.yaml: fetch.corpus.sources.1.seperator is not a known key; did you mean separator?"
+    place = "fetch.corpus.sources.1"
+    sentence = f"params.yaml: {place}.seperator is not a known key; did you mean {place}.separator?"
     assert str(refusal.value) == sentence
 
 
