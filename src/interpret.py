@@ -1,5 +1,6 @@
 """Stage interpret@L: what each latent of a layer fires on."""
 
+import sys
 from pathlib import Path
 
 from stages import params, resume
@@ -38,6 +39,11 @@ def main(
     if not knobs.run:
         write_skipped(Path(target), Path(report))
         return
+    if knobs.texts is not None:
+        sys.stderr.write(
+            "interpret: latents are looked at on interpret.texts, not on the text that the SAE was trained on; dead "
+            "latents are those silent there\n"
+        )
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, config = disk.load(Path(sae))

@@ -59,6 +59,12 @@ def main(
             ("evaluate", evaluate),
         )
     }
+    folders = {"interpret": interpret, "cluster": cluster, "merge": merge, "invert": invert, "steer_eval": steer}
+    skipped = [
+        stage
+        for stage, folder in {**folders, "evaluate": evaluate}.items()
+        if not any(read_numbers(Path(folder) / f"{layer}.json") for layer in layers)
+    ]
     histories = {layer: read_history(Path(train) / f"{layer}.csv") for layer in layers}
 
     reports = [read_merged(Path(merge) / f"{layer}.json") for layer in layers]
@@ -90,7 +96,7 @@ def main(
         write_bytes(Path(plots) / f"{name}.png", png)
     worse = {layer.layer: said for layer in results if (said := of_layer(layer.model_dump(), histories[layer.layer]))}
     shown = (worse, known, list(families.values()), causes, merged, searched, evaluated)
-    write_text(Path(page), render(results, card, pictures, targets, text, report, *shown))
+    write_text(Path(page), render(results, card, pictures, targets, text, report, *shown, skipped=skipped))
     write_texts((Path(pages) / name, html) for name, html in site(known, causes))
     for layer in known:
         if (number := layer.meta["layer"]) in families:

@@ -89,11 +89,11 @@ def json_text(value: Any) -> str:
 
 
 def write_skipped(folder: Path, report: Path, why: str | None = None) -> None:
-    """Say in a stage's outputs that it did not run; a reason that params.yaml does not give goes to the screen too."""
+    """Say in a stage's outputs, and on the screen, that it did not run. ``why``: if not because params.yaml says so."""
     for path in (folder / "meta.json", report):
         write_json(path, {"skipped": True} | ({"why": why} if why else {}))
-    if why:
-        sys.stderr.write(f"{report.parent.name}: skipped, {why}\n")
+    stage = report.parent.name
+    sys.stderr.write(f"{stage}: skipped, {why or 'as params.yaml says'}\n")
 
 
 def read_json(path: Path) -> Any:

@@ -402,6 +402,7 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)
     report(monkeypatch)
     page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert "Not run: interpret, cluster, invert, steer_eval, evaluate;" in page
     assert "merged/3/groups.parquet" in page and "3, 9, 21, 30" in page
     assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
     prefix = f"merge.{LAYERS[0]}"

@@ -48,11 +48,13 @@ def render(
     merged: Sequence[Merged] = (),
     searched: Searched | None = None,
     evaluated: Mapping[int, dict[str, Any]] | None = None,
+    skipped: Sequence[str] = (),
 ) -> str:
     """Return the page; ``text`` names the corpus, ``worse`` says by layer which SAEs are worse than the mean or PCA and
     what to try, ``latents`` are the layers that interpret looked at, ``families``
     those that were clustered, ``merged`` those that merge made smaller, ``causes`` is what steering and inversion
-    found, ``searched`` what tune did, ``evaluated`` what evaluate measured, by layer."""
+    found, ``searched`` what tune did, ``evaluated`` what evaluate measured, by layer; ``skipped`` names the stages that
+    ran on no layer."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
     return templates.get_template("page.html.j2").render(
@@ -86,6 +88,7 @@ def render(
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         merged=merged,
+        skipped=skipped,
         merge_metrics=MERGED,
         evaluated=evaluated or {},
         probed=probed,
