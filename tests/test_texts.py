@@ -257,7 +257,8 @@ def test_what_a_sentence_model_does_not_read_is_counted_and_told(tmp_path: Path,
 
     explains = explainer_of_sentences(model)
     assert [explains.read(text).left for text in said[:3]] == [0, 0, 4]
-    model.prompts, model.default_prompt_name = {"query": "find what says: "}, "query"
+    model.prompts = dict[str, str | None](query="find what says: ")
+    model.default_prompt_name = "query"
     assert list(sentences.unread(model, said[:2])) == [0, 3]
     model.max_seq_length = None
     assert list(sentences.unread(model, said)) == [0] * 5 and sentences.most_tokens(model) is None
