@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from fastapi.testclient import TestClient
 from test_extract import FACTS, corpus, extract, knobs
 from uvicorn import Server
 
+from benchmarks import fuzzing
 from stages import npz, sentences
 from stages.door import BadInput
 from stages.extract.documents import sentences as embedded
@@ -514,6 +517,17 @@ def test_bodies_are_bounded_together(explainer: Explainer, monkeypatch: pytest.M
         time.sleep(0.2)
         with connected(port, head + bytes(9000)) as again:
             assert again.recv(4096).startswith((b"HTTP/1.1 400", b"HTTP/1.1 422"))
+
+
+def test_broken_requests_get_no_5xx(explainer: Explainer, capfd: pytest.CaptureFixture[str]) -> None:
+    """400 of those of benchmarks/fuzzing.py, which sends 10,000; in a process whose log shows no traceback."""
+    random = np.random.default_rng(1)
+    with serving(server.make_app(explainer, hosts=frozenset())) as port, ThreadPoolExecutor(8) as pool:
+        raws = [fuzzing.request(random) for _ in range(400)]
+        statuses = Counter(pool.map(lambda raw: fuzzing.sent(raw, port, 1.0), raws))
+        assert health(port) == 200
+    assert not fuzzing.bad(statuses) and {"200", "400", "404", "405", "421", "422"} <= set(statuses), statuses
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
