@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import test_interpret
 import torch
 from conftest import WORDS
 from fastapi.testclient import TestClient
@@ -33,6 +34,8 @@ from stages.extract.documents import sentences as embedded
 from stages.extract.shards import open_activations, open_contexts
 from stages.fetch.read import SPLITS
 from stages.files import write_json
+from stages.interpret.interpret import interpret
+from stages.interpret.read import open_latents
 from stages.machine import CPU
 from stages.sae import disk
 from stages.sae.sae import SAE
@@ -381,6 +384,17 @@ def test_what_else_it_answers(client: TestClient) -> None:
     client.post("/explain", json={"text": "cat"})
     assert 'strata_requests_total{path="/explain",status="200"} 1.0' in client.get("/metrics").text
     assert "access-control-allow-origin" not in client.get("/health", headers={"origin": "http://elsewhere"}).headers
+
+
+def test_a_table_that_was_damaged_since_the_start_is_told(tmp_path: Path, gpt2: Path) -> None:
+    sae, from_ = test_interpret.make_sae(), test_interpret.make_source(tmp_path / "rows", gpt2, *test_interpret.texts())
+    (tmp_path / "work").mkdir()
+    interpret(sae, from_, test_interpret.knobs(), 0, tmp_path / "latents", tmp_path / "work")
+    explainer = Explainer(sae, {"metadata": {}}, latents=open_latents(tmp_path / "latents"))
+    table = tmp_path / "latents" / "statistics.parquet"
+    table.write_bytes(table.read_bytes()[:-9])
+    answer = TestClient(server.make_app(explainer), raise_server_exceptions=False).get("/latents/1")
+    assert answer.status_code == 503 and "statistics.parquet" in answer.json()["detail"]
 
 
 def test_a_model_that_the_sae_is_not_of(project: Path, tmp_path: Path) -> None:

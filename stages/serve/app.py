@@ -261,6 +261,10 @@ def make_app(
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
         return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
 
+    @app.exception_handler(BadInput)
+    async def damaged(request: Request, refusal: BadInput) -> JSONResponse:
+        return problem(503, str(refusal))  # what interpret wrote has been damaged, or written anew, since the start
+
     @app.post("/explain", **guarded)
     async def explain(given: Text) -> Explained:
         return await gate.run(lambda: explained(explainer, explainer.read(given.text), given))
