@@ -262,7 +262,7 @@ def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monk
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"cluster": np.zeros(LATENTS, np.int32)}), folder / "latents.parquet")
     write_json(folder / "selected.json", {"latents": [{"latent": least}]})
-    write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS})
+    write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS, "files": {}})
     (folder / "map.png").write_bytes(b"\x89PNG")
     write_text(folder / "map.html", f"<!doctype html>{PAGES}")
     quality = {"silhouette": 0.04, "davies_bouldin": 2.8, "calinski_harabasz": None, "noise_ratio": 0.25}

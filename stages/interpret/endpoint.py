@@ -59,15 +59,11 @@ class Endpoint:
         return text
 
 
-def find_endpoint(model: str) -> Endpoint:
+def find_endpoint() -> Endpoint:
     """The endpoint of the environment: `OPENAI_BASE_URL`, and `OPENAI_API_KEY` where it wants one.
 
     Raises BadInput, without the key or a password in it, for what cannot be asked.
     """
-    if not model.strip():
-        raise BadInput(
-            "interpret.explain.model names no model of the endpoint; write it after the colon, as endpoint:NAME"
-        )
     base, key = os.environ.get("OPENAI_BASE_URL", "").strip(), os.environ.get("OPENAI_API_KEY", "").strip()
     try:
         address = urlsplit(base)
@@ -97,7 +93,7 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
 
     It raises BadInput where the endpoint refuses, stays away, or sends no chat completion whatever it is asked.
     """
-    endpoint = find_endpoint(model)
+    endpoint = find_endpoint()
 
     def ask(prompt: str, limit: int, stopped: threading.Event) -> str | None:
         request = {

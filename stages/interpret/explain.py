@@ -55,9 +55,8 @@ LONG = 64  # words of a document that are shown where there is no room for all
 
 def check(params: Explain) -> None:
     """Refuse an endpoint that cannot be asked, before the hours of work that come before it is."""
-    kind, _, name = (params.model or "").partition(":")
-    if kind == "endpoint":
-        find_endpoint(name)
+    if (params.model or "").startswith("endpoint:"):
+        find_endpoint()
 
 
 def check_room(window: int, lm: LanguageModel) -> None:
