@@ -192,8 +192,8 @@ def test_nan_in_activations_stops(tmp_path: Path):
 
 
 def test_too_little_disk_or_memory_is_said_before_the_start(tmp_path: Path):
-    with pytest.raises(BadInput, match=r"extract \(3 layers\) needs 12288000.00 GB of disk"):
-        room.check_room(tmp_path, knobs(tokens=2 * 10**12), 3, 1024, 0)
+    with pytest.raises(BadInput, match=r"extract \(3 layers\) needs 6144000.00 GB of disk"):
+        room.check_room(tmp_path, knobs(tokens=10**12), 3, 1024, 0)
     with pytest.raises(BadInput, match=r"needs 1000001.0 GB of memory"):
         room.check_room(tmp_path, knobs(), 3, 1024, 10**15)
 

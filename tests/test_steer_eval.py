@@ -265,7 +265,9 @@ def test_where_nothing_is_promoted_it_does_not_apply(
     source: tuple[SAE, room.Source], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     latents = source[1].latents
-    assert room.applicable(latents) and not room.applicable(replace(latents, folder=tmp_path))
+    files = {name: sha256 for name, sha256 in latents.meta["files"].items() if name != "logits.parquet"}
+    untold = replace(latents, folder=tmp_path, meta={**latents.meta, "files": files})
+    assert room.applicable(latents) and not room.applicable(untold)
     write_skipped(tmp_path / "steered", tmp_path / "steer_eval" / "9.json", "not applicable: no head")
     found = read_json(tmp_path / "steer_eval" / "9.json")
     assert found == read_json(tmp_path / "steered" / "meta.json") == {"skipped": True, "why": "not applicable: no head"}
