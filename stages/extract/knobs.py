@@ -9,7 +9,7 @@ class Extract(Section):
     """Which activations, of how many tokens, and how the model is run. See params.yaml."""
 
     hook: Hook
-    tokens: int = Field(gt=0, le=1000000000000)
+    tokens: int = Field(gt=0, le=10**12)
     context: int = Field(gt=1, le=1048576)
     pack: bool
     batch_size: int = Field(gt=0, le=65536)

@@ -17,7 +17,7 @@ class Merge(Section):
     encoder: Literal["parts", "mean"]
     ridge: float = Field(ge=0)
     curve: Annotated[list[float], EachOnce]
-    ce_tokens: int = Field(ge=0, le=1000000000)
+    ce_tokens: int = Field(ge=0, le=10**9)
 
     def held_bytes(self, latents: int) -> float:
         """Of the sums over pairs of ``latents``, and over pairs of those that are kept, float64."""

@@ -57,7 +57,7 @@ class Train(Section):
     epochs: int = Field(gt=0, le=100000)
     batch_size: int = Field(gt=0, le=16777216)
     micro_batches: int = Field(gt=0)
-    window_rows: int = Field(gt=0, le=10000000000)
+    window_rows: int = Field(gt=0, le=10**10)
     skip_outliers: bool
     lr: float = Field(gt=0)
     beta1: float = Field(ge=0, lt=1)
@@ -68,14 +68,14 @@ class Train(Section):
     decay_from: float = Field(ge=0, le=1)
     clip: float = Field(gt=0)
     auxk: float = Field(ge=0)
-    auxk_latents: int = Field(gt=0, le=100000000)
+    auxk_latents: int = Field(gt=0, le=10**8)
     dead_after: float = Field(gt=0)
     wake: float = Field(ge=0)
     resample_every: int | None = Field(gt=0)
-    log_every: int = Field(gt=0, le=1000000000)
-    validation_rows: int = Field(gt=0, le=1000000000000)
+    log_every: int = Field(gt=0, le=10**9)
+    validation_rows: int = Field(gt=0, le=10**12)
     keep_every: int | None = Field(gt=0)
-    ce_tokens: int = Field(ge=0, le=1000000000)
+    ce_tokens: int = Field(ge=0, le=10**9)
     from_tune: Annotated[list[str], EachOnce]
 
     @model_validator(mode="before")
