@@ -167,6 +167,10 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def check_hash(folder: Path, name: str, noted: Mapping[str, str], stage: str) -> None:
     """The same as :func:`check_hashes` for one file, by what :func:`hashes` gave."""
+    if not isinstance(noted, Mapping):
+        raise BadInput(
+            f"{folder / 'meta.json'}: files has no hashes, so {stage} of today did not write it; {again(stage)}"
+        )
     check_hashes(folder, [{"file": name, "sha256": noted[name]}] if name in noted else [], stage)
 
 

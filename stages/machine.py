@@ -47,7 +47,7 @@ def need_memory(needed: float, device: torch.device, what: str, remedy: str) -> 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had on ``device`` now."""
-    return psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def put(x: Tensor, device: torch.device) -> Tensor:

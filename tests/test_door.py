@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,10 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path):
     (tmp_path / "src").mkdir()
     shutil.copy(ROOT / "src/__init__.py", tmp_path / "src")
     (tmp_path / "src" / "it.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    ended = subprocess.run([sys.executable, "-m", "src.it"], cwd=tmp_path, capture_output=True, text=True)
+    # A shell has what it starts in the background ignore SIGINT, and so would the child.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "src.it"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=listening)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 

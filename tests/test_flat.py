@@ -228,7 +228,7 @@ def test_an_sae_is_held_against_the_mean_and_pca() -> None:
 TOLD: dict[str, tuple[Rows, dict[str, Any], str]] = {
     "crowded": (NOISE, {"latents": 1024}, "than predicting the mean.*1,024 latents on 160 rows .* train.latents=16"),
     "exact PCA": (NOISE, {"k": 8}, "than PCA of 8 components.* so that PCA is exact: try train.k=1"),
-    "few steps": (RANK_ONE, {}, "than PCA.*2 steps are few: try train.batch_size=8 and train.epochs=50"),
+    "few steps": (RANK_ONE, {}, "than PCA.*20 steps are few: try train.batch_size=8 and train.epochs=50"),
     "unlike": (changed(20, -999.0), {}, "training rows are unlike the test rows"),
     "outliers": (FEW_LARGE, {}, "9[0-9]% of the variance is in rows of more than 3 times"),
 }  # fmt: skip

@@ -312,12 +312,12 @@ def test_show_says_that_a_latent_is_dead(
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "words, code, sentence",
     [
-        (["9", "40"], "latent 40 is out of range: layer 9 has latents 0 to 39"),
-        (["9", "-1"], "the latent is '-1', not a whole number"),
-        (["nine", "1"], "the layer is 'nine', not a whole number"),
-        (["12", "1"], "meta.json is missing"),
+        (["9", "40"], 1, "latent 40 is out of range: layer 9 has latents 0 to 39"),
+        (["9", "-1"], 2, "the latent is '-1', not a whole number"),
+        (["nine", "1"], 2, "the layer is 'nine', not a whole number"),
+        (["12", "1"], 1, "meta.json is missing"),
     ],
 )
 def test_show_refuses_in_one_sentence(
@@ -325,12 +325,13 @@ def test_show_refuses_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
+    code: int,
     sentence: str,
 ):
     with pytest.raises(SystemExit) as end:
         show(monkeypatch, *words, str(latents))
     said = capsys.readouterr()
-    assert end.value.code == 1 and said.out == ""
+    assert end.value.code == code and said.out == ""
     assert sentence in said.err and said.err.count("\n") == 1
 
 

@@ -133,7 +133,7 @@ def test_train_takes_only_what_is_searched():
     check_taken(["lr", "k"], knobs())
     with pytest.raises(BadInput, match=r"^params.yaml: train.from_tune names 'auxk', which tune.space does not have; "):
         check_taken(["lr", "auxk"], knobs())
-    with pytest.raises(BadInput, match=r"from_tune names 'kk', which is no knob of train$"):
+    with pytest.raises(BadInput, match=r"from_tune names 'kk', which is no knob of train; did you mean k\?$"):
         params.check({**TRAIN, "from_tune": ["kk"]}, Train, "params.yaml: train")
 
 

@@ -568,9 +568,7 @@ def test_unfinished_work_of_other_vectors_is_not_used(project: Path, monkeypatch
     run("fetch_corpus", "extract")
     rows, contexts = open_activations(Path("data/activations/0")), open_contexts(Path("data/activations/tokens"))
     order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
-    assert torch.equal(
-        rows.read(0, rows.rows), torch.from_numpy(read.vectors(Path("data/corpus"))[order]).to(torch.bfloat16)
-    )
+    assert torch.equal(rows.read(0, rows.rows), torch.from_numpy(read.vectors(Path("data/corpus"))[order]))
 
 
 def test_sentences_are_what_the_model_says_bare(project: Path) -> None:
