@@ -8,7 +8,7 @@ from stages.evaluate import evaluate as room
 from stages.evaluate.knobs import Evaluate
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import read_json, sha256, write_json
+from stages.files import read_json, write_json
 from stages.finished import kept
 from stages.machine import Machine, need_memory, start
 from stages.sae import disk
@@ -27,7 +27,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         return
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     check_origin(rows, contexts, rows.meta["model"])
-    coder, config = disk.load(Path(sae))
+    coder, _ = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
     section, size = params.load("train", dict), auto.size_of(rows.meta)
     best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
@@ -40,7 +40,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     need_memory(held, device, what, "train fewer latents, or set evaluate.stability: 0")
     belongs = {
         "activations": rows.meta,
-        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "sae": disk.fingerprint(Path(sae)),
         "labels": labels,
         "evaluate": knobs.model_dump(),
         "train": recipe.model_dump(),

@@ -7,7 +7,7 @@ from stages import params, resume
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import need_disk, sha256, write_json, write_skipped
+from stages.files import need_disk, write_json, write_skipped
 from stages.finished import kept
 from stages.interpret import explain, vocabulary
 from stages.interpret import interpret as room
@@ -46,7 +46,7 @@ def main(
         )
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
-    coder, config = disk.load(Path(sae))
+    coder, _ = disk.load(Path(sae))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
     room.check(coder, rows)
@@ -56,7 +56,7 @@ def main(
     device = start(machine)
     facts = {
         "activations": rows.meta,
-        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "sae": disk.fingerprint(Path(sae)),
         "interpret": knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],

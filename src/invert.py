@@ -6,7 +6,7 @@ from stages import params, resume
 from stages.cluster.read import selected
 from stages.door import run
 from stages.fetch import read
-from stages.files import sha256, write_json, write_skipped
+from stages.files import write_json, write_skipped
 from stages.finished import kept
 from stages.interpret.read import check_origin, chosen, interpreted, open_latents
 from stages.invert import invert as room
@@ -29,7 +29,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     if why or known is None or known.meta["layer"] not in knobs.layers:
         write_skipped(Path(target), Path(report), why)
         return
-    coder, config = disk.load(Path(sae))
+    coder, _ = disk.load(Path(sae))
     check_origin(known, (coder.latents, coder.width), read.model_facts(model))
     maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")
     seed, machine = params.load("seed", int), params.load("machine", Machine)
@@ -41,7 +41,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
         return
     facts = {
         "latents": known.meta,
-        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "sae": disk.fingerprint(Path(sae)),
         "maxima": sorted(maxima.items()),
         "invert": knobs.model_dump(),
         "seed": seed,

@@ -9,7 +9,7 @@ from stages.cluster.read import clustered, open_clusters
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import sha256, write_json, write_skipped, write_text
+from stages.files import write_json, write_skipped, write_text
 from stages.finished import kept
 from stages.interpret.read import open_latents
 from stages.lm import DTYPES, load
@@ -46,7 +46,7 @@ def main(
     belongs = {
         "activations": rows.meta,
         "contexts": contexts.meta,
-        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "sae": disk.fingerprint(Path(sae)),
         "latents": source.latents.meta,
         "clusters": source.clusters.meta,
         "labels": source.clusters.labels.tolist(),

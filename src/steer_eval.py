@@ -7,7 +7,7 @@ from stages.cluster.read import selected
 from stages.door import run
 from stages.extract.shards import check_origin, open_activations, open_contexts
 from stages.fetch import read
-from stages.files import sha256, write_json, write_skipped
+from stages.files import write_json, write_skipped
 from stages.finished import kept
 from stages.interpret import read as known
 from stages.lm import DTYPES, load, mute
@@ -33,7 +33,7 @@ def main(
         return
     contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
     check_origin(rows, contexts, model)
-    coder, config = disk.load(Path(sae))
+    coder, _ = disk.load(Path(sae))
     found = known.open_latents(Path(latents))
     known.check_origin(found, (coder.latents, coder.width), model)
     if not room.applicable(found):
@@ -52,7 +52,7 @@ def main(
     seed = params.load("seed", int)
     belongs = {
         "activations": rows.meta,
-        "sae": [config, sha256(Path(sae) / disk.WEIGHTS)],
+        "sae": disk.fingerprint(Path(sae)),
         "latents": found.meta,
         "chosen": sorted(chosen.items()),
         "steer_eval": knobs.model_dump(),

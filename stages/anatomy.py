@@ -171,7 +171,7 @@ def examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
     modes = {module: module.training for module in model.modules()}
     model.eval()  # dropout would look like a dependence on later tokens
     try:
-        with torch.no_grad(), _refused(model):
+        with torch.no_grad():
             found = _examined[model] = _examine(model, blocks)
     finally:
         for module, training in modes.items():
@@ -181,6 +181,7 @@ def examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
 
 @contextmanager
 def _refused(model: "PreTrainedModel") -> Iterator[None]:
+    """What a model's own code raises is its refusal to be run as a decoder."""
     try:
         yield
     except FOREIGN as error:
@@ -189,7 +190,9 @@ def _refused(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
-    name, tokens = type(model).__name__, _rows_of_tokens(model)
+    name = type(model).__name__
+    with _refused(model):
+        tokens = _rows_of_tokens(model)
     below = find_trunk(model, blocks)
     watched = [_Block(block) for block in blocks]
     states: list[Tensor] = []
@@ -200,7 +203,8 @@ def _examine(model: "PreTrainedModel", blocks: nn.ModuleList) -> Anatomy:
         if below is not model:
             keep = below.register_forward_hook(lambda _m, _a, output: states.append(last_states(output)))
             stack.callback(keep.remove)
-        output = model(input_ids=tokens, use_cache=False)
+        with _refused(model):
+            output = model(input_ids=tokens, use_cache=False)
 
     shapes = {tuple(seen.copy.shape) for block in watched for seen in (block.before, block.after)}
     width = watched[0].before.copy.shape[-1]
@@ -244,7 +248,8 @@ def last_states(output: Any) -> Tensor:
 
 
 def _check_head(model: "PreTrainedModel", blocks: nn.ModuleList, states: Tensor, logits: Tensor) -> None:
-    ours = logits_of(model, blocks, states.flatten(0, 1))
+    with _refused(model):
+        ours = logits_of(model, blocks, states.flatten(0, 1))
     if ours.shape != logits.flatten(0, 1).shape or not same(ours, logits.flatten(0, 1)):
         raise BadInput(
             f"{type(model).__name__} makes its logits of more than the final states of its blocks, so that Strata "

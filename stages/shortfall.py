@@ -4,7 +4,7 @@ train, in a notebook and on top of the report."""
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor, log2
 from typing import Any
 
 EXACT = 1e-3  # an fvu below this is good, whatever PCA reaches
@@ -127,7 +127,4 @@ def _longer(made: Made) -> str:
 
 def _power_of_two(bound: float) -> int:
     """The largest that is not above ``bound``, at least 2."""
-    power = 2
-    while 2 * power <= bound:
-        power *= 2
-    return power
+    return 2 ** max(1, floor(log2(max(bound, 1))))

@@ -8,7 +8,7 @@ with p the model's own predictions and p′ those under steering.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages import resume
-from stages.lm import LanguageModel, final_states, logits, shared_start
+from stages.lm import final_states, logits, shared_start
 from stages.steer_eval.conditions import Condition, Place
 from stages.steer_eval.texts import Texts
 
@@ -64,25 +64,13 @@ def doses(
     )
     found = [Dose(*both, np.zeros(shape)) for both in zip(promoted, follows, strict=True)]
     for first in range(0, len(texts), batch):
-        part = texts.part(first, first + batch)
-        ids = part.tokens.to(place.lm.device)
-
-        @cache  # a batch whose conditions are all kept needs no pass of the model without steering
-        def before(part: Texts = part, ids: Tensor = ids) -> _Predictions:
-            return _Predictions(place.lm, part, final_states(place.lm, ids))
-
-        def measured(condition: Condition, wanted: Wanted, ids: Tensor = ids) -> dict[str, Tensor]:
-            moved = []
-            for number in run:
-                with condition.applied(place, strengths[number]):
-                    after = final_states(place.lm, ids)
-                moved.append(before().compared(after, wanted))
-            return {"moved": torch.from_numpy(np.stack(moved))}  # (strength, 3, text)
-
+        predictions = _Predictions(place, texts.part(first, first + batch))
         with shared_start(place.lm, place.layer):
             for number, (dose, (condition, wanted)) in enumerate(zip(found, steered, strict=True) if run else ()):
                 path = work / "doses" / f"{first}-{number}.safetensors" if work else None
-                moved = resume.once_tensors(path, partial(measured, condition, wanted))["moved"].numpy()
+                steer = partial(predictions.steered, condition, wanted, [strengths[at] for at in run])
+                moved = resume.once_tensors(path, steer)["moved"].numpy()
+
                 for side, values in enumerate(dose):
                     values[run, first : first + batch] = moved[:, side]
                 done(len(run))
@@ -92,15 +80,28 @@ def doses(
 class _Predictions:
     """What the model says at the scored positions of some texts, and how that differs from it under steering."""
 
-    def __init__(self, lm: LanguageModel, texts: Texts, states: Tensor) -> None:
-        self._lm, self._scored = lm, texts.scored
+    def __init__(self, place: Place, texts: Texts) -> None:
+        self._place, self._tokens, self._scored = place, texts.tokens.to(place.lm.device), texts.scored
         self._text, self._texts = texts.scored.nonzero()[:, 0], len(texts)
-        self._p = [scores.log_softmax(1) for scores in self._logits(states)]
+
+    @cached_property
+    def _p(self) -> list[Tensor]:
+        """Without steering: run when it is first asked for, because what is kept of a batch needs no pass."""
+        return [scores.log_softmax(1) for scores in self._logits(final_states(self._place.lm, self._tokens))]
 
     def _logits(self, states: Tensor) -> Iterator[Tensor]:
         for rows in states[self._scored.to(states.device)].split(HEADED):
-            for scores in logits(self._lm, rows).split(ROWS):
+            for scores in logits(self._place.lm, rows).split(ROWS):
                 yield scores.float()
+
+    def steered(self, condition: Condition, wanted: Wanted, strengths: Sequence[float]) -> dict[str, Tensor]:
+        """``moved``: (strength, 3, text), what each strength of a condition does."""
+        moved = []
+        for strength in strengths:
+            with condition.applied(self._place, strength):
+                after = final_states(self._place.lm, self._tokens)
+            moved.append(self.compared(after, wanted))
+        return {"moved": torch.from_numpy(np.stack(moved))}
 
     def compared(self, states: Tensor, wanted: Wanted) -> Floats:
         """(3, text), as :class:`Dose` orders them."""
