@@ -4,28 +4,24 @@ The key goes to the address in `OPENAI_BASE_URL` and nowhere else: no redirect i
 quote the key, it is struck from what is said and what is kept.
 """
 
+import asyncio
 import json
 import os
 import re
-import socket
 import sys
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
-from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
 from stages.door import BadInput
 from stages.interpret.writers import Replies, Writer
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
 
 BACKOFF = 1.0  # seconds before an endpoint is asked again; doubled each time
 LONGEST_WAIT = 300.0  # seconds that an endpoint may ask to be left alone
@@ -95,7 +91,7 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
     """
     endpoint = find_endpoint()
 
-    def ask(prompt: str, limit: int, stopped: threading.Event) -> str | None:
+    async def ask(client: "AsyncClient", prompt: str, limit: int) -> str | None:
         request = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
@@ -104,25 +100,37 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
         }
         if (known := kept.get(request)) is not None:
             return known[0]
-        content = _content(_post(endpoint, request, patience, stopped), endpoint)
+        content = _content(await _post(client, endpoint, request, patience), endpoint)
         if content is not None:  # else not kept: it may be the endpoint's bad day
             kept.keep(request, [content])
         return content
 
+    async def ask_all(prompts: Sequence[str], limit: int) -> list[str | None]:
+        import httpx2  # a third of a second, which a run without an endpoint does without
+
+        turns = asyncio.Semaphore(patience.parallel)
+
+        async def in_turn(client: "AsyncClient", prompt: str) -> str | None:
+            async with turns:
+                return await ask(client, prompt, limit)
+
+        # Times are ours: httpx's begin anew with each byte. A redirect would take the key along.
+        async with httpx2.AsyncClient(timeout=None, follow_redirects=False) as client:
+            asked = [asyncio.create_task(in_turn(client, prompt)) for prompt in prompts]
+            try:
+                return await asyncio.gather(*asked)
+            finally:  # after a refusal, also those that wait
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+
     def write(prompts: Sequence[str], limit: int) -> list[str]:
-        pool, stopped = ThreadPoolExecutor(patience.parallel), threading.Event()
         try:
-            asked = [pool.submit(ask, prompt, limit, stopped) for prompt in prompts]
-            for answered in wait(asked, return_when=FIRST_EXCEPTION).done:
-                answered.result()  # raises what went wrong, also while others wait
-            contents = [answered.result() for answered in asked]
+            contents = asyncio.run(ask_all(prompts, limit))
         except BadInput as refusal:
             raise BadInput(
                 f"{refusal}; the replies so far are kept, so that running again goes on from there"
             ) from None
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
 
         if contents and all(content is None for content in contents):
             raise BadInput(
@@ -138,22 +146,23 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
 # --- one request ----------------------------------------------------------------------------------------------------
 
 
-def _post(endpoint: Endpoint, body: dict[str, Any], patience: Patience, stopped: threading.Event) -> bytes:
+async def _post(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any], patience: Patience) -> bytes:
     """Send a request and return the body of its reply; ask again, after a pause, if the endpoint is busy, down or slow.
 
-    Its words are never shown with the key in them. ``stopped``: another request was refused, so give up.
+    Its words are never shown with the key in them.
     """
-    headers = {"Content-Type": "application/json"}
-    if endpoint.key:
-        headers["Authorization"] = f"Bearer {endpoint.key}"
-    request = Request(endpoint.url, json.dumps(body).encode(), headers)
-    attempt, why = 0, ""
+    from httpx2 import HTTPError
+
+    why = ""
     for attempt in range(patience.retries + 1):
         asked_to_wait = 0.0
         try:
-            reply = _reply(request, patience.timeout)
-        except (URLError, HTTPException, OSError) as error:
-            why = endpoint.without_key(str(getattr(error, "reason", error)) or type(error).__name__)
+            async with asyncio.timeout(patience.timeout):
+                reply = await _reply(client, endpoint, body)
+        except TimeoutError:
+            why = f"no whole reply within {patience.timeout:g} s"
+        except (HTTPError, OSError) as error:
+            why = endpoint.without_key(str(error) or type(error).__name__)
         else:
             if 200 <= reply.status < 300:
                 return reply.body
@@ -166,115 +175,29 @@ def _post(endpoint: Endpoint, body: dict[str, Any], patience: Patience, stopped:
 
         if asked_to_wait > LONGEST_WAIT:
             raise BadInput(f"{endpoint.url} asks to be left alone for {asked_to_wait:.0f} s ({why})")
-        last = attempt == patience.retries
-        if not last and stopped.wait(max(BACKOFF * 2**attempt, asked_to_wait)):
-            break
-    raise BadInput(f"{endpoint.url} does not answer ({why}), asked {attempt + 1} times")
+        if attempt < patience.retries:
+            await asyncio.sleep(max(BACKOFF * 2**attempt, asked_to_wait))
+    raise BadInput(f"{endpoint.url} does not answer ({why}), asked {patience.retries + 1} times")
 
 
 class _Reply(NamedTuple):
     status: int
-    headers: Message
+    headers: Mapping[str, str]
     body: bytes
 
 
-def _reply(request: Request, timeout: float) -> _Reply:
-    """A reply that is whole ``timeout`` seconds from now; of its body at most a byte more than LONGEST_REPLY.
-
-    urllib's own timeout begins anew with each byte.
-    """
-    with _Deadline(timeout) as deadline:
-        opener = build_opener(_Handler(deadline), _NoRedirects)
-        try:
-            with _opened(opener, request, timeout) as response:
-                reply = _Reply(response.status, response.headers, response.read(LONGEST_REPLY + 1))
-        except (OSError, HTTPException) as error:
-            if deadline.over:
-                raise TimeoutError(f"no whole reply within {timeout:g} s") from error
-            raise
-        if deadline.over:  # one that ends with its connection looks whole
-            raise TimeoutError(f"no whole reply within {timeout:g} s")
-        return reply
-
-
-def _opened(opener: OpenerDirector, request: Request, timeout: float) -> Any:
-    """The response, whatever its status."""
-    try:
-        return opener.open(request, timeout=timeout)  # its scheme was checked
-    except HTTPError as response:
-        return response
-
-
-class _Deadline:
-    """Shuts the watched connections down when ``seconds`` are over, whatever is being read from them."""
-
-    def __init__(self, seconds: float) -> None:
-        self.over = False
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-        self._watched: list[socket.socket] = []
-
-    def __enter__(self) -> "_Deadline":
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._timer.join()
-        for watched in self._watched:
-            watched.close()
-
-    def watch(self, connection: socket.socket) -> None:
-        """Watch a connection by a handle of our own: TLS takes over the one that is given."""
-        self._watched.append(connection.dup())
-        if self.over:
-            self._end()
-
-    def _end(self) -> None:
-        self.over = True
-        for watched in self._watched:
-            with suppress(OSError):  # it has ended by itself
-                watched.shutdown(socket.SHUT_RDWR)
-
-
-class _Connection(HTTPConnection):
-    """A connection that its deadline watches."""
-
-    deadline: _Deadline
-
-    def connect(self) -> None:
-        super().connect()
-        self.deadline.watch(self.sock)
-
-
-class _SecureConnection(HTTPSConnection, _Connection):
-    """The same over TLS: HTTPSConnection connects as what comes after it does, and then shakes hands."""
-
-
-class _Handler(HTTPHandler, HTTPSHandler):
-    """Opens addresses of both kinds, under a deadline."""
-
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._deadline = deadline
-
-    def http_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(partial(self._connection, _Connection), req)  # pyright: ignore[reportArgumentType]
-
-    def https_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(partial(self._connection, _SecureConnection), req)  # pyright: ignore[reportArgumentType]
-
-    def _connection(self, kind: type[_Connection], *words: Any, **options: Any) -> _Connection:
-        connection = kind(*words, **options)
-        connection.deadline = self._deadline
-        return connection
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """Leaves a redirect to us as an error: followed, it takes the key along and turns POST into GET."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+async def _reply(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any]) -> _Reply:
+    """A whole reply, or the beginning of one whose body is longer than LONGEST_REPLY."""
+    headers = {"Accept-Encoding": "identity"}  # a packed body has no bound
+    if endpoint.key:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
+    async with client.stream("POST", endpoint.url, json=body, headers=headers) as response:
+        content = b""
+        async for part in response.aiter_raw():
+            content += part
+            if len(content) > LONGEST_REPLY:
+                break
+        return _Reply(response.status_code, response.headers, content)
 
 
 def _redirected(endpoint: Endpoint, reply: _Reply) -> str:
@@ -285,7 +208,7 @@ def _redirected(endpoint: Endpoint, reply: _Reply) -> str:
     )
 
 
-def _retry_after(headers: Message) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that an answer asks to wait, given as such or as a date; 0 if it asks for nothing we understand."""
     asked = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", asked):
