@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.peer import Peer, Refused, started
 from benchmarks.pieces import say
 from benchmarks.training import machine
-from stages import params, quality, training
+from stages import auto, params, quality, training
 from stages.door import BadInput, run
 from stages.extract.shards import Activations, open_activations
 from stages.machine import Machine, start
@@ -66,7 +66,8 @@ class Bench:
         """params.yaml's knobs, but for the size and the learning rate; the last checkpoint, like SAELens's."""
         change = {"rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr}
         epochs = job.tokens // epoch_tokens(self.activations)
-        knobs = training.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer)
+        size = auto.size_of(self.activations.meta)
+        knobs = training.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer, size)
         return training.train(self.activations, knobs, self.targets, job.seed)[0].saes["final"]
 
     def _theirs(self, job: Job) -> SAE:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import params, training
+from stages import auto, params, training
 from stages.door import run
 from stages.evaluate import pooled, probing
 from stages.evaluate.core import core
@@ -53,7 +53,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
                 order = probing.strongest(columns[of.train], of.y_train, max(KS))
                 found = {str(k): probing.accuracy(columns[:, order[:k]], of) for k in KS}
                 tasks.append({"split": name, "what": what, "strongest": order.tolist(), "accuracy": found})
-    knobs = training.knobs_of(params.load("train", dict), {}, {}, rows.layer)
+    knobs = training.knobs_of(params.load("train", dict), {}, {}, rows.layer, auto.size_of(rows.meta))
     small = meta_sae(coder.decoder, knobs, 0, META_STEPS)
     disk.save(folder / "meta", small, config["metadata"])
     test = tensors["test"]

@@ -107,6 +107,8 @@ def measure(
     choice, trials = None, []
     if peer:
         sides["peer"], choice, trials = fastest(peer, setting, steps, compiled)
+
+    # Pieces are timed in turns, so that a change of the machine's speed meets both sides.
     present = {name: advance for name, advance in sides.items() if advance}
     present["ours"](WARM_UP)
     count = {name: steps or pace(advance, PIECE) for name, advance in present.items()}
@@ -114,6 +116,7 @@ def measure(
     for _ in range(rounds):
         for name, advance in present.items():
             pieces[name].append(advance(count[name]))
+
     speeds = {name: [count[name] * BATCH / timed.seconds for timed in found] for name, found in pieces.items()}
     row: dict[str, Any] = {
         "rule": setting.rule,
@@ -125,6 +128,7 @@ def measure(
     if len(present) == 2:
         ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds["peer"], strict=True)]
         row |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
     for name in ("ours", "peer"):
         found, there = speeds.get(name), name in present
         l0 = statistics.fmean(timed.l0 for timed in pieces[name]) if there else None
@@ -137,6 +141,7 @@ def measure(
         }
         if l0 is not None and abs(l0 / setting.l0 - 1) > 0.1:
             say(f"  the l0 of {name} is {l0:.1f}, not {setting.l0}")
+
     row |= {"peer_setting": choice, "peer_trials": trials}
     say(json.dumps({name: value for name, value in row.items() if name != "peer_trials"}))
     return row

@@ -25,19 +25,23 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     if not knobs.run:
         write_json(Path(report), {"skipped": True})
         return
+
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     check_origin(rows, contexts, rows.meta["model"])
     coder, _ = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
+
     section, size = params.load("train", dict), auto.size_of(rows.meta)
     best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
     recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer, size)
     targets = settled(params.load("targets", dict), size.kind, recipe.k)
     source = room.Source(rows, contexts, labels, recipe, targets)
+
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
     held, what = knobs.held_bytes(coder.latents), f"evaluate.stability, of {coder.latents:,} latents,"
     need_memory(held, device, what, "train fewer latents, or set evaluate.stability: 0")
+
     belongs = {
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),

@@ -36,6 +36,7 @@ def main(
     knobs = params.load("interpret", Interpret)
     if knobs.texts is not None:
         activations, tokens, corpus = other_activations, other_tokens, other_corpus
+
     if not knobs.run:
         write_skipped(Path(target), Path(report))
         return
@@ -44,15 +45,19 @@ def main(
             "interpret: latents are looked at on interpret.texts, not on the text that the SAE was trained on; dead "
             "latents are those silent there\n"
         )
+
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, _ = disk.load(Path(sae))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
     room.check(coder, rows)
+
+    # What would fail after the long pass is refused before it.
     if rows.layer in knobs.explain.layers:
         explain.check(knobs.explain)
     need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
+
     device = start(machine)
     facts = {
         "activations": rows.meta,
@@ -61,6 +66,7 @@ def main(
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
+
     with resume.scratch(f"interpret-{rows.layer}", facts) as work:
         if read.speechless(model):
             words = vocabulary.of_documents(read.Texts(Path(corpus)))

@@ -29,6 +29,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     if why or known is None or known.meta["layer"] not in knobs.layers:
         write_skipped(Path(target), Path(report), why)
         return
+
     coder, _ = disk.load(Path(sae))
     check_origin(known, (coder.latents, coder.width), read.model_facts(model))
     maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")
@@ -39,6 +40,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     if why := mute(loaded):
         write_skipped(Path(target), Path(report), why)
         return
+
     facts = {
         "latents": known.meta,
         "sae": disk.fingerprint(Path(sae)),

@@ -32,17 +32,20 @@ def main(
         write_skipped(Path(target), Path(report))
         write_text(Path(curve), room.curve_csv([]))
         return
+
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     facts = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(facts))
     source = room.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
     coder, config = disk.load(Path(sae))
     room.check(coder, source)
+
     machine = params.load("machine", Machine)
     device = start(machine)
     held, what = knobs.held_bytes(coder.latents), f"merge, of {coder.latents:,} latents,"
     need_memory(held, CPU, what, "train fewer latents, or set merge.run: false")
     model, options = read.lm_path(Path(lm))
+
     belongs = {
         "activations": rows.meta,
         "contexts": contexts.meta,

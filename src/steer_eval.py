@@ -31,23 +31,28 @@ def main(
     if why or not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
         write_skipped(Path(target), Path(report), why)
         return
+
     contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
     check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))
     found = known.open_latents(Path(latents))
     known.check_origin(found, (coder.latents, coder.width), model)
+
     if not room.applicable(found):
         why = "interpret.logits is 0, or interpret cannot read this model's last steps"
         write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {why}")
         return
+
     chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
     machine = params.load("machine", Machine)
     device = start(machine)
     name, options = read.lm_path(Path(lm))
     loaded = load(name, DTYPES[rows.meta["forward"]], device, **options)
+
     if why := mute(loaded):
         write_skipped(Path(target), Path(report), why)
         return
+
     source = room.Source(rows, contexts, found, chosen, loaded)
     seed = params.load("seed", int)
     belongs = {

@@ -31,11 +31,7 @@ from stages.targets import Targets, penalty
 
 
 def knobs_of(
-    train: dict[str, Any],
-    tuned: dict[str, Any],
-    override: dict[str, Any],
-    layer: int,
-    size: auto.Size = auto.MANY_TOKENS,
+    train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: auto.Size
 ) -> Train:
     """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer; then
     what auto is for rows of ``size``."""

@@ -11,6 +11,7 @@ from test_extract import extract
 from test_extract import knobs as extract_knobs
 
 from stages import controls, params, splice, training
+from stages.auto import Size
 from stages.batches import CHUNK, Shuffled
 from stages.door import BadInput
 from stages.extract.shards import Activations, check_origin, open_activations, open_contexts
@@ -30,11 +31,12 @@ from stages.train import train as room
 WIDTH, ATOMS = 32, 64
 MEASURED = {"mse", "fvu", "fvu_inlier", "l0", "cosine", "dead", *splice.METRICS}
 TARGETS = check({"enforce": False, "l0": {"min": 2, "max": 8}, "dead": {"max": 0.1}}, Targets, "targets")
+SIZE = Size("language", 128_000, 640)
 
 
 def knobs(**changes: Any) -> Train:
     small = {"latents": ATOMS, "k": 4, "epochs": 4, "batch_size": 256, "window_rows": 4096, "bandwidth": 0.3}
-    return training.knobs_of(params.read()["train"], {}, {**small, **changes}, 0)
+    return training.knobs_of(params.read()["train"], {}, {**small, **changes}, 0, SIZE)
 
 
 def stored(x: torch.Tensor, splits: dict[str, list[int]]) -> Activations:
@@ -248,11 +250,11 @@ def test_kept_epochs_history_and_best(planted: Activations):
 
 def test_knobs_of_one_layer():
     section = params.read()["train"]
-    assert training.knobs_of(section, {}, {"k": 7}, 9).k == 7
+    assert training.knobs_of(section, {}, {"k": 7}, 9, SIZE).k == 7
     with pytest.raises(BadInput, match="k is 5000, more than the 4096 latents"):
-        training.knobs_of(section, {}, {"k": 5000}, 9)
+        training.knobs_of(section, {}, {"k": 5000}, 9, SIZE)
     with pytest.raises(BadInput, match=r"train with by_layer.9.kk is not a known key"):
-        training.knobs_of(section, {}, {"kk": 7}, 9)
+        training.knobs_of(section, {}, {"kk": 7}, 9, SIZE)
 
 
 def test_too_few_rows_for_a_batch(planted: Activations):

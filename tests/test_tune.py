@@ -314,7 +314,7 @@ def test_by_layer_wins_over_tune_and_tune_over_train():
     found = knobs_of(TRAIN, tuned, {"lr": 0.03}, 9, SIZE)
     assert (found.lr, found.auxk, found.beta1) == (0.03, 0.1, TRAIN["beta1"])
     with pytest.raises(BadInput, match=r"^params.yaml: train with tune's latents and by_layer.9: k is 9, more than"):
-        knobs_of(TRAIN, {"latents": 8}, {"k": 9}, 9)
+        knobs_of(TRAIN, {"latents": 8}, {"k": 9}, 9, SIZE)
     with pytest.raises(BadInput, match=r"^params.yaml: train with tune's latents: k is 80, more than the 8 latents"):
         knobs_of({**TRAIN, "k": 80}, {"latents": 8}, {}, 9, SIZE)
 

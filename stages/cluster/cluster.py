@@ -104,15 +104,20 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     grouped = methods.group(distance, n, knobs, seed)
     labels = grouped.labels
     clusters = int(labels.max()) + 1
+
+    # How well the clusters hold together. The sums are as large as the distances, so they go as soon as they can.
     sums = condensed.summed(distance, labels, clusters)
     each = quality.silhouettes(sums, labels)
     medoids = quality.medoids(sums, labels) if clusters else np.empty(0, np.int64)
     measured = quality.indices(sums, labels)
     del sums
+
+    # The same with other seeds, and which latents are near on the map: the last that needs all distances.
     reseeds = range(seed + 1, seed + 1 + knobs.stability.reseeds) if knobs.method == "kmeans" else ()
     reseeded = [methods.group(distance, n, knobs, other).labels for other in reseeds]
     near = condensed.nearest(distance, n, min(n, knobs.map.neighbours)) if knobs.map.of == "families" else None
     del distance
+
     trust = stability(
         labels,
         lambda times: methods.group(compared(source, knobs, times), n, knobs, seed).labels,
@@ -121,6 +126,8 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
         knobs.stability,
         seed,
     )
+
+    # The tables: families with their scores, and the latents that later stages work on.
     each = np.full(n, np.nan) if each is None else each
     if grouped.tree is not None:
         files.write_array(folder / "tree.npy", grouped.tree)
@@ -132,11 +139,15 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     _profiles(source, knobs, families["profiles"], folder)
     columns = {name: families[name] for name in export.CLUSTERS.names}
     parquet.write(folder / "clusters.parquet", columns, export.CLUSTERS)
+
+    # The pictures.
     places = maps.layout(unit(source.decoder[source.living].astype(np.float32)), near, knobs.map, seed)
     _map(source, labels, places, families, [entry["latent"] for entry in chosen], folder)
     _latents(source, labels, medoids, each, places, folder)
     _documents(source, knobs, seed, folder)
     _heatmaps(source, knobs, families, folder)
+
+    # meta.json comes last: with it the folder is complete.
     size = families["size"]
     counts = {
         "latents": len(source.dead),
@@ -157,6 +168,7 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
         "files": files.hashes(folder),
     }
     files.write_json(folder / "meta.json", meta)
+
     shown = [
         {name: np.asarray(families[name])[c].item() for name in ("cluster", "size", "medoid", "name", "composite")}
         for c in np.argsort(-families["composite"], kind="stable")[:COLOURED].tolist()

@@ -62,10 +62,13 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     counts: Counter[str] = Counter()
     vectors = Vectors(params.max_bad_rows)
     spool = folder / "spool.arrow"
+
+    # One pass over the sources, in turns. What is kept waits in a file until its number is known.
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(sources.documents(source))) for source in chosen]
         documents = tqdm(_turns(streams), desc="documents", unit=" documents", disable=None)
         labels, names = _spool(_filtered(documents, params, kind, counts, vectors), spool)
+
     random = np.random.default_rng(seed)
     order = random.permutation(len(labels))
     if params.balance is not None:
@@ -78,10 +81,12 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
         raise BadInput(
             f"the corpus is empty: {counts['read']} documents were read{'; ' if reasons else ''}{reasons}{bad}"
         )
+
     splits = _splits(labels[order] if params.stratify else np.zeros(len(order), np.int64), params)
     chars = _write(spool, order, splits, folder, vectors.width)
     spool.unlink()
     _vectors(spool).unlink()
+
     meta = {
         "documents": len(order),
         "splits": {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)},
@@ -93,10 +98,12 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
         "sources": [sources.facts(source) for source in chosen],
         "sha256": sha256(folder / "corpus.parquet"),
     }
+
     if vectors.width:
         meta["vectors_sha256"] = sha256(folder / VECTORS)
         if vectors.rows:
             sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.rows[:10])}\n")
+
     if near := counts["near_duplicate"]:
         sys.stderr.write(
             f"fetch: {near} of {counts['read']} documents are left out, each nearly the same as an earlier one; "

@@ -77,6 +77,7 @@ def fit(
     first = launch.rank() == 0
     begun = launch.told("begun" if work and resume.whole(work / STATE) else "")
     fitted = load(work, trainer) if work and begun else Fitted()
+
     rows = batches(trainer.done)
     saved = time.monotonic()
     with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None if first else True) as bar:
@@ -84,6 +85,7 @@ def fit(
             step = trainer.advance(next(rows))
             if not first:
                 continue
+
             number = trainer.done
             epoch_ends = number % epoch_steps == 0
             if (number - 1) % knobs.log_every == 0 or epoch_ends:
@@ -95,6 +97,8 @@ def fit(
                     "l0": step.active,
                     "dead": step.dead / knobs.latents,
                 }
+
+                # An epoch's SAE may be the best one.
                 if epoch_ends:
                     sae, asleep, epoch = trainer.folded(), trainer.asleep(), number // epoch_steps
                     judged = judge(sae, asleep)
@@ -106,9 +110,11 @@ def fit(
                     }
                     kept = bool(knobs.keep_every) and epoch % (knobs.keep_every or 1) == 0 and number < steps
                     fitted.keep(sae, judged.score, number, epoch, kept)
+
                 fitted.history.append({"step": number, "tokens": trainer.tokens, **values})
                 watch(number, values)
                 bar.set_postfix(fvu=f"{step.fvu:.4f}", l0=f"{step.active:.1f}", refresh=False)
+
             if work and (time.monotonic() - saved >= save_every or number == steps):
                 save(work, trainer, fitted)
                 saved = time.monotonic()

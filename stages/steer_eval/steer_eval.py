@@ -66,6 +66,8 @@ def steer_eval(
     count = len(knobs.texts) + knobs.generate.prompts
     sizes = knobs.prompts, knobs.tokens, knobs.scored, knobs.generate.tokens if count else 0
     prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, *sizes)
+
+    # Each latent's own direction, the baselines beside it, and the tokens that tell whether it had an effect.
     table = source.latents.table("statistics", ["dead"])
     assert table is not None
     living = np.flatnonzero(~table["dead"].to_numpy())
@@ -74,9 +76,11 @@ def steer_eval(
         for j, largest in source.chosen.items()
     }
     wanted = {j: _wanted(source.latents, j, knobs) for j in source.chosen}
+
     found = _doses(place, prompts, steered, wanted, knobs, work)
     written = _written(place, prompts, source.chosen, steered, knobs, work)
     _write(folder, steered, found, written, knobs.strengths)
+
     results = [
         {
             "latent": j,
@@ -87,6 +91,8 @@ def steer_eval(
         }
         for j, largest in source.chosen.items()
     ]
+
+    # meta.json comes last: with it the folder is complete.
     names = sorted(path.name for path in folder.iterdir() if path.name != "meta.json")
     facts = {"layer": place.layer, "hook": place.hook, "seed": seed, "steer_eval": knobs.model_dump()}
     files.write_json(folder / "meta.json", {**facts, "latents": list(source.chosen), "files": names})
