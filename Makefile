@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := true
 export GOMP_SPINCOUNT ?= 3000
 
 # What numba compiles of UMAP takes 18 s, once, and is kept in the environment: not in the first stage that draws a map.
-COMPILE := import numpy; from stages.cluster import knobs, maps; maps.layout(numpy.eye(40, dtype="f4"), None, \
+COMPILE := import numpy; from strata.families import knobs, maps; maps.layout(numpy.eye(40, dtype="f4"), None, \
 	knobs.Map(of="families", method="umap", neighbours=5, spread=0.1), 0)
 
 LAYER ?= 9

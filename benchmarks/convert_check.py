@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.saelens_oracle import TOLERANCE, compared
-from stages.door import BadInput, run
+from strata.run.door import BadInput, run
 
 
 def sparsify(folder: str, x: Tensor) -> tuple[list[Tensor], Tensor | None]:

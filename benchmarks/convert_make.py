@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages.door import BadInput, run
-from stages.files import write_tensors
+from strata.run.door import BadInput, run
+from strata.run.files import write_tensors
 
 LATENTS, K = 1024, 32
 Made = Iterator[tuple[Path, Callable[[Tensor], tuple[Tensor, Tensor]]]]

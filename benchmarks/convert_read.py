@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.saelens_oracle import compared
-from stages.convert.read import read
-from stages.convert.say import line
-from stages.door import BadInput, run
+from strata.formats.read import read
+from strata.formats.say import line
+from strata.run.door import BadInput, run
 
 
 @torch.inference_mode()

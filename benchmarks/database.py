@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.extraction import watched
 from benchmarks.training import machine
-from stages import params
-from stages.door import run
-from stages.fetch import corpus
+from strata.corpus import corpus
+from strata.run import params
+from strata.run.door import run
 
 WIDTH, BLOCK = 384, 10_000
 

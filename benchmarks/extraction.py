@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import params
-from stages.door import BadInput, run
-from stages.extract import extract as room
-from stages.extract.shards import Contexts
-from stages.fetch import read
-from stages.fetch.read import SPLITS
-from stages.lm import DTYPES, LanguageModel, check_layers, forward_until, load
-from stages.machine import Machine, start
+from strata.corpus import read
+from strata.corpus.read import SPLITS
+from strata.device.machine import Machine, start
+from strata.extraction import extract as room
+from strata.lm.model import DTYPES, LanguageModel, check_layers, forward_until, load
+from strata.rows.shards import Contexts
+from strata.run import params
+from strata.run.door import BadInput, run
 
 BATCHES = 2  # forward passes in a piece
 STATUS = Path("/proc/self/status")

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 
-from stages.door import run
+from strata.run.door import run
 
 PORT = 8766
 METHODS = ["GET", "POST", "POST", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "get", "", "PRI", "X" * 300]

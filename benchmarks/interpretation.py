@@ -16,9 +16,13 @@ import numpy as np
 import torch
 
 from benchmarks.extraction import watched
-from stages import params
-from stages.door import run
-from stages.extract.shards import (
+from strata.corpus import read
+from strata.device.machine import Machine, start
+from strata.interpretation import interpret as room
+from strata.interpretation.knobs import Interpret
+from strata.interpretation.vocabulary import of_tokens
+from strata.lm.model import DTYPES, load
+from strata.rows.shards import (
     DTYPE,
     Activations,
     Contexts,
@@ -29,14 +33,10 @@ from stages.extract.shards import (
     shard_name,
     writing,
 )
-from stages.fetch import read
-from stages.files import need_disk, write_tensors
-from stages.interpret import interpret as room
-from stages.interpret.knobs import Interpret
-from stages.interpret.vocabulary import of_tokens
-from stages.lm import DTYPES, load
-from stages.machine import Machine, start
-from stages.sae import disk
+from strata.run import params
+from strata.run.door import run
+from strata.run.files import need_disk, write_tensors
+from strata.sae import disk
 
 
 def contexts_of(stored: Contexts, documents: int, rows: int, folder: Path) -> Contexts:

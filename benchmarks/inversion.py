@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from stages import params
-from stages.door import run
-from stages.fetch import read
-from stages.interpret.read import Latents, chosen, open_latents
-from stages.invert import invert as room
-from stages.invert.knobs import Invert
-from stages.lm import DTYPES, load
-from stages.machine import Machine, start
-from stages.sae import disk
+from strata.corpus import read
+from strata.device.machine import Machine, start
+from strata.interpretation.read import Latents, chosen, open_latents
+from strata.inversion import invert as room
+from strata.inversion.knobs import Invert
+from strata.lm.model import DTYPES, load
+from strata.run import params
+from strata.run.door import run
+from strata.sae import disk
 
 
 def sample(latents: Latents, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.saelens_training import GROUPS, LEARNING_RATE, answers, cut_of, serve, shuffled
-from stages.door import BadInput, run
+from strata.run.door import BadInput, run
 
 STEPS = 10**9  # of a training that does not come to its end
 ALWAYS = {"steps": STEPS, "layer": 0, "lm_name": "", "device": "cpu", "lr": LEARNING_RATE}

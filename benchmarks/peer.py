@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
-from stages.door import BadInput
-from stages.files import write_tensors
+from strata.run.door import BadInput
+from strata.run.files import write_tensors
 
 TOOLS = {
     "saelens": "benchmarks.saelens_training",
@@ -26,7 +26,10 @@ TOOLS = {
 TRIAL = 1.0  # seconds that a piece should take while an option is tried
 TURNS = 3  # pieces of a trial; the fastest counts, which was disturbed least
 ROOT = Path(__file__).parents[1]
-MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # what `stages/machine.py` gives ours
+MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}  # what `strata/device/machine.py` gives ours
 
 
 class Refused(Exception):

@@ -1,11 +1,11 @@
 """What training makes of equally many tokens, beside SAELens: held-out error and dead latents, by rule, lr and seed.
 
 SAELens trains in another process, by its own `fit`, on the rows that ours trains on, on the same scale; both results
-are measured here, by `stages/quality.py`. SAELens gets four things beyond its defaults, each to its advantage: lr falls
-to 0 over the last fifth of the steps, as in its tutorials; a latent counts as dead after as many tokens as with ours
-(its default, 1000 steps, is longer than such a run, so that its AuxK would never act); jumprelu starts at the wanted
-l0 (its own start is at hundreds); batchtopk and matryoshka get the threshold with k active latents a row on validation
-rows, like ours. Nothing is timed.
+are measured here, by `strata/measure/quality.py`. SAELens gets four things beyond its defaults, each to its advantage:
+lr falls to 0 over the last fifth of the steps, as in its tutorials; a latent counts as dead after as many tokens as
+with ours (its default, 1000 steps, is longer than such a run, so that its AuxK would never act); jumprelu starts at the
+wanted l0 (its own start is at hundreds); batchtopk and matryoshka get the threshold with k active latents a row on
+validation rows, like ours. Nothing is timed.
 """
 
 import argparse
@@ -22,13 +22,16 @@ from torch import Tensor
 from benchmarks.peer import Peer, Refused, started
 from benchmarks.pieces import say
 from benchmarks.training import machine
-from stages import auto, params, quality, training
-from stages.door import BadInput, run
-from stages.extract.shards import Activations, open_activations
-from stages.machine import Machine, start
-from stages.sae.knobs import BY_BATCH
-from stages.sae.sae import SAE
-from stages.targets import Targets
+from strata import auto
+from strata.device.machine import Machine, start
+from strata.measure import quality
+from strata.rows.shards import Activations, open_activations
+from strata.run import params
+from strata.run.door import BadInput, run
+from strata.sae.knobs import BY_BATCH
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.verdict.targets import Targets
 
 BATCH, LATENTS, K = 2048, 4096, 64
 RULES = ("topk", "batchtopk", "jumprelu", "matryoshka")

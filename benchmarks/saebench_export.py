@@ -6,18 +6,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import auto, params, training
-from stages.door import run
-from stages.evaluate import pooled, probing
-from stages.evaluate.core import core
-from stages.evaluate.meta import explained, meta_sae
-from stages.evaluate.redundancy import nearest
-from stages.extract.shards import open_activations, open_contexts
-from stages.fetch import read
-from stages.files import write_json, write_tensors
-from stages.machine import CPU
-from stages.quality import reconstruction
-from stages.sae import disk
+from strata import auto
+from strata.corpus import read
+from strata.device.machine import CPU
+from strata.evaluation import pooled, probing
+from strata.evaluation.core import core
+from strata.evaluation.meta import explained, meta_sae
+from strata.evaluation.redundancy import nearest
+from strata.measure.quality import reconstruction
+from strata.rows.shards import open_activations, open_contexts
+from strata.run import params
+from strata.run.door import run
+from strata.run.files import write_json, write_tensors
+from strata.sae import disk
+from strata.sae.training import training
 
 TOKENS, KS, SEEDS, META_STEPS = 64, (1, 2, 5), range(5), 200
 

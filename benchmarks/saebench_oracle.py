@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stages.door import BadInput, run
+from strata.run.door import BadInput, run
 
 TOLERANCE = 0.01
 OTHERWISE = "ours", "SAEBench, columns as they are", "sae-probes, C by cross-validation"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from stages.door import BadInput, run
-from stages.extract.shards import open_activations
-from stages.files import write_tensors
-from stages.sae import disk
+from strata.rows.shards import open_activations
+from strata.run.door import BadInput, run
+from strata.run.files import write_tensors
+from strata.sae import disk
 
 ROWS = 2048
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.door import BadInput, run
+from strata.run.door import BadInput, run
 
 TOLERANCE = 1e-4
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.door import BadInput, run
+from strata.run.door import BadInput, run
 
 Answer = Callable[[dict[str, Any]], None]
 LEARNING_RATE = 1e-6  # small, so that l0 stays what it was set to; the arithmetic of a step does not depend on it

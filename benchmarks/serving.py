@@ -19,10 +19,10 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from apps.serve.explainer import open_explainer
 from benchmarks.training import machine
-from stages.door import run
-from stages.machine import Machine, start
-from stages.serve.explainer import open_explainer
+from strata.device.machine import Machine, start
+from strata.run.door import run
 
 TEXT = "The treaty was signed in Paris in the spring of 1763, and the war between the two kingdoms was over. " * 4
 PORT = 8765

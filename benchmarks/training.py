@@ -20,18 +20,18 @@ import torch
 from benchmarks.peer import TOOLS, Peer, fastest, started
 from benchmarks.pieces import BATCH, WARM_UP, Advance, Setting, Timed, pace, say
 from benchmarks.saelens_training import ARCHITECTURES, DEAD_AFTER, GROUPS, LEARNING_RATE, cut_of
-from stages import params
-from stages.batches import Shuffled
-from stages.door import BadInput, run
-from stages.extract.shards import Activations, open_activations
-from stages.machine import Machine, keep_memory, start
-from stages.sae.autoencoder import Autoencoder
-from stages.sae.knobs import Train
-from stages.sae.preactivations import product_dtype
-from stages.sae.rules.jumprelu import JumpReLU
-from stages.sae.rules.named import make_rule
-from stages.sae.trainer import Trainer
-from stages.training import scale_of
+from strata.device.machine import Machine, keep_memory, start
+from strata.rows.batches import Shuffled
+from strata.rows.shards import Activations, open_activations
+from strata.run import params
+from strata.run.door import BadInput, run
+from strata.sae.engine.preactivations import product_dtype
+from strata.sae.knobs import Train
+from strata.sae.rules.jumprelu import JumpReLU
+from strata.sae.rules.named import make_rule
+from strata.sae.training.autoencoder import Autoencoder
+from strata.sae.training.trainer import Trainer
+from strata.sae.training.training import scale_of
 
 ROWS = 65536  # training rows that both sides shuffle
 L0 = 32  # active latents a token

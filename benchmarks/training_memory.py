@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from benchmarks.extraction import watched
-from stages import params
-from stages.batches import Shuffled
-from stages.door import run
-from stages.extract.shards import DTYPE, Activations, identity, mapped, shard_name, writing
-from stages.files import need_disk
-from stages.machine import Machine, keep_memory, start
-from stages.sae.autoencoder import Autoencoder
-from stages.sae.fit import Judgement, fit
-from stages.sae.knobs import Train
-from stages.sae.rules.named import make_rule
-from stages.sae.trainer import Trainer
-from stages.training import scale_of
+from strata.device.machine import Machine, keep_memory, start
+from strata.rows.batches import Shuffled
+from strata.rows.shards import DTYPE, Activations, identity, mapped, shard_name, writing
+from strata.run import params
+from strata.run.door import run
+from strata.run.files import need_disk
+from strata.sae.knobs import Train
+from strata.sae.rules.named import make_rule
+from strata.sae.training.autoencoder import Autoencoder
+from strata.sae.training.fit import Judgement, fit
+from strata.sae.training.trainer import Trainer
+from strata.sae.training.training import scale_of
 
 SHARD = 65536  # rows
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pieces import say
-from stages import params
-from stages.door import run
-from stages.extract.shards import Activations, open_activations
-from stages.machine import Machine, keep_memory, start
-from stages.targets import Targets
-from stages.tune.knobs import Tune
-from stages.tune.trial import attempt, sliced
-from stages.tune.tune import best_of, search
+from strata.device.machine import Machine, keep_memory, start
+from strata.rows.shards import Activations, open_activations
+from strata.run import params
+from strata.run.door import run
+from strata.tuning.knobs import Tune
+from strata.tuning.trial import attempt, sliced
+from strata.tuning.tune import best_of, search
+from strata.verdict.targets import Targets
 
 SPACE = {
     "lr": {"min": 1.0e-4, "max": 1.0e-1, "log": True},

@@ -17,7 +17,7 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 # `python -m src.x` is about to import. What it imports stays, and looking through it for cycles again and again takes a
-# fifth of a stage's start; stages/door.py ends that.
+# fifth of a stage's start; strata/run/door.py ends that.
 if sys.argv[0] == "-m":
     gc.disable()
     sys.excepthook = _told

@@ -3,13 +3,14 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.convert import card, hub
-from stages.convert.read import read
-from stages.convert.say import line
-from stages.convert.write import check_format, check_new, write
-from stages.door import run
-from stages.files import read_json, write_text
-from stages.sae import disk
+from apps.convert import card
+from strata.formats import hub
+from strata.formats.read import read
+from strata.formats.say import line
+from strata.formats.write import check_format, check_new, write
+from strata.run.door import run
+from strata.run.files import read_json, write_text
+from strata.sae import disk
 
 
 def main(source: str, target: str, form: str = "strata", ending: str = "") -> None:

@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from stages.dashboard.artifacts import Project
-from stages.door import run, whole_number
+from apps.dashboard.artifacts import Project
+from strata.run.door import run, whole_number
 
-APP = Path(__file__).resolve().parents[1] / "stages" / "dashboard" / "app.py"
+APP = Path(__file__).resolve().parents[1] / "apps" / "dashboard" / "app.py"
 
 
 def main(data: str = "data", reports: str = "reports", port: str = "8501") -> None:

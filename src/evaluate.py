@@ -1,60 +1,8 @@
-"""Stage evaluate@L: what peers measure of an SAE, beside chance and beside the activations themselves."""
+"""The command line of stage evaluate."""
 
-from pathlib import Path
-
-from stages import auto, params, resume, training
-from stages.door import run
-from stages.evaluate import evaluate as room
-from stages.evaluate.knobs import Evaluate
-from stages.extract.shards import check_origin, open_activations, open_contexts
-from stages.fetch import read
-from stages.files import read_json, write_json
-from stages.finished import kept
-from stages.machine import Machine, need_memory, start
-from stages.sae import disk
-from stages.targets import settled
-from stages.tune.read import taken
-
-
-def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT.
-
-    Example: dvc repro evaluate@9
-    """
-    knobs = params.load("evaluate", Evaluate)
-    if not knobs.run:
-        write_json(Path(report), {"skipped": True})
-        return
-
-    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    check_origin(rows, contexts, rows.meta["model"])
-    coder, _ = disk.load(Path(sae))
-    _, labels = read.titles(Path(corpus))
-
-    section, size = params.load("train", dict), auto.size_of(rows.meta)
-    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer, size)
-    targets = settled(params.load("targets", dict), size.kind, recipe.k)
-    source = room.Source(rows, contexts, labels, recipe, targets)
-
-    machine, seed = params.load("machine", Machine), params.load("seed", int)
-    device = start(machine)
-    held, what = knobs.held_bytes(coder.latents), f"evaluate.stability, of {coder.latents:,} latents,"
-    need_memory(held, device, what, "train fewer latents, or set evaluate.stability: 0")
-
-    belongs = {
-        "activations": rows.meta,
-        "sae": disk.fingerprint(Path(sae)),
-        "labels": labels,
-        "evaluate": knobs.model_dump(),
-        "train": recipe.model_dump(),
-        "targets": source.targets.model_dump(),
-        "seed": seed,
-        "machine": [device.type, machine.threads],
-    }
-    with resume.scratch(f"evaluate-{rows.layer}", belongs) as work:
-        write_json(Path(report), room.evaluate(coder.to(device), source, knobs, seed, work))
-
+from stages.evaluate import main
+from strata.run.door import run
+from strata.run.finished import kept
 
 if __name__ == "__main__":
     run(kept(main))

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.door import BadInput, run
-from stages.files import write_bytes, write_text
-from stages.pareto.page import render
-from stages.pareto.pictures import picture
-from stages.pareto.points import by_layer, parse, read_points, table
+from apps.pareto.page import render
+from apps.pareto.pictures import picture
+from apps.pareto.points import by_layer, parse, read_points, table
+from strata.run.door import BadInput, run
+from strata.run.files import write_bytes, write_text
 
 
 def main(target: str = "reports/pareto") -> None:

@@ -7,18 +7,19 @@ from typing import Any
 
 import psutil
 
-from stages import auto, params
-from stages.door import run
-from stages.fetch import read
-from stages.lm import DTYPES, check_layers
-from stages.machine import keep_memory, start
-from stages.plan import speed
-from stages.plan.cost import Plan
-from stages.plan.model import find_model
-from stages.plan.rows import rows
-from stages.plan.table import disk, size, table
-from stages.plan.words import changed, split
+from apps.plan import speed
+from apps.plan.cost import Plan
+from apps.plan.model import find_model
+from apps.plan.rows import rows
+from apps.plan.table import disk, size, table
+from apps.plan.words import changed, split
 from stages.select.whole import whole
+from strata import auto
+from strata.corpus import read
+from strata.device.machine import keep_memory, start
+from strata.lm.model import DTYPES, check_layers
+from strata.run import params
+from strata.run.door import run
 
 DATA = Path("data")  # what earlier runs left there is looked at
 

@@ -1,44 +1,7 @@
-"""Stage select: params.yaml checked whole, and the layers of this run; removes what a dropped layer left behind."""
+"""The command line of stage select."""
 
-import sys
-from pathlib import Path
-
-from stages.door import run
-from stages.files import write_json
-from stages.params import read
-from stages.select import stale
-from stages.select.whole import Params, whole
-
-
-def main(target: str, *homes: str) -> None:
-    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what stages wrote for other layers.
-
-    Example: dvc repro select
-    """
-    params = whole(read())
-    _tell(params)
-    for home in homes:
-        stale.remove(Path(home), params.layers)
-    for old in Path(target).glob("*.json"):
-        if old.stem.isdecimal():
-            old.unlink()
-    for layer in params.layers:
-        write_json(Path(target) / f"{layer}.json", params.by_layer.get(layer, {}))
-    write_json(Path(target) / "layers.json", {"layers": params.layers})
-
-
-def _tell(params: Params) -> None:
-    """Say what in params.yaml changes nothing in this run."""
-    layers = params.layers
-    if stray := sorted(params.by_layer.keys() - set(layers)):
-        print(f"select: by_layer.{', '.join(map(str, stray))} changes nothing: layers are {layers}", file=sys.stderr)
-    for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
-        if section.run and not set(section.layers) & set(layers):
-            print(
-                f"select: {stage} does nothing: {stage}.layers is {section.layers}, but layers are {layers}",
-                file=sys.stderr,
-            )
-
+from stages.select.select import main
+from strata.run.door import run
 
 if __name__ == "__main__":
     run(main)

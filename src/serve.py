@@ -4,12 +4,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from stages import sentences
-from stages.door import BadInput, run, whole_number
-from stages.machine import Machine, start
-from stages.serve.app import Gate, make_app
-from stages.serve.explainer import Explainer, open_explainer
-from stages.serve.listening import config, is_loopback
+from apps.serve.app import Gate, make_app
+from apps.serve.explainer import Explainer, open_explainer
+from apps.serve.listening import config, is_loopback
+from strata.device.machine import Machine, start
+from strata.lm import sentences
+from strata.run.door import BadInput, run, whole_number
 
 
 def main(

@@ -4,9 +4,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from stages.door import run, whole_number
-from stages.interpret.read import open_latents
-from stages.show.card import card
+from apps.show.card import card
+from strata.interpretation.read import open_latents
+from strata.run.door import run, whole_number
 
 
 def main(layer: str, latent: str, root: str = "data/latents") -> None:

@@ -1,72 +1,8 @@
-"""Stage steer_eval@L: steer with a layer's latents, and measure what that does beside baselines."""
+"""The command line of stage steer_eval."""
 
-from pathlib import Path
-
-from stages import params, resume
-from stages.cluster.read import selected
-from stages.door import run
-from stages.extract.shards import check_origin, open_activations, open_contexts
-from stages.fetch import read
-from stages.files import write_json, write_skipped
-from stages.finished import kept
-from stages.interpret import read as known
-from stages.lm import DTYPES, load, mute
-from stages.machine import Machine, start
-from stages.sae import disk
-from stages.steer_eval import steer_eval as room
-from stages.steer_eval.knobs import SteerEval
-
-
-def main(
-    activations: str, tokens: str, sae: str, lm: str, latents: str, clusters: str, target: str, report: str
-) -> None:
-    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT.
-
-    Example: dvc repro steer_eval@9
-    """
-    knobs = params.load("steer_eval", SteerEval)
-    rows = open_activations(Path(activations))
-    facts = read.lm_meta(Path(lm))
-    why = read.speechless(facts)
-    if why or not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
-        write_skipped(Path(target), Path(report), why)
-        return
-
-    contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
-    check_origin(rows, contexts, model)
-    coder, _ = disk.load(Path(sae))
-    found = known.open_latents(Path(latents))
-    known.check_origin(found, (coder.latents, coder.width), model)
-
-    if not room.applicable(found):
-        why = "interpret.logits is 0, or interpret cannot read this model's last steps"
-        write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {why}")
-        return
-
-    chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
-    machine = params.load("machine", Machine)
-    device = start(machine)
-    name, options = read.lm_path(Path(lm))
-    loaded = load(name, DTYPES[rows.meta["forward"]], device, **options)
-
-    if why := mute(loaded):
-        write_skipped(Path(target), Path(report), why)
-        return
-
-    source = room.Source(rows, contexts, found, chosen, loaded)
-    seed = params.load("seed", int)
-    belongs = {
-        "activations": rows.meta,
-        "sae": disk.fingerprint(Path(sae)),
-        "latents": found.meta,
-        "chosen": sorted(chosen.items()),
-        "steer_eval": knobs.model_dump(),
-        "seed": seed,
-        "machine": [device.type, machine.threads],
-    }
-    with resume.scratch(f"steer_eval-{rows.layer}", belongs) as work:
-        write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target), work))
-
+from stages.steer_eval import main
+from strata.run.door import run
+from strata.run.finished import kept
 
 if __name__ == "__main__":
     run(kept(main))

@@ -1,48 +1,8 @@
-"""Stage tune: search the knobs of train in short trainings on one layer."""
+"""The command line of stage tune."""
 
-from pathlib import Path
-
-from stages import auto, params, resume, tracking
-from stages.door import run
-from stages.extract.shards import open_activations
-from stages.finished import kept
-from stages.machine import Machine, keep_memory, start
-from stages.targets import CHECKPOINT, settled
-from stages.tune import tune as room
-from stages.tune import write
-from stages.tune.knobs import Tune
-
-
-def main(activations: str, target: str) -> None:
-    """ACTIVATIONS of the layer tune.layer -> every trial and the best knobs in TARGET.
-
-    Example: dvc repro tune
-    """
-    knobs = params.load("tune", Tune)
-    if not knobs.run:
-        write.skip(Path(target))
-        return
-    rows, section = open_activations(Path(activations)), params.load("train", dict)
-    size = auto.size_of(rows.meta)
-    train = auto.train(section, size)
-    auto.tell("tune", section, train, size)
-    targets = settled(params.load("targets", dict), size.kind, train["k"])
-    seed, machine = params.load("seed", int), params.load("machine", Machine)
-    device = start(machine)
-    keep_memory()
-    facts = {
-        "activations": rows.meta,
-        "train": train,
-        "tune": {**knobs.model_dump(), "calls": None},  # more calls go on where fewer were
-        "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
-        "seed": seed,
-        "machine": [device.type, machine.threads],
-    }
-    live = tracking.live("tune", {**knobs.model_dump(), "seed": seed})
-    with resume.scratch("tune", facts) as work, live as watch:
-        found, search = room.tune(rows, knobs, train, targets, seed, watch, work, device)
-        write.write(Path(target), found, search)
-
+from stages.tune import main
+from strata.run.door import run
+from strata.run.finished import kept
 
 if __name__ == "__main__":
     run(kept(main))

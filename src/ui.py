@@ -3,8 +3,8 @@
 import os
 import sys
 
-from stages import tracking
-from stages.door import run, whole_number
+from strata.experiments import tracking
+from strata.run.door import run, whole_number
 
 
 def main(port: str = "5000") -> None:

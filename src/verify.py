@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from stages.door import BadInput, run
-from stages.extract.shards import verify
+from strata.rows.shards import verify
+from strata.run.door import BadInput, run
 
 
 def main(root: str = "data/activations") -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.files import write_json
+from strata.run.files import write_json
 
 __all__ = ["load_file", "save_file"]  # for the tests, too
 LATENTS, WIDTH, K = 48, 16, 5

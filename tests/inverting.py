@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import torch
 from conftest import VOCABULARY, tiny_tokenizer
 
-from stages import files
-from stages.interpret.read import Latents, open_latents
-from stages.invert.invert import Source
-from stages.invert.knobs import Greedy, Invert, Soft
-from stages.invert.objective import Objective, embedded, states
-from stages.invert.vocabulary import Vocabulary
-from stages.lm import LanguageModel, load
-from stages.params import check
-from stages.sae.sae import SAE
-from stages.seeds import generator
+from strata.interpretation.read import Latents, open_latents
+from strata.inversion.invert import Source
+from strata.inversion.knobs import Greedy, Invert, Soft
+from strata.inversion.objective import Objective, embedded, states
+from strata.inversion.vocabulary import Vocabulary
+from strata.lm.model import LanguageModel, load
+from strata.run import files
+from strata.run.params import check
+from strata.sae.sae import SAE
+from strata.seeds import generator
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

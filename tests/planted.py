@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.files import write_json
-from stages.interpret.neighbours import nearest
+from strata.interpretation.neighbours import nearest
+from strata.run.files import write_json
 
 LATENTS, DEAD, DENSE, SILENT_ID = 40, 7, 3, 39
 EVIL = ["</script><script>alert(1)</script>", '" onmouseover="alert(2)', "<!--", "]]>", "<b>&amp;", "' autofocus '"]

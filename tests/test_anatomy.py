@@ -8,10 +8,10 @@ import transformers
 from conftest import VOCABULARY, tiny_tokenizer
 from torch import Tensor
 
-from stages.anatomy import find_blocks
-from stages.door import BadInput
-from stages.invert.objective import check_embeddings
-from stages.lm import Hook, LanguageModel, capture, check_hook, edit, final_states, forward_until, logits, wrapped
+from strata.inversion.objective import check_embeddings
+from strata.lm.anatomy import find_blocks
+from strata.lm.model import Hook, LanguageModel, capture, check_hook, edit, final_states, forward_until, logits, wrapped
+from strata.run.door import BadInput
 
 TOKENS = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10, 3], [1, 4, 5, 6, 11, 12, 13, 14, 15]])
 

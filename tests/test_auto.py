@@ -18,17 +18,17 @@ import torch
 import yaml
 from dvc.utils.hydra import apply_overrides
 
+from apps.pareto.points import SUMMARY, read_points
 from src import plan
-from stages import auto
-from stages.auto import Size
-from stages.door import BadInput
-from stages.experiment import Experiment
-from stages.fetch import read
-from stages.files import read_json
-from stages.params import check
-from stages.pareto.points import SUMMARY, read_points
-from stages.sae.knobs import Train
-from stages.targets import settled
+from strata import auto
+from strata.auto import Size
+from strata.corpus import read
+from strata.experiments.experiment import Experiment
+from strata.run.door import BadInput
+from strata.run.files import read_json
+from strata.run.params import check
+from strata.sae.knobs import Train
+from strata.verdict.targets import settled
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

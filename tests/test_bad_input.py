@@ -18,17 +18,19 @@ import pytest
 import torch
 import yaml
 
-from stages import door, machine, notebook, params
-from stages.door import BadInput
-from stages.extract.shards import open_activations
-from stages.fetch.corpus import build
-from stages.fetch.knobs import Corpus
-from stages.fetch.place import whole_folder
-from stages.interpret.read import open_latents
-from stages.plan.words import changed
-from stages.sae import disk
-from stages.sae.sae import SAE
+from apps.plan.words import changed
 from stages.select.whole import whole
+from strata import notebook
+from strata.corpus.corpus import build
+from strata.corpus.knobs import Corpus
+from strata.corpus.place import whole_folder
+from strata.device import machine
+from strata.interpretation.read import open_latents
+from strata.rows.shards import open_activations
+from strata.run import door, params
+from strata.run.door import BadInput
+from strata.sae import disk
+from strata.sae.sae import SAE
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -5,10 +5,10 @@ from typing import Any
 
 from planted import EVIL, planted
 
-from stages.interpret.read import open_latents
 from stages.report.closeup import CONTEXTS, closeup, ends
 from stages.report.latents import read_layer
 from stages.report.templates import environment
+from strata.interpretation.read import open_latents
 
 
 def note(value: float | None) -> dict[str, Any]:

@@ -20,16 +20,16 @@ from scipy.sparse import csr_array
 from sklearn.metrics import adjusted_rand_score
 from test_grouping import DEFAULTS, ROOT, SETTINGS, columns, knobs, of_groups
 
-from stages.cluster import cluster as room
-from stages.cluster import maps, naming, profiles, selection
-from stages.cluster.knobs import Selection
-from stages.cluster.read import DEAD, NOISE, clustered, cut, open_clusters, selected
-from stages.cluster.similarity import unit
-from stages.cluster.stability import agreement
-from stages.door import BadInput
-from stages.files import write_json
-from stages.interpret.read import open_latents
-from stages.params import check
+from strata.families import cluster as room
+from strata.families import maps, naming, profiles, selection
+from strata.families.knobs import Selection
+from strata.families.read import DEAD, NOISE, clustered, cut, open_clusters, selected
+from strata.families.similarity import unit
+from strata.families.stability import agreement
+from strata.interpretation.read import open_latents
+from strata.run.door import BadInput
+from strata.run.files import write_json
+from strata.run.params import check
 
 # --- profiles, names, selection -----------------------------------------------------------------------------------
 

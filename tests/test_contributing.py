@@ -10,15 +10,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from stages import auto
-from stages.auto import Size
-from stages.sae import disk
-from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.kernels import Pattern
-from stages.sae.knobs import Train
-from stages.sae.preactivations import Preactivations
-from stages.sae.rules.base import Pass, Rule, Weights, exact_above
-from stages.sae.trainer import Trainer
+from strata import auto
+from strata.auto import Size
+from strata.sae import disk
+from strata.sae.engine.pattern import Pattern
+from strata.sae.engine.preactivations import Preactivations
+from strata.sae.knobs import Train
+from strata.sae.rules.base import Pass, Rule, Weights, exact_above
+from strata.sae.training.autoencoder import Autoencoder, Scale, fold
+from strata.sae.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md"])
 def test_what_is_named_is_there(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:src|stages|tests|notebooks|reports/figures)/[\w./-]+|\.ci/run)`", text)
+    named = re.findall(r"`((?:src|apps|stages|strata|tests|notebooks|reports/figures)/[\w./-]+|\.ci/run)`", text)
     linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert named and not [path for path in (*named, *linked) if not (ROOT / path).exists()]
     assert not re.findall(r"TODO|FIXME|\b[A-Z]+_HERE\b", text), "nothing was left to be filled in"
@@ -34,36 +34,39 @@ def test_what_is_named_is_there(page: str):
 
 # --- a stage ------------------------------------------------------------------------------------------------------
 
-FILES = ["stages/door.py", "stages/files.py", "stages/params.py"]
+FILES = ["strata/run/door.py", "strata/run/files.py", "strata/run/params.py"]
 STANZA = {
     "cmd": "python -m src.count data/corpus data/count",
-    "deps": ["data/corpus", "src/count.py", "stages/count", *FILES],
+    "deps": ["data/corpus", "src/count.py", "stages/count.py", "strata/counting", *FILES],
     "params": ["count"],
     "outs": ["data/count"],
 }
-SCRIPT = '''"""Stage count: how many documents there are."""
+STAGE = '''"""Stage count: how many documents there are."""
 
 from pathlib import Path
 
-from stages import params
-from stages.count.count import count
-from stages.count.knobs import Count
-from stages.door import run
-from stages.files import read_json, write_json
+from strata.counting.count import count
+from strata.counting.knobs import Count
+from strata.run import params
+from strata.run.files import read_json, write_json
 
 
 def main(corpus: str, target: str) -> None:
     """CORPUS: what fetch wrote; TARGET: the folder that gets the number."""
     found = count(read_json(Path(corpus) / "meta.json"), params.load("count", Count))
     write_json(Path(target) / "meta.json", found)
+'''
+SCRIPT = '''"""The command line of stage count."""
 
+from stages.count import main
+from strata.run.door import run
 
 if __name__ == "__main__":
     run(main)
 '''
 KNOBS = '''"""The section count of params.yaml."""
 
-from stages.params import Section
+from strata.run.params import Section
 
 
 class Count(Section):
@@ -71,9 +74,9 @@ class Count(Section):
 
     run: bool
 '''
-ROOM = '''"""Count documents."""
+WORK = '''"""Count documents."""
 
-from stages.count.knobs import Count
+from strata.counting.knobs import Count
 
 
 def count(meta: dict, knobs: Count) -> dict:
@@ -84,12 +87,13 @@ def count(meta: dict, knobs: Count) -> dict:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout to which a stage was added by the recipe."""
-    for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, tmp_path / name)  # with what Numba compiled
-    (tmp_path / "stages" / "count").mkdir()
-    (tmp_path / "stages" / "count" / "__init__.py").write_text('"""In: a corpus. Out: how many documents it has."""\n')
-    (tmp_path / "stages" / "count" / "knobs.py").write_text(KNOBS)
-    (tmp_path / "stages" / "count" / "count.py").write_text(ROOM)
+    for name in test_layout.HOUSES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "strata" / "counting").mkdir()
+    (tmp_path / "strata" / "counting" / "__init__.py").write_text('"""How many documents a corpus has."""\n')
+    (tmp_path / "strata" / "counting" / "knobs.py").write_text(KNOBS)
+    (tmp_path / "strata" / "counting" / "count.py").write_text(WORK)
+    (tmp_path / "stages" / "count.py").write_text(STAGE)
     (tmp_path / "src" / "count.py").write_text(SCRIPT)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**values, "count": {"run": True}}))
@@ -99,11 +103,11 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     whole = tmp_path / "stages" / "select" / "whole.py"
     whole.write_text(
         whole.read_text()
-        .replace("from stages.door", "from stages.count.knobs import Count\nfrom stages.door", 1)
+        .replace("from strata.run.door", "from strata.counting.knobs import Count\nfrom strata.run.door", 1)
         .replace("    cluster: Cluster\n", "    cluster: Cluster\n    count: Count\n", 1)
     )
     stages[0][1]["params"].append("count")
-    stages[0][1]["deps"].append("stages/count/knobs.py")
+    stages[0][1]["deps"].append("strata/counting/knobs.py")
     pipeline["stages"] = dict([*stages[:at], ("count", STANZA), *stages[at:]])
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     monkeypatch.setattr(test_layout, "SECTIONS", (*test_layout.SECTIONS, "count"))
@@ -121,7 +125,7 @@ def test_a_stage_by_the_recipe_keeps_the_rules(house: Path):
 @pytest.mark.parametrize(
     "left_out, fault",
     [
-        ("stages/files.py", "count runs stages/files.py, which is not among its deps"),
+        ("strata/run/files.py", "count runs strata/run/files.py, which is not among its deps"),
         ("data/corpus", "count's command has data/corpus, which is no dep or out"),
     ],
 )

@@ -11,16 +11,15 @@ from foreign import LATENTS, SOURCES, WIDTH, Forward
 from torch import Tensor
 
 from src.convert import main
-from stages import npz
-from stages.convert import saelens
-from stages.convert.found import Found
-from stages.convert.read import read
-from stages.convert.write import write
-from stages.door import BadInput
-from stages.files import read_json
-from stages.sae import disk
-from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.sae import SAE
+from strata.formats import saelens
+from strata.formats.found import Found
+from strata.formats.read import read
+from strata.formats.write import write
+from strata.run.door import BadInput
+from strata.run.files import read_json
+from strata.sae import disk, npz
+from strata.sae.engine.nonlinearity import Nonlinearity
+from strata.sae.sae import SAE
 
 FORMATS = ("saelens", "sparsify", "dictionary_learning", "npz")
 

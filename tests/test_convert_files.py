@@ -17,12 +17,13 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from apps.convert import card
 from src.convert import main
-from stages.convert import card, hub
-from stages.convert.read import read
-from stages.door import BadInput
-from stages.files import read_json, write_json
-from stages.sae import disk
+from strata.formats import hub
+from strata.formats.read import read
+from strata.run.door import BadInput
+from strata.run.files import read_json, write_json
+from strata.sae import disk
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -10,7 +10,7 @@ import pytest
 from hub import COMMIT, held, serving
 
 from src.convert import main
-from stages.sae import disk
+from strata.sae import disk
 
 ROOT = Path(__file__).resolve().parents[1]
 

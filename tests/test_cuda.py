@@ -17,9 +17,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import relu
 
-from stages.sae import errors, kernels
-from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import Pattern, decode, pattern_of, sampled
+from strata.sae.engine import dispatch
+from strata.sae.engine.dispatch import decode, sampled
+from strata.sae.engine.pattern import Pattern, pattern_of
+from strata.sae.rules import errors
+from strata.sae.training.autoencoder import Autoencoder
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -31,10 +33,10 @@ outside = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compi
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter, tensors on the CPU take the way of those on a CUDA device."""
     if INTERPRETED:
-        cuda = kernels._triton()
-        monkeypatch.setattr(kernels, "sample", cuda.sample)
-        monkeypatch.setattr(kernels, "_sum_rows", cuda.sum_rows)
-        monkeypatch.setattr(kernels, "sum_latents", cuda.sum_latents)
+        cuda = dispatch._triton()
+        monkeypatch.setattr(dispatch, "sample", cuda.sample)
+        monkeypatch.setattr(dispatch, "_sum_rows", cuda.sum_rows)
+        monkeypatch.setattr(dispatch, "sum_latents", cuda.sum_latents)
         monkeypatch.setattr(errors, "_fused", lambda kind, y: False)
 
 
@@ -50,13 +52,13 @@ def test_all_of_this_holds_in_the_interpreter():
 def test_tensors_on_cuda_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch):
     names = ("sample", "sum_rows", "sum_latents")
     stub = SimpleNamespace(**{name: lambda *args, name=name: name for name in names})
-    monkeypatch.setattr(kernels, "_triton", lambda: stub)
+    monkeypatch.setattr(dispatch, "_triton", lambda: stub)
     pattern = pattern_of(torch.ones(2, 2, dtype=torch.bool))
     with FakeTensorMode():
         x, values = torch.empty(2, 2, device="cuda"), torch.empty(4, device="cuda")
-        assert kernels.sample(x, x, pattern) == names[0]
-        assert kernels._sum_rows(values, pattern, x) == names[1]
-        assert kernels.sum_latents(values, pattern, x) == names[2]
+        assert dispatch.sample(x, x, pattern) == names[0]
+        assert dispatch._sum_rows(values, pattern, x) == names[1]
+        assert dispatch.sum_latents(values, pattern, x) == names[2]
 
 
 MASKS = {
@@ -79,9 +81,9 @@ def test_products_equal_dense_ones(name: str, width: int, dtype: torch.dtype):
     values = random(len(pattern.latents), seed=2).to(DEVICE, dtype)
     dense = pattern.dense(values.double())
     found = [
-        kernels.sample(x, weight, pattern),
-        kernels._sum_rows(values, pattern, weight),
-        kernels.sum_latents(values, pattern, x),
+        dispatch.sample(x, weight, pattern),
+        dispatch._sum_rows(values, pattern, weight),
+        dispatch.sum_latents(values, pattern, x),
     ]
     expected = [
         (x.double() @ weight.double().T)[pattern.row_of, pattern.latents],
@@ -97,8 +99,8 @@ def test_the_same_bytes_twice():
     def once() -> list[Tensor]:
         pattern = pattern_of(MASKS["a latent in every row"].to(DEVICE))
         x, weight = random(300, 65).to(DEVICE), random(4, 65, seed=1).to(DEVICE)
-        values = kernels.sample(x, weight, pattern)
-        return [values, kernels._sum_rows(values, pattern, weight), kernels.sum_latents(values, pattern, x)]
+        values = dispatch.sample(x, weight, pattern)
+        return [values, dispatch._sum_rows(values, pattern, weight), dispatch.sum_latents(values, pattern, x)]
 
     for first, second in zip(once(), once(), strict=True):
         assert first.equal(second)
@@ -139,7 +141,7 @@ def test_the_kernels_compile_for_cuda(kernel: str, dtype: str):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from stages.sae import cuda
+    from strata.sae.engine import cuda
 
     function = getattr(cuda, kernel)
     types = {"x": dtype, "weight": dtype, "matrix": dtype, "values": dtype, "out": "*fp32", "pieces": "*fp32"}

@@ -30,18 +30,18 @@ from conftest import WORDS, save_tiny_lm
 from scipy.stats import kendalltau
 from streamlit.testing.v1 import AppTest
 
+from apps.dashboard import artifacts, measures
+from apps.dashboard.artifacts import DOCUMENT, TOKEN, Project
+from apps.dashboard.latents import ANY, LEAST, matching
+from apps.dashboard.marks import marks
 from src import dashboard as script
-from stages.dashboard import artifacts, measures
-from stages.dashboard.artifacts import DOCUMENT, TOKEN, Project
-from stages.dashboard.latents import ANY, LEAST, matching
-from stages.dashboard.marks import marks
-from stages.door import BadInput
-from stages.extract.shards import open_activations, open_contexts
-from stages.fetch.read import SPLITS, documents
-from stages.files import sha256, write_json
+from strata.corpus.read import SPLITS, documents
+from strata.rows.shards import open_activations, open_contexts
+from strata.run.door import BadInput
+from strata.run.files import sha256, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-APP = ROOT / "stages" / "dashboard" / "app.py"
+APP = ROOT / "apps" / "dashboard" / "app.py"
 CHOICES = 12  # of buttons and lists that a tab is opened with, at the most
 TABS = ["Latents", "Documents", "Dimensions", "Clustering", "Similarity", "Training", "Try a text"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import database
-from stages.door import BadInput
+from strata.corpus import database
+from strata.run.door import BadInput
 
 
 def made(path: Path, tag: str = "mine") -> Path:

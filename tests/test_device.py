@@ -20,12 +20,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stages import training
-from stages.extract.shards import Activations, Contexts, open_activations, open_contexts
-from stages.lm import load
-from stages.machine import CPU
-from stages.sae import errors, fit, kernels, preactivations, update
-from stages.train import train as room
+from stages.train import judge as room
+from strata.device.machine import CPU
+from strata.lm.model import load
+from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
+from strata.sae.engine import dispatch, preactivations
+from strata.sae.engine.pattern import Pattern
+from strata.sae.rules import errors
+from strata.sae.training import fit, training, update
 
 AWAY = torch.device("meta")
 Generator = torch.Generator
@@ -47,7 +49,7 @@ class Away(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs or {})
+        return on_cpu(func, args, kwargs or {})
 
 
 def inner(value: Any) -> Any:
@@ -55,7 +57,7 @@ def inner(value: Any) -> Any:
     return value.inner if isinstance(value, Away) else CPU if isinstance(value, torch.device) else value
 
 
-def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do it on the CPU; the result is where a device among the arguments says, or else where the tensors are."""
     leaves = tree_leaves((args, kwargs))
     away = any(isinstance(leaf, Away) for leaf in leaves)
@@ -74,7 +76,7 @@ class Device(TorchDispatchMode):
     """Makes tensors that are asked for on the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs or {})
+        return on_cpu(func, args, kwargs or {})
 
 
 class AwayGenerator(Generator):
@@ -98,16 +100,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         return AwayGenerator() if torch.device(device) == AWAY else Generator()
 
     def product(name: str) -> Any:
-        function = getattr(kernels, name)
+        function = getattr(dispatch, name)
         return lambda *args: Away(function(*map(plainly, args))) if away(args) else function(*args)
 
     def plainly(value: Any) -> Any:
-        if isinstance(value, kernels.Pattern):
-            return kernels.Pattern(inner(value.starts), inner(value.latents), value.width)
+        if isinstance(value, Pattern):
+            return Pattern(inner(value.starts), inner(value.latents), value.width)
         return inner(value)
 
     def away(args: Any) -> bool:
-        leaves = [part for arg in args for part in (vars(arg).values() if isinstance(arg, kernels.Pattern) else [arg])]
+        leaves = [part for arg in args for part in (vars(arg).values() if isinstance(arg, Pattern) else [arg])]
         kinds = {isinstance(leaf, Away) for leaf in leaves if isinstance(leaf, torch.Tensor)}
         assert len(kinds) == 1, "the product mixes devices"
         return kinds.pop()
@@ -118,8 +120,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(errors, "_fused", lambda kind, y: False)  # its sums are in another order,
     monkeypatch.setattr(update, "by_rows", update.step_by_step)  # and so are these
     for name in ("sample", "_sum_rows", "sum_latents"):
-        monkeypatch.setattr(kernels, name, product(name))
-    monkeypatch.setattr(preactivations, "sample", kernels.sample)
+        monkeypatch.setattr(dispatch, name, product(name))
+    monkeypatch.setattr(preactivations, "sample", dispatch.sample)
     with Device(), Draws():
         yield AWAY
 

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.saelens_oracle import flips
-from stages.door import BadInput
-from stages.files import sha256
-from stages.sae import disk
-from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.rules.base import Rule
-from stages.sae.rules.jumprelu import JumpReLU
-from stages.sae.rules.topk import TopK
-from stages.sae.sae import SAE
-from stages.training import with_threshold
+from strata.run.door import BadInput
+from strata.run.files import sha256
+from strata.sae import disk
+from strata.sae.engine.nonlinearity import Nonlinearity
+from strata.sae.rules.base import Rule
+from strata.sae.rules.jumprelu import JumpReLU
+from strata.sae.rules.topk import TopK
+from strata.sae.sae import SAE
+from strata.sae.training.autoencoder import Autoencoder, Scale, fold
+from strata.sae.training.training import with_threshold
 
 WIDTH, LATENTS, ROWS, K = 12, 40, 64, 5
 COMMON = {

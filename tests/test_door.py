@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import door
-from stages.door import BadInput
+from strata.run import door
+from strata.run.door import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "src").glob("*.py") if path.stem != "__init__")
@@ -136,7 +136,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path):
 
 def test_nobody_reads_on():
     """`python -m src.it | head -1`"""
-    program = "import sys; from stages.door import run\n"
+    program = "import sys; from strata.run.door import run\n"
     program += "def main() -> None: print('x\\n' * 10**6)\nrun(main)\n"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -214,7 +214,7 @@ def test_a_word_that_is_near():
 def test_cycles_are_looked_for_again_once_all_is_imported(tmp_path: Path):
     (tmp_path / "src").mkdir()
     shutil.copy(ROOT / "src/__init__.py", tmp_path / "src")
-    program = "import gc; before = gc.isenabled()\nfrom stages.door import run\n"
+    program = "import gc; before = gc.isenabled()\nfrom strata.run.door import run\n"
     program += "def main() -> None: print(before, gc.isenabled(), gc.get_freeze_count() > 1000)\nrun(main)\n"
     (tmp_path / "src" / "it.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

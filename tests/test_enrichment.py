@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control, fisher_exact, kurtosis, skew
 
-from stages.interpret.enrichment import Sets, cells, enrich
-from stages.interpret.logit_lens import final_norm, lens, through
-from stages.lm import load
+from strata.interpretation.enrichment import Sets, cells, enrich
+from strata.interpretation.logit_lens import final_norm, lens, through
+from strata.lm.model import load
 
 CPU = torch.device("cpu")
 LATENTS, LABELS, DOCUMENTS = 20, 5, 60
@@ -176,9 +176,9 @@ def test_the_lens_is_how_logits_move(tiny_lm):
 
 
 def test_tokens_and_moments_equal_brute_force(gpt2, monkeypatch):
-    monkeypatch.setattr("stages.interpret.logit_lens.TOKENS", 8)  # blocks that do not divide the vocabulary
-    monkeypatch.setattr("stages.interpret.logit_lens.LATENTS", 3)
-    monkeypatch.setattr("stages.interpret.logit_lens.GROUP", 2)
+    monkeypatch.setattr("strata.interpretation.logit_lens.TOKENS", 8)  # blocks that do not divide the vocabulary
+    monkeypatch.setattr("strata.interpretation.logit_lens.LATENTS", 3)
+    monkeypatch.setattr("strata.interpretation.logit_lens.GROUP", 2)
     lm = load(gpt2, torch.float32, CPU)
     decoder = torch.randn(7, 32, generator=torch.Generator().manual_seed(1))
     decoder[4] = 0

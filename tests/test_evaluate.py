@@ -13,16 +13,16 @@ from killing import Killed, survives
 from sklearn.linear_model import LogisticRegression
 from test_train import stored
 
-from stages import training
-from stages.evaluate import evaluate as room
-from stages.evaluate import meta, probing
-from stages.evaluate import pooled as documents
-from stages.evaluate.core import core
-from stages.evaluate.intervals import over_seeds, weights
-from stages.evaluate.redundancy import nearest, redundancy
-from stages.machine import CPU
-from stages.sae import disk
-from stages.sae.sae import SAE
+from strata.device.machine import CPU
+from strata.evaluation import evaluate as room
+from strata.evaluation import meta, probing
+from strata.evaluation import pooled as documents
+from strata.evaluation.core import core
+from strata.evaluation.intervals import over_seeds, weights
+from strata.evaluation.redundancy import nearest, redundancy
+from strata.sae import disk
+from strata.sae.sae import SAE
+from strata.sae.training import training
 
 WIDTH, DOCUMENTS, TOKENS, SIGNAL = 16, 120, 7, 5
 

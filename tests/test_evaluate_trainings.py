@@ -5,13 +5,13 @@ import torch
 from test_evaluate import generator
 from test_train import TARGETS, knobs, planted  # noqa: F401
 
-from stages import training
-from stages.evaluate import absorption as hierarchy
-from stages.evaluate.absorption import absorbed, absorption
-from stages.evaluate.meta import explained, meta_sae
-from stages.evaluate.stability import matched, stability
-from stages.extract.shards import Activations
-from stages.sae.sae import SAE
+from strata.evaluation import absorption as hierarchy
+from strata.evaluation.absorption import absorbed, absorption
+from strata.evaluation.meta import explained, meta_sae
+from strata.evaluation.stability import matched, stability
+from strata.rows.shards import Activations
+from strata.sae.sae import SAE
+from strata.sae.training import training
 
 PARENT, CHILD, OTHER = torch.eye(4)[:3]
 

@@ -11,19 +11,13 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from stages.interpret import rules, scoring
-from stages.interpret.explain import (
-    answer_prompt,
-    explain,
-    explanation_prompt,
-    read_explanation,
-    read_strength,
-)
-from stages.interpret.explanations import Case, Example, Halves, by_rules, case, report
-from stages.interpret.explanations import split as split_text
-from stages.interpret.read import Columns
-from stages.interpret.text import Text
-from stages.interpret.writers import Writer
+from strata.interpretation import rules, scoring
+from strata.interpretation.explain import answer_prompt, explain, explanation_prompt, read_explanation, read_strength
+from strata.interpretation.explanations import Case, Example, Halves, by_rules, case, report
+from strata.interpretation.explanations import split as split_text
+from strata.interpretation.read import Columns
+from strata.interpretation.text import Text
+from strata.interpretation.writers import Writer
 
 CPU = torch.device("cpu")
 BOS, WINDOW, VOCABULARY = 1, 16, 40

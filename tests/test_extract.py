@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import WORDS, save_tiny_lm
 
-from stages import lm as language
-from stages.door import BadInput
-from stages.extract import extract as room
-from stages.extract.contexts import Layout, fill
-from stages.extract.shards import open_activations, open_contexts, verify
-from stages.fetch.read import SPLITS
-from stages.files import sha256
-from stages.resume import SEALS
+from strata.corpus.read import SPLITS
+from strata.extraction import extract as room
+from strata.extraction.contexts import Layout, fill
+from strata.lm import model as language
+from strata.rows.shards import open_activations, open_contexts, verify
+from strata.run.door import BadInput
+from strata.run.files import sha256
+from strata.run.resume import SEALS
 
 CPU = torch.device("cpu")
 FACTS = {"model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "corpus": "c", "hook": "resid_post"}

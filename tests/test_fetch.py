@@ -18,12 +18,12 @@ import pytest
 from kagglehub.cache import Cache, get_cached_path
 from kagglehub.handle import parse_dataset_handle
 
-from src import fetch as script
-from stages import params
-from stages.door import BadInput
-from stages.fetch import corpus, mediawiki, place, read, sources, tables, wikitext
-from stages.fetch.document import Document
-from stages.fetch.duplicates import NearDuplicates, jaccard, shingle
+from stages import fetch_corpus, fetch_texts
+from strata.corpus import corpus, mediawiki, place, read, sources, tables, wikitext
+from strata.corpus.document import Document
+from strata.corpus.duplicates import NearDuplicates, jaccard, shingle
+from strata.run import params
+from strata.run.door import BadInput
 
 ROOT = Path(__file__).parents[1]
 DEBRIS = re.compile(
@@ -79,7 +79,7 @@ def wikipedia(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("connect", "connect_ex", "sendto"):
             patch.setattr(socket.socket, name, refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        script.main("corpus", str(folder / "corpus"))
+        fetch_corpus.main(str(folder / "corpus"))
     return folder / "corpus"
 
 
@@ -487,23 +487,23 @@ def test_wrong_params_are_one_sentence(changes: dict[str, Any], sentence: str) -
         knobs({"source": "package:gensim-wikipedia"}, **changes)
 
 
-def fetch_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, **interpret: Any) -> dict[str, Any]:
+def bring_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, **interpret: Any) -> dict[str, Any]:
     """What meta.json says of the texts that params.yaml's interpret, with these changes, asks for."""
     values = params.read(ROOT / "params.yaml")
     (folder / "params.yaml").write_text(json.dumps({**values, "interpret": {**values["interpret"], **interpret}}))
     monkeypatch.chdir(folder)
-    script.main("texts", "texts")
+    fetch_texts.main("texts")
     return json.loads(Path("texts/meta.json").read_text())
 
 
 def test_texts_are_fetched_like_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written(tmp_path / "questions.csv", "question\nWhy is the sky blue?\nWhy is the sky blue?\nWho are you?\n")
     asked = {"sources": [{**source, "text": "question"}], "min_chars": 0}
-    found = fetch_texts(tmp_path, monkeypatch, texts=asked)
+    found = bring_texts(tmp_path, monkeypatch, texts=asked)
     assert found["documents"] == 2, "near-duplicates are dropped, as fetch.corpus says"
     assert sorted(texts(tmp_path / "texts")) == ["Who are you?", "Why is the sky blue?"]
-    assert fetch_texts(tmp_path, monkeypatch, texts=asked, run=False) == {"skipped": True}
-    assert fetch_texts(tmp_path, monkeypatch, texts=None) == {"skipped": True}
+    assert bring_texts(tmp_path, monkeypatch, texts=asked, run=False) == {"skipped": True}
+    assert bring_texts(tmp_path, monkeypatch, texts=None) == {"skipped": True}
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_wrong_texts_are_one_sentence(
     asked: Any, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
-        fetch_texts(tmp_path, monkeypatch, texts=asked)
+        bring_texts(tmp_path, monkeypatch, texts=asked)
     assert not (tmp_path / "texts").exists()
 
 
@@ -542,7 +542,7 @@ def test_what_killed_fetches_left_is_removed_and_what_runs_is_not(
     code = """
 import os, signal, sys
 from pathlib import Path
-from stages.fetch.place import whole_folder
+from strata.corpus.place import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print(folder, flush=True)
@@ -597,6 +597,6 @@ def test_reader_names_a_damaged_corpus(tmp_path: Path) -> None:
 
 
 def test_reader_imports_nothing_heavy() -> None:
-    code = "import sys, stages.fetch.read; print({'transformers', 'datasets', 'mwparserfromhell'} & set(sys.modules))"
+    code = "import sys, strata.corpus.read; print({'transformers', 'datasets', 'mwparserfromhell'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.door import BadInput
-from stages.fetch import lm, place, read
-from stages.fetch.gguf import check
-from stages.lm import final_states, load
+from strata.corpus import place, read
+from strata.lm.model import final_states, load
+from strata.run.door import BadInput
+from strata.weights import fetch as lm
+from strata.weights.gguf import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +67,7 @@ def test_hub_model_stays_in_the_hubs_cache(tmp_path: Path, gpt2: Path) -> None:
 from pathlib import Path
 from transformers import AutoModelForCausalLM
 from stages.fetch import lm, read
-from stages.fetch.place import whole_folder
+from strata.corpus.place import whole_folder
 with whole_folder(Path("lm")) as folder:
     lm.fetch(lm.LM(kind="language", source="someone/tiny", revision="v1", trust_remote_code=False), folder)
 name, options = read.lm_path(Path("lm"))

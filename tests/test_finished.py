@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 STAGE = """
 import os, signal
 from pathlib import Path
-from stages.door import run
-from stages.files import write_json
-from stages.finished import kept
-from stages.params import read_yaml
+from strata.run.door import run
+from strata.run.files import write_json
+from strata.run.finished import kept
+from strata.run.params import read_yaml
 
 def main(source: str, target: str, report: str) -> None:
     runs = Path("runs")

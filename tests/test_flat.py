@@ -8,22 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from stages import notebook, spread, training
-from stages.door import BadInput
-from stages.evaluate.core import core
-from stages.evaluate.intervals import resampled
-from stages.evaluate.meta import meta
-from stages.evaluate.probing import Split, accuracy
-from stages.extract import documents
-from stages.extract.knobs import Extract
-from stages.memory import in_memory
-from stages.metrics import Errors, compared
-from stages.notebook import Vectors
-from stages.params import check, read
 from stages.report.evaluated import costly
-from stages.sae.knobs import Train
-from stages.sae.sae import SAE, threshold_for
-from stages.shortfall import Made, shortfall
+from strata import notebook
+from strata.evaluation.core import core
+from strata.evaluation.intervals import resampled
+from strata.evaluation.meta import meta
+from strata.evaluation.probing import Split, accuracy
+from strata.extraction import documents
+from strata.extraction.knobs import Extract
+from strata.measure import quality
+from strata.measure.metrics import Errors, compared
+from strata.notebook import Vectors
+from strata.rows import spread
+from strata.rows.batches import in_memory
+from strata.run.door import BadInput
+from strata.run.params import check, read
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE, threshold_for
+from strata.sae.training import training
+from strata.verdict.shortfall import Made, shortfall
 
 Rows = np.ndarray[Any, Any]
 NOISE = np.random.default_rng(0).standard_normal((200, 8))
@@ -124,9 +127,9 @@ def test_vectors_of_a_corpus_are_looked_at_before_they_are_stored(capsys: pytest
 def test_a_split_that_nothing_can_be_judged_by(rows: list[list[float]], why: str) -> None:
     x = torch.cat([torch.tensor(NOISE[:9, :2]).float(), torch.tensor(rows).reshape(-1, 2)])
     held = in_memory(x, {"train": (0, 9), "validation": (0, 9), "test": (9, len(x))})
-    training.check_held_out(held, "validation")
+    quality.check_held_out(held, "validation")
     with pytest.raises(BadInput, match=f"the test split {why}.*raise fetch.corpus.test"):
-        training.check_held_out(held, "test")
+        quality.check_held_out(held, "test")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])

@@ -15,15 +15,15 @@ from streamlit.testing.v1 import AppTest
 from test_train import knobs, stored
 
 from src.convert import main
-from stages.door import BadInput
-from stages.extract.shards import Activations
-from stages.files import read_json, sha256, write_json
 from stages.report.results import read_history, read_result
-from stages.sae import disk
-from stages.sae.knobs import From
-from stages.sae.sae import SAE
 from stages.train import imported
-from stages.train import train as room
+from stages.train import judge as room
+from strata.rows.shards import Activations
+from strata.run.door import BadInput
+from strata.run.files import read_json, sha256, write_json
+from strata.sae import disk
+from strata.sae.knobs import From
+from strata.sae.sae import SAE
 
 MODEL = {"name": "tiny", "fingerprint": "f"}
 AFTER = ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate", "report")
@@ -74,7 +74,7 @@ def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monk
 def curves() -> None:
     from pathlib import Path
 
-    from stages.dashboard.training import _curves
+    from apps.dashboard.training import _curves
 
     _curves(Path("reports"))
 

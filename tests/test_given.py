@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 from test_train import ATOMS, TARGETS, WIDTH, knobs, planted
 
-from stages import npz, params, training
-from stages.door import BadInput
-from stages.extract.shards import Activations
-from stages.files import sha256
-from stages.quality import reconstruction
-from stages.sae.fit import STATE
-from stages.sae.sae import SAE
+from strata.measure.quality import reconstruction
+from strata.rows.shards import Activations
+from strata.run import params
+from strata.run.door import BadInput
+from strata.run.files import sha256
+from strata.sae import npz
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.sae.training.fit import STATE
 
 __all__ = ["planted"]  # the fixture
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_train import TARGETS, knobs, stored
 
-from stages import training
-from stages.quality import firing_counts
+from strata.measure.quality import firing_counts
+from strata.sae.training import training
 
 pytestmark = pytest.mark.slow
 

@@ -18,14 +18,14 @@ from sklearn.metrics import (
     silhouette_samples,
 )
 
-from stages.cluster import condensed, methods, quality
-from stages.cluster.knobs import Cluster
-from stages.cluster.read import DEAD, NOISE, cut, numbered
-from stages.cluster.similarity import Moments, Weights, distances, unit
-from stages.cluster.stability import agreement
-from stages.door import BadInput
-from stages.interpret.read import Columns
-from stages.params import check
+from strata.families import condensed, methods, quality
+from strata.families.knobs import Cluster
+from strata.families.read import DEAD, NOISE, cut, numbered
+from strata.families.similarity import Moments, Weights, distances, unit
+from strata.families.stability import agreement
+from strata.interpretation.read import Columns
+from strata.run.door import BadInput
+from strata.run.params import check
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["cluster"]
@@ -130,7 +130,7 @@ def test_blocks_of_latents_do_not_show(monkeypatch: pytest.MonkeyPatch):
     codes, decoder, profile = sparse(rng, 50, 20), rng.normal(size=(20, 5)), csr_array(rng.random((20, 4)))
     weights, found = Weights(decoder=1, profile=1, correlation=1, jaccard=1), []
     for block in (3, 512):
-        monkeypatch.setattr("stages.cluster.similarity.BLOCK", block)
+        monkeypatch.setattr("strata.families.similarity.BLOCK", block)
         found.append(distances(decoder, profile, moments((codes, np.ones(50))), weights))
     np.testing.assert_allclose(*found, atol=1e-6)
 

@@ -19,20 +19,21 @@ from test_train import knobs as train_knobs
 from test_tune import bowl, first
 from test_tune import knobs as tune_knobs
 
-from stages import lm as language
-from stages import resume, training
-from stages.cluster.read import selected
-from stages.door import BadInput
-from stages.extract import extract as room
-from stages.extract import shards
-from stages.extract.extract import Reading
-from stages.extract.shards import Activations, open_activations, open_contexts
-from stages.fetch.read import SPLITS
-from stages.interpret.read import open_latents
+from apps.show.card import card
 from stages.report.results import read_history, read_result
-from stages.sae.fit import STATE
-from stages.show.card import card
-from stages.tune.tune import search
+from strata.corpus.read import SPLITS
+from strata.extraction import extract as room
+from strata.extraction.extract import Reading
+from strata.families.read import selected
+from strata.interpretation.read import open_latents
+from strata.lm import model as language
+from strata.rows import shards
+from strata.rows.shards import Activations, open_activations, open_contexts
+from strata.run import resume
+from strata.run.door import BadInput
+from strata.sae.training import training
+from strata.sae.training.fit import STATE
+from strata.tuning.tune import search
 
 LAYERS = [0, 2]
 

@@ -15,22 +15,22 @@ import yaml
 from conftest import VOCABULARY
 from killing import Killed, survives
 
-from stages.door import BadInput
-from stages.extract.contexts import Layout, fill, write
-from stages.extract.shards import DTYPE, Contexts, identity, mapped, shard_name, writing
-from stages.interpret import codes as codes_module
-from stages.interpret import examples as find
-from stages.interpret import look as look_module
-from stages.interpret.filters import Filters, dropped, quadrants
-from stages.interpret.interpret import Source, check, interpret
-from stages.interpret.knobs import Interpret
-from stages.interpret.read import Codes, Columns, Latents, open_latents
-from stages.interpret.statistics import entropies
-from stages.interpret.text import Text, read_text
-from stages.interpret.vocabulary import of_tokens
-from stages.lm import load
-from stages.params import check as checked
-from stages.sae.sae import SAE
+from strata.extraction.contexts import Layout, fill, write
+from strata.interpretation import codes as codes_module
+from strata.interpretation import examples as find
+from strata.interpretation import look as look_module
+from strata.interpretation.filters import Filters, dropped, quadrants
+from strata.interpretation.interpret import Source, check, interpret
+from strata.interpretation.knobs import Interpret
+from strata.interpretation.read import Codes, Columns, Latents, open_latents
+from strata.interpretation.statistics import entropies
+from strata.interpretation.text import Text, read_text
+from strata.interpretation.vocabulary import of_tokens
+from strata.lm.model import load
+from strata.rows.shards import DTYPE, Contexts, identity, mapped, shard_name, writing
+from strata.run.door import BadInput
+from strata.run.params import check as checked
+from strata.sae.sae import SAE
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, LATENTS, WIDTH, SHARD, DEAD, ALWAYS, RARE = 5000, 256, 32, 2000, 7, 9, 11

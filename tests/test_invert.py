@@ -28,20 +28,20 @@ from inverting import (
     source_of,
 )
 
-from src import invert as script
-from stages import files, params
-from stages.door import BadInput
-from stages.interpret.read import check_origin, chosen
-from stages.invert import invert as room
-from stages.invert.invert import Source, invert
-from stages.invert.measure import measured
-from stages.invert.objective import Objective, embedded, states
-from stages.invert.pictures import drawable
-from stages.invert.vocabulary import Vocabulary, vocabulary
-from stages.lm import load
-from stages.sae import disk
-from stages.sae.sae import SAE
-from stages.seeds import generator
+from stages import invert as script
+from strata.interpretation.read import check_origin, chosen
+from strata.inversion import invert as room
+from strata.inversion.invert import Source, invert
+from strata.inversion.measure import measured
+from strata.inversion.objective import Objective, embedded, states
+from strata.inversion.pictures import drawable
+from strata.inversion.vocabulary import Vocabulary, vocabulary
+from strata.lm.model import load
+from strata.run import files, params
+from strata.run.door import BadInput
+from strata.sae import disk
+from strata.sae.sae import SAE
+from strata.seeds import generator
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from inverting import (
     without_sun,
 )
 
-from stages.invert import soft as softly
-from stages.invert.baselines import RandomSearch
-from stages.invert.front import front
-from stages.invert.greedy import greedy
-from stages.invert.invert import Source
-from stages.invert.measure import measured
-from stages.invert.objective import Objective, embedded, embeddings, log_probabilities, reads, states, surprise
-from stages.invert.vocabulary import Vocabulary, vocabulary
-from stages.lm import capture, forward_until, load
-from stages.sae.sae import SAE
-from stages.seeds import generator
+from strata.inversion import soft as softly
+from strata.inversion.baselines import RandomSearch
+from strata.inversion.front import front
+from strata.inversion.greedy import greedy
+from strata.inversion.invert import Source
+from strata.inversion.measure import measured
+from strata.inversion.objective import Objective, embedded, embeddings, log_probabilities, reads, states, surprise
+from strata.inversion.vocabulary import Vocabulary, vocabulary
+from strata.lm.model import capture, forward_until, load
+from strata.sae.sae import SAE
+from strata.seeds import generator
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.sae import errors, products, vnni
-from stages.sae.autoencoder import Autoencoder
-from stages.sae.kernels import Pattern, decode, joined, largest, pattern_of, sampled
-from stages.sae.nonlinearity import Nonlinearity
-from stages.sae.preactivations import Block, Bytes, Preactivations
-from stages.sae.rules.base import Rule
-from stages.sae.rules.jumprelu import JumpReLU, Reward
-from stages.sae.rules.relu import Gated, ReLU
-from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
-from stages.sae.sae import SAE
+from strata.sae.engine import products, vnni
+from strata.sae.engine.dispatch import decode, largest, sampled
+from strata.sae.engine.nonlinearity import Nonlinearity
+from strata.sae.engine.pattern import Pattern, joined, pattern_of
+from strata.sae.engine.preactivations import Block, Bytes, Preactivations
+from strata.sae.rules import errors
+from strata.sae.rules.base import Rule
+from strata.sae.rules.jumprelu import JumpReLU, Reward
+from strata.sae.rules.relu import Gated, ReLU
+from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
+from strata.sae.sae import SAE
+from strata.sae.training.autoencoder import Autoencoder
 
 ROWS, WIDTH, LATENTS = 33, 16, 64
 
@@ -134,8 +136,8 @@ def test_the_cheap_product_loses_nothing(product: torch.dtype, name: str, monkey
     """Columns and rows of very different size, as in residual streams: the chosen are those of the exact h."""
     if product is torch.int8 and not vnni.there():
         pytest.skip("this CPU has no AVX-512 VNNI")
-    monkeypatch.setattr("stages.sae.preactivations.product_dtype", lambda *_: product)
-    monkeypatch.setattr("stages.sae.preactivations.ROWS", 8)
+    monkeypatch.setattr("strata.sae.engine.preactivations.product_dtype", lambda *_: product)
+    monkeypatch.setattr("strata.sae.engine.preactivations.ROWS", 8)
     y = random(500, 319) * torch.logspace(-1, 1, 319) * torch.logspace(-1, 1, 500)[:, None]
     model = Autoencoder(319, 1023, torch.Generator().manual_seed(0))
     model.b_enc.data = random(1023, seed=5)

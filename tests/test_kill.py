@@ -15,8 +15,8 @@ from safetensors.torch import load
 from test_extract import extract
 from test_extract import knobs as extract_knobs
 
-from stages import files, params
-from stages.extract.shards import open_activations
+from strata.rows.shards import open_activations
+from strata.run import files, params
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from planted import DEAD, DENSE, EVIL, LATENTS, planted
 
-from stages.interpret.neighbours import nearest
-from stages.interpret.read import open_latents
-from stages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
+from apps.show.card import card
 from stages.report.causes import Causes
 from stages.report.latents import chosen, context, histogram, inert, read_layer, site
-from stages.show.card import card
+from strata.interpretation.neighbours import nearest
+from strata.interpretation.read import open_latents
+from strata.pages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
 
 NOTHING = Causes({}, {})
 

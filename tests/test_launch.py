@@ -18,13 +18,14 @@ from test_extract import corpus
 from test_kill import ROOT, everything, steps_done
 from test_train import knobs
 
-from stages import files, launch, params
-from stages.door import BadInput
-from stages.fetch.read import SPLITS
-from stages.sae.autoencoder import Autoencoder, Scale
-from stages.sae.knobs import Train
-from stages.sae.rules.named import make_rule
-from stages.sae.trainer import Trainer
+from strata.corpus.read import SPLITS
+from strata.device import launch
+from strata.run import files, params
+from strata.run.door import BadInput
+from strata.sae.knobs import Train
+from strata.sae.rules.named import make_rule
+from strata.sae.training.autoencoder import Autoencoder, Scale
+from strata.sae.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # PATH does not matter
 TWO = shlex.join([*TORCHRUN, "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
@@ -71,7 +72,8 @@ def end(*processes: subprocess.Popen[str]) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A tiny model, a text, and what one process extracts from them."""
     root = tmp_path_factory.mktemp("launch")
-    (root / "stages").symlink_to(ROOT / "stages")  # with what Numba compiled for other tests
+    for house in ("stages", "strata"):
+        (root / house).symlink_to(ROOT / house)  # with what Numba compiled for other tests
     lm = save_tiny_lm(root / "data" / "lm", "gpt2")
     facts = {
         "kind": "language",

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.door import BadInput
-from stages.lm import (
+from strata.lm.model import (
     LanguageModel,
     capture,
     check_layers,
@@ -18,6 +17,7 @@ from stages.lm import (
     logits,
     shared_start,
 )
+from strata.run.door import BadInput
 
 CPU = torch.device("cpu")
 TOKENS = torch.tensor([[1, 4, 5, 6, 7, 8, 9, 10], [1, 11, 12, 4, 5, 0, 0, 0]])

@@ -14,25 +14,25 @@ from killing import Killed, survives
 from scipy.cluster.hierarchy import linkage
 from test_train import stored
 
-from stages import parquet
-from stages.cluster.read import DEAD, NOISE, Clusters, cut, numbered
-from stages.door import BadInput
-from stages.extract.shards import Contexts
-from stages.interpret.codes import write_codes
-from stages.interpret.interpret import interpret
-from stages.interpret.read import Latents, open_codes, open_latents
-from stages.interpret.statistics import geometry
-from stages.merge import merge as room
-from stages.merge.groups import Groups, alone, energy, families, led, strongest, weighted, whole
-from stages.merge.knobs import Merge
-from stages.merge.moments import Moments, grouped_gram, moments
-from stages.merge.read import GROUPS, SCHEMA, members
-from stages.merge.refit import refit, start
-from stages.merge.rows import blocks
-from stages.params import check
-from stages.quality import firing_counts, reconstruction
-from stages.sae import disk
-from stages.sae.sae import NO_GROUP, SAE
+from strata.families.read import DEAD, NOISE, Clusters, cut, numbered
+from strata.interpretation.codes import write_codes
+from strata.interpretation.interpret import interpret
+from strata.interpretation.read import Latents, open_codes, open_latents
+from strata.interpretation.statistics import geometry
+from strata.measure.quality import firing_counts, reconstruction
+from strata.merging import merge as room
+from strata.merging.groups import Groups, alone, energy, families, led, strongest, weighted, whole
+from strata.merging.knobs import Merge
+from strata.merging.moments import Moments, grouped_gram, moments
+from strata.merging.read import GROUPS, SCHEMA, members
+from strata.merging.refit import refit, start
+from strata.merging.rows import blocks
+from strata.rows.shards import Contexts
+from strata.run.door import BadInput
+from strata.run.params import check
+from strata.sae import disk
+from strata.sae.sae import NO_GROUP, SAE
+from strata.tables import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, WIDTH, LATENTS, SILENT = 12_000, 16, 32, 5

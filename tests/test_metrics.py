@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages import quality
-from stages.metrics import Errors, ce_recovered, compared
+from strata.measure import quality
+from strata.measure.metrics import Errors, ce_recovered, compared
 
 
 def measured(x, reconstruction, active=None) -> Errors:

@@ -13,10 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from test_vectors import build, stored
 
-from stages import notebook
-from stages.door import BadInput
-from stages.notebook import Vectors
-from stages.sae.sae import SAE
+from strata import notebook
+from strata.notebook import Vectors
+from strata.run.door import BadInput
+from strata.sae.sae import SAE
 
 ATOMS, WIDTH = 24, 16
 
@@ -42,7 +42,7 @@ def trained(planted: Vectors) -> notebook.Trained:
 def test_texts_are_embedded_as_the_model_does_bare(capsys: pytest.CaptureFixture[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from stages import sentences
+    from strata.lm import sentences
 
     texts = ["The treaty was signed in Paris.", "Bread rises in a hot oven."]
     found = notebook.encode(texts, ids=["a", "b"])

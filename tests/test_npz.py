@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from src.convert import main
-from stages import npz
-from stages.door import BadInput
-from stages.sae import disk
-from stages.sae.sae import SAE
+from strata.run.door import BadInput
+from strata.sae import disk, npz
+from strata.sae.sae import SAE
 
 LATENTS, WIDTH = 48, 16
 NUMPY = """

@@ -11,15 +11,16 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from stages import auto, params
-from stages.auto import Size
-from stages.door import BadInput
-from stages.fetch.corpus import Corpus
-from stages.params import Machine
-from stages.sae.knobs import Train
 from stages.select.whole import SECTIONS, read_whole
-from stages.targets import Targets
-from stages.training import knobs_of
+from strata import auto
+from strata.auto import Size
+from strata.corpus.corpus import Corpus
+from strata.run import params
+from strata.run.door import BadInput
+from strata.run.params import Machine
+from strata.sae.knobs import Train
+from strata.sae.training.training import knobs_of
+from strata.verdict.targets import Targets
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
+from apps.pareto.page import render
+from apps.pareto.pictures import picture
+from apps.pareto.points import Point, by_layer, front, parse, read_points, table
 from src import pareto
-from stages.door import BadInput
-from stages.pareto.page import render
-from stages.pareto.pictures import picture
-from stages.pareto.points import Point, by_layer, front, parse, read_points, table
+from strata.run.door import BadInput
 
 
 def experiment(

@@ -197,9 +197,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after its first `dvc repro`, which was killed in the middle of extract and started again."""
     root = tmp_path_factory.mktemp("pipeline")
     folder = root / "project"
-    for name in ("src", "stages"):
+    for name in ("src", "stages", "strata"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [folder / "stages", *(path for path in folder.glob("stages/*") if path.is_dir())]:
+    for path in [folder / "strata", *(path for path in folder.glob("strata/**/*") if path.is_dir())]:
         cache = ROOT / path.relative_to(folder) / "__pycache__"
         cache.mkdir(exist_ok=True)
         (path / "__pycache__").symlink_to(cache)  # what Numba compiles, other tests need too

@@ -15,18 +15,18 @@ from conftest import VOCABULARY, save_tiny_lm
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from apps.plan import cost, speed, table, words
+from apps.plan.cost import Cost, Plan
+from apps.plan.model import Model, find_model, told
+from apps.plan.rows import Rows, rows
+from apps.plan.speed import Speed
 from src import plan as script
-from stages import params
-from stages.door import BadInput
-from stages.fetch.knobs import LM
-from stages.plan import cost, speed, table, words
-from stages.plan.cost import Cost, Plan
-from stages.plan.model import Model, find_model, told
-from stages.plan.rows import Rows, rows
-from stages.plan.speed import Speed
-from stages.sae import disk
-from stages.sae.sae import SAE
 from stages.select.whole import Params, read_whole, whole
+from strata.corpus.knobs import LM
+from strata.run import params
+from strata.run.door import BadInput
+from strata.sae import disk
+from strata.sae.sae import SAE
 
 ROOT = small.ROOT
 SPEED = Speed(product=1e12, step=0.05, encode=1e-5, pace=1.0)

@@ -19,16 +19,16 @@ import pytest
 import yaml
 from planted import LATENTS, planted
 
-from stages.door import BadInput
-from stages.files import write_json, write_text
-from stages.params import check
-from stages.readable import number, visible
 from stages.report.families import PAGES
 from stages.report.glossary import GLOSSARY
 from stages.report.page import bound
 from stages.report.results import Result, read_history, read_result
 from stages.report.scorecard import failures, scorecard, summary
-from stages.targets import Targets
+from strata.pages.readable import number, visible
+from strata.run.door import BadInput
+from strata.run.files import write_json, write_text
+from strata.run.params import check
+from strata.verdict.targets import Targets
 
 LAYERS = [3, 6, 9]
 ROOT = Path(__file__).resolve().parents[1]

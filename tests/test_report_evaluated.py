@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_report import LAYERS, project, read, report  # noqa: F401
 
-from stages.files import write_json
+from strata.run.files import write_json
 
 
 def measure(value: float) -> dict[str, float]:

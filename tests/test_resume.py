@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import resume
+from strata.run import resume
 
 FACTS = {"corpus": "c"}
 

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from stages.sae.autoencoder import Autoencoder, Scale, fold
-from stages.sae.conventions import l1_coefficient
-from stages.sae.errors import outputs
-from stages.sae.kernels import Pattern, pattern_of
-from stages.sae.preactivations import Preactivations
-from stages.sae.rules.base import Pass, Rule
-from stages.sae.rules.jumprelu import JumpReLU, Reward
-from stages.sae.rules.relu import Gated, ReLU
-from stages.sae.rules.topk import BatchTopK, Matryoshka, TopK
+from strata.formats.conventions import l1_coefficient
+from strata.sae.engine.pattern import Pattern, pattern_of
+from strata.sae.engine.preactivations import Preactivations
+from strata.sae.rules.base import Pass, Rule
+from strata.sae.rules.errors import outputs
+from strata.sae.rules.jumprelu import JumpReLU, Reward
+from strata.sae.rules.relu import Gated, ReLU
+from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
+from strata.sae.training.autoencoder import Autoencoder, Scale, fold
 
 NOW = torch.Generator().manual_seed(0)
 

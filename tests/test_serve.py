@@ -27,21 +27,21 @@ from fastapi.testclient import TestClient
 from test_extract import FACTS, corpus, extract, knobs
 from uvicorn import Server
 
+from apps.serve import app as server
+from apps.serve import listening
+from apps.serve.explainer import Explainer, open_explainer
 from benchmarks import fuzzing
-from stages import npz, sentences
-from stages.door import BadInput
-from stages.extract.documents import sentences as embedded
-from stages.extract.shards import open_activations, open_contexts
-from stages.fetch.read import SPLITS
-from stages.files import write_json
-from stages.interpret.interpret import interpret
-from stages.interpret.read import open_latents
-from stages.machine import CPU
-from stages.sae import disk
-from stages.sae.sae import SAE
-from stages.serve import app as server
-from stages.serve import listening
-from stages.serve.explainer import Explainer, open_explainer
+from strata.corpus.read import SPLITS
+from strata.device.machine import CPU
+from strata.extraction.documents import sentences as embedded
+from strata.interpretation.interpret import interpret
+from strata.interpretation.read import open_latents
+from strata.lm import sentences
+from strata.rows.shards import open_activations, open_contexts
+from strata.run.door import BadInput
+from strata.run.files import write_json
+from strata.sae import disk, npz
+from strata.sae.sae import SAE
 
 ROOT = Path(__file__).resolve().parents[1]
 LATENTS, LAYER = 64, 2

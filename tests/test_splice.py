@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import splice
-from stages.lm import edit, load
+from strata.lm.model import edit, load
+from strata.splicing import splice
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(4, 26, (9, 12), generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.door import BadInput
-from stages.lm import LanguageModel, capture, edit, final_states, load
-from stages.sae.sae import SAE
-from stages.steer import Add, At, Change, Scale, Set, push, steer
+from strata.lm.model import LanguageModel, capture, edit, final_states, load
+from strata.run.door import BadInput
+from strata.sae.sae import SAE
+from strata.steering.steer import Add, At, Change, Scale, Set, push, steer
 
 CPU = torch.device("cpu")
 LATENTS, LAYER = 48, 2

@@ -14,21 +14,21 @@ import yaml
 from conftest import VOCABULARY
 from killing import Killed, survives
 
-from stages import params
-from stages.door import BadInput
-from stages.files import read_json, write_skipped
-from stages.interpret.read import open_latents
-from stages.lm import final_states, load, logits
-from stages.params import check
-from stages.sae.sae import SAE
-from stages.steer import Add, steer
-from stages.steer_eval import steer_eval as room
-from stages.steer_eval.conditions import Condition, Place, conditions, difference
-from stages.steer_eval.doses import Wanted, _Predictions, doses
-from stages.steer_eval.knobs import SteerEval
-from stages.steer_eval.summary import best, compared, drawn, monotone
-from stages.steer_eval.texts import padded
-from stages.steer_eval.write import generate, read_back, repetition
+from strata.interpretation.read import open_latents
+from strata.lm.model import final_states, load, logits
+from strata.run import params
+from strata.run.door import BadInput
+from strata.run.files import read_json, write_skipped
+from strata.run.params import check
+from strata.sae.sae import SAE
+from strata.steering import steer_eval as room
+from strata.steering.conditions import Condition, Place, conditions, difference
+from strata.steering.doses import Wanted, _Predictions, doses
+from strata.steering.knobs import SteerEval
+from strata.steering.steer import Add, steer
+from strata.steering.summary import best, compared, drawn, monotone
+from strata.steering.texts import padded
+from strata.steering.write import generate, read_back, repetition
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

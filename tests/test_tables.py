@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.door import BadInput
-from stages.fetch import lines, mediawiki, sources
-from stages.fetch.document import Document
-from stages.values import missing, text, word
+from strata.corpus import lines, mediawiki, sources
+from strata.corpus.document import Document
+from strata.corpus.values import missing, text, word
+from strata.run.door import BadInput
 
 
 def documents(path: Path, content: str | bytes, **source: Any) -> list[Document]:

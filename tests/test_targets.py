@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from stages.door import BadInput
-from stages.params import check, load
-from stages.targets import METRICS, Targets, judge, passed, penalty, settled
+from strata.run.door import BadInput
+from strata.run.params import check, load
+from strata.verdict.targets import METRICS, Targets, judge, passed, penalty, settled
 
 SECTION: dict[str, Any] = {
     "enforce": False,

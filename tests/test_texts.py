@@ -13,20 +13,20 @@ from conftest import FAMILIES, VOCABULARY, tiny_tokenizer
 from test_extract import corpus, knobs
 from tokenizers import processors
 
-from stages import sentences
-from stages.anatomy import find_blocks
-from stages.door import BadInput
-from stages.extract.contexts import Layout, fill, tokenise
-from stages.extract.documents import sentences as embedded
-from stages.extract.extract import write_contexts
-from stages.interpret import writers
-from stages.interpret.explain import answer_prompt, check_room, cut, explanation_prompt, fitted
-from stages.interpret.explanations import Case, Example
-from stages.invert.vocabulary import vocabulary
-from stages.lm import LanguageModel, load, wrapped
-from stages.sae.sae import SAE
-from stages.serve.explainer import Explainer
-from stages.steer_eval import texts as steered
+from apps.serve.explainer import Explainer
+from strata.extraction.contexts import Layout, fill, tokenise
+from strata.extraction.documents import sentences as embedded
+from strata.extraction.extract import write_contexts
+from strata.interpretation import writers
+from strata.interpretation.explain import answer_prompt, check_room, cut, explanation_prompt, fitted
+from strata.interpretation.explanations import Case, Example
+from strata.inversion.vocabulary import vocabulary
+from strata.lm import sentences
+from strata.lm.anatomy import find_blocks
+from strata.lm.model import LanguageModel, load, wrapped
+from strata.run.door import BadInput
+from strata.sae.sae import SAE
+from strata.steering import texts as steered
 
 CPU = torch.device("cpu")
 SAID = "the cat sat on a mat"

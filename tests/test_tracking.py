@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from src import ui
-from stages import tracking
-from stages.door import BadInput
-from stages.experiment import Experiment, baseline, experiment_name, flat, thin
+from strata.experiments import tracking
+from strata.experiments.experiment import Experiment, baseline, experiment_name, flat, thin
+from strata.run.door import BadInput
 
 LAYERS = [3, 9]
 

@@ -10,23 +10,26 @@ from safetensors.torch import load_file
 from test_extract import extract
 from test_extract import knobs as extract_knobs
 
-from stages import controls, params, splice, training
-from stages.auto import Size
-from stages.batches import CHUNK, Shuffled
-from stages.door import BadInput
-from stages.extract.shards import Activations, check_origin, open_activations, open_contexts
-from stages.files import sha256
-from stages.lm import load
-from stages.params import check
-from stages.quality import reconstruction
-from stages.sae import disk
-from stages.sae.autoencoder import Autoencoder
-from stages.sae.fit import STATE, Fitted
-from stages.sae.knobs import Train
-from stages.sae.sae import SAE
-from stages.sae.trainer import learning_rate
-from stages.targets import Targets
-from stages.train import train as room
+from stages.train import judge as room
+from strata.auto import Size
+from strata.lm.model import load
+from strata.measure import controls
+from strata.measure.quality import reconstruction
+from strata.rows.batches import CHUNK, Shuffled
+from strata.rows.shards import Activations, check_origin, open_activations, open_contexts
+from strata.run import params
+from strata.run.door import BadInput
+from strata.run.files import sha256
+from strata.run.params import check
+from strata.sae import disk
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.sae.training.autoencoder import Autoencoder
+from strata.sae.training.fit import STATE, Fitted
+from strata.sae.training.trainer import learning_rate
+from strata.splicing import splice
+from strata.verdict.targets import Targets
 
 WIDTH, ATOMS = 32, 64
 MEASURED = {"mse", "fvu", "fvu_inlier", "l0", "cosine", "dead", *splice.METRICS}

@@ -22,19 +22,20 @@ from test_extract import extract
 from test_extract import knobs as extract_knobs
 from test_train import TARGETS, stored
 
-from stages import auto, files, params
-from stages.auto import Size
-from stages.door import BadInput
-from stages.extract.shards import Activations
-from stages.quality import firing_counts
-from stages.sae.knobs import Train
-from stages.sae.sae import SAE
-from stages.training import knobs_of, train
-from stages.tune import read, write
-from stages.tune.knobs import Tune, check_taken
-from stages.tune.search import WORST, Search, dimensions
-from stages.tune.trial import attempt, judge, silent, sliced
-from stages.tune.tune import best_of, search, tune
+from strata import auto
+from strata.auto import Size
+from strata.measure.quality import firing_counts
+from strata.rows.shards import Activations
+from strata.run import files, params
+from strata.run.door import BadInput
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE
+from strata.sae.training.training import knobs_of, train
+from strata.tuning import read, write
+from strata.tuning.knobs import Tune, check_taken
+from strata.tuning.search import WORST, Search, dimensions
+from strata.tuning.trial import attempt, judge, silent, sliced
+from strata.tuning.tune import best_of, search, tune
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = Size("language", 128_000, 640)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stages.sae.autoencoder import LENGTH, Autoencoder
-from stages.sae.rules.topk import TopK
-from stages.sae.update import AdamW, by_rows, step_by_step
+from strata.sae.rules.topk import TopK
+from strata.sae.training.autoencoder import LENGTH, Autoencoder
+from strata.sae.training.update import AdamW, by_rows, step_by_step
 
 
 class Torch(AdamW):

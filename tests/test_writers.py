@@ -18,14 +18,14 @@ import test_explanations
 import torch
 from test_explanations import VOCABULARY, make_cases, stub
 
-from stages.door import BadInput
-from stages.files import write_json
-from stages.interpret import endpoint, writers
-from stages.interpret.endpoint import Patience, endpoint_writer
-from stages.interpret.explain import Explain, answer_prompt, check, explain, open_writer
-from stages.interpret.explanations import ALL_SCORES, Example, add_embedding_score, report
-from stages.interpret.writers import Replies, Writer, embedder, transformers_writer
-from stages.lm import load
+from strata.interpretation import endpoint, writers
+from strata.interpretation.endpoint import Patience, endpoint_writer
+from strata.interpretation.explain import Explain, answer_prompt, check, explain, open_writer
+from strata.interpretation.explanations import ALL_SCORES, Example, add_embedding_score, report
+from strata.interpretation.writers import Replies, Writer, embedder, transformers_writer
+from strata.lm.model import load
+from strata.run.door import BadInput
+from strata.run.files import write_json
 
 CPU = torch.device("cpu")
 planted = test_explanations.planted  # the fixture

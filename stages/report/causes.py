@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from stages.pictures import INK, SOFT, png
+from strata.pages.pictures import INK, SOFT, png
 
 Numbers = dict[str, Any]
 SHOWN = 4  # latents of a layer whose curves and texts are in the report; all are in the files

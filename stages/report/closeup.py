@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stages.readable import Row
 from stages.report.latents import Layer, context, grouped, rows
+from strata.pages.readable import Row
 
 EACH = 3  # latents at either end, a layer
 CONTEXTS = 3  # of each

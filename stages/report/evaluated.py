@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from stages.pictures import INK, SOFT, png
+from strata.pages.pictures import INK, SOFT, png
 
 Numbers = dict[str, Any]
 NAMES = {

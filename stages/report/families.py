@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from stages.cluster.read import Clusters
+from strata.families.read import Clusters
 
 PAGES = '<script type="application/json" id="pages">[]</script>'  # where the map is told which latents have a page
 

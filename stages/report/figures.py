@@ -8,10 +8,10 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from stages.pictures import INK, png
 from stages.report.evaluated import Numbers, accuracies
 from stages.report.results import History, Merged, Result
-from stages.targets import Bound, Targets
+from strata.pages.pictures import INK, png
+from strata.verdict.targets import Bound, Targets
 
 PASSING = "#e0f2e6"
 LINES = {"merged": "-", "refitted": "--", "dropped": ":"}  # how a layer's curves of merging are drawn

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from stages.targets import METRICS
+from strata.verdict.targets import METRICS
 
 
 class Entry(NamedTuple):

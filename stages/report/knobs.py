@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stages.params import Section
+from strata.run.params import Section
 
 
 class Report(Section):

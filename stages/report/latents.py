@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stages.interpret.read import Latents
-from stages.readable import (
+from stages.report.causes import Causes
+from stages.report.templates import FOLDER, environment
+from strata.interpretation.read import Latents
+from strata.pages.readable import (
     SCORES,
     Row,
     best_first,
@@ -26,8 +28,6 @@ from stages.readable import (
     shade,
     visible,
 )
-from stages.report.causes import Causes
-from stages.report.templates import FOLDER, environment
 
 ASSETS = ("latents.css", "latents.js")
 SHADES = 10  # of the colour of a token, from hardly active to the latent's maximum

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.readable import number
 from stages.report.causes import SHOWN, Causes
 from stages.report.closeup import closeup
 from stages.report.evaluated import NAMES, costly, probed
@@ -18,7 +17,8 @@ from stages.report.results import Merged, Result
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
 from stages.report.tuned import Searched
-from stages.targets import Targets
+from strata.pages.readable import number
+from strata.verdict.targets import Targets
 
 CAPTIONS = {
     "fvu": "Variance that the reconstruction misses while training; the targets judge the test split afterwards.",

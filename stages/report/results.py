@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stages.auto import Size
-from stages.door import BadInput
-from stages.files import check_hashes, read_json, read_meta
-from stages.params import check
+from strata.auto import Size
+from strata.run.door import BadInput
+from strata.run.files import check_hashes, read_json, read_meta
+from strata.run.params import check
 
 Measured = dict[str, float | None]
 History = list[dict[str, float]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.report.results import Result
-from stages.targets import Targets, judge
+from strata.verdict.targets import Targets, judge
 
 Scorecard = dict[str, Any]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.readable import number, percent, visible
+from strata.pages.readable import number, percent, visible
 
 FOLDER = Path(__file__).parent
 

@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.tune.read import Trials, numbers
+from strata.tuning.read import Trials, numbers
 
 CAPTIONS = {
     "convergence": "The best held-out score after so many trials, and every trial's own.",

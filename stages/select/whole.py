@@ -9,20 +9,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stages.cluster.knobs import Cluster
-from stages.door import BadInput
-from stages.evaluate.knobs import Evaluate
-from stages.extract.knobs import Extract
-from stages.fetch.knobs import Corpus, Fetch, check_source, over
-from stages.interpret.knobs import Interpret
-from stages.invert.knobs import Invert
-from stages.merge.knobs import Merge
-from stages.params import ByLayer, Layers, Machine, Seed, check, known, read
 from stages.report.knobs import Report
-from stages.sae.knobs import Train
-from stages.steer_eval.knobs import SteerEval
-from stages.targets import Targets
-from stages.tune.knobs import Tune, check_taken, extremes
+from strata.corpus.knobs import Corpus, Fetch, check_source, over
+from strata.evaluation.knobs import Evaluate
+from strata.extraction.knobs import Extract
+from strata.families.knobs import Cluster
+from strata.interpretation.knobs import Interpret
+from strata.inversion.knobs import Invert
+from strata.merging.knobs import Merge
+from strata.run.door import BadInput
+from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
+from strata.sae.knobs import Train
+from strata.steering.knobs import SteerEval
+from strata.tuning.knobs import Tune, check_taken, extremes
+from strata.verdict.targets import Targets
 
 
 @dataclass(frozen=True)

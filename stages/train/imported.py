@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
-from stages import quality, training
-from stages.door import BadInput
-from stages.extract.shards import Activations
-from stages.resume import main_root
-from stages.sae import disk
-from stages.sae.autoencoder import Autoencoder, fold
-from stages.sae.fit import Fitted
-from stages.sae.knobs import From, Train
-from stages.sae.rules.topk import TopK
-from stages.sae.sae import SAE
-from stages.train.train import hook_name
+from stages.train.judge import hook_name
+from strata.measure import quality
+from strata.rows import batches
+from strata.rows.shards import Activations
+from strata.run.door import BadInput
+from strata.run.resume import main_root
+from strata.sae import disk
+from strata.sae.knobs import From, Train
+from strata.sae.rules.topk import TopK
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.sae.training.autoencoder import Autoencoder, fold
+from strata.sae.training.fit import Fitted
 
 HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be compared
 
@@ -75,7 +77,7 @@ def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train)
     first, end = rows.split("validation")
     if first == end:
         raise BadInput("there are no validation rows to count active latents on; raise fetch.corpus.validation")
-    blocks = training.blocks(rows, first, end, sae.decoder.device)
+    blocks = batches.blocks(rows, first, end, sae.decoder.device)
     l0 = quality.reconstruction(sae.reconstruct, blocks, rows.scale, rows.median_norm)["l0"]
     rule = (config.get("metadata") or {}).get("training_architecture") or config["architecture"]
     return knobs.model_copy(update={"rule": str(rule), "latents": sae.latents, "k": max(1, round(l0))})

@@ -1,146 +1,104 @@
-"""Measure one layer's SAE, beside its controls, on held-out text."""
+"""Stage train@L: one layer's SAE, judged on held-out text."""
 
-import csv
-import io
-from collections.abc import Iterator
-from typing import Any, get_args
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from stages import controls, quality, training
-from stages.extract.shards import Activations, Contexts
-from stages.fetch.read import SPLITS
-from stages.lm import Hook, LanguageModel
-from stages.measure import held_out
-from stages.sae.knobs import Train
-from stages.sae.sae import SAE
-
-HISTORY: tuple[str, ...] = (
-    "step",
-    "tokens",
-    "lr",
-    "loss",
-    "mse",
-    "fvu",
-    "l0",
-    "dead",
-    "validation_fvu",
-    "validation_l0",
-    "validation_dead",
-    "score",
-)
+from stages.train import imported
+from stages.train import judge as room
+from strata import auto
+from strata.corpus import read
+from strata.device import launch
+from strata.device.machine import Machine, keep_memory, start
+from strata.experiments import tracking
+from strata.lm.model import DTYPES, load
+from strata.measure import quality
+from strata.rows.shards import Activations, Contexts, check_origin, open_activations, open_contexts
+from strata.run import params, resume
+from strata.run.files import read_json, sha256, write_json, write_text
+from strata.sae import disk
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.sae.training.fit import Fitted
+from strata.tuning.read import taken
+from strata.verdict import shortfall
+from strata.verdict.targets import CHECKPOINT, settled
 
 
-@torch.inference_mode()
-def measure(
-    sae: SAE, untrained: SAE, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
-) -> tuple[dict[str, Any], Tensor]:
-    """What `reports/train/<L>.json` says of the SAE, and each latent's firing frequency over all stored rows.
+@launch.several
+def main(
+    activations: str, tokens: str, lm: str, tuned: str, override: str, target: str, report: str, curve: str
+) -> None:
+    """ACTIVATIONS of a layer, their TOKENS, the LM, knobs TUNED and OVERRIDE -> the SAE in TARGET, REPORT, CURVE.
 
-    ``lm`` None (activations of no language model) leaves every ce metric null.
+    Example: dvc repro train@9
     """
-    device = sae.decoder.device
-    mean = activations.mean.to(device)
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    model = read.lm_meta(Path(lm))
+    check_origin(rows, contexts, read.model_facts(model))
+    section, size = params.load("train", dict), auto.size_of(rows.meta)
+    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    own = read_json(Path(override))
+    knobs = training.knobs_of(section, best, own, rows.layer, size)
+    launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
+    quality.check_held_out(rows, "test")  # and not after the training
+    targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
+    machine = params.load("machine", Machine)
+    device = start(machine)
+    keep_memory()
 
-    def blocks(first: int, end: int) -> Iterator[Tensor]:
-        return training.blocks(activations, first, end, device)
+    def write(fitted: Fitted, untrained: SAE, knobs: Train, given: dict[str, Any] | None) -> None:
+        found, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, given, device)
+        found["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
+        for name, sae in fitted.saes.items():
+            best = name == "best"
+            folder = Path(target) if best else Path(target) / name
+            disk.save(folder, sae, metadata, frequency if best else None)
+        write_text(Path(curve), room.history_csv(fitted.history))
+        hashes = {"weights": sha256(Path(target) / disk.WEIGHTS), "curve": sha256(Path(curve))}
+        write_json(Path(report), {**found, **hashes})
+        if worse := shortfall.of_layer(found, fitted.history):
+            sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
 
-    candidates = {
-        "sae": sae.reconstruct,
-        "mean": controls.mean(mean),
-        "pca": controls.pca(blocks(*activations.split("train")), mean, knobs.k),
-        "untrained": untrained.reconstruct,
+    if launch.rank() == 0 and knobs.from_ is None:
+        auto.tell(f"train {rows.layer}", {**section, **best, **own}, knobs.model_dump(), size)
+    if knobs.from_ is not None:
+        if launch.rank() == 0:
+            write(*imported.take(knobs.from_, rows, knobs, seed, device))
+        return
+
+    facts = {
+        "activations": rows.meta,
+        "train": knobs.model_dump(),
+        "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
+        "seed": seed,
+        "machine": [device.type, machine.threads],
     }
-    hook = activations.meta["hook"]
-    found, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
-    counts = quality.firing_counts(sae, blocks(0, activations.rows))
-    for values in found.values():
-        values["dead"] = None  # one pass over all stored rows is for the SAE alone
-    found["sae"]["dead"] = float((counts == 0).float().mean())
-
-    tokens, _ = contexts.rows("test")
-    test = activations.blocks(*activations.split("test"))
-    outliers = quality.outliers(test, torch.from_numpy(tokens), activations.median_norm)
-    outliers["tokens"] = [
-        {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
-        for token, count in outliers["tokens"]
-    ]
-    rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
-    frequency = counts.double() / activations.rows
-    return {
-        "layer": activations.layer,
-        "model": {**activations.meta["model"], "hook": hook, "width": activations.width},
-        "corpus": activations.meta["corpus"],
-        "rule": knobs.rule,
-        "latents": knobs.latents,
-        "k": knobs.k,
-        "batch_size": knobs.batch_size,
-        "epochs": knobs.epochs,
-        "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
-        "test": found.pop("sae"),
-        "controls": found,
-        "outliers": outliers,
-        "density": _histogram(frequency),
-        **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
-    }, frequency
+    live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
+    with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
+        with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
+            fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
+        if launch.rank() == 0:
+            write(fitted, untrained, knobs, None)
 
 
-def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
-    """Counts of latents by log10 of their firing frequency, from one in a million to always; the dead are left out."""
-    edges = np.linspace(-6, 0, bins + 1)
-    alive = frequency[frequency > 0].log10().clamp(-6, 0).numpy()
-    return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
-
-
-def metadata(
-    activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them.
-
-    ``given``: the metadata with which an SAE came that was not trained here, kept as they are; with what k it was
-    trained is not known here. None for one that was.
-    """
-    meta = activations.meta
-    origin = (given or {}).get("imported_from")
-    return {
-        "model_name": meta["model"]["name"],
-        "hook_name": hook_name(activations),
-        "context_size": contexts.meta["context"],
-        "prepend_bos": _of_tokens(activations),
-        "exclude_special_tokens": True,
-        "training_architecture": knobs.rule,
-        **({"training_architecture_details": {"k": knobs.k}} if given is None else {}),
-        "l0": test["l0"],
-        "strata": {
-            "model_fingerprint": meta["model"]["fingerprint"],
-            "corpus": meta["corpus"],
-            "forward": meta["forward"],
-            **({"normalize": meta["normalize"]} if "normalize" in meta else {}),
-            "scale": activations.scale,
-            "median_norm": activations.median_norm,
-            **({"given": given} if given is not None else {}),
-        },
-        **({"imported_from": origin} if origin else {}),
-    }
-
-
-def hook_name(activations: Activations) -> str:
-    """Where the rows come from, by SAELens's name."""
-    hook = activations.meta["hook"]
-    return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
-
-
-def _of_tokens(activations: Activations) -> bool:
-    """Else rows are documents, and there are no blocks."""
-    return activations.meta["hook"] in get_args(Hook)
-
-
-def history_csv(history: list[dict[str, Any]]) -> str:
-    """The history as CSV; a validation column is empty where nothing was validated."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
+def _judged(
+    sae: SAE,
+    untrained: SAE,
+    rows: Activations,
+    contexts: Contexts,
+    lm: Path,
+    knobs: Train,
+    given: dict[str, Any] | None,
+    device: torch.device,
+) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
+    """What the report and `cfg.json` say of the SAE, and how often each latent is active."""
+    source, options = read.lm_path(lm)
+    speechless = read.speechless(read.lm_meta(lm))
+    model = None if speechless else load(source, DTYPES[rows.meta["forward"]], device, **options)
+    found, frequency = room.measure(sae, untrained, rows, contexts, model, knobs)
+    return found, room.metadata(rows, contexts, knobs, found["test"], given), frequency

@@ -1,0 +1,1 @@
+"""What opens finished artifacts; no stage depends on it."""

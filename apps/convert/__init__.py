@@ -1,0 +1,1 @@
+"""SAEs of other tools in and out."""

@@ -1,0 +1,188 @@
+"""Tables as Altair charts, drawn by the browser from data that the page carries: nothing is fetched."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+alt.data_transformers.disable_max_rows()
+
+HEIGHT = 320
+BLUE, GREY, ORANGE = "#1f5fb4", "#9aa3b2", "#e08a1e"
+NAMED = 9  # labels that get a colour of their own
+OTHER = "other"
+LEGEND = alt.Legend(orient="bottom", columns=2, labelLimit=220, title=None)  # beside, it takes a phone's whole width
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+
+
+def few(labels: Sequence[str | None]) -> list[str]:
+    """The commonest NAMED labels; the rest are "other"."""
+    common = {label for label, _ in Counter(label for label in labels if label is not None).most_common(NAMED)}
+    return [label if label is not None and label in common else OTHER for label in labels]
+
+
+def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
+    """A scatter of ``frame``'s x and y; hovering shows its other columns. Numbers get a scale, texts a colour each."""
+    if pd.api.types.is_float_dtype(frame[colour]):
+        paint = alt.Color(f"{colour}:Q", scale=alt.Scale(scheme="viridis", type="symlog" if log else "linear"))
+    else:
+        names = [name for name in dict.fromkeys(sorted(frame[colour].astype(str))) if name != OTHER]
+        domain = [*names, OTHER] if (frame[colour] == OTHER).any() else names
+        scale = alt.Scale(domain=domain, range=[*_palette(len(names)), "#d5d9e0"])
+        paint = alt.Color(f"{colour}:N", scale=scale, legend=LEGEND)
+    return (
+        alt.Chart(frame)
+        .mark_circle(size=28, opacity=0.75)
+        .encode(
+            x=alt.X("x:Q", scale=alt.Scale(zero=False), title=None),
+            y=alt.Y("y:Q", scale=alt.Scale(zero=False), title=None),
+            color=paint,
+            tooltip=_tips(frame.drop(columns=["x", "y"])),
+        )
+        .properties(height=460)
+        .interactive()
+    )
+
+
+def dots(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
+    """One large point a line of ``frame``, ``x`` a number or a name."""
+    number = pd.api.types.is_numeric_dtype(frame[x])
+    across = alt.X(field=_field(x), type="quantitative" if number else "nominal", title=x)
+    return (
+        alt.Chart(frame)
+        .mark_circle(size=120, color=BLUE)
+        .encode(
+            x=across.scale(zero=False) if number else across,
+            y=alt.Y(field=_field(y), type="quantitative", scale=alt.Scale(zero=False), title=y),
+            tooltip=[alt.Tooltip(field=_field(name), title=name) for name in frame.columns],
+        )
+        .properties(height=HEIGHT)
+    )
+
+
+def _tips(frame: pd.DataFrame) -> list[alt.Tooltip]:
+    """Every column is shown where the pointer is. Altair takes plain names too, but needs 5 ms for each."""
+    return [alt.Tooltip(name) for name in frame.columns]
+
+
+def _field(name: str) -> str:
+    """A column's name for Vega, to which `train.k` is the k of a record train."""
+    return name.replace(".", "\\.")
+
+
+def _palette(count: int) -> list[str]:
+    colours = [
+        "#1f5fb4", "#e08a1e", "#3a9d5d", "#c23b4b", "#7d5ab5", "#8a6d4b", "#d96ba8", "#4aa8b8", "#a5a52c", "#2f3b52",
+    ]  # fmt: skip
+    return [colours[place % len(colours)] for place in range(count)]
+
+
+def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
+    """Horizontal bars in the table's order: ``x`` the number, ``y`` the name."""
+    return (
+        alt.Chart(frame)
+        .mark_bar(color=BLUE)
+        .encode(
+            x=alt.X(f"{x}:Q", title=x),
+            y=alt.Y(f"{y}:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
+            tooltip=_tips(frame),
+        )
+        .properties(height=18 * len(frame) + 40)
+    )
+
+
+def histogram(frame: pd.DataFrame, title: str, log: bool = False) -> alt.Chart:
+    """What :func:`apps.dashboard.measures.histogram` counted; kinds lie over each other."""
+    kinds = list(dict.fromkeys(frame["kind"]))
+    return (
+        alt.Chart(frame)
+        .mark_bar(opacity=0.6)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title=title, scale=_scale(log)),
+            x2=alt.X2("high:Q"),
+            y=alt.Y("share:Q", stack=None, title="share", axis=alt.Axis(format="%")),
+            color=alt.Color(
+                "kind:N", scale=alt.Scale(domain=kinds, range=[BLUE, ORANGE][: len(kinds)]), title=None,
+                legend=alt.Legend(orient="top") if len(kinds) > 1 else None,
+            ),
+            tooltip=_tips(frame[["kind", "low", "high", "share"]]),
+        )
+        .properties(height=HEIGHT)
+    )  # fmt: skip
+
+
+def line(
+    frame: pd.DataFrame, x: str, y: str, colour: str | None = None, log_x: bool = False, log_y: bool = False
+) -> alt.Chart:
+    """One line, or one a value of ``colour``."""
+    return (
+        alt.Chart(frame)
+        .mark_line()
+        .encode(
+            x=alt.X(f"{x}:Q", scale=_scale(log_x), title=x),
+            y=alt.Y(f"{y}:Q", scale=_scale(log_y), title=y),
+            color=alt.Color(f"{colour}:N", legend=LEGEND) if colour else alt.ColorValue(BLUE),
+            tooltip=_tips(frame),
+        )
+        .properties(height=HEIGHT)
+        .interactive()
+    )
+
+
+def _scale(log: bool) -> alt.Scale:
+    return alt.Scale(type="log") if log else alt.Scale(zero=False)
+
+
+def with_trend(dots: pd.DataFrame, trend: pd.DataFrame, x: str, y: str, log_x: bool) -> Chart:
+    """Points, and the mean of those about each place."""
+    cloud = (
+        alt.Chart(dots)
+        .mark_circle(size=18, opacity=0.4, color=GREY)
+        .encode(
+            x=alt.X(f"{x}:Q", scale=_scale(log_x)),
+            y=alt.Y(f"{y}:Q", scale=alt.Scale(zero=False)),
+            tooltip=_tips(dots),
+        )
+    )
+    mean = (
+        alt.Chart(trend).mark_line(color=BLUE, strokeWidth=2.5).encode(x=alt.X("x:Q", title=x), y=alt.Y("y:Q", title=y))
+    )
+    return (cloud + mean).properties(height=HEIGHT)
+
+
+def scree(frame: pd.DataFrame, mark: float) -> Chart:
+    """Each component's share of the variance as bars, the share up to it as a line, and a rule at ``mark``."""
+    base = alt.Chart(frame).encode(
+        x=alt.X("component:Q", title="principal component", scale=alt.Scale(nice=False)), tooltip=_tips(frame)
+    )
+    axis = alt.Axis(format="%")
+    single = base.mark_bar(color=BLUE).encode(y=alt.Y("variance:Q", axis=axis, title="share of the variance"))
+    total = base.mark_line(color=ORANGE, strokeWidth=2).encode(y=alt.Y("cumulative:Q", axis=axis))
+    rule = alt.Chart(pd.DataFrame({"y": [mark]})).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=alt.Y("y:Q"))
+    return (single + total + rule).properties(height=HEIGHT)
+
+
+def band(frame: pd.DataFrame, x: str, y: str) -> Chart:
+    """A line within its ``low`` and ``high``."""
+    base = alt.Chart(frame).encode(x=alt.X(f"{x}:Q", scale=alt.Scale(zero=False)), tooltip=_tips(frame))
+    area = base.mark_area(color=BLUE, opacity=0.18).encode(y=alt.Y("low:Q", title=y), y2=alt.Y2("high:Q"))
+    return (area + base.mark_line(color=BLUE, point=True).encode(y=alt.Y(f"{y}:Q"))).properties(height=HEIGHT)
+
+
+def facets(frame: pd.DataFrame, x: str, y: str, of: str) -> alt.FacetChart:
+    """A small line a value of ``of``, two beside each other."""
+    return (
+        alt.Chart(frame)
+        .mark_area(color=BLUE, line=True, opacity=0.35)
+        .encode(x=alt.X(f"{x}:Q"), y=alt.Y(f"{y}:Q"), tooltip=_tips(frame))
+        .properties(height=70, width=420)
+        .facet(facet=alt.Facet(f"{of}:N", title=None), columns=2)
+    )
+
+
+def heatmap(frame: pd.DataFrame, value: str) -> Chart:
+    """A square a pair ``one``, ``other``, with its number."""
+    base = alt.Chart(frame).encode(x=alt.X("one:O", title=None), y=alt.Y("other:O", title=None), tooltip=_tips(frame))
+    paint = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1]), title=value)
+    return base.mark_rect().encode(color=paint).properties(height=380)

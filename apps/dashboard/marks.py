@@ -1,0 +1,27 @@
+"""Tokens as HTML, marked by the code on each. What a text holds is escaped."""
+
+from collections.abc import Sequence
+from html import escape
+
+from strata.pages.readable import inline, marked, number
+
+STYLE = """<style>
+.strata { font-size: .93rem; line-height: 1.6; overflow-wrap: anywhere; padding: .35rem 0;
+  border-top: 1px solid rgb(128 128 128 / .25) }
+.strata small { display: block; opacity: .6 }
+.strata mark { color: inherit; border-radius: 3px; padding: 0 1px }
+</style>"""
+
+
+def marks(pieces: Sequence[str], values: Sequence[float], strongest: float, head: str = "") -> str:
+    """One block of text under a small ``head``: the stronger the code, against ``strongest``, the deeper the colour."""
+    parts = []
+    for piece, value in zip(pieces, values, strict=True):
+        if value > 0:
+            space, word = marked(piece)
+            depth = 0.12 + 0.88 * min(value / strongest, 1.0)
+            style = f"background: rgb(245 158 11 / {depth:.2f})"
+            parts.append(f'{space}<mark style="{style}" title="{number(float(value))}">{escape(word)}</mark>')
+        else:
+            parts.append(escape(inline(piece)))
+    return f'{STYLE}<div class="strata"><small>{escape(head)}</small>{"".join(parts).strip()}</div>'

@@ -1,0 +1,187 @@
+"""A text or some vectors -> the codes of an SAE, as the pipeline would have computed them.
+
+Tokens are laid out in contexts of the length that extract used, BOS first, so that the codes of a text are those that
+interpret would have stored: bias, threshold, pooling and normalisation included.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.corpus import read
+from strata.device.machine import CPU
+from strata.interpretation.read import Latents, interpreted, open_latents
+from strata.lm import sentences
+from strata.lm.model import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
+from strata.pages.readable import explained
+from strata.run.door import BadInput
+from strata.sae import disk, npz
+from strata.sae.sae import SAE, Codes
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+TOKENS = 4096  # of a text that are read; the rest is left out, and the answer says so
+
+
+class Read(NamedTuple):
+    """``tokens``: what stands on each row of ``codes``; ``left``: tokens at the end that were not read."""
+
+    tokens: list[str]
+    codes: Codes
+    left: int
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """``config``: the SAE's. Without ``lm`` and ``sentence`` it reads vectors alone. ``latents``: what is known."""
+
+    sae: SAE
+    config: dict[str, Any]
+    lm: LanguageModel | None = None
+    sentence: "SentenceTransformer | None" = None
+    latents: Latents | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What kind of SAE this is, for people."""
+        metadata = self.config["metadata"]
+        return {
+            "model": metadata.get("model_name"),
+            "hook": metadata.get("hook_name"),
+            "latents": self.sae.latents,
+            "width": self.sae.width,
+            "reads": "tokens" if self.lm else "texts" if self.sentence else "vectors",
+            "explained": self.latents is not None,
+        }
+
+    @cached_property
+    def explanations(self) -> dict[int, list[dict[str, Any]]]:
+        """Latent -> its explanations, the best first."""
+        return explanations(self.latents) if self.latents else {}
+
+    @torch.inference_mode()
+    def read(self, text: str) -> Read:
+        """The codes of a text: by token, or one row of a sentence model. Raises BadInput for what has none."""
+        if self.sentence is not None:
+            normalize = self.config["metadata"].get("strata", {}).get("normalize", True)
+            x = self.sentence.encode(
+                [text], normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
+            )
+            return Read([text], self.codes(x.to(torch.bfloat16)), next(sentences.unread(self.sentence, [text])))
+        if self.lm is None:
+            raise BadInput("this SAE reads vectors, and there is no model that makes them of a text; use /encode")
+        ids = self.lm.read([text])[0]
+        special = set(self.lm.special_ids().tolist())
+        kept = [place for place, token in enumerate(ids[:TOKENS]) if token not in special]
+        if not kept:
+            raise BadInput("the text holds no token that is not special")
+        rows = self.activations(ids[:TOKENS])[kept]
+        return Read(pieces(self.lm.tokenizer, [ids[place] for place in kept]), self.codes(rows), len(ids[TOKENS:]))
+
+    def activations(self, ids: Sequence[int]) -> Tensor:
+        """The activations of tokens, (token, width), in contexts as extract makes them of one document."""
+        assert self.lm is not None
+        layer, hook = _point(self.config)
+        size = _context(self.config, self.lm)
+        step = size - 1
+        contexts = torch.full((-(-len(ids) // step), size), self.lm.bos)
+        for number, first in enumerate(range(0, len(ids), step)):
+            part = torch.tensor(ids[first : first + step])
+            contexts[number, 1 : 1 + len(part)] = part
+        found = []
+        for context in contexts:  # one at a time: memory does not grow with the text
+            with capture(self.lm, hook, [layer]) as seen:
+                forward_until(self.lm, layer, tokens=context[None].to(self.lm.device))
+            found.append(seen[layer][0, 1:].to("cpu", torch.bfloat16))
+        return torch.cat(found)[: len(ids)]
+
+    @torch.inference_mode()
+    def codes(self, x: Tensor) -> Codes:
+        """Codes of activations (row, width). Raises BadInput where one is not finite."""
+        codes = self.sae.encode(x.to(self.sae.b_dec.device)).to(CPU)
+        if not torch.isfinite(codes.values).all():
+            raise BadInput("the vectors are so long that a code overflows")
+        return codes
+
+
+def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
+    """Latent -> its explanations, the best first; their ``text`` may be None."""
+    table = latents.table("explanations")
+    return explained(table.to_pylist() if table else [])
+
+
+def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
+    """An SAE folder or `encoder.npz`; the folders that fetch and interpret wrote, both of which may be missing. ``lm``
+    may also be the folder of a sentence-transformers model that nobody fetched."""
+    coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
+    known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
+    if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
+        raise BadInput(f"{latents} is of another SAE than {sae}")
+    found = Explainer(coder.to(device), config, latents=known)
+    if lm is None or not (lm / "meta.json").exists():
+        bare = lm is not None and (lm / "modules.json").exists()
+        return _with_sentence(found, str(lm), device) if bare else found
+    meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
+    if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz need not say
+        raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
+    source, options = read.lm_path(lm)
+    dtype = DTYPES[strata.get("forward", "bfloat16")]
+    if meta["kind"] == read.SENTENCE:
+        return replace(found, sentence=sentences.load(source, device, dtype, **options))
+    if meta["kind"] == read.GIVEN:
+        return found
+    layer, _ = _point(config)
+    model = load(source, dtype, device, **options)
+    check_layers([layer], len(model.blocks), f"{sae}: hook_name")
+    if model.width != coder.width:
+        raise BadInput(f"{sae} reads vectors of {coder.width} numbers, but the activations of {lm} have {model.width}")
+    _context(config, model)
+    return replace(found, lm=model)
+
+
+def _with_sentence(found: Explainer, folder: str, device: torch.device) -> Explainer:
+    """With a model that nobody fetched, which must fit in width."""
+    forward = found.config["metadata"].get("strata", {}).get("forward", "bfloat16")
+    model = sentences.load(folder, device, DTYPES[forward])
+    if (width := model.get_embedding_dimension()) != found.sae.width:
+        raise BadInput(f"{folder} makes vectors of {width} numbers, but this SAE reads {found.sae.width}")
+    return replace(found, sentence=model)
+
+
+def _point(config: dict[str, Any]) -> tuple[int, Hook]:
+    """Layer and hook of an SAE on a language model."""
+    name = config["metadata"].get("hook_name", "")
+    match = POINT.fullmatch(name)
+    if match is None or match[2] not in get_args(Hook):
+        raise BadInput(f"the SAE's hook is {name!r}, which is none of a language model's")
+    return int(match[1]), match[2]  # pyright: ignore[reportReturnType]
+
+
+def _context(config: dict[str, Any], lm: LanguageModel) -> int:
+    """Tokens of a context, BOS included: as the SAE was trained, where it says so, but no more than the model reads."""
+    size = config["metadata"].get("context_size", TOKENS)
+    if not isinstance(size, int) or size < 2:
+        raise BadInput(f"the SAE's context_size is {size!r}; it must be a whole number of at least 2")
+    return min(size, lm.positions or size)
+
+
+def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:
+    """The latents that reach most somewhere, at most ``most``: number, largest code, code on each row."""
+    values, pattern = found.codes.values, found.codes.pattern
+    largest = torch.zeros(pattern.width).scatter_reduce(0, pattern.latents, values, "amax")
+    shown = []
+    for j in np.argsort(-largest.numpy(), kind="stable")[:most]:
+        if largest[j] > 0:
+            here, row = pattern.latents == int(j), torch.zeros(len(found.tokens))
+            row[pattern.row_of[here]] = values[here]
+            shown.append((int(j), float(largest[j]), row.tolist()))
+    return shown

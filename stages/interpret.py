@@ -1,0 +1,77 @@
+"""Stage interpret@L: what each latent of a layer fires on."""
+
+import sys
+from pathlib import Path
+
+from strata.corpus import read
+from strata.device.machine import Machine, start
+from strata.interpretation import explain, vocabulary
+from strata.interpretation import interpret as room
+from strata.interpretation.knobs import Interpret
+from strata.lm.model import DTYPES, load
+from strata.rows.shards import check_origin, open_activations, open_contexts
+from strata.run import params, resume
+from strata.run.files import need_disk, write_json, write_skipped
+from strata.sae import disk
+
+
+def main(
+    activations: str,
+    tokens: str,
+    corpus: str,
+    other_activations: str,
+    other_tokens: str,
+    other_corpus: str,
+    sae: str,
+    lm: str,
+    target: str,
+    report: str,
+) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM -> what its latents fire on, REPORT.
+
+    Example: dvc repro interpret@9
+    """
+    knobs = params.load("interpret", Interpret)
+    if knobs.texts is not None:
+        activations, tokens, corpus = other_activations, other_tokens, other_corpus
+
+    if not knobs.run:
+        write_skipped(Path(target), Path(report))
+        return
+    if knobs.texts is not None:
+        sys.stderr.write(
+            "interpret: latents are looked at on interpret.texts, not on the text that the SAE was trained on; dead "
+            "latents are those silent there\n"
+        )
+
+    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    seed, machine = params.load("seed", int), params.load("machine", Machine)
+    coder, _ = disk.load(Path(sae))
+    model = read.lm_meta(Path(lm))
+    check_origin(rows, contexts, read.model_facts(model))
+    room.check(coder, rows)
+
+    # What would fail after the long pass is refused before it.
+    if rows.layer in knobs.explain.layers:
+        explain.check(knobs.explain)
+    need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
+
+    device = start(machine)
+    facts = {
+        "activations": rows.meta,
+        "sae": disk.fingerprint(Path(sae)),
+        "interpret": knobs.model_dump(),
+        "seed": seed,
+        "machine": [device.type, machine.threads],
+    }
+
+    with resume.scratch(f"interpret-{rows.layer}", facts) as work:
+        if read.speechless(model):
+            words = vocabulary.of_documents(read.Texts(Path(corpus)))
+        else:
+            source, options = read.lm_path(Path(lm))
+            words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
+            if words.lm and knobs.explain.model == "lm" and rows.layer in knobs.explain.layers:
+                explain.check_room(knobs.window, words.lm)
+        from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), words)
+        write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))

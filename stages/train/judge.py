@@ -1,0 +1,147 @@
+"""Measure one layer's SAE, beside its controls, on held-out text."""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.corpus.read import SPLITS
+from strata.lm.model import Hook, LanguageModel
+from strata.measure import controls, quality
+from strata.rows import batches
+from strata.rows.shards import Activations, Contexts
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE
+from strata.splicing.held_out import held_out
+
+HISTORY: tuple[str, ...] = (
+    "step",
+    "tokens",
+    "lr",
+    "loss",
+    "mse",
+    "fvu",
+    "l0",
+    "dead",
+    "validation_fvu",
+    "validation_l0",
+    "validation_dead",
+    "score",
+)
+
+
+@torch.inference_mode()
+def measure(
+    sae: SAE, untrained: SAE, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
+) -> tuple[dict[str, Any], Tensor]:
+    """What `reports/train/<L>.json` says of the SAE, and each latent's firing frequency over all stored rows.
+
+    ``lm`` None (activations of no language model) leaves every ce metric null.
+    """
+    device = sae.decoder.device
+    mean = activations.mean.to(device)
+
+    def blocks(first: int, end: int) -> Iterator[Tensor]:
+        return batches.blocks(activations, first, end, device)
+
+    candidates = {
+        "sae": sae.reconstruct,
+        "mean": controls.mean(mean),
+        "pca": controls.pca(blocks(*activations.split("train")), mean, knobs.k),
+        "untrained": untrained.reconstruct,
+    }
+    hook = activations.meta["hook"]
+    found, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
+    counts = quality.firing_counts(sae, blocks(0, activations.rows))
+    for values in found.values():
+        values["dead"] = None  # one pass over all stored rows is for the SAE alone
+    found["sae"]["dead"] = float((counts == 0).float().mean())
+
+    tokens, _ = contexts.rows("test")
+    test = activations.blocks(*activations.split("test"))
+    outliers = quality.outliers(test, torch.from_numpy(tokens), activations.median_norm)
+    outliers["tokens"] = [
+        {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
+        for token, count in outliers["tokens"]
+    ]
+    rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
+    frequency = counts.double() / activations.rows
+    return {
+        "layer": activations.layer,
+        "model": {**activations.meta["model"], "hook": hook, "width": activations.width},
+        "corpus": activations.meta["corpus"],
+        "rule": knobs.rule,
+        "latents": knobs.latents,
+        "k": knobs.k,
+        "batch_size": knobs.batch_size,
+        "epochs": knobs.epochs,
+        "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
+        "test": found.pop("sae"),
+        "controls": found,
+        "outliers": outliers,
+        "density": _histogram(frequency),
+        **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
+    }, frequency
+
+
+def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
+    """Counts of latents by log10 of their firing frequency, from one in a million to always; the dead are left out."""
+    edges = np.linspace(-6, 0, bins + 1)
+    alive = frequency[frequency > 0].log10().clamp(-6, 0).numpy()
+    return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
+
+
+def metadata(
+    activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them.
+
+    ``given``: the metadata with which an SAE came that was not trained here, kept as they are; with what k it was
+    trained is not known here. None for one that was.
+    """
+    meta = activations.meta
+    origin = (given or {}).get("imported_from")
+    return {
+        "model_name": meta["model"]["name"],
+        "hook_name": hook_name(activations),
+        "context_size": contexts.meta["context"],
+        "prepend_bos": _of_tokens(activations),
+        "exclude_special_tokens": True,
+        "training_architecture": knobs.rule,
+        **({"training_architecture_details": {"k": knobs.k}} if given is None else {}),
+        "l0": test["l0"],
+        "strata": {
+            "model_fingerprint": meta["model"]["fingerprint"],
+            "corpus": meta["corpus"],
+            "forward": meta["forward"],
+            **({"normalize": meta["normalize"]} if "normalize" in meta else {}),
+            "scale": activations.scale,
+            "median_norm": activations.median_norm,
+            **({"given": given} if given is not None else {}),
+        },
+        **({"imported_from": origin} if origin else {}),
+    }
+
+
+def hook_name(activations: Activations) -> str:
+    """Where the rows come from, by SAELens's name."""
+    hook = activations.meta["hook"]
+    return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
+
+
+def _of_tokens(activations: Activations) -> bool:
+    """Else rows are documents, and there are no blocks."""
+    return activations.meta["hook"] in get_args(Hook)
+
+
+def history_csv(history: list[dict[str, Any]]) -> str:
+    """The history as CSV; a validation column is empty where nothing was validated."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

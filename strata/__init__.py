@@ -1,0 +1,1 @@
+"""Sparse autoencoders: activations in, dictionaries of latents out."""

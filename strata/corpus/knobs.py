@@ -1,0 +1,122 @@
+"""The section fetch of params.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from strata.run.door import BadInput
+from strata.run.params import Blob, EachOnce, Section
+
+Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array", "sql"]
+Unit = Literal["line", "paragraph", "section", "file"]
+COLUMNS = {"text", "label", "title", "id", "vector", "blob"}
+KNOBS: dict[Kind, set[str]] = {
+    "package": {"unit"},
+    "mediawiki": {"unit"},
+    "table": {*COLUMNS, "separator"},
+    "text": {"unit"},
+    "hub": {*COLUMNS, "config", "split", "revision"},
+    "kaggle": {*COLUMNS, "separator", "unit", "file", "revision"},
+    "array": {"vector", "id", "text", "label"},
+    "sql": {*COLUMNS, "query"},
+}
+UNITS: dict[Kind, tuple[Unit, ...]] = {
+    "package": ("section", "paragraph"),
+    "mediawiki": ("section", "paragraph"),
+    "text": ("paragraph", "line", "file"),
+    "kaggle": ("paragraph", "line", "file"),
+}
+
+
+class LM(Section):
+    """What makes activations. See params.yaml."""
+
+    kind: Literal["language", "sentence", "vectors"]
+    source: Annotated[str, Field(min_length=1)] | None
+    revision: str | None
+    trust_remote_code: bool
+
+
+def check_source(lm: LM) -> None:
+    """Refuse a model that is not named, and vectors that are said to come from one."""
+    if lm.kind == "vectors" and lm.source is not None:
+        raise BadInput(
+            f"params.yaml: fetch.lm.source is {lm.source}, but with kind vectors it must be null: "
+            "the vectors come from fetch.corpus.sources"
+        )
+    if lm.kind != "vectors" and lm.source is None:
+        raise BadInput(f"params.yaml: fetch.lm.source is null, but a {lm.kind} model has to be named")
+
+
+class Source(Section):
+    """Where text comes from. Users write these one by one, so what does not apply may be left out (None)."""
+
+    source: str = Field(min_length=1)
+    kind: Kind | Literal["auto"] = "auto"
+    documents: int | None = Field(default=None, gt=0)  # how many of its documents are read at the most
+    text: str | None = None  # columns of a table, a hub dataset or a query; text unless given: `text`
+    label: str | None = None
+    title: str | None = None
+    id: str | None = None
+    vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
+    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32, if that fits
+    query: str | None = None  # of a database
+    separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
+    unit: Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)
+    config: str | None = None  # of a hub dataset
+    split: str | None = None  # of a hub dataset; None: train
+    revision: str | None = None  # of a hub dataset (commit, tag or branch) or a Kaggle dataset (version number)
+    file: str | None = None  # of a Kaggle dataset
+
+    @model_validator(mode="after")
+    def _known_knobs(self) -> "Source":
+        if self.kind != "auto":
+            given = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
+            if wrong := sorted(given - KNOBS[self.kind]):
+                raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
+            units = UNITS.get(self.kind)
+            if self.unit and units and self.unit not in units:
+                raise ValueError(f"unit is {self.unit}, but a document of {self.source} is a {' or a '.join(units)}")
+            if self.kind == "sql" and self.query is None:
+                raise ValueError(f"{self.source} is a database: it needs a query, e.g. SELECT id, vector FROM items")
+        return self
+
+
+class Corpus(Section):
+    """Which text, how much of it, and how it is split. See params.yaml."""
+
+    sources: Annotated[list[Source], EachOnce] = Field(min_length=1)
+    documents: int | None = Field(gt=0)
+    min_chars: Annotated[int, Field(ge=0)] | Literal["auto"]
+    max_chars: int | None = Field(gt=0)
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None
+    balance: int | Literal["smallest"] | None = Field()
+    max_bad_rows: int = Field(ge=0)
+    validation: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    stratify: bool
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Corpus":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
+        if isinstance(self.min_chars, int) and self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars {self.max_chars} is less than min_chars {self.min_chars}")
+        if isinstance(self.balance, int) and self.balance < 1:
+            raise ValueError(f"balance {self.balance} keeps nothing; give the documents a label, smallest, or null")
+        return self
+
+
+class Fetch(Section):
+    """The model and the text. See params.yaml."""
+
+    lm: LM
+    corpus: Corpus
+
+
+def over(corpus: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
+    """The section corpus of another text: the keys of interpret.texts over its own. Nothing is held out, for nothing
+    is trained on it."""
+    if "sources" not in texts:
+        raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")
+    return {**corpus, "validation": 0.0, "test": 0.0, **texts}

@@ -1,0 +1,129 @@
+"""Opens what fetch wrote; the only part of this room that others import.
+
+`data/lm/`      meta.json, and the model's files unless it is a hub model: those stay in the hub's cache.
+`data/corpus/`  meta.json and corpus.parquet: document, title, label, text, id, split, in shuffled order; where the
+                source brought vectors, vectors.npy: float32 (document, width), in the same order.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from strata.run.door import BadInput
+from strata.run.files import check_hashes, read_meta
+
+SPLITS = ("train", "validation", "test")
+CORPUS, VECTORS = "corpus.parquet", "vectors.npy"
+LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what makes activations; see params.yaml
+
+
+def lm_meta(folder: Path) -> dict[str, Any]:
+    """What is known of the model: kind (see params.yaml), stored (folder, hub or null), name, source, revision,
+    architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256. Of a
+    language model also positions (tokens of a context at the most, or null) and hooks (hook -> ok, or why not)."""
+    return read_meta(folder / "meta.json", {"kind": str, "fingerprint": str}, "fetch_lm")
+
+
+def lm_path(folder: Path, check: bool = True) -> tuple[str, dict[str, Any]]:
+    """What to give transformers' ``from_pretrained``: a name or path, and keywords. No network is reached for.
+
+    Raises BadInput where a file that lies in ``folder`` is not as fetch left it, unless nobody wants that ``check``.
+    What lies in the hub's cache is not looked at: it is not Strata's, and may be hundreds of GB.
+    """
+    meta = lm_meta(folder)
+    if check and meta["stored"] == "folder":
+        check_hashes(folder, meta.get("files", []), "fetch_lm")
+    options: dict[str, Any] = {"local_files_only": True}
+    if meta.get("trust_remote_code"):
+        options["trust_remote_code"] = True
+    if meta["stored"] == "hub":
+        return meta["name"], {**options, "revision": meta["revision"]}
+    return str(folder), options
+
+
+def speechless(meta: dict[str, Any]) -> str | None:
+    """Why nothing can be predicted or written by what :func:`lm_meta` describes; None of a language model."""
+    if meta["kind"] == LANGUAGE:
+        return None
+    return f"not applicable: fetch.lm.kind is {meta['kind']}, so there is no language model"
+
+
+def model_facts(meta: dict[str, Any]) -> dict[str, Any]:
+    """The part of :func:`lm_meta` that says which model it is, for the artifacts made with it."""
+    return {key: meta[key] for key in ("name", "revision", "fingerprint")}
+
+
+def corpus_meta(folder: Path) -> dict[str, Any]:
+    """What is known of the text: documents, splits (split -> documents), labels (their number), chars, read, dropped
+    (reason -> documents), sources, sha256 of corpus.parquet."""
+    return read_meta(folder / "meta.json", {"documents": int, "splits": dict, "sha256": str}, _stage(folder))
+
+
+def _stage(folder: Path) -> str:
+    """Who writes a corpus."""
+    return "fetch_texts" if folder.parent.name == "texts" else "fetch_corpus"
+
+
+def _table(folder: Path) -> Path:
+    """corpus.parquet. Raises BadInput where it is not as fetch left it."""
+    check_hashes(folder, [{"file": CORPUS, "sha256": corpus_meta(folder)["sha256"]}], _stage(folder))
+    return folder / CORPUS
+
+
+def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
+    """Title and label of every document, in the file's order."""
+    table = pq.read_table(_table(folder), columns=["title", "label"])
+    return table["title"].to_pylist(), table["label"].to_pylist()
+
+
+def vectors(folder: Path) -> NDArray[np.float32]:
+    """The vectors that the source brought, (document, width), memory-mapped."""
+    noted = corpus_meta(folder).get("vectors_sha256")
+    if noted is None:
+        raise BadInput(f"{folder} has no vectors: name the column in params.yaml: fetch.corpus.sources, as vector")
+    check_hashes(folder, [{"file": VECTORS, "sha256": noted}], _stage(folder))
+    return np.load(folder / VECTORS, mmap_mode="r")
+
+
+def name(folder: Path, document: int) -> str:
+    """What a person knows a document by: its id where it has one, its title, and the beginning of its text."""
+    table = pq.read_table(_table(folder), columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
+    known = f"id {table['id']}" if table["id"] is not None else f"the document {table['title']!r}"
+    return f"{known} ({table['text'][:40]!r})"
+
+
+class Texts:
+    """The texts of a corpus by document; a few row groups of its file are in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = pq.ParquetFile(_table(folder))
+        sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._group = lru_cache(4)(lambda n: self._file.read_row_group(n, ["text"])["text"])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def of(self, documents: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """The text of each of ``documents``."""
+        where = np.searchsorted(self._starts, documents, side="right") - 1
+        return [
+            self._group(int(n))[int(document - self._starts[n])].as_py()
+            for n, document in zip(where, documents, strict=True)
+        ]
+
+
+def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """The documents of one split, or all, in the file's order: document (its row in the file), title, label (or None),
+    text, split. One batch is in memory at a time."""
+    expected, path = corpus_meta(folder)["documents"], _table(folder)
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows != expected:
+            raise BadInput(f"{path} has {file.metadata.num_rows} documents, but its meta.json says {expected}")
+        for batch in file.iter_batches(batch_size=1024):
+            yield from (row for row in batch.to_pylist() if split is None or row["split"] == split)

@@ -1,0 +1,259 @@
+"""A source of params.yaml -> its documents, whatever it is."""
+
+import glob
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from strata.corpus import database, lines, mediawiki, tables, vectors
+from strata.corpus.document import Document
+from strata.corpus.knobs import Kind, Source
+from strata.corpus.place import find
+from strata.run.door import BadInput
+from strata.run.files import sha256
+from strata.run.params import check
+
+# Text that comes with an installed package: name -> (module, file inside its folder).
+PACKAGES = {
+    "gensim-wikipedia": (
+        "gensim",
+        "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+    )
+}
+SUFFIXES = {*tables.SUFFIXES, *lines.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
+
+
+def resolved(source: Source) -> Source:
+    """``source`` with its kind found out, by the first of these that fits:
+
+    1. `package:NAME`: text that an installed package carries;
+    2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves, and so does a database's URL, written out or in an
+       environment variable (`postgresql://…`, `env:NAME`);
+    3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), an array (.npy, .npz), a
+       SQLite database (.sqlite, .db), a text (.txt) or a MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset
+       in the hub's layout;
+    4. what has a `file` is a Kaggle dataset, what has a `revision` a hub dataset: both are needed to pin them.
+    """
+    if source.kind != "auto":
+        return source
+    prefix, colon, name = source.source.partition(":")
+    if colon and prefix in ("hub", "kaggle"):
+        return _as(source, prefix, source=name)
+    if colon and prefix == "package":
+        return _as(source, "package")
+    if colon and (name.startswith("//") or prefix == "env"):
+        return _as(source, "sql")
+    if path := find(source.source, SUFFIXES):
+        return _as(source, _path_kind(path))
+    if source.file:
+        return _as(source, "kaggle")
+    if source.revision:
+        return _as(source, "hub")
+    raise BadInput(
+        f"{source.source} is no file or folder here; for a hub dataset add its revision, for a Kaggle dataset its "
+        "file and revision (the version's number)"
+    )
+
+
+def _as(given: Source, kind: str, **changes: str) -> Source:
+    return check({**given.model_dump(), "kind": kind, **changes}, Source, "params.yaml: fetch.corpus.sources")
+
+
+def _path_kind(path: Path) -> Kind:
+    suffix = lines.kind(path)
+    if path.is_dir():
+        return "hub"
+    if suffix in tables.SUFFIXES:
+        return "table"
+    if suffix in vectors.SUFFIXES:
+        return "array"
+    if suffix in database.SUFFIXES:
+        return "sql"
+    if suffix == ".txt":
+        return "text"
+    if suffix == ".xml" or path.suffix.lower() in (".xml", ".bz2"):
+        return "mediawiki"
+    raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table, text or sql")
+
+
+def documents(source: Source) -> Generator[Document, None, None]:
+    """The documents of a resolved source, in its order, at most ``source.documents`` of them. Closed early, it leaves
+    no file or connection open. BadInput for a text that is too long for a document."""
+    with closing(_all(source)) as stream:
+        for document in islice(stream, source.documents):
+            if len(document.text) > lines.LONGEST:
+                raise BadInput(
+                    f"{document.title}: the text has {len(document.text):,} characters, and a document at the most "
+                    f"{lines.LONGEST:,}; cut it"
+                )
+            yield document
+
+
+def _all(source: Source) -> Generator[Document, None, None]:
+    if source.kind == "hub":
+        return _hub(source)
+    if source.kind == "sql":
+        return _query(source)
+    path = _file(source)
+    if source.kind in ("package", "mediawiki"):
+        return mediawiki.documents(path, source.unit == "paragraph")
+    if source.kind == "array":
+        return vectors.rows(path, source.vector, source.id, source.text, source.label)
+    if source.kind == "text" or lines.kind(path) == ".txt":
+        return tables.text_documents(path, source.unit or "paragraph")
+    return tables.documents(path, _columns(source, path.name), source.separator)
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """What meta.json says of a source: not where it lay on this machine, but what was in it."""
+    given = source.model_dump(exclude_none=True)
+    if source.kind == "hub":
+        folder = find(source.source, SUFFIXES)
+        return {**given, "source": folder.name} if folder else given
+    if source.kind == "sql" and _sqlite(source) is None:
+        return {**given, "source": database.shown(source.source)}
+    path = _file(source)
+    name = source.source if source.kind in ("package", "kaggle") else path.name
+    return {**given, "source": name, "sha256": sha256(path)}
+
+
+def _file(source: Source) -> Path:
+    match source.kind:
+        case "package":
+            return _packaged(source.source)
+        case "kaggle":
+            return _kaggle(source)
+        case _:
+            return _local(source)
+
+
+def _columns(source: Source, where: str) -> tables.Columns:
+    """Vectors may come without a text; everything else is a text's."""
+    text = source.text or (None if source.vector else "text")
+    return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob)
+
+
+def _query(source: Source) -> Generator[Document, None, None]:
+    """The rows of a database: `id` and `vector`, unless other columns are named."""
+    path = _sqlite(source)
+    where = path.name if path else database.shown(source.source)
+    columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
+    with closing(database.rows(path or database.address(source.source), source.query or "", where)) as rows:
+        yield from columns.documents(rows)
+
+
+def _sqlite(source: Source) -> Path | None:
+    """The file of a database that is one; None for a URL."""
+    return None if "://" in source.source or source.source.startswith(database.VARIABLE) else _local(source)
+
+
+def _packaged(source: str) -> Path:
+    name = source.removeprefix("package:")
+    if name not in PACKAGES:
+        raise BadInput(f"{source} is not a known text; the packages with one are {', '.join(PACKAGES)}")
+    module, file = PACKAGES[name]
+    found = find_spec(module)  # the module itself need not be imported for its file
+    if found is None or found.origin is None:
+        raise BadInput(f"{source} needs the package {module}; `pip install {module}`")
+    path = Path(found.origin).parent / file
+    if not path.exists():
+        raise BadInput(
+            f"the package {module} that is installed here does not carry {path.name}; reinstall it with its tests"
+        )
+    return path
+
+
+def _local(source: Source) -> Path:
+    path = find(source.source, SUFFIXES)
+    if path is None or not path.is_file():
+        raise BadInput(f"{source.source} is missing; params.yaml names it as a {source.kind} source")
+    return path
+
+
+def _hub(source: Source) -> Generator[Document, None, None]:
+    """Stream a dataset of the hub, or of a local folder in its layout; nothing is read past the last document."""
+    folder = find(source.source, SUFFIXES)
+    if folder is None and source.revision is None:
+        raise BadInput(f"{source.source} is a hub dataset, which changes with time: pin its revision")
+    import datasets  # half a second, and only this source needs it
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    columns = _columns(source, folder.name if folder else source.source)
+    try:
+        with _without_patterns(folder) if folder else nullcontext(source.source) as place:
+            split = source.split or "train"
+            if folder and (files := _csv_files(str(place), source.config, split)):
+                for file in files:
+                    yield from tables.documents(Path(file), columns, None)
+                return
+            stream = datasets.load_dataset(
+                str(place), source.config, split=split, revision=source.revision, streaming=True
+            )
+            if stream.column_names:
+                columns.check(stream.column_names)
+                stream = stream.select_columns(sorted(set(columns.named.values())))
+            classes = {name: getattr(feature, "names", None) for name, feature in (stream.features or {}).items()}
+            rows = (
+                {name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream
+            )
+            yield from columns.documents(rows)
+    except (DatasetsError, HfHubHTTPError, OSError, ValueError, pa.ArrowException) as error:
+        raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None
+
+
+def _csv_files(place: str, config: str | None, split: str) -> list[str]:
+    """The files of a split of a local dataset, if they are CSV: the package datasets reads them by pandas, which makes
+    7 of 007, nothing of NA, and moves the values of a line that is too long under other names."""
+    import datasets
+    from datasets.packaged_modules.csv.csv import Csv
+
+    builder = datasets.load_dataset_builder(place, config)
+    if not isinstance(builder, Csv) or builder.info.features is not None:  # a card says what its columns are
+        return []
+    return list((builder.config.data_files or {}).get(split, []))
+
+
+@contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """A name for ``folder`` in which datasets sees no pattern: it takes `[`, `*` and `?` in a path for one."""
+    if glob.escape(str(folder.resolve())) == str(folder.resolve()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="strata-") as home:
+        for file in folder.resolve().rglob("*"):  # each by itself: a link to the folder would be followed back
+            if file.is_file():
+                link = Path(home) / file.relative_to(folder.resolve())
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield Path(home)
+
+
+def _kaggle(source: Source) -> Path:
+    """Download one file of a Kaggle dataset, or take it from kagglehub's cache."""
+    if source.file is None or source.revision is None:
+        raise BadInput(
+            f"{source.source} is a Kaggle dataset: it needs a file, and the number of its version as revision"
+        )
+    import kagglehub
+    from kagglehub import exceptions
+
+    handle = f"{source.source}/versions/{source.revision}"
+    try:
+        return Path(kagglehub.dataset_download(handle, path=source.file))
+    except (
+        OSError,
+        ValueError,
+        exceptions.NotFoundError,
+        exceptions.UnauthenticatedError,
+        exceptions.BackendError,
+    ) as error:
+        raise BadInput(
+            f"{source.file} of {handle} could not be fetched from Kaggle: {' '.join(str(error).split())}"
+        ) from None

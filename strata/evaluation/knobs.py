@@ -1,0 +1,33 @@
+"""The section evaluate of params.yaml."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from strata.run.params import EachOnce, Section
+
+
+class Probing(Section):
+    """Which labels of which documents are probed for, by how many latents."""
+
+    k: Annotated[list[Annotated[int, Field(gt=0)]], EachOnce] = Field(min_length=1)
+    labels: int = Field(ge=0, le=10000)
+    least: int = Field(ge=2)
+    documents: int = Field(gt=0, le=10000000)
+    tokens: int | None = Field(gt=0)
+    held_out: float = Field(gt=0, lt=1)
+
+
+class Evaluate(Section):
+    """What is measured of an SAE. See params.yaml."""
+
+    run: bool
+    seeds: int = Field(gt=0, le=1000)
+    probing: Probing
+    meta: int = Field(ge=0, le=1000)
+    stability: int = Field(ge=0, le=1000)
+    absorption: int = Field(ge=0, le=1000)
+
+    def held_bytes(self, latents: int) -> float:
+        """Of the cosines of two SAEs' ``latents``, float32, and their copy: what stability takes."""
+        return 8.0 * latents**2 if self.stability else 0.0

@@ -1,0 +1,100 @@
+"""What an experiment is called, where it comes from, and what there is to compare: all that tracking writes down."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from strata import auto
+from strata.run.resume import main_root
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of the pipeline, as its files tell it."""
+
+    params: dict[str, Any]  # params.yaml
+    summary: dict[str, float]  # "train.9.mse": 0.0046
+    scorecard: dict[str, Any]
+    histories: dict[str, list[dict[str, float]]]  # by DVC's name of the stage: "train@9"
+    artifacts: list[Path]  # files and folders to show
+    tuned: dict[str, Any] = field(default_factory=dict)  # knobs that train took from tune
+    trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and parts, curve
+    sizes: dict[int, auto.Size] = field(default_factory=dict)  # what each layer's SAE was trained on
+
+    def content_key(self) -> str:
+        """The same for two experiments exactly when all their params and numbers are."""
+        content = [flat(self.params), self.summary, self.scorecard, self.histories]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def metrics(self) -> dict[str, float]:
+        """Every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``."""
+        targets = {
+            f"target/{line['metric']}/{line['layer']}/{part}": line[part]
+            for line in self.scorecard["targets"]
+            for part in ("value", "min", "max", "pass")
+        }
+        return {name: float(value) for name, value in {**self.summary, **targets}.items() if value is not None}
+
+    def stage_params(self, stage: str) -> dict[str, Any]:
+        """The params of ``train@9``: the section train, with what it takes from tune and what ``by_layer`` says of
+        layer 9."""
+        section, _, layer = stage.partition("@")
+        changes: dict[str, Any] = {"layer": int(layer)} if layer else {}
+        values = {**self.params[section], **changes, "seed": self.params["seed"]}
+        if section != "train":
+            return values
+        by_layer = {str(key): knobs for key, knobs in self.params["by_layer"].items()}
+        values |= {**self.tuned, **by_layer.get(layer, {})}
+        size = self.sizes.get(int(layer)) if layer else None
+        return auto.train(values, size) if size else values
+
+    def stage_metrics(self, stage: str) -> dict[str, float]:
+        """The summary's numbers of ``train@9``, without their ``train.9.``."""
+        prefix = stage.replace("@", ".") + "."
+        return {name.removeprefix(prefix): value for name, value in self.metrics().items() if name.startswith(prefix)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested params as ``{"fetch.lm.source": "…"}``, each value as text of the length that MLflow takes."""
+    leaves: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = (value if isinstance(value, str) else json.dumps(value))[:6000]
+    return leaves
+
+
+def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
+    """At most ``most`` of ``rows``, evenly spaced, the first and the last among them."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+
+
+def experiment_name() -> str:
+    """DVC's name of the experiment; a plain ``dvc repro`` is named after the commit that it starts from."""
+    commit = baseline()
+    return os.environ.get("DVC_EXP_NAME") or (f"repro-{commit[:7]}" if commit else "repro")
+
+
+def baseline() -> str | None:
+    """The commit that the experiment starts from, or None outside of git."""
+    if known := os.environ.get("DVC_EXP_BASELINE_REV"):
+        return known
+    try:
+        git = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return git.stdout.strip()
+
+
+def checkout() -> str:
+    """A short name for this checkout on this machine, which tells its live runs from a colleague's."""
+    return hashlib.sha256(f"{socket.gethostname()}:{main_root().resolve()}".encode()).hexdigest()[:12]

@@ -1,0 +1,50 @@
+"""The interactive map: one file that asks nothing of a network. What a text holds is data in it, never markup."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from strata.families.pictures import colours
+from strata.pages.readable import inert
+
+LONGEST = 240  # signs of an explanation
+
+
+def render(
+    meta: Mapping[str, Any],
+    living: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    places: NDArray[Any],
+    families: Mapping[str, Any],
+    coloured: Sequence[int],
+    notes: Mapping[int, str],
+    selected: Sequence[int],
+) -> str:
+    """``families``: the columns of `clusters.parquet`. ``coloured``: those that have a colour, the best first."""
+    low, high = places.min(0), places.max(0)
+    unit = (places - low) / max(float((high - low).max()), 1e-12)
+    data = {
+        "id": living.tolist(),
+        "cluster": labels.tolist(),
+        "x": np.round(unit[:, 0].astype(float), 4).tolist(),
+        "y": np.round(1 - unit[:, 1].astype(float), 4).tolist(),
+        "text": [_short(notes.get(latent, "")) for latent in living.tolist()],
+        "selected": list(selected),
+        "names": list(families["name"]),
+        "sizes": np.asarray(families["size"]).tolist(),
+        "medoids": np.asarray(families["medoid"]).tolist(),
+        "coloured": list(coloured),
+        "colours": colours(len(coloured)),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("map.html.j2").render(meta=meta, data=inert(data), count=len(data["names"]))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,0 +1,105 @@
+"""What a reader gives back, and how it turns a file's tensors into an SAE."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from strata.run.door import BadInput
+from strata.sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Found:
+    """An SAE that was read. ``format`` and ``kind`` say what it was there: sparsify, topk.
+
+    ``metadata``: what is known of where it belongs, called as in `cfg.json`. ``notes``: what the user should know.
+    ``density``: (latent,) share of tokens on which each is active, where the source says so.
+    """
+
+    sae: SAE
+    format: str
+    kind: str
+    metadata: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    density: Tensor | None = None
+
+
+def sae_of(
+    encoder: Tensor,
+    b_enc: Tensor,
+    decoder: Tensor,
+    b_dec: Tensor,
+    *,
+    centred: bool,
+    k: int | None = None,
+    threshold: Tensor | float = 0.0,
+) -> SAE:
+    """An SAE of ``encoder`` and ``decoder``, (latent, width). ``threshold``: one, or one a latent; not with ``k``.
+
+    ``centred``: h = (x − b_dec) Wᵀ + b_enc, as here; else h = x Wᵀ + b_enc, and W b_dec goes into the bias.
+    """
+    if not centred:
+        b_enc = (b_enc.double() + encoder.double() @ b_dec.double()).float()
+    theta = threshold if isinstance(threshold, Tensor) else torch.full_like(b_enc, threshold)
+    tensors = [tensor.contiguous() for tensor in (encoder, b_enc, decoder, b_dec)]
+    return SAE(*tensors, k=k, threshold=None if k is not None else theta.expand_as(b_enc).contiguous())
+
+
+def take(tensors: Mapping[str, Any], shapes: Mapping[str, str], where: Path | str, **sizes: int) -> dict[str, Tensor]:
+    """The ``tensors``, which must be those of ``shapes``: floating-point ones as float32.
+
+    A shape is in words, ``"latent width"``; a word stands for the same number everywhere, which ``sizes`` may give.
+    Raises BadInput for a tensor that is missing, not expected, of another shape, or not finite.
+    """
+    if strange := [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
+        raise BadInput(f"{where}: {strange[0]} is a {type(tensors[strange[0]]).__name__}, not a tensor")
+    if wrong := [*(shapes.keys() - tensors.keys()), *(tensors.keys() - shapes.keys())]:
+        raise BadInput(f"{where} {_compared(tensors, shapes)} ({', '.join(sorted(wrong))})")
+    known = dict(sizes)
+    for name, shape in shapes.items():
+        words, found = shape.split(), tuple(tensors[name].shape)
+        if len(words) != len(found) or any(
+            known.setdefault(word, n) != n for word, n in zip(words, found, strict=True)
+        ):
+            given = f", where {', '.join(f'{word} is {n}' for word, n in sizes.items())}" if sizes else ""
+            raise BadInput(f"{where} {_compared(tensors, shapes)} ({name}){given}")
+        if not bool(tensors[name].isfinite().all()):
+            raise BadInput(f"{where}: {name} holds numbers that are not finite")
+    return {name: tensors[name].float() if tensors[name].is_floating_point() else tensors[name] for name in shapes}
+
+
+def _compared(tensors: Mapping[str, Tensor], shapes: Mapping[str, str]) -> str:
+    holds = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items()))
+    wants = ", ".join(f"{name} ({shape.replace(' ', ', ')})" for name, shape in sorted(shapes.items()))
+    return f"holds {holds or 'nothing'}, but such an SAE has {wants}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file whole."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+
+
+def whole(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """A whole number above 0 of a configuration."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise BadInput(f"{path}: {key} is {value!r}, not a whole number above 0")
+    return value
+
+
+def top(k: int, latents: int, path: Path) -> int:
+    """``k``, if there are as many latents."""
+    if not 0 < k <= latents:
+        raise BadInput(f"{path}: k is {k}, but there are {latents} latents")
+    return k

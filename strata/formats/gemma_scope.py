@@ -1,0 +1,29 @@
+"""Gemma Scope's `params.npz`: W_enc (width, latent), W_dec (latent, width), b_enc, b_dec, threshold.
+
+h = x W_enc + b_enc        f = h · 1[h > threshold]·1[h > 0]        x̂ = f W_dec + b_dec
+"""
+
+from pathlib import Path
+
+import torch
+
+from strata.formats.found import Found, sae_of, take
+from strata.sae import npz
+
+FILE = "params.npz"
+SHAPES = {
+    "W_enc": "width latent",
+    "b_enc": "latent",
+    "W_dec": "latent width",
+    "b_dec": "width",
+    "threshold": "latent",
+}
+
+
+def read(path: Path) -> Found:
+    """The file."""
+    numbers = {name: array for name, array in npz.read(path).items() if array.dtype.kind in "fiu"}
+    arrays = {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in numbers.items()}
+    found = take(arrays, SHAPES, path)
+    weights = (found["W_enc"].T, found["b_enc"], found["W_dec"], found["b_dec"])
+    return Found(sae_of(*weights, centred=False, threshold=found["threshold"]), "Gemma Scope", "jumprelu", {})

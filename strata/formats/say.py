@@ -1,0 +1,23 @@
+"""An SAE in a line."""
+
+from strata.formats.found import Found
+from strata.sae.sae import SAE
+
+
+def line(found: Found) -> str:
+    """What was read: whose it was, of which kind, its size, and what decides which latents are active."""
+    sae = found.sae
+    return "; ".join(
+        [f"{found.format} ({found.kind}), {sae.latents} latents of width {sae.width}, {rule(sae)}", *found.notes]
+    )
+
+
+def rule(sae: SAE) -> str:
+    """k, or the thresholds."""
+    if sae.k is not None:
+        return f"k = {sae.k}"
+    assert sae.threshold is not None
+    low, high = float(sae.threshold.clamp(min=0).min()), float(sae.threshold.clamp(min=0).max())
+    if high == 0:
+        return "no threshold"
+    return f"threshold {low:.4g}" if low == high else f"thresholds {low:.4g} to {high:.4g}"

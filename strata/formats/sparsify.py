@@ -1,0 +1,76 @@
+"""sparsify's folders: `cfg.json`, `sae.safetensors`, in a folder named after the hookpoint.
+
+f = the k largest of relu((x − b_dec) encoder.weightᵀ + encoder.bias)        x̂ = f W_dec + b_dec
+
+with encoder.weight and W_dec both (latent, width).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from strata.formats.found import Found, read_tensors, sae_of, take, top, whole
+from strata.run.door import BadInput
+from strata.run.files import read_json, write_json, write_tensors
+from strata.sae.sae import SAE
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+OURS = "metadata.json"  # what sparsify has no place for, and would tell of in cfg.json
+SHAPES = {"encoder.weight": "latent width", "encoder.bias": "latent", "W_dec": "latent width", "b_dec": "width"}
+CANNOT = {
+    "transcode": "it predicts another activation than it reads",
+    "skip_connection": "it adds a linear map of what it reads",
+    "signed": "it keeps codes below 0",
+}
+HOOKS = {"": "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn": "attn_out", ".attention": "attn_out"}
+
+
+def read(folder: Path) -> Found:
+    """A hookpoint's folder."""
+    path = folder / CONFIG
+    config = read_json(path)
+    for name, why in CANNOT.items():
+        if config.get(name):
+            raise BadInput(f"{path}: {name} is {config[name]!r}: {why}, which an SAE here cannot say")
+    if (activation := config.get("activation", "topk")) != "topk":
+        raise BadInput(f"{path}: activation is {activation!r}; only topk can be said here")
+    width, k = whole(config, "d_in", path), whole(config, "k", path)
+    latents = config.get("num_latents") or width * whole(config, "expansion_factor", path)
+    found = take(read_tensors(folder / WEIGHTS), SHAPES, folder / WEIGHTS, latent=latents, width=width)
+    weights = [found[name] for name in SHAPES]
+    sae = sae_of(*weights, centred=True, k=top(k, latents, path))
+    return Found(sae, "sparsify", "topk", _place(folder))
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """The hook, as far as the folder's name says it, and the model that the run's own configuration names; or ours."""
+    if (folder / OURS).is_file():
+        return read_json(folder / OURS)
+    metadata: dict[str, Any] = {}
+    place = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)
+    if place and place.group(2) in HOOKS:
+        metadata["hook_name"] = f"blocks.{place.group(1)}.hook_{HOOKS[place.group(2)]}"
+    if (run := folder.parent / "config.json").is_file() and isinstance(model := read_json(run).get("model"), str):
+        metadata["model_name"] = model
+    return metadata
+
+
+def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
+    """Write an SAE with top-k. Raises BadInput for one with thresholds."""
+    if sae.k is None:
+        raise BadInput("sparsify has no thresholds, only top-k; write it as saelens or dictionary_learning")
+    weights = (sae.encoder, sae.b_enc, sae.decoder, sae.b_dec)
+    write_tensors(folder / WEIGHTS, dict(zip(SHAPES, (tensor.float().cpu() for tensor in weights), strict=True)))
+    config = {
+        "activation": "topk",
+        "expansion_factor": max(1, sae.latents // sae.width),
+        "normalize_decoder": True,
+        "num_latents": sae.latents,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.width,
+    }
+    write_json(folder / OURS, metadata)
+    write_json(folder / CONFIG, config)

@@ -1,0 +1,34 @@
+"""The one place where a foreign `.pt` is opened: tensors, numbers, text and containers of them, nothing that runs."""
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - to tell a file that was refused
+from typing import Any
+
+import torch
+
+from strata.run.door import BadInput
+
+SUFFIXES = (".pt", ".pth", ".bin")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is in the file, on the CPU, by name. Raises BadInput for a file that would run code, or is none."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing") from None
+    except UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {name.group(1)}" if name else "holds more than tensors, numbers and text"
+        raise BadInput(
+            f"{path} {what}, and to open it could run code, so it was not opened; "
+            "save its state_dict alone, or as safetensors"
+        ) from None
+    except Exception as error:  # a damaged file may fail in any way: a short archive, an index, a missing key
+        raise BadInput(
+            f"{path} is no file of tensors: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds a {type(found).__name__}, not tensors by name")
+    return {str(name): value for name, value in found.items()}

@@ -1,0 +1,49 @@
+"""An SAE in the format of one tool or another, into a folder that is new."""
+
+from pathlib import Path
+
+from strata.formats import dictionary_learning, sparsify
+from strata.formats.found import Found
+from strata.run.door import BadInput, one_of
+from strata.sae import disk, npz
+from strata.sae.sae import SAE
+
+FORMATS = ("strata", "saelens", "sparsify", "dictionary_learning", "npz")
+
+
+def check_format(form: str) -> None:
+    """Refuse an unknown format."""
+    one_of(form, FORMATS, "the format")
+
+
+def check_new(target: Path) -> None:
+    """Refuse a folder that is not empty: nothing is written over."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f"{target} is there already, and nothing is written over; name another folder, or remove it")
+
+
+def write(folder: Path, found: Found, form: str) -> None:
+    """Write in a format of FORMATS. Raises BadInput for an SAE that it cannot say.
+
+    strata is SAELens's layout, too, with architectures of our own for what SAELens cannot say.
+    """
+    if form != "strata":
+        _sayable(found.sae, form)
+    match form:
+        case "sparsify":
+            sparsify.write(folder, found.sae, found.metadata)
+        case "dictionary_learning":
+            dictionary_learning.write(folder, found.sae, found.metadata)
+        case "npz":
+            npz.save(folder, found.sae, found.metadata)
+        case _:
+            disk.save(folder, found.sae, found.metadata, found.density)
+
+
+def _sayable(sae: SAE, form: str) -> None:
+    if sae.groups is not None:
+        raise BadInput(
+            f"its latents are sums of parts, which {form} cannot say; merge with merge.encoder: mean, or write strata"
+        )
+    if sae.mean is not None:
+        raise BadInput(f"its decoder ends in {sae.decoder_activation}, which {form} cannot say; write strata")

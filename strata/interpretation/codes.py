@@ -1,0 +1,53 @@
+"""One streamed pass over a layer's activations writes its sparse codes by latent, a shard at a time."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from strata.device.machine import CPU, put
+from strata.rows.shards import Activations
+from strata.run import resume
+from strata.sae.engine.pattern import joined
+from strata.sae.sae import SAE
+
+
+@torch.inference_mode()
+def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> dict[str, Tensor]:
+    """The codes of all rows of ``blocks``, by latent: starts (latents + 1,), rows and values (entries,)."""
+    found = [sae.encode(put(block, device).float()) for block in blocks]
+    order, starts, rows = joined([codes.pattern for codes in found]).transposed
+    values = torch.cat([codes.values for codes in found])[order]
+    return {"starts": starts.cpu(), "rows": rows.int().cpu(), "values": values.cpu()}
+
+
+def write_codes(
+    sae: SAE, activations: Activations, folder: Path, device: torch.device = CPU
+) -> tuple[list[dict[str, Any]], float]:
+    """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations; those that are whole stay.
+
+    Returns what meta.json says of the shards, and the largest activation. In memory there are one shard's codes.
+    """
+    size, largest, shards = activations.meta["shard_rows"], 0.0, []
+    with tqdm(total=activations.rows, desc="encode", unit=" rows", disable=None) as bar:
+        for number, first in enumerate(range(0, activations.rows, size)):
+            end = min(first + size, activations.rows)
+            name = f"codes/shard-{number:05d}.safetensors"
+            if resume.whole(folder / name):
+                with safe_open(folder / name, "pt") as file:
+                    values = file.get_tensor("values")
+            else:
+                tensors = encode(sae, activations.blocks(first, end), device)
+                values = tensors["values"]
+                resume.keep_tensors(folder / name, tensors)
+            shards.append({
+                "file": name, "first": first, "rows": end - first, "entries": len(values),
+                "sha256": resume.sealed_hash(folder / name),
+            })  # fmt: skip
+            largest = max(largest, float(values.max()) if len(values) else 0.0)
+            bar.update(end - first)
+    return shards, largest

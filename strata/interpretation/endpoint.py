@@ -1,0 +1,242 @@
+"""Replies from an endpoint that speaks as OpenAI's does. It may be down, busy, slow, or no such endpoint at all.
+
+The key goes to the address in `OPENAI_BASE_URL` and nowhere else: no redirect is followed, and should the endpoint
+quote the key, it is struck from what is said and what is kept.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from strata.interpretation.writers import Replies, Writer
+from strata.run.door import BadInput
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
+
+BACKOFF = 1.0  # seconds before an endpoint is asked again; doubled each time
+LONGEST_WAIT = 300.0  # seconds that an endpoint may ask to be left alone
+LONGEST_REPLY = 2**20  # bytes that an endpoint may send
+QUOTED = 300  # characters of a reply that a message shows
+SECRET = 6  # characters from which on a key is struck from replies, too: "none" and "EMPTY" are words
+BUSY = {408, 409, 425, 429}  # besides 5xx: worth asking again
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a whole reply (seconds), how often to ask again, how many requests to have under way."""
+
+    timeout: float
+    retries: int
+    parallel: int
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask, and with which key."""
+
+    url: str
+    key: str | None
+
+    def without_key(self, text: str) -> str:
+        """``text`` with the key struck out, also where it is quoted as JSON or in an address."""
+        if self.key:
+            for spelling in {self.key, quote(self.key, safe=""), json.dumps(self.key)[1:-1]}:
+                text = text.replace(spelling, "***")
+        return text
+
+
+def find_endpoint() -> Endpoint:
+    """The endpoint of the environment: `OPENAI_BASE_URL`, and `OPENAI_API_KEY` where it wants one.
+
+    Raises BadInput, without the key or a password in it, for what cannot be asked.
+    """
+    base, key = os.environ.get("OPENAI_BASE_URL", "").strip(), os.environ.get("OPENAI_API_KEY", "").strip()
+    try:
+        address = urlsplit(base)
+        usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # brackets, or a port that is no number
+        usable, address = False, urlsplit("")
+
+    right = "set it to the endpoint's address, such as http://127.0.0.1:8000/v1"
+    if "@" in address.netloc:
+        raise BadInput(f"OPENAI_BASE_URL holds a user name or password; {right}, and put the key in OPENAI_API_KEY")
+    if not usable or not _plain(base):
+        raise BadInput(f"OPENAI_BASE_URL is {base!r}; {right}")
+    if address.query or address.fragment:
+        raise BadInput(f"OPENAI_BASE_URL goes on after a '?' or '#', and requests add /chat/completions to it; {right}")
+    if not _plain(key):
+        raise BadInput("OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII, which no key has")
+    return Endpoint(f"{base.rstrip('/')}/chat/completions", key or None)
+
+
+def _plain(text: str) -> bool:
+    """Whether ``text`` can stand in a request's head: visible ASCII, no blanks."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
+    """A writer that asks ``model`` at the endpoint of the environment.
+
+    It raises BadInput where the endpoint refuses, stays away, or sends no chat completion whatever it is asked.
+    """
+    endpoint = find_endpoint()
+
+    async def ask(client: "AsyncClient", prompt: str, limit: int) -> str | None:
+        request = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": limit,
+        }
+        if (known := kept.get(request)) is not None:
+            return known[0]
+        content = _content(await _post(client, endpoint, request, patience), endpoint)
+        if content is not None:  # else not kept: it may be the endpoint's bad day
+            kept.keep(request, [content])
+        return content
+
+    async def ask_all(prompts: Sequence[str], limit: int) -> list[str | None]:
+        import httpx2  # a third of a second, which a run without an endpoint does without
+
+        turns = asyncio.Semaphore(patience.parallel)
+
+        async def in_turn(client: "AsyncClient", prompt: str) -> str | None:
+            async with turns:
+                return await ask(client, prompt, limit)
+
+        # Times are ours: httpx's begin anew with each byte. A redirect would take the key along.
+        async with httpx2.AsyncClient(timeout=None, follow_redirects=False) as client:
+            asked = [asyncio.create_task(in_turn(client, prompt)) for prompt in prompts]
+            try:
+                return await asyncio.gather(*asked)
+            finally:  # after a refusal, also those that wait
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+
+    def write(prompts: Sequence[str], limit: int) -> list[str]:
+        try:
+            contents = asyncio.run(ask_all(prompts, limit))
+        except BadInput as refusal:
+            raise BadInput(
+                f"{refusal}; the replies so far are kept, so that running again goes on from there"
+            ) from None
+
+        if contents and all(content is None for content in contents):
+            raise BadInput(
+                f"{endpoint.url} answered {len(contents)} times, and never with a chat completion that says something; "
+                "is OPENAI_BASE_URL the address of such an endpoint, and does it know the model "
+                f"{model!r}? Nothing of it is kept"
+            )
+        return [content or "" for content in contents]
+
+    return write
+
+
+# --- one request ----------------------------------------------------------------------------------------------------
+
+
+async def _post(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any], patience: Patience) -> bytes:
+    """Send a request and return the body of its reply; ask again, after a pause, if the endpoint is busy, down or slow.
+
+    Its words are never shown with the key in them.
+    """
+    from httpx2 import HTTPError
+
+    why = ""
+    for attempt in range(patience.retries + 1):
+        asked_to_wait = 0.0
+        try:
+            async with asyncio.timeout(patience.timeout):
+                reply = await _reply(client, endpoint, body)
+        except TimeoutError:
+            why = f"no whole reply within {patience.timeout:g} s"
+        except (HTTPError, OSError) as error:
+            why = endpoint.without_key(str(error) or type(error).__name__)
+        else:
+            if 200 <= reply.status < 300:
+                return reply.body
+            asked_to_wait = _retry_after(reply.headers)
+            why = f"HTTP {reply.status}: {_shortened(endpoint.without_key(reply.body.decode(errors='replace')))}"
+            if 300 <= reply.status < 400:
+                raise BadInput(_redirected(endpoint, reply))
+            if reply.status not in BUSY and reply.status < 500:
+                raise BadInput(f"{endpoint.url} refuses the request ({why})")
+
+        if asked_to_wait > LONGEST_WAIT:
+            raise BadInput(f"{endpoint.url} asks to be left alone for {asked_to_wait:.0f} s ({why})")
+        if attempt < patience.retries:
+            await asyncio.sleep(max(BACKOFF * 2**attempt, asked_to_wait))
+    raise BadInput(f"{endpoint.url} does not answer ({why}), asked {patience.retries + 1} times")
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def _reply(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any]) -> _Reply:
+    """A whole reply, or the beginning of one whose body is longer than LONGEST_REPLY."""
+    headers = {"Accept-Encoding": "identity"}  # a packed body has no bound
+    if endpoint.key:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
+    async with client.stream("POST", endpoint.url, json=body, headers=headers) as response:
+        content = b""
+        async for part in response.aiter_raw():
+            content += part
+            if len(content) > LONGEST_REPLY:
+                break
+        return _Reply(response.status_code, response.headers, content)
+
+
+def _redirected(endpoint: Endpoint, reply: _Reply) -> str:
+    target = endpoint.without_key(reply.headers.get("Location", "") or "nowhere")
+    return (
+        f"{endpoint.url} redirects to {_shortened(target)} (HTTP {reply.status}), which is not followed, since the key "
+        "would go along; set OPENAI_BASE_URL to the address that answers itself"
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that an answer asks to wait, given as such or as a date; 0 if it asks for nothing we understand."""
+    asked = (headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"\d{1,9}", asked):
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _shortened(text: str) -> str:
+    """The beginning of ``text``, on one line, without signs that a terminal would obey."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= QUOTED else f"{line[:QUOTED]} …"
+
+
+def _content(reply: bytes, endpoint: Endpoint) -> str | None:
+    """The text of a chat completion, without the key; None, said aloud, if it is none, or holds no text."""
+    content = None
+    if len(reply) <= LONGEST_REPLY:
+        with suppress(ValueError, LookupError, TypeError, RecursionError):  # RecursionError: nested brackets
+            content = json.loads(reply)["choices"][0]["message"]["content"]
+    if isinstance(content, str) and content.strip() and _encodable(content):
+        return endpoint.without_key(content) if len(endpoint.key or "") >= SECRET else content
+    sys.stderr.write("the endpoint sent something that is no chat completion; it is counted as unparsed\n")
+    return None
+
+
+def _encodable(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone in ``text``, which no file could hold."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -1,0 +1,118 @@
+"""The section interpret of params.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from strata.run.params import EachOnce, Section, SomeLayers
+
+PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
+TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
+
+Quadrant = Literal["flowing", "careful", "exploring", "resampling"]
+
+
+class Range(Section):
+    """``min`` ≤ value ≤ ``max``, shares from 0 to 1; null: no bound."""
+
+    min: float | None = Field(ge=0, le=1)
+    max: float | None = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}, so nothing would be kept")
+        return self
+
+
+class Filters(Section):
+    """``entropy``: of a latent over documents, as a share of ln(documents), so that 0 … 1 whatever their number.
+
+    ``firing``: share of the documents in which it fires at all. ``importance``: density × mean when active × norm of
+    the decoder's row, as a share of the layer's largest. ``quadrants``: which ones to keep; null: all.
+    """
+
+    entropy: Range
+    firing: Range
+    importance: Range
+    quadrants: Annotated[list[Quadrant], Field(min_length=1), EachOnce] | None
+
+
+class Examples(Section):
+    """How many of each kind a latent; ``decile``: of each decile. ``one_a_document``: of each kind but the deciles.
+
+    ``pool``: from how many windows at the most near misses are taken, a random sample, held in memory.
+    """
+
+    top: int = Field(ge=0, le=10000)
+    decile: int = Field(ge=0, le=10000)
+    random: int = Field(ge=0, le=10000)
+    zero: int = Field(ge=0, le=10000)
+    near: int = Field(ge=0, le=10000)
+    one_a_document: bool
+    pool: int = Field(gt=0, le=10000000)
+
+
+class Explain(Section):
+    """Who explains which latents in words, and how much is shown and scored. See params.yaml.
+
+    ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: only latents from the first number to before the
+    second. ``items``: windows scored a latent, by token rules too, half of them active. ``timeout`` in seconds.
+    """
+
+    model: str | None
+    layers: SomeLayers
+    latents: int = Field(ge=0, le=1000000)
+    range: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
+    shown: int = Field(gt=0, le=1000)
+    silent: int = Field(ge=0, le=1000)
+    items: int = Field(ge=2, le=10000)
+    embedder: str | None
+    batch_size: int = Field(gt=0, le=4096)
+    timeout: float = Field(gt=0, le=86400)
+    retries: int = Field(ge=0, le=100)
+    parallel: int = Field(gt=0, le=1024)
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str | None) -> str | None:
+        if model is not None and not model.removeprefix("endpoint:").strip():
+            raise ValueError(f"{model!r} names no model; write lm, a folder, a name, endpoint:NAME, or null for none")
+        return model
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, range: list[int] | None) -> list[int] | None:
+        if range is not None and range[0] >= range[1]:
+            raise ValueError(f"{range} holds no latent; it is the first and the end, such as [0, 100]")
+        return range
+
+
+class Enrichment(Section):
+    """How many of a latent's strongest rows, and documents, are tested for labels."""
+
+    rows: int = Field(gt=0, le=1000000)
+    documents: int = Field(gt=0, le=1000000)
+
+
+class Interpret(Section):
+    """What is looked for, and how much of it is kept. See params.yaml."""
+
+    run: bool
+    texts: dict[str, Any] | None
+    window: int = Field(gt=0, le=10000)
+    tokens: int = Field(ge=0, le=1000)
+    logits: int = Field(ge=0, le=10000)
+    neighbours: int = Field(ge=0, le=10000)
+    examples: Examples
+    exports: Annotated[list[Literal["jsonl", "npy"]], EachOnce]
+    filters: Filters
+    enrichment: Enrichment
+    explain: Explain
+
+    def table_bytes(self, latents: int) -> float:
+        """Of the tables on disk, about: by the tokens of the windows that are kept."""
+        kinds = self.examples
+        windows = kinds.top + 10 * kinds.decile + kinds.random + kinds.zero + kinds.near
+        each = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
+        return latents * (each + TABLE)

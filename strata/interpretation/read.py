@@ -1,0 +1,201 @@
+"""Opens what interpret wrote, `data/latents/<L>/`; the only part of this room that others import.
+
+`meta.json`                    what it was made from, and how many latents are dead, kept and dropped
+`codes/shard-*.safetensors`    the sparse codes by latent: starts (latents + 1,), rows (entries,), values (entries,)
+`<name>.parquet`               tables, by latent
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from strata.run.door import BadInput
+from strata.run.files import again, check_hash, check_hashes, read_meta
+
+META = {"layer": int, "latents": int, "shards": list}
+ENTRIES = 4_000_000  # what a range of latents holds at the most, 12 bytes each
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The codes of some consecutive latents, one latent after the other.
+
+    ``starts``: (latents + 1,) the first entry of each latent. ``rows``: (entries,) int64 row numbers as
+    `strata.rows.shards` counts them, ascending within a latent. ``values``: (entries,) float32, all above 0.
+    """
+
+    first: int
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def of(self, latent: int) -> slice:
+        """The entries of a latent, by its number in the layer."""
+        return slice(self.starts[latent - self.first], self.starts[latent - self.first + 1])
+
+    def latents(self) -> NDArray[np.int64]:
+        """(entries,) the latent of each entry, counted from ``first``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The code shards of a folder. ``shards``: what meta.json lists; ``starts``: (shards, latents + 1)."""
+
+    folder: Path
+    shards: list[dict[str, Any]]
+    starts: NDArray[np.int64]
+
+    @property
+    def latents(self) -> int:
+        return self.starts.shape[1] - 1
+
+    def columns(self, first: int, end: int) -> Columns:
+        """The codes of latents ``first`` … ``end`` - 1; nothing else is read."""
+        counts = np.diff(self.starts[:, first : end + 1])
+        starts = np.concatenate([[0], counts.sum(0).cumsum()])
+        rows, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
+        at = starts[:-1].copy()  # where the next shard's part of each latent goes
+        check_hashes(self.folder, self.shards, "interpret")
+        for shard, count, from_ in zip(self.shards, counts, self.starts, strict=True):
+            place = np.arange(count.sum()) + np.repeat(at - (from_[first:end] - from_[first]), count)
+            part = slice(int(from_[first]), int(from_[end]))
+            if part.start == part.stop:  # safetensors takes no slice of nothing
+                continue
+            with _opened(self.folder / shard["file"]) as file:
+                rows[place] = file.get_slice("rows")[part]
+                values[place] = file.get_slice("values")[part]
+            rows[place] += shard["first"]
+            at += count
+        return Columns(first, starts, rows, values)
+
+    def shard(self, number: int) -> Columns:
+        """The codes of all latents on the rows of one shard, counted from its first."""
+        check_hashes(self.folder, [self.shards[number]], "interpret")
+        with _opened(self.folder / self.shards[number]["file"]) as file:
+            rows, values = file.get_tensor("rows").astype(np.int64), file.get_tensor("values")
+        return Columns(0, self.starts[number], rows, values)
+
+    def ranges(self, entries: int = ENTRIES) -> Iterator[tuple[int, int]]:
+        """All latents in ranges [first, end) of at most ``entries`` entries, or of one latent that has more."""
+        ends, first = self.starts.sum(0), 0
+        while first < self.latents:
+            end = int(np.searchsorted(ends, ends[first] + entries, side="right")) - 1
+            end = max(first + 1, end)
+            yield first, end
+            first = end
+
+
+def open_codes(folder: Path, shards: list[dict[str, Any]], latents: int) -> Codes:
+    """Open the code ``shards`` of ``folder``; one that is missing or damaged is an error that names it."""
+    starts = np.zeros((len(shards), latents + 1), np.int64)
+    for number, shard in enumerate(shards):
+        with _opened(folder / shard["file"]) as file:
+            found = file.get_tensor("starts")
+        if found.shape != (latents + 1,) or found[-1] != shard["entries"]:
+            raise BadInput(f"{folder / shard['file']} is not the shard that its meta.json describes")
+        starts[number] = found
+    return Codes(folder, shards, starts)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "numpy")
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {again('interpret')}") from None
+    except SafetensorError as error:
+        raise BadInput(f"{path} is damaged: {error}; {again('interpret')}") from None
+
+
+@dataclass(frozen=True)
+class Latents:
+    """All that is known of a layer's latents. ``meta``: what meta.json says."""
+
+    folder: Path
+    meta: dict[str, Any]
+    codes: Codes
+
+    def columns(self, first: int, end: int) -> Columns:
+        """The codes of latents ``first`` … ``end`` - 1."""
+        return self.codes.columns(first, end)
+
+    def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table | None:
+        """`<name>.parquet`, or the part of it that :func:`pyarrow.parquet.read_table` finds; None if there is none.
+
+        A row group holds few latents, so that ``filters=[("latent", "=", 42)]`` reads little.
+        """
+        path = self.folder / f"{name}.parquet"
+        check_hash(self.folder, path.name, self.meta.get("files", {}), "interpret")
+        if not path.exists():
+            return None
+        return pq.read_table(path, columns=columns, filters=filters)
+
+
+def interpreted(folder: Path) -> bool:
+    """Whether the stage ran for this layer; `interpret.run: false` leaves a folder that only says so."""
+    return not _meta(folder).get("skipped")
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    return read_meta(folder / "meta.json", META, "interpret")
+
+
+def of_stored_rows(folder: Path) -> bool:
+    """Whether the codes are those of the rows that the SAE was trained on; `interpret.texts` looks at others."""
+    return interpreted(folder) and not _meta(folder)["texts"]
+
+
+def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]) -> None:
+    """Refuse latents of another model than that of these facts, or of an SAE of another ``shape`` (latents, width)."""
+    meta = latents.meta
+    if meta["model"] != model:
+        raise BadInput(
+            f"{latents.folder} is of the model {meta['model']['name']}, not of {model['name']} as it is now; "
+            "run extract and interpret again"
+        )
+    if (meta["latents"], meta["width"]) != shape:
+        raise BadInput(
+            f"{latents.folder} is of {meta['latents']} latents of width {meta['width']}, but the SAE has {shape[0]} "
+            f"of width {shape[1]}; run interpret again"
+        )
+
+
+def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: str) -> dict[int, float]:
+    """{latent: its largest code on all text} of those that ``where`` names in params.yaml, or of that many.
+
+    Of that many: first the ``ranked``, then the most important that the filters kept, then the others, none dead.
+    Raises BadInput for one that there is not, that is dead, or named twice.
+    """
+    table = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
+    assert table is not None, "interpret always writes it"
+    rows, named = table.to_pylist(), f"params.yaml: {where} names latent"
+    if isinstance(wanted, int):
+        others = sorted(rows, key=lambda row: (not row["kept"], -row["importance"], row["latent"]))
+        order = dict.fromkeys([*ranked, *(row["latent"] for row in others)])
+        wanted = [latent for latent in order if not rows[latent]["dead"]][:wanted]
+    for latent in wanted:
+        if not 0 <= latent < len(rows):
+            raise BadInput(f"{named} {latent}, but {latents.folder} has {len(rows)}: 0 to {len(rows) - 1}")
+        if rows[latent]["dead"]:
+            raise BadInput(f"{named} {latent}, which is dead: nothing in the corpus makes it fire")
+    if len(set(wanted)) < len(wanted):
+        raise BadInput(f"{named}s twice: {wanted}")
+    return {latent: rows[latent]["max"] for latent in wanted}
+
+
+def open_latents(folder: Path) -> Latents:
+    """Open a layer's folder, `data/latents/<L>/`."""
+    meta = _meta(folder)
+    if not interpreted(folder):
+        raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")
+    return Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))

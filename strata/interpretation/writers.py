@@ -1,0 +1,120 @@
+"""Where replies and embeddings come from: a transformers model, MiniLM; `endpoint.py` has a third.
+
+A writer takes prompts to replies. What was written is kept by the hash of what was asked, so that a run that was cut
+off goes on, and a run done twice is the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strata.device.machine import CPU
+from strata.lm import sentences
+from strata.lm.model import LanguageModel
+from strata.run.files import read_json, write_json
+
+Writer = Callable[[Sequence[str], int], list[str]]  # prompts and a limit in tokens -> replies
+Fits = Callable[[str, int], bool]  # a prompt and a limit in tokens -> whether the writer has room for both
+Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # texts -> unit vectors
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Replies kept in a folder, a file a request, named by the request's hash."""
+
+    folder: Path
+
+    def path(self, request: dict[str, Any]) -> Path:
+        text = json.dumps(request, sort_keys=True, ensure_ascii=False)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+    def get(self, request: dict[str, Any]) -> list[str] | None:
+        path = self.path(request)
+        return read_json(path)["replies"] if path.exists() else None
+
+    def keep(self, request: dict[str, Any], replies: list[str]) -> None:
+        write_json(self.path(request), {"request": request, "replies": replies})
+
+
+def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Replies) -> Writer:
+    """A model of transformers, greedy. Batches are kept whole: what a prompt is padded to can tip a bfloat16."""
+
+    def write(prompts: Sequence[str], limit: int) -> list[str]:
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        replies = [""] * len(prompts)
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            request = {"model": fingerprint, "limit": limit, "prompts": [prompts[i] for i in batch]}
+            answers = kept.get(request)
+            if answers is None:
+                answers = _generate(lm, request["prompts"], limit)
+                kept.keep(request, answers)
+            for i, answer in zip(batch, answers, strict=True):
+                replies[i] = answer
+        return replies
+
+    return write
+
+
+def room(lm: LanguageModel) -> Fits:
+    """Whether ``lm`` reads a prompt and what it writes behind it within its positions."""
+    return lambda prompt, limit: lm.positions is None or len(_tokens(lm, prompt)) + limit <= lm.positions
+
+
+def endless(prompt: str, limit: int) -> bool:
+    """The room of a writer that is not asked how much it reads."""
+    return True
+
+
+def _tokens(lm: LanguageModel, prompt: str) -> list[int]:
+    """What the model reads: BOS, once, and the prompt; as a chat, where it has a template for that, with what the
+    template puts in front."""
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return [lm.bos, *lm.read([prompt])[0]]
+    chat = [{"role": "user", "content": prompt}]
+    text = str(lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    whole = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [lm.bos] * (whole[:1] == [lm.bos]) + lm.read([text])[0]  # pyright: ignore[reportIndexIssue]
+
+
+@torch.inference_mode()
+def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
+    tokenizer = lm.tokenizer
+    rows = [_tokens(lm, prompt) for prompt in prompts]
+    length = max(map(len, rows))
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else lm.bos
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=lm.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+    generate: Callable[..., Any] = lm.model.generate  # pyright: ignore[reportAssignmentType]  # transformers' stub
+    # Named one by one, since a model's own generation_config may sample.
+    output = generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=limit,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+    )
+    return [str(text) for text in tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
+
+
+# --- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def embedder(source: str) -> Embed:
+    """A sentence-transformers model: `package:NAME`, a folder, or a name in the hub's cache; no network is used."""
+    model = sentences.load(source, CPU)
+
+    def embed(texts: Sequence[str]) -> NDArray[np.floating]:
+        return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
+
+    return embed

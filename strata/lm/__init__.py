@@ -1,0 +1,1 @@
+"""Language models and sentence models: opened, checked, and read or changed inside."""

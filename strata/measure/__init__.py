@@ -1,0 +1,1 @@
+"""What an SAE is worth: error, sparsity, cross-entropy, controls and targets."""

@@ -1,0 +1,251 @@
+"""The files of extract: activation shards (safetensors, written row by row) and the contexts they came from.
+
+A shard's header names model, hook, layer and number, so that a foreign shard is told from the right one without
+hashing it. The data are appended as they are computed: memory does not depend on a shard's size.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from strata.run.door import BadInput
+from strata.run.files import again, check_hashes, read_meta, sha256
+
+DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in, but of vectors that were given
+WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # of safetensors
+DTYPES = {"bfloat16": DTYPE, "float32": torch.float32}  # of meta.json
+ROWS = {
+    "model": dict, "corpus": str, "hook": str, "layer": int, "width": int, "rows": int, "shard_rows": int,
+    "shards": list, "splits": dict, "scale": float, "median_norm": float, "mean": list,
+}  # fmt: skip
+TOKENS = {"model": dict, "corpus": str, "context": int, "file_contexts": int, "rows": int, "files": list}
+TOKENS |= {"contexts": dict, "splits": dict}
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def header(rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE) -> bytes:
+    """The safetensors header of one (rows, width) tensor ``x`` of ``dtype``: length, JSON, padded to 8 bytes."""
+    size = rows * width * dtype.itemsize
+    tensor = {"dtype": WORDS[dtype], "shape": [rows, width], "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": identity, "x": tensor}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class ShardWriter:
+    """Appends rows to a shard of known size."""
+
+    def __init__(self, file: Any, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype) -> None:
+        self.left, self._file, self._dtype = rows, file, dtype
+        file.write(header(rows, width, identity, dtype))
+
+    def append(self, rows: Tensor) -> None:
+        """``rows``: (row, width), contiguous, of the shard's dtype, on the CPU."""
+        assert rows.dtype is self._dtype
+        self.left -= len(rows)
+        self._file.write(rows.view(torch.uint8).numpy())
+
+
+@contextmanager
+def writing(
+    path: Path, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE
+) -> Iterator[ShardWriter]:
+    """Open a shard for appending, in place: ``path`` is a temporary one, or in a folder without meta.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        writer = ShardWriter(file, rows, width, identity, dtype)
+        yield writer
+        assert writer.left == 0, f"{path}: {writer.left} rows were not written"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The stored activations of one layer, memory-mapped: nothing is read until a row is, and then its shard is hashed
+    once.
+
+    ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``, ``mean`` (width,) and
+    ``median_norm``: of the training rows, as :class:`~strata.rows.spread.Spread` has them. ``unchecked``: the
+    shards that were not hashed yet.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    shards: list[Tensor]
+    unchecked: set[int] = field(default_factory=set)
+
+    @property
+    def rows(self) -> int:
+        return self.meta["rows"]
+
+    @property
+    def width(self) -> int:
+        return self.meta["width"]
+
+    @property
+    def layer(self) -> int:
+        return self.meta["layer"]
+
+    @property
+    def scale(self) -> float:
+        return self.meta["scale"]
+
+    @property
+    def median_norm(self) -> float:
+        return self.meta["median_norm"]
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.tensor(self.meta["mean"])
+
+    def split(self, name: str) -> tuple[int, int]:
+        """First row of a split and the row after its last."""
+        first, end = self.meta["splits"][name]
+        return first, end
+
+    def read(self, first: int, end: int) -> Tensor:
+        """Rows first … end-1, (row, width) in the dtype on disk; BadInput where a shard is not as extract left it."""
+        size = self.meta["shard_rows"]
+        parts = []
+        while first < end:
+            number, offset = divmod(first, size)
+            if number in self.unchecked:
+                self._check(number)
+            parts.append(self.shards[number][offset : offset + end - first])
+            first += len(parts[-1])
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
+        """Rows first … end-1 in order, in blocks of ``rows``."""
+        for start in range(first, end, rows):
+            yield self.read(start, min(start + rows, end))
+
+    def _check(self, number: int) -> None:
+        """Hash a shard, and beside it the next ones, as many as there are cores: where rows are shuffled, these are
+        wanted soon, too."""
+        ahead = sorted(self.unchecked.intersection(range(number, number + (os.cpu_count() or 1))))
+        check_hashes(self.folder, [self.meta["shards"][number] for number in ahead], "extract")
+        self.unchecked.difference_update(ahead)
+
+
+def open_activations(folder: Path) -> Activations:
+    """Open a layer's folder; a truncated, foreign or missing shard is an error that names the file."""
+    activations = mapped(folder, read_meta(folder / "meta.json", ROWS, "extract"))
+    activations.unchecked.update(range(len(activations.shards)))
+    return activations
+
+
+def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
+    """Map the shards that ``meta`` lists."""
+    shards, dtype = enumerate(meta["shards"]), DTYPES[meta["dtype"]]
+    return Activations(
+        folder,
+        meta,
+        [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number), dtype) for number, s in shards],
+    )
+
+
+def identity(meta: dict[str, Any], number: int) -> dict[str, str]:
+    """What a shard's own header says about where it belongs."""
+    return {"model": meta["model"]["fingerprint"], "hook": f"{meta['hook']}.{meta['layer']}", "number": str(number)}
+
+
+def _map(path: Path, rows: int, width: int, belongs: dict[str, str], dtype: torch.dtype) -> Tensor:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            start += file.read(min(size, 1 << 20))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {again('extract')}") from None
+    expected = header(rows, width, belongs, dtype)
+    if start != expected:
+        raise BadInput(f"{path} is not the shard that its meta.json describes: it belongs to {_belongs(start)}")
+    whole = len(expected) + rows * width * dtype.itemsize
+    if (there := path.stat().st_size) != whole:
+        raise BadInput(f"{path} is truncated: {there} bytes of {whole}; {again('extract')}")
+    raw = torch.from_file(str(path), shared=False, size=whole, dtype=torch.uint8)  # private map: never written back
+    return raw[len(expected) :].view(dtype).view(rows, width)
+
+
+def _belongs(start: bytes) -> str:
+    try:
+        facts = json.loads(start[8:])
+        return f"{facts.get('__metadata__', 'no layer of Strata')}, shape {facts['x']['shape']}"
+    except (ValueError, KeyError):
+        return "no safetensors file that extract wrote"
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The stored token rows that the model read.
+
+    A context is a fixed number of positions. A position is an activation row where its document is not -1; rows are
+    numbered context by context, position by position.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+
+    def split(self, name: str) -> tuple[int, int]:
+        """First context of a split and the context after its last."""
+        first, end = self.meta["contexts"][name]
+        return first, end
+
+    def read(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and documents of contexts first … end-1, each int32 (context, position)."""
+        size = self.meta["file_contexts"]
+        shape = (0, self.meta["context"])
+        tokens, documents = [np.empty(shape, np.int32)], [np.empty(shape, np.int32)]
+        numbers = range(first // size, -(-end // size))
+        check_hashes(self.folder, [self.meta["files"][number] for number in numbers], "extract")
+        for number in numbers:
+            start, stop = max(0, first - number * size), min(size, end - number * size)
+            with safe_open(self.folder / self.meta["files"][number]["file"], "numpy") as file:
+                tokens.append(file.get_slice("token")[start:stop])
+                documents.append(file.get_slice("document")[start:stop])
+        return np.concatenate(tokens), np.concatenate(documents)
+
+    def rows(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token and document of every activation row of a split, in row order, int32 (row,)."""
+        tokens, documents = self.read(*self.split(split))
+        kept = documents >= 0
+        return tokens[kept], documents[kept]
+
+
+def open_contexts(folder: Path) -> Contexts:
+    """Open `data/activations/tokens/`."""
+    return Contexts(folder, read_meta(folder / "meta.json", TOKENS, "extract"))
+
+
+def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
+    """Refuse activations that another model or another text gave."""
+    for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
+        if meta["model"] != model:
+            raise BadInput(
+                f"{folder} was extracted from {meta['model']['name']}, not from today's model; run extract again"
+            )
+    if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
+        raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
+
+
+def verify(folder: Path) -> int:
+    """Hash every file that a folder's meta.json lists; return their number, or name the first that differs."""
+    layer = folder.name.isdecimal()
+    meta = read_meta(folder / "meta.json", ROWS if layer else TOKENS, "extract")
+    entries = meta.get("shards" if layer else "files", [])
+    for entry in entries:
+        if not (folder / entry["file"]).exists() or sha256(folder / entry["file"]) != entry["sha256"]:
+            raise BadInput(f"{folder / entry['file']} does not have the hash that its meta.json says; extract it again")
+    return len(entries)

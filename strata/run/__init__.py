@@ -1,0 +1,1 @@
+"""What makes a run exact and killable: files written whole, work resumed, params read, bad input refused."""

@@ -1,0 +1,220 @@
+"""A section of params.yaml -> a frozen, typed model; an unknown, missing or mistyped key is an error.
+
+Each model lives beside the function that uses it. params.yaml is the only home of the values, so models have no
+defaults: what is not written there is a mistake.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from strata.run.door import BadInput, near
+
+SECTIONS = (
+    *("seed", "layers", "by_layer", "machine"),
+    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
+    *("targets", "report"),
+)
+LONGEST = 80  # signs of a value that a sentence quotes
+LISTED = 6  # keys that a sentence names all of
+
+
+class Section(BaseModel):
+    """The base of every section: strict types, finite numbers, no unknown keys, no changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or cls.model_config.get("extra") != "forbid":
+            return values
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in values:
+            if key not in known:
+                every = f"; the known ones are {', '.join(known)}" if len(known) <= LISTED else ""
+                meant = every or near(str(key), known)
+                raise PydanticCustomError("unknown_key", "unknown", {"key": str(key), "meant": meant})
+        return values
+
+
+class Machine(Section):
+    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it.
+
+    ``save_every``: seconds between the states that an interrupted training goes on from.
+    """
+
+    device: str
+    threads: int = Field(gt=0, le=1024)
+    save_every: float = Field(ge=0)
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"{device!r} is none of auto, cpu, cuda and cuda:1{near(device, ['auto', 'cpu', 'cuda'])}")
+        return device
+
+
+def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Layer -> its knobs. DVC writes a number that `-S` adds as text."""
+    layers: dict[int, dict[str, Any]] = {}
+    for name, knobs in values.items():
+        if not str(name).isdecimal():
+            raise ValueError(f"{name!r} is no number of a layer; write e.g. by_layer: {{9: {{k: 48}}}}")
+        if int(name) in layers:
+            raise ValueError(f"layer {name} is there twice, as a number and as text; join the two")
+        layers[int(name)] = knobs
+    return layers
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    """Refuse a list in which something is there twice."""
+    if double := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{shown(double[0])} is there twice; write it once")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+Layer = Annotated[int, Field(ge=0, lt=1000)]
+EachOnce = AfterValidator(_each_once)
+Layers = Annotated[list[Layer], Field(min_length=1), EachOnce]
+SomeLayers = Annotated[list[Layer], EachOnce]
+# How many of the latents that cluster selected, or which ones by number.
+Chosen = Annotated[int, Field(gt=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), EachOnce]
+ByLayer = Annotated[dict[int | str, dict[str, Any]], AfterValidator(_by_number)]
+Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
+DType = Literal["bfloat16", "float16", "float32"]  # of a forward pass
+Blob = Literal["float32", "float64"]  # numbers of a vector that is a BLOB
+
+T = TypeVar("T")
+
+
+def load(key: str, kind: type[T] | Any, path: Path = Path("params.yaml")) -> T:
+    """Read and check the section ``key`` of params.yaml as ``kind``."""
+    return check(read(path).get(key), kind, f"{path}: {key}")
+
+
+def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Read params.yaml whole, and check that its sections are the known ones."""
+    return known(read_yaml(path, "run from the root of the project"), path)
+
+
+def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Refuse ``values`` that lack a section, or have one that is not known."""
+    if unknown := [str(name) for name in values if name not in SECTIONS]:
+        meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
+        raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
+    if missing := [name for name in SECTIONS if name not in values]:
+        raise BadInput(f"{path} lacks the section {missing[0]!r}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, but for a key that is there twice, whose first value would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
+    """Read a mapping; ``remedy``: what helps when the file is missing."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {remedy}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date or a number that is none is a ValueError
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInput(f"{path} is not valid YAML: it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} must be a mapping of names to values")
+    return values
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Plain ``values`` as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def check(value: Any, kind: type[T] | Any, where: str) -> T:
+    """Turn plain ``value`` into ``kind``; the first thing wrong with it becomes one sentence."""
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise BadInput(_sentence(value, error.errors(), where)) from None
+
+
+def _sentence(value: Any, errors: Sequence[Any], where: str) -> str:
+    """What is wrong with ``value``, by the first of pydantic's ``errors`` and those of the same place."""
+    paths = [_path(value, error) for error in errors]
+    # Where several types are allowed, each of them has its error. The one that looked deepest knows most.
+    inside = [path for path in paths if path[: len(paths[0])] == paths[0]]
+    deepest = max(inside, key=len)
+    same = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    place, first = ".".join([where, *map(str, deepest)]), same[0]
+    got = first["input"]
+    match first["type"]:
+        case "unknown_key":
+            inside = place.rpartition(" ")[2]
+            meant = first["ctx"]["meant"].replace("did you mean ", f"did you mean {inside}.")
+            return f"{place}.{first['ctx']['key']} is not a known key{meant}"
+        case "missing":
+            return f"{place} is missing"
+        case "value_error":
+            return f"{place}: {first['ctx']['error']!s}"
+        case "float_type" | "int_type" if len(same) == 1 and isinstance(got, str):
+            hint = "; YAML reads 1e-4 as text, so write 1.0e-4" if _is_number(got) else ""
+            return f"{place} is the text {shown(got)}, not a number{hint}"
+        case _:
+            wanted = dict.fromkeys(error["msg"].replace("Input should", "it should") for error in same)
+            wanted = " or ".join(wanted).replace(" or it should be ", " or ")
+            choices = [
+                choice for error in same for choice in re.findall("'(.*?)'", error.get("ctx", {}).get("expected", ""))
+            ]
+            return f"{place} is {shown(got)}, but {wanted[0].lower()}{wanted[1:]}{near(str(got), choices)}"
+
+
+def _path(value: Any, error: Any) -> list[Any]:
+    """The keys and places in ``value`` that lead to an error, without pydantic's names of types."""
+    path: list[Any] = []
+    for step in error["loc"]:
+        there = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
+        if there:
+            path.append(step)
+            value = value[step]
+    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence quotes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

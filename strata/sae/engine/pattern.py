@@ -1,0 +1,72 @@
+"""The pattern of sparse codes: which latents are active in which row.
+
+A code matrix is (row, latent) with few entries a row; its pattern is in CSR form.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from strata.sae.engine import products
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where a (rows, latents) code matrix has entries.
+
+    ``starts``: (rows + 1,) int64, the first entry of each row. ``latents``: (entries,) int64.
+    """
+
+    starts: Tensor
+    latents: Tensor
+    width: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def row_of(self) -> Tensor:
+        """(entries,) the row of each entry."""
+        rows = torch.arange(self.rows, device=self.latents.device)
+        return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.latents))
+
+    @cached_property
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries ordered by latent: their order, the first entry of each latent and the end, their rows."""
+        if self.latents.device.type == "cpu":
+            found = products.transposed(self.starts.numpy(), self.latents.numpy(), self.width)
+            order, firsts, rows = map(torch.from_numpy, found)
+            return order, firsts, rows
+        latents, order = torch.sort(self.latents, stable=True)
+        firsts = torch.searchsorted(latents, torch.arange(self.width + 1, device=latents.device))
+        return order, firsts, self.row_of[order]
+
+    def dense(self, values: Tensor) -> Tensor:
+        """The (rows, latents) matrix itself, for tests and small things."""
+        out = torch.zeros(self.rows, self.width, dtype=values.dtype, device=values.device)
+        return out.index_put((self.row_of, self.latents), values)
+
+    def keep(self, mask: Tensor) -> "Pattern":
+        """The entries where ``mask`` (entries,) holds."""
+        ends = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.cumsum(0)])
+        return Pattern(ends[self.starts], self.latents[mask], self.width)
+
+
+def pattern_of(mask: Tensor) -> Pattern:
+    """The pattern of a dense boolean (row, latent) matrix."""
+    return Pattern(_starts(mask.sum(1)), mask.nonzero()[:, 1], mask.shape[1])
+
+
+def joined(parts: list[Pattern]) -> Pattern:
+    """The rows of all ``parts``, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    latents = torch.cat([part.latents for part in parts])
+    return Pattern(_starts(torch.cat([part.starts.diff() for part in parts])), latents, parts[0].width)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,0 +1,164 @@
+"""The products of `dispatch.py` and of the losses on a CPU, compiled by Numba.
+
+They read far more than they compute. Four weights are gone through together, four streams from memory in place of one.
+Where rows have many entries, rows and latents are taken in blocks that stay in the second-level cache together, because
+a matrix of 16,384 latents does not even fit the third.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from strata.sae.engine.compiled import njit
+
+CACHE = 2**20  # bytes of the second level
+FEW = 4  # entries; with fewer, a visit to a row and a block of latents costs more than what the cache saves
+SHARES = 32  # into which rows are cut at least, for as many threads
+PARTS = 4  # into which rows are cut where each latent's entries are counted
+Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+@njit(inline="always")
+def _blocks(entries, rows, latents, width):  # pragma: no cover
+    """How many rows are taken together, and how many latents; without blocks a row, whose weights then stay cached."""
+    side = max(FEW, CACHE // (12 * width))  # a third of the cache for rows, two thirds for weights
+    if latents <= 2 * side or entries * 2 * side < FEW * rows * latents:
+        return 1, latents
+    return min(side, math.ceil(rows / SHARES)), 2 * side  # sums depend on the latter alone
+
+
+@njit(inline="always", fastmath=True)
+def _dots(x, weight, latents, first, end, found):  # pragma: no cover
+    """found[e] = x · weight[latents[e]] for each entry."""
+    e = first
+    while e + 4 <= end:
+        w0, w1, w2, w3 = (weight[latents[e]], weight[latents[e + 1]], weight[latents[e + 2]], weight[latents[e + 3]])
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(len(x)):
+            s0 += x[j] * w0[j]
+            s1 += x[j] * w1[j]
+            s2 += x[j] * w2[j]
+            s3 += x[j] * w3[j]
+        found[e], found[e + 1], found[e + 2], found[e + 3] = s0, s1, s2, s3
+        e += 4
+    while e < end:
+        w0, s0 = weight[latents[e]], np.float32(0)
+        for j in range(len(x)):
+            s0 += x[j] * w0[j]
+        found[e] = s0
+        e += 1
+
+
+@njit(inline="always", fastmath=True)
+def _add(total, values, rows, places, first, end):  # pragma: no cover
+    """total += Σ values[e] · rows[places[e]]. Four values that are all 0, as in jumprelu's window, are passed over."""
+    e = first
+    while e + 4 <= end:
+        v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
+        if v0 != 0 or v1 != 0 or v2 != 0 or v3 != 0:
+            r0, r1, r2, r3 = (rows[places[e]], rows[places[e + 1]], rows[places[e + 2]], rows[places[e + 3]])
+            for j in range(len(total)):
+                total[j] += v0 * r0[j] + v1 * r1[j] + v2 * r2[j] + v3 * r3[j]
+        e += 4
+    while e < end:
+        v0, r0 = values[e], rows[places[e]]
+        for j in range(len(total)):
+            total[j] += v0 * r0[j]
+        e += 1
+
+
+@njit(inline="always")
+def _until(places, first, end, stop):  # pragma: no cover
+    """The first entry from ``first`` on whose place, which rise, is not below ``stop``."""
+    while first < end and places[first] < stop:
+        first += 1
+    return first
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def transposed(starts, latents, width) -> Csc:  # pyright: ignore[reportReturnType]
+    """Entries ordered by latent, rows rising within it: order, firsts and the end, rows."""
+    rows = len(starts) - 1
+    free = np.zeros((PARTS, width), np.int64)
+    for part in prange(PARTS):
+        for entry in range(starts[rows * part // PARTS], starts[rows * (part + 1) // PARTS]):
+            free[part, latents[entry]] += 1
+    firsts, total = np.empty(width + 1, np.int64), 0
+    for latent in range(width):
+        firsts[latent] = total
+        for part in range(PARTS):
+            free[part, latent], total = total, total + free[part, latent]
+    firsts[width] = total
+    order, rows_of = np.empty(total, np.int64), np.empty(total, np.int64)
+    for part in prange(PARTS):
+        for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
+            for entry in range(starts[row], starts[row + 1]):
+                place = free[part, latents[entry]]
+                order[place], rows_of[place] = entry, row
+                free[part, latents[entry]] += 1
+    return order, firsts, rows_of
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def sample(starts, latents, x, weight, bias) -> NDArray[np.float32]:  # pyright: ignore[reportReturnType]
+    """(entries,) x[row] · weight[latent] + bias[latent]."""
+    rows, width = x.shape
+    found = np.empty(len(latents), np.float32)
+    tile, block = _blocks(len(latents), rows, len(weight), width)
+    for number in prange(math.ceil(rows / tile)):
+        first, end = number * tile, min((number + 1) * tile, rows)
+        entries = starts[first:end].copy()
+        for stop in range(block, len(weight) + block, block):
+            for row in range(first, end):
+                entry = entries[row - first]
+                entries[row - first] = _until(latents, entry, starts[row + 1], stop)
+                _dots(x[row], weight, latents, entry, entries[row - first], found)
+                for e in range(entry, entries[row - first]):
+                    found[e] += bias[latents[e]]
+    return found
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=True)
+def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> Floats:  # pyright: ignore[reportReturnType]
+    """Each row's Σ over g of ‖r_g‖², r_g = y − bias − Σ code · decoder[latent] over its entries with latent < ends[g],
+    and each entry's decoder[latent] · Σ r_g over the g with latent < ends[g].
+
+    ``below`` (g, row, width) gets Σ r_h over h ≥ g. Entries of a row are in the order of their latents.
+    """
+    rows, width = y.shape
+    errors, pulls, less = np.zeros(rows, np.float32), np.empty(len(latents), np.float32), -codes
+    tile, block = _blocks(len(latents), rows, len(decoder), width)
+    for number in prange(math.ceil(rows / tile)):
+        first, end = number * tile, min((number + 1) * tile, rows)
+        entries = starts[first:end].copy()
+        for g in range(len(ends)):
+            for row in range(first, end):
+                for j in range(width):
+                    below[g, row, j] = below[g - 1, row, j] if g else y[row, j] - bias[j]
+            begin = ends[g - 1] if g else 0
+            for stop in range(begin + block, ends[g] + block, block):
+                for row in range(first, end):
+                    entry = entries[row - first]
+                    entries[row - first] = _until(latents, entry, starts[row + 1], min(stop, ends[g]))
+                    _add(below[g, row], less, decoder, latents, entry, entries[row - first])
+            for row in range(first, end):
+                error = np.float32(0)
+                for j in range(width):
+                    error += below[g, row, j] * below[g, row, j]
+                errors[row] += error
+        for g in range(len(ends) - 2, -1, -1):
+            for row in range(first, end):
+                for j in range(width):
+                    below[g, row, j] += below[g + 1, row, j]
+        entries[:] = starts[first:end]
+        for g in range(len(ends)):
+            begin = ends[g - 1] if g else 0
+            for stop in range(begin + block, ends[g] + block, block):
+                for row in range(first, end):
+                    entry = entries[row - first]
+                    entries[row - first] = _until(latents, entry, starts[row + 1], min(stop, ends[g]))
+                    _dots(below[g, row], decoder, latents, entry, entries[row - first], pulls)
+    return errors, pulls

@@ -1,0 +1,101 @@
+"""The section train of params.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from strata import auto
+from strata.run.door import near
+from strata.run.params import EachOnce, Section
+from strata.sae.engine.nonlinearity import Nonlinearity
+
+RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
+Init = Literal["kaiming", "orthogonal", "data"]
+BY_BATCH = ("batchtopk", "matryoshka")  # rules whose threshold is settled on validation rows
+
+
+class Given(Section):
+    """The encoder of an `encoder.npz` (strata/sae/npz.py). ``sha256`` pins its bytes: DVC does not watch the file."""
+
+    file: str
+    sha256: str
+    frozen: bool = False
+
+
+class From(Section):
+    """An SAE's folder, as `src.convert` writes it, taken as it is. ``sha256`` pins it: DVC does not watch it."""
+
+    folder: str
+    sha256: str
+
+
+class Train(Section):
+    """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml.
+
+    An `auto` that is still there (see :func:`strata.auto.train`, which knows the rows) is what it is for tokens.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    from_: From | None = Field(alias="from")
+
+    rule: RuleName
+    latents: int = Field(gt=0, le=10**8)
+    k: int = Field(gt=0, le=10**8)
+    groups: list[float] = Field(min_length=1)
+    bandwidth: float = Field(gt=0)
+    l0_coefficient: float = Field(ge=0)
+    penalty: Literal["l1", "kl"]
+    l1_coefficient: float = Field(ge=0)
+    l1_warmup: float = Field(ge=0, le=1)
+    l1_delay: float = Field(ge=0, le=1)
+    activity_cost: float = Field(ge=0)
+    diversity: float = Field(ge=0)
+    init: Init
+    encoder: Given | None
+    decoder_activation: Nonlinearity
+    epochs: int = Field(gt=0, le=100000)
+    batch_size: int = Field(gt=0, le=16777216)
+    micro_batches: int = Field(gt=0)
+    window_rows: int = Field(gt=0, le=10**10)
+    skip_outliers: bool
+    lr: float = Field(gt=0)
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, le=1)
+    decay: Literal["cosine", "linear"]
+    decay_from: float = Field(ge=0, le=1)
+    clip: float = Field(gt=0)
+    auxk: float = Field(ge=0)
+    auxk_latents: int = Field(gt=0, le=10**8)
+    dead_after: float = Field(gt=0)
+    wake: float = Field(ge=0)
+    resample_every: int | None = Field(gt=0)
+    log_every: int = Field(gt=0, le=10**9)
+    validation_rows: int = Field(gt=0, le=10**12)
+    keep_every: int | None = Field(gt=0)
+    ce_tokens: int = Field(ge=0, le=10**9)
+    from_tune: Annotated[list[str], EachOnce]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_tokens(cls, section: Any) -> Any:
+        return auto.train(section, auto.MANY_TOKENS) if isinstance(section, dict) else section
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Train":
+        if self.k > self.latents:
+            raise ValueError(f"k is {self.k}, more than the {self.latents} latents of the dictionary; lower k")
+        if self.groups != sorted(set(self.groups)) or self.groups[0] <= 0 or self.groups[-1] != 1:
+            raise ValueError(f"groups is {self.groups}; it must rise from above 0 to 1, e.g. [0.125, 0.25, 0.5, 1]")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
+        if self.encoder is not None and self.encoder.frozen and (self.rule == "gated" or self.resample_every):
+            what = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
+            raise ValueError(f"encoder.frozen is true, but {what} the encoder")
+        if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
+            raise ValueError(
+                f"from_tune names {unknown[0]!r}, which is no knob of train{near(unknown[0], Train.model_fields)}"
+            )
+        return self

@@ -1,0 +1,27 @@
+"""The sparsity rule that the section train names."""
+
+from strata.sae.knobs import Train
+from strata.sae.rules.base import Rule
+from strata.sae.rules.jumprelu import JumpReLU, Reward
+from strata.sae.rules.relu import Gated, ReLU
+from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
+
+
+def make_rule(knobs: Train) -> Rule:
+    """The sparsity rule by name."""
+    k, latents = knobs.k, knobs.latents
+    match knobs.rule:
+        case "topk":
+            return TopK(k)
+        case "batchtopk":
+            return BatchTopK(k)
+        case "matryoshka":
+            return Matryoshka(k, [round(share * latents) for share in knobs.groups])
+        case "jumprelu":
+            return JumpReLU(k, latents, knobs.bandwidth, knobs.l0_coefficient)
+        case "relu":
+            return ReLU(k, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay, kl=knobs.penalty == "kl")
+        case "gated":
+            return Gated(k, latents, knobs.l1_coefficient, knobs.l1_warmup, knobs.l1_delay)
+        case "reward":
+            return Reward(k, latents, knobs.bandwidth, knobs.activity_cost, knobs.diversity)

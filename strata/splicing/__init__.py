@@ -1,0 +1,1 @@
+"""What a reconstruction does to the language model when it takes the activations' place."""

@@ -1,0 +1,109 @@
+"""Prompts, held-out and the user's own, and the tokens that a latent should make more likely."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strata.interpretation.read import Latents
+from strata.lm.model import LanguageModel
+from strata.rows.shards import Contexts
+from strata.run.door import BadInput
+
+
+@dataclass(frozen=True)
+class Texts:
+    """``tokens``: (text, position) int64, padded on the right with 0. ``lengths``: (text,), BOS counted.
+    ``scored``: (text, position) bool, after which tokens the prediction is looked at."""
+
+    tokens: Tensor
+    lengths: Tensor
+    scored: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, first: int, end: int) -> "Texts":
+        """Texts ``first`` … ``end`` - 1."""
+        return Texts(self.tokens[first:end], self.lengths[first:end], self.scored[first:end])
+
+    def lists(self) -> list[list[int]]:
+        """The tokens of each, without padding."""
+        return [row[: int(n)].tolist() for row, n in zip(self.tokens, self.lengths, strict=True)]
+
+
+def padded(texts: list[list[int]], scored: int) -> Texts:
+    """The last ``scored`` tokens of each are scored, BOS never."""
+    lengths = torch.tensor([len(text) for text in texts], dtype=torch.long)
+    tokens = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
+    for number, text in enumerate(texts):
+        tokens[number, : len(text)] = torch.tensor(text)
+    place, end = torch.arange(tokens.shape[1]), lengths[:, None]
+    return Texts(tokens, lengths, (place < end) & (place >= (end - scored).clamp(min=1)))
+
+
+def prompts(
+    lm: LanguageModel, texts: list[str], contexts: Contexts, count: int, tokens: int, scored: int, written: int = 0
+) -> Texts:
+    """The user's ``texts``, then ``count`` beginnings of held-out contexts, ``tokens`` long, from all over the split.
+
+    Their last ``scored`` tokens are scored. The model must have room for ``written`` tokens behind each.
+    """
+    if lm.positions is not None and 1 + tokens + written > lm.positions:
+        raise BadInput(
+            f"params.yaml: steer_eval.tokens is {tokens} and generate.tokens {written}; with BOS the model reads at "
+            f"most {lm.positions} tokens"
+        )
+    return padded([_tokens_of(lm, text, written) for text in texts] + held_out(contexts, count, tokens), scored)
+
+
+def _tokens_of(lm: LanguageModel, text: str, written: int) -> list[int]:
+    found = [lm.bos, *lm.read([text])[0]]
+    if len(found) == 1:
+        raise BadInput(f"params.yaml: the prompt {text!r} of steer_eval.texts holds no token besides BOS")
+    if lm.positions is not None and len(found) + written > lm.positions:
+        raise BadInput(
+            f"params.yaml: a prompt of steer_eval.texts has {len(found)} tokens, and {written} are written behind it; "
+            f"the model reads {lm.positions}"
+        )
+    return found
+
+
+def held_out(contexts: Contexts, count: int, tokens: int) -> list[list[int]]:
+    """Beginnings of test contexts, BOS and ``tokens`` tokens of one document each."""
+    ids, documents = contexts.read(*contexts.split("test"))
+    if tokens >= ids.shape[1]:
+        raise BadInput(
+            f"params.yaml: steer_eval.tokens is {tokens}, but a context has {ids.shape[1]} tokens, BOS included"
+        )
+    begins = documents[:, 1 : tokens + 1]
+    whole = np.flatnonzero((begins >= 0).all(1) & (begins == begins[:, :1]).all(1))
+    if len(whole) < count:
+        raise BadInput(
+            f"params.yaml: steer_eval.prompts is {count}, but {len(whole)} test contexts begin with "
+            f"{tokens} tokens of one document; lower steer_eval.prompts or steer_eval.tokens"
+        )
+    chosen = whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
+    return ids[chosen, : tokens + 1].astype(int).tolist()
+
+
+def next_tokens(latents: Latents, latent: int, count: int) -> Tensor:
+    """(token,) what follows the peaks of the latent's ``count`` strongest examples; a token counts as often as it does.
+
+    An example that ends with its peak is passed over.
+    """
+    table = latents.table("examples", ["tokens", "values"], [("latent", "=", latent), ("kind", "=", "top")])
+    found = []
+    for row in [] if table is None else table.to_pylist():
+        after = int(np.argmax(row["values"])) + 1
+        if after < len(row["tokens"]):
+            found.append(row["tokens"][after])
+    return torch.tensor(found[:count], dtype=torch.long)
+
+
+def promoted_tokens(latents: Latents, latent: int, count: int) -> Tensor:
+    """(token,) the ``count`` tokens that its logit lens puts first; none where interpret could not read the model's
+    last steps."""
+    table = latents.table("logits", ["side", "token"], [("latent", "=", latent), ("side", "=", "promoted")])
+    return torch.tensor([] if table is None else table["token"].to_pylist()[:count], dtype=torch.long)

@@ -1,0 +1,112 @@
+"""Which knobs to try next, by scikit-optimize: ask for a point, tell its score, ask again.
+
+The same seed and the same scores give the same points, bit for bit: a search that was broken off is told its trials
+anew and goes on where it was.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from skopt import Optimizer
+from skopt.space import Categorical, Integer, Real, Space
+from threadpoolctl import threadpool_limits
+
+from strata.tuning.knobs import Range, Tune, ends
+
+WORST = 10.0  # of what is told, and what a failure counts: an error as large as the variance, and all latents dead
+MODELS = {"gp": "GP", "forest": "ET"}
+DIGITS = 3  # of a number that is proposed
+CANDIDATES = 2000  # points whose expected improvement is computed; the best few are improved by gradient
+
+Point = dict[str, Any]
+
+
+def dimensions(tune: Tune) -> list[Any]:
+    """tune.space as scikit-optimize's, in its order."""
+    return [_dimension(name, tune) for name in tune.space]
+
+
+def _dimension(name: str, tune: Tune) -> Any:
+    spread = tune.space[name]
+    if not isinstance(spread, Range):
+        return Categorical(spread, name=name)
+    prior = "log-uniform" if spread.log else "uniform"
+    low, high = ends(name, spread)
+    return (Integer if isinstance(low, int) else Real)(low, high, prior=prior, name=name)
+
+
+class Search:
+    """``first``: a point to begin with, the knobs as params.yaml has them; left out where the space lacks it.
+
+    ``gp``: a Gaussian process, ``forest``: extremely randomised trees; both model ln(score) and take the point of the
+    largest expected improvement after ``starts`` points of a Latin hypercube. ``dummy``: every point at random.
+    """
+
+    def __init__(self, tune: Tune, seed: int, first: Point | None = None) -> None:
+        self.names = list(tune.space)
+        self.space = Space(dimensions(tune))
+        point = None if first is None else [first[name] for name in self.names]
+        self.first = point if point is not None and point in self.space else None
+        self._asked: list[Any] = []
+        self.told: list[tuple[list[Any], float]] = []
+        self.model: Optimizer | None = None
+        self._random = np.random.RandomState(seed)
+        if tune.sampler in MODELS:
+            self.model = Optimizer(
+                dimensions(tune),
+                base_estimator=MODELS[tune.sampler],
+                n_initial_points=tune.starts + (self.first is not None),
+                initial_point_generator="lhs",
+                acq_func="EI",
+                acq_optimizer_kwargs={"n_points": CANDIDATES},
+                random_state=seed,
+            )
+
+    def ask(self) -> Point:
+        """The next point: knob -> value."""
+        if self.first is not None and not self.told:
+            self._asked = self.first
+        elif self.model is None:
+            self._asked = next(iter(self.space.rvs(random_state=self._random) or []))
+        else:
+            with _quiet():
+                self._asked = self.model.ask() or []
+        if self._asked is not self.first:
+            self._asked = [_rounded(value, part) for value, part in zip(self._asked, self.space, strict=True)]
+        return {name: plain(value) for name, value in zip(self.names, self._asked, strict=True)}
+
+    def tell(self, score: float | None) -> None:
+        """What came of the point that was asked for last; None: it failed."""
+        value = math.log(min(WORST if score is None else score, WORST))
+        self.told.append((self._asked, value))
+        if self.model is not None:
+            with _quiet():
+                self.model.tell(self._asked, value)
+
+
+def _rounded(value: Any, part: Any) -> Any:
+    """A real number with DIGITS significant digits, within its range; anything else as it is.
+
+    The last bits of a proposal hang on the kernels that BLAS takes (by the processor, or by OPENBLAS_CORETYPE), and
+    from one trial to the next they would grow: from 1e-12 of an lr to 6e-7 of another one two trials later.
+    """
+    if not isinstance(part, Real):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), part.low), part.high)
+
+
+def plain(value: Any) -> Any:
+    """A number or text of numpy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One thread: the matrices are tiny, and sums depend on it. Repeated points are no news; see tune.trials."""
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,1 @@
+"""An SAE against its targets and its controls: pass or fail, and why."""

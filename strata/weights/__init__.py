@@ -1,0 +1,1 @@
+"""A language model's or sentence model's files, brought in and pinned."""

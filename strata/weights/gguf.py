@@ -1,0 +1,144 @@
+"""A GGUF file -> a folder that transformers loads in seconds: bfloat16 safetensors and a fast tokenizer."""
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+from unittest.mock import patch
+
+import gguf
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+from strata.run.door import BadInput
+from strata.run.files import need_disk
+
+# The GGUF format, version 2 and 3: how struct reads a value of each type.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+MOST = 2**24  # bytes that one entry of a header may take
+QUANT_SIZES = {kind.value: sizes for kind, sizes in GGML_QUANT_SIZES.items()}  # elements and bytes of a block
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Dequantise the model in ``path`` and save it and its tokenizer into ``folder``, which is there.
+
+    BadInput for what is not a GGUF, is cut short, or holds an architecture that transformers cannot read.
+    """
+    need_disk(folder, check(path) * torch.bfloat16.itemsize, f"unpacking {path.name}")
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+    with _read_once(), tqdm(total=3, desc="unpack the model", unit=" steps", disable=None) as bar:
+        try:
+            config = AutoConfig.from_pretrained(**where)
+            bar.update()
+            known = config.model_type in TOKENIZER_MAPPING_NAMES
+            tokenizer = AutoTokenizer.from_pretrained(
+                **where, **({"tokenizer_type": config.model_type} if known else {})
+            )
+            bar.update()
+            # `dequantize` also keeps the mark of quantisation out of the config, which would spoil later loads.
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, config=config, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+            bar.update()
+        except (ValueError, KeyError, OSError, NotImplementedError) as error:
+            raise BadInput(
+                f"transformers cannot read the model in {path.name}: {' '.join(str(error).split())}"
+            ) from None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors leaves 0600, which a shared DVC cache could not read
+
+
+class _Reader(gguf.GGUFReader):
+    """gguf's reader on a plain array: it slices once a token, and slices of a memmap cost three times as much."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self._data = value.view(np.ndarray)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Inside the block transformers reads a file's header once, not for the config and again for the weights."""
+    with patch.object(gguf, "GGUFReader", cache(_Reader)):
+        yield
+
+
+def check(path: Path) -> int:
+    """Refuse a file that is no GGUF or is cut short; return how many parameters it holds."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BadInput(f"{path.name} is not a GGUF file: it does not begin with the letters GGUF")
+        try:
+            tensors, data = _tensors(file)
+            end = max((data + offset + nbytes for _, nbytes, offset in tensors), default=0)
+        except struct.error:
+            raise BadInput(f"{path.name} is truncated: its {size} bytes end inside the header") from None
+        except KeyError as error:
+            raise BadInput(f"{path.name} is damaged, or of a newer GGUF format: it holds a type {error}") from None
+    if size < end:
+        raise BadInput(f"{path.name} is truncated: it has {size} bytes, and its tensors end at {end}")
+    return sum(elements for elements, _, _ in tensors)
+
+
+def _tensors(file: BinaryIO) -> tuple[list[tuple[int, int, int]], int]:
+    """(elements, bytes, offset) of every tensor, and where the tensors begin. ``file`` stands behind the magic letters.
+
+    The gguf package's own reader makes an object of each of a million tokens and takes ten seconds for this.
+    """
+    _, tensors, pairs = _read(file, "<IQQ")
+    alignment = 32
+    for _ in range(pairs):
+        key = _string(file)
+        value = _value(file, _read(file, "<I")[0])
+        if key == b"general.alignment" and isinstance(value, int):
+            alignment = value
+    found = []
+    for _ in range(tensors):
+        _string(file)
+        elements = prod(_read(file, f"<{_read(file, '<I')[0]}Q"))
+        kind, offset = _read(file, "<IQ")
+        block, nbytes = QUANT_SIZES[kind]
+        found.append((elements, elements // block * nbytes, offset))
+    return found, -(-file.tell() // alignment) * alignment
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    """One value of the header; arrays are passed over."""
+    if kind == STRING:
+        return _string(file)
+    if kind != ARRAY:
+        return _read(file, f"<{SCALARS[kind]}")[0]
+    inner, count = _read(file, "<IQ")
+    if inner in SCALARS:
+        file.seek(count * struct.calcsize(f"<{SCALARS[inner]}"), os.SEEK_CUR)
+    else:
+        for _ in range(count):
+            _value(file, inner)
+    return None
+
+
+def _string(file: BinaryIO) -> bytes:
+    return _read(file, f"<{_read(file, '<Q')[0]}s")[0]
+
+
+def _read(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    size = struct.calcsize(form)
+    if size > MOST:  # nonsense: a damaged length would ask for all memory
+        raise struct.error
+    return struct.unpack(form, file.read(size))
