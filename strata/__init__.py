@@ -1,1 +1,87 @@
-"""Sparse autoencoders: activations in, dictionaries of latents out."""
+"""Sparse autoencoders from activations to named latents: train, judge, look, cluster, merge, steer, invert.
+
+    import strata
+
+    lm = strata.load_lm("gpt2")
+    acts = strata.activations(lm, texts, layers=[6], context=128)
+    sae = strata.train(acts[6], rule="topk", latents=4096, k=32)
+    latents = strata.latents(sae, acts[6])
+
+What is named here is loaded when it is first used, so that `import strata` takes no time.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strata.front import plots as plots
+    from strata.front.activations import LayerActivations as LayerActivations
+    from strata.front.activations import activations as activations
+    from strata.front.families import Families as Families
+    from strata.front.families import Merged as Merged
+    from strata.front.families import cluster as cluster
+    from strata.front.families import merge as merge
+    from strata.front.files import load as load
+    from strata.front.files import save as save
+    from strata.front.latents import Latents as Latents
+    from strata.front.latents import explain as explain
+    from strata.front.latents import latents as latents
+    from strata.front.lm import load_lm as load_lm
+    from strata.front.prompts import invert as invert
+    from strata.front.steering import steer as steer
+    from strata.front.training import Fitted as Fitted
+    from strata.front.training import train as train
+    from strata.notebook import Vectors as Vectors
+    from strata.notebook import encode_texts as encode_texts
+    from strata.notebook import from_database as from_database
+    from strata.run.door import BadInput as BadInput
+    from strata.sae.sae import SAE as SAE
+    from strata.steering.steer import Add as Add
+    from strata.steering.steer import Scale as Scale
+    from strata.steering.steer import Set as Set
+
+HOMES = {
+    "load_lm": "front.lm",
+    "activations": "front.activations",
+    "LayerActivations": "front.activations",
+    "train": "front.training",
+    "Fitted": "front.training",
+    "latents": "front.latents",
+    "Latents": "front.latents",
+    "explain": "front.latents",
+    "cluster": "front.families",
+    "merge": "front.families",
+    "Families": "front.families",
+    "Merged": "front.families",
+    "steer": "front.steering",
+    "Set": "steering.steer",
+    "Scale": "steering.steer",
+    "Add": "steering.steer",
+    "invert": "front.prompts",
+    "save": "front.files",
+    "load": "front.files",
+    "encode_texts": "notebook",
+    "from_database": "notebook",
+    "Vectors": "notebook",
+    "SAE": "sae.sae",
+    "BadInput": "run.door",
+}
+__all__ = sorted([*HOMES, "plots"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+try:
+    __version__ = version("strata-sae")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("strata.front.plots")
+    if name not in HOMES:
+        raise AttributeError(f"module 'strata' has no attribute {name!r}")
+    return getattr(import_module(f"strata.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

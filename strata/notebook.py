@@ -51,7 +51,7 @@ DEFAULTS = Path(__file__).resolve().parents[1] / "params.yaml"  # of knobs that 
 HELD_OUT = 0.1  # share of the vectors for validation, and again for the test
 SPLITS = ("train", "validation", "test")
 MANY = 256  # texts from which on a bar shows how far encode is
-VECTORS = "it must be Vectors, as encode, load and from_database give them"
+VECTORS = "it must be Vectors, as encode_texts, load and from_database give them"
 TRAINED = "it must be what train gives"
 WORDS, LEAST_F1 = 3, 0.1  # in a latent's name: so many, each as good as that at the least
 BLUE = "#1f5fb4"
@@ -105,7 +105,7 @@ def _matrix(x: Any) -> NDArray[np.float32]:
     return found
 
 
-def encode(
+def encode_texts(
     texts: Iterable[str], model: str = MINILM, ids: Iterable[Any] | None = None, normalize: bool = True,
     dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any,
 ) -> Vectors:  # fmt: skip
@@ -127,7 +127,7 @@ def encode(
     lost = list(sentences.unread(loaded, said))
     if any(lost):
         unread = {"texts": sum(map(bool, lost)), "total": len(said), "tokens": sum(lost)}
-        sys.stderr.write(f"encode: {sentences.told({**unread, 'most': sentences.most_tokens(loaded) or 0})}\n")
+        sys.stderr.write(f"encode_texts: {sentences.told({**unread, 'most': sentences.most_tokens(loaded) or 0})}\n")
     found = loaded.encode(
         said, normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=len(said) >= MANY
     )
@@ -471,7 +471,7 @@ def curves(trained: Trained) -> Figure:
         right.plot(history["step"], history["l0"], color=BLUE)
         right.set(xlabel="step", ylabel="active latents a vector")
 
-    return _figure(draw, 2)
+    return figure(draw, 2)
 
 
 def densities(features: pd.DataFrame) -> Figure:
@@ -485,7 +485,7 @@ def densities(features: pd.DataFrame) -> Figure:
         dead = len(features) - len(alive)
         axes.set(xlabel="log10 of the share of vectors", ylabel="latents", title=f"{dead} of {len(features)} are dead")
 
-    return _figure(draw)
+    return figure(draw)
 
 
 def compared(trained: Trained) -> Figure:
@@ -499,9 +499,10 @@ def compared(trained: Trained) -> Figure:
         axes.margins(x=0.15)
         axes.set(xlabel="fvu on held-out vectors")
 
-    return _figure(draw)
+    return figure(draw)
 
 
-def _figure(draw: Callable[..., None], panels: int = 1) -> Figure:
+def figure(draw: Callable[..., None], panels: int = 1, height: float = 3) -> Figure:
+    """What ``draw`` puts on ``panels`` axes, in our style; ``height`` in inches."""
     with rc_context(STYLE):
-        return drawn(draw, size=(4.5 * panels, 3), panels=panels, apart=True)
+        return drawn(draw, size=(4.5 * panels, height), panels=panels, apart=True)

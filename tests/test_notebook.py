@@ -45,14 +45,14 @@ def test_texts_are_embedded_as_the_model_does_bare(capsys: pytest.CaptureFixture
     from strata.lm import sentences
 
     texts = ["The treaty was signed in Paris.", "Bread rises in a hot oven."]
-    found = notebook.encode(texts, ids=["a", "b"])
+    found = notebook.encode_texts(texts, ids=["a", "b"])
     bare = SentenceTransformer(str(sentences.find(notebook.MINILM)), device="cpu").encode(texts)
     assert found.ids == ["a", "b"] and found.texts == texts
     assert np.allclose(found.x, bare, atol=1e-6) and np.allclose(np.linalg.norm(found.x, axis=1), 1, atol=1e-5)
     assert capsys.readouterr().err.count("longer than") == 0
 
     said = pd.Series([*texts, "The river rises. " * 100], index=[7, 8, 9])  # 4 tokens each, and two special ones
-    same = notebook.encode(said, ids=np.array([1, 2, 3]))
+    same = notebook.encode_texts(said, ids=np.array([1, 2, 3]))
     assert same.ids == ["1", "2", "3"] and same.texts == said.tolist()
     assert np.allclose(same.x[:2], found.x, atol=1e-6)
     assert "1 of 3 texts are longer than the 256 tokens" in (err := capsys.readouterr().err)
@@ -92,7 +92,7 @@ TEXT = ["a", "b"]
 )
 def test_texts_that_are_none(given: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        notebook.encode(**given)
+        notebook.encode_texts(**given)
 
 
 def test_what_is_saved_is_loaded_and_a_source_of_the_pipeline(planted: Vectors, tmp_path: Path) -> None:

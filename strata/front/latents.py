@@ -1,0 +1,152 @@
+"""What the latents of an SAE fire on, in one call."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from strata.corpus import read as corpus
+from strata.front import defaults
+from strata.front.activations import LayerActivations, home_of, stored
+from strata.front.files import sae_of
+from strata.interpretation import interpret as work
+from strata.interpretation import vocabulary
+from strata.interpretation.knobs import Interpret
+from strata.interpretation.read import Latents as Opened
+from strata.interpretation.read import open_latents
+from strata.notebook import Vectors
+from strata.pages.readable import explained
+from strata.run import calls
+from strata.sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What is known of an SAE's latents on some rows.
+
+    ``table``: a line a latent: density, importance, largest code, its best explanation and that one's scores.
+    """
+
+    sae: SAE = field(repr=False)
+    rows: LayerActivations
+    opened: Opened = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+    _home: Any = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return self.sae.latents
+
+    def examples(self, latent: int, kind: str = "top", most: int = 10) -> pd.DataFrame:
+        """Windows of text for one latent. ``kind``: top, decile, random, zero or near (a near miss)."""
+        calls.whole("latent", latent, 0, self.sae.latents - 1)
+        found = self._of("examples", latent)
+        kinds = sorted(found["kind"].unique()) if len(found) else []
+        if kinds:
+            calls.choice("kind", kind, kinds)
+        return found[found["kind"] == kind].head(most).reset_index(drop=True) if kinds else found
+
+    def explanations(self, latent: int | None = None) -> pd.DataFrame:
+        """Token rules, labels and explanations in words, with their scores beside chance; of all latents, or of one."""
+        return self._of("explanations", latent)
+
+    def logits(self, latent: int) -> pd.DataFrame:
+        """The tokens that a latent's direction promotes and suppresses most; empty without a language model."""
+        return self._of("logits", latent)
+
+    def enrichment(self, latent: int | None = None) -> pd.DataFrame:
+        """Labels that are commoner than chance where a latent is strongest; empty where there are not two labels."""
+        return self._of("enrichment", latent)
+
+    def neighbours(self, latent: int) -> pd.DataFrame:
+        """Latents that write in nearly the same direction."""
+        return self._of("neighbours", latent)
+
+    def _of(self, name: str, latent: int | None) -> pd.DataFrame:
+        filters = None if latent is None else [("latent", "=", calls.whole("latent", latent, 0, len(self) - 1))]
+        found = self.opened.table(name, filters=filters)
+        return pd.DataFrame() if found is None else found.to_pandas()
+
+
+def latents(
+    sae: Any,
+    rows: "LayerActivations | Vectors",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    **knobs: Any,
+) -> Latents:
+    """Look at every latent of ``sae`` on ``rows``: where it fires, on which tokens, how strongly, and what it writes.
+
+    ``rows``: those that the SAE was trained on, or others of the same model and layer. Where their texts have labels
+    (:func:`strata.activations`), each is tested for being commoner than chance where a latent is strongest. ``knobs``:
+    others of the section interpret of params.yaml, such as ``window`` or ``examples={"top": 5}``. ``folder``: where the
+    tables are kept; a temporary one unless it is named.
+
+    >>> found = strata.latents(sae, acts[6])                                              # doctest: +SKIP
+    >>> found.table.nlargest(10, "importance")[["latent", "density", "explanation"]]      # doctest: +SKIP
+    >>> found.examples(42)                                                                # doctest: +SKIP
+    """
+    model = sae_of(sae)
+    on = stored(rows, seed) if isinstance(rows, Vectors) else rows
+    calls.of_kind("rows", on, LayerActivations, "it must be what strata.activations gives for one layer, or Vectors")
+    return interpreted(model, on, seed, folder, device, {"explain": {"model": None}, **knobs})
+
+
+def explain(
+    found: Latents,
+    model: str = "lm",
+    latents: int = 8,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    **knobs: Any,
+) -> Latents:
+    """Explain the most important latents in words, each scored on texts that the explainer did not see.
+
+    ``model``: ``"lm"`` (the language model itself), a folder or hub name, or ``endpoint:NAME`` (an API like OpenAI's;
+    its address and key from OPENAI_BASE_URL and OPENAI_API_KEY). ``latents``: how many. ``knobs``: others of
+    interpret.explain of params.yaml. Returns the same latents with explanations: ``.explanations()`` and ``.table``.
+
+    >>> named = strata.explain(found, model="endpoint:gpt-5-mini", latents=20)            # doctest: +SKIP
+    """
+    calls.of_kind("found", found, Latents, "it must be what strata.latents gives")
+    asked = {"model": model, "latents": latents, "layers": [found.rows.layer], **knobs}
+    return interpreted(found.sae, found.rows, seed, folder, device, {"explain": asked})
+
+
+def interpreted(
+    sae: SAE,
+    rows: LayerActivations,
+    seed: int,
+    folder: str | Path | None,
+    device: str,
+    changes: dict[str, Any],
+) -> Latents:
+    """The tables of interpret in a folder, opened."""
+    settings = defaults.knobs("interpret", Interpret, {"exports": [], **changes})
+    work.check(sae, rows.activations)
+    titles, labels = corpus.titles(rows.corpus)
+    words = vocabulary.of_documents(corpus.Texts(rows.corpus)) if rows.lm is None else vocabulary.of_tokens(rows.lm)
+
+    home, target = home_of(folder)
+    with TemporaryDirectory(prefix=".work-", dir=target) as passing:
+        source = work.Source(rows.activations, rows.contexts, titles, labels, words)
+        work.interpret(sae.to(calls.device(device)), source, settings, seed, target, Path(passing))
+    opened = open_latents(target)
+    return Latents(sae, rows, opened, _table(opened), home)
+
+
+def _table(opened: Opened) -> pd.DataFrame:
+    """A line a latent, with its best explanation, the score F1 of that and what chance gives."""
+    statistics, explanations = opened.table("statistics"), opened.table("explanations")
+    assert statistics is not None and explanations is not None, "interpret always writes them"
+    best = {latent: rows[0] for latent, rows in explained(explanations.to_pylist()).items()}
+    notes = [best.get(latent, {}) for latent in statistics["latent"].to_pylist()]
+    return statistics.to_pandas().assign(
+        explanation=[note.get("text") or "" for note in notes],
+        source=[note.get("source") or "" for note in notes],
+        f1=[note.get("f1") for note in notes],
+        f1_chance=[note.get("f1_chance") for note in notes],
+    )

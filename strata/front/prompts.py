@@ -1,0 +1,46 @@
+"""Prompts that a latent fires on, found by search and measured again as text."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from strata.front import defaults
+from strata.front.files import sae_of
+from strata.front.latents import Latents
+from strata.interpretation.read import chosen
+from strata.inversion import invert as work
+from strata.inversion import write
+from strata.inversion.knobs import Invert
+from strata.lm.model import DTYPES, LanguageModel, mute
+from strata.run import calls
+from strata.run.door import BadInput
+
+
+def invert(
+    found: Latents,
+    latents: int | list[int] = 4,
+    lm: LanguageModel | None = None,
+    seed: int = 0,
+    **knobs: Any,
+) -> pd.DataFrame:
+    """Search prompts on which latents fire strongest: a line a prompt, with what random search and the texts reach.
+
+    ``latents``: numbers of latents, or how many of the most important. ``lm``: the model, unless ``found`` has it.
+    ``knobs``: others of the section invert of params.yaml, such as ``tokens=8`` or ``greedy={"steps": 4}``.
+
+    >>> strata.invert(latents, [42])[["latent", "method", "text", "activation"]]          # doctest: +SKIP
+    """
+    calls.of_kind("found", found, Latents, "it must be what strata.latents gives")
+    model = lm or found.rows.lm
+    if model is None or mute(model):
+        raise BadInput("these latents are not of a language model that writes text, so there is no prompt to search")
+    dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.model.dtype, "float32")
+    asked = {"layers": [found.rows.layer], "latents": latents, "dtype": dtype, **knobs}
+    settings = defaults.knobs("invert", Invert, asked)
+    maxima = chosen(found.opened, settings.latents, [], "latents")
+    source = work.Source(model, sae_of(found.sae).to(model.device), found.opened)
+    with TemporaryDirectory(prefix="strata-") as passing:
+        rows = work.invert(source, maxima, settings, seed, Path(passing))
+    return pd.DataFrame(write.prompts(rows))

@@ -1,0 +1,34 @@
+"""Steering with what the front door gives."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from strata.front.files import sae_of
+from strata.lm.model import LanguageModel
+from strata.run.params import Hook
+from strata.steering import steer as steering
+from strata.steering.steer import At, Change
+
+
+@contextmanager
+def steer(
+    lm: "LanguageModel | Any",
+    sae: Any,
+    changes: Mapping[int, Change],
+    layer: int,
+    hook: Hook = "resid_post",
+    at: At = "all",
+    replace: bool = False,
+) -> Iterator[None]:
+    """Inside the block every pass of ``lm``, also each step of ``generate``, runs with latents changed.
+
+    ``sae``: an SAE, or what :func:`strata.train`, merge or load gives. ``changes``: latent -> ``strata.Set(value)``,
+    ``Scale(factor)`` or ``Add(value)`` of its code. ``at``: ``"all"`` tokens, the ``"last"``, or positions. What the
+    SAE does not explain of an activation stays in it, unless ``replace`` splices the reconstruction in.
+
+    >>> with strata.steer(lm, sae, {42: strata.Set(100.0)}, layer=6):                     # doctest: +SKIP
+    ...     ids = lm.model.generate(**lm.tokenizer("The city of", return_tensors="pt"), max_new_tokens=20)
+    """
+    with steering.steer(lm, sae_of(sae), changes, layer, hook, at, replace):
+        yield

@@ -1,0 +1,139 @@
+"""An SAE and everything that training says of it, in one call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from strata import auto, notebook
+from strata.front import defaults
+from strata.front.activations import LayerActivations
+from strata.front.files import save
+from strata.lm.model import LanguageModel
+from strata.measure import controls, quality
+from strata.notebook import Vectors
+from strata.rows import batches
+from strata.run import calls, params
+from strata.run.door import BadInput
+from strata.sae.knobs import Train
+from strata.sae.sae import SAE
+from strata.sae.training import training
+from strata.splicing.held_out import held_out
+from strata.verdict.targets import settled
+
+ROWS = "it must be what strata.activations gives for one layer, or Vectors"
+LEAST_BATCHES = 8  # of an epoch
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained SAE.
+
+    ``sae``: the best checkpoint by validation. ``final``: as the training ended. ``history``: a line a logged step.
+    ``quality``: what held-out rows say of the SAE and, beside it, of its controls (PCA with as many numbers a row, an
+    untrained SAE, the mean), a line each; of a language model's activations also what predicting with the
+    reconstruction costs (``delta_ce``, in nats).
+    """
+
+    sae: SAE = field(repr=False)
+    final: SAE = field(repr=False)
+    history: pd.DataFrame = field(repr=False)
+    quality: pd.DataFrame
+    knobs: Train = field(repr=False)
+    origin: dict[str, Any] = field(repr=False)
+
+    def save(self, folder: str | Path) -> None:
+        """As :func:`strata.save`."""
+        save(self, folder)
+
+
+def train(
+    rows: "LayerActivations | Vectors",
+    rule: str | None = None,
+    latents: int | None = None,
+    k: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ce_tokens: int | None = None,
+    **knobs: Any,
+) -> "Fitted | notebook.Trained":
+    """Train an SAE on ``rows``, choose its checkpoint on validation rows and judge it on test rows.
+
+    ``rule``: topk, batchtopk, matryoshka, jumprelu, relu, gated. ``latents``: hidden units. ``k``: active latents a
+    row. What is not given is as in params.yaml, or follows from the number of rows and their width
+    (`strata/auto.py`). ``knobs``: others of the section train, such as ``lr`` or ``batch_size``. ``ce_tokens``:
+    held-out tokens that the language model predicts with the reconstruction in place; 0: none.
+
+    The same arguments give the same bits on one machine with one number of torch threads.
+
+    >>> sae = strata.train(acts[6], rule="topk", latents=4096, k=32)                      # doctest: +SKIP
+    >>> sae.quality[["what", "fvu", "l0", "delta_ce"]]                                    # doctest: +SKIP
+    """
+    if rule is not None:
+        knobs["rule"] = rule
+    if isinstance(rows, Vectors):
+        return notebook.train(rows, latents, k, epochs, seed, calls.device(device), watch, **knobs)
+    calls.of_kind("rows", rows, LayerActivations, ROWS)
+    calls.whole("seed", seed, 0, 2**32 - 1)
+    if "from" in knobs or "from_" in knobs:
+        raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.load")
+    on = calls.device(device)
+    quality.check_held_out(rows, "test")
+
+    # Fewer rows than some batches of the default size make smaller batches.
+    trained = rows.split("train")[1] - rows.split("train")[0]
+    if "batch_size" not in knobs:
+        knobs["batch_size"] = min(1024, 2 ** max(4, (trained // LEAST_BATCHES).bit_length() - 1))
+    named = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
+    size = auto.Size("vectors" if rows.lm is None else "language", trained, rows.width)
+    unset = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": []}
+    section = auto.train({**defaults.section("train"), **unset, **named, **knobs}, size)
+    settings = params.check(section, Train, "train")
+    targets = settled(defaults.section("targets"), size.kind, settings.k)
+
+    fitted, untrained = training.train(rows, settings, targets, seed, watch, device=on)
+    table = judged(fitted.best, untrained, rows, settings, ce_tokens, on)
+    history = pd.DataFrame(fitted.history)
+    verdict = {"test": table[0], "controls": {row["what"]: row for row in table[1:]}}
+    origin = {
+        "model_name": rows.activations.meta["model"]["name"],
+        "hook_name": hook_name(rows),
+        "context_size": rows.contexts.meta["context"],
+        "training_architecture": settings.rule,
+        "l0": verdict["test"]["l0"],
+    }
+    return Fitted(fitted.best, fitted.saes["final"], history, pd.DataFrame(table), settings, origin)
+
+
+def judged(
+    sae: SAE,
+    untrained: SAE,
+    rows: LayerActivations,
+    settings: Train,
+    ce_tokens: int | None,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """A line each for the SAE and its controls on the test rows."""
+    mean = rows.mean.to(device)
+    training_rows = batches.blocks(rows, *rows.split("train"), device)
+    candidates: dict[str, quality.Reconstruct] = {
+        "SAE": sae.reconstruct,
+        f"PCA, {settings.k} components": controls.pca(training_rows, mean, settings.k),
+        "untrained": untrained.reconstruct,
+        "mean": controls.mean(mean),
+    }
+    lm: LanguageModel | None = rows.lm
+    tokens = settings.ce_tokens if ce_tokens is None else ce_tokens
+    hook: Any = rows.hook
+    found, _ = held_out(candidates, rows, rows.contexts, hook, lm, tokens if lm else 0, device)
+    return [{"what": name, **values} for name, values in found.items()]
+
+
+def hook_name(rows: LayerActivations) -> str:
+    """Where the rows come from, by SAELens's name."""
+    return f"blocks.{rows.layer}.hook_{rows.hook}" if rows.lm is not None else rows.hook
