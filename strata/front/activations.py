@@ -1,13 +1,14 @@
 """Texts, or vectors, as rows that an SAE is trained and looked at on."""
 
 import json
-import sys
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strata import defaults
 from strata.corpus import corpus, read
 from strata.corpus.knobs import Corpus
 from strata.extraction import documents as of_documents
 from strata.extraction.extract import Reading, keep_contexts, language, write_shards
 from strata.extraction.knobs import Extract
-from strata.front import defaults
 from strata.front.lm import DEFAULT, identity, load_lm
 from strata.lm.model import DTYPES, LanguageModel, check_layers, wrapped
 from strata.notebook import Vectors, save
@@ -178,7 +179,7 @@ def which(layers: int | Sequence[int] | str, depth: int) -> list[int]:
         if not layers.startswith(EVERY) or not step.isdecimal() or int(step) == 0:
             raise BadInput(f"layers is {layers!r}; it must be a list of layers, 'all' or 'every 3'")
         return list(range(0, depth, int(step)))
-    numbers = [layers] if isinstance(layers, int) else list(layers)
+    numbers = layers if isinstance(layers, Sequence) else [layers]
     chosen = [calls.whole("a layer", number, 0) for number in numbers]
     check_layers(chosen, depth, "layers")
     return chosen
@@ -196,11 +197,19 @@ def _texts(texts: Any) -> list[str]:
     return [str(text) for text in listed]
 
 
-def home_of(folder: str | Path | None) -> tuple[Any, Path]:
-    """What keeps the folder alive, and the folder."""
+class Temporary:
+    """A folder that goes when nothing refers to this any longer, at the latest when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(mkdtemp(prefix="strata-"))
+        finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def home_of(folder: str | Path | None) -> tuple[Temporary | None, Path]:
+    """What keeps the folder alive, and the folder: a new one of that name, or a temporary one."""
     if folder is None:
-        home = TemporaryDirectory(prefix="strata-")
-        return home, Path(home.name)
+        home = Temporary()
+        return home, home.path
     root = Path(folder)
     if root.exists() and any(root.iterdir()):
         raise BadInput(f"{root} is not empty; name a new folder")
@@ -244,7 +253,6 @@ def _kept(
     with torch.inference_mode():
         write_shards(reading, open_contexts(work / "tokens"), layers, shard_rows, facts, work)
     resume.deliver(work, root, ["tokens", *map(str, layers)])
-    sys.stderr.flush()
 
     contexts = open_contexts(root / "tokens")
     return {

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from strata import defaults
 from strata.corpus import read as corpus
 from strata.families import cluster as grouping
 from strata.families.knobs import Cluster
 from strata.families.read import Clusters, open_clusters
-from strata.front import defaults
 from strata.front.activations import LayerActivations, home_of
 from strata.front.files import sae_of
 from strata.front.latents import Latents

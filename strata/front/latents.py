@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from strata import defaults
 from strata.corpus import read as corpus
-from strata.front import defaults
 from strata.front.activations import LayerActivations, home_of, stored
 from strata.front.files import sae_of
 from strata.interpretation import interpret as work

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from strata.front import defaults
+from strata import defaults
 from strata.front.files import sae_of
 from strata.front.latents import Latents
 from strata.interpretation.read import chosen

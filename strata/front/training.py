@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from strata import auto, notebook
-from strata.front import defaults
+from strata import auto, defaults, notebook
 from strata.front.activations import LayerActivations
 from strata.front.files import save
 from strata.lm.model import LanguageModel

@@ -8,7 +8,7 @@ from strata.run import params
 
 T = TypeVar("T")
 
-INSTALLED, CHECKOUT = Path(__file__).parents[1] / "params.yaml", Path(__file__).parents[2] / "params.yaml"
+INSTALLED, CHECKOUT = Path(__file__).parents[0] / "params.yaml", Path(__file__).parents[1] / "params.yaml"
 
 
 def section(name: str) -> dict[str, Any]:

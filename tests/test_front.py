@@ -1,0 +1,289 @@
+"""The front door: each thing that Strata does, as one call on values in memory, from any folder."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_tiny_lm
+
+import strata
+from strata.defaults import changed
+from strata.front.activations import LayerActivations, which
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sits",
+    "runs",
+    "on",
+    "mat",
+    "red",
+    "blue",
+    "of",
+    "and",
+    "man",
+    "house",
+    "tree",
+    "sea",
+]
+DISTRIBUTIONS = {  # module -> its package, where the names differ
+    "gguf": "gguf",
+    "huggingface_hub": "huggingface-hub",
+    "jinja2": "Jinja2",
+    "sentence_transformers": "sentence-transformers",
+    "sklearn": "scikit-learn",
+    "skopt": "scikit-optimize",
+    "sqlalchemy": "SQLAlchemy",
+    "umap": "umap-learn",
+    "yaml": "PyYAML",
+}
+BROUGHT = {"llvmlite": "numba", "markupsafe": "Jinja2", "pydantic_core": "pydantic", "threadpoolctl": "scikit-learn"}
+BROUGHT |= {"triton": "torch"}
+
+
+def texts(count: int = 60) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, 40)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory):
+    folder = save_tiny_lm(tmp_path_factory.mktemp("front") / "lm", "gpt2")
+    return strata.load_lm(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def acts(lm) -> dict[int, LayerActivations]:
+    return strata.activations(lm, texts(), layers=[1, 2], context=32, labels=["x", "y"] * 30)
+
+
+@pytest.fixture(scope="module")
+def sae(acts: dict[int, LayerActivations]):
+    return strata.train(acts[2], rule="topk", latents=64, k=4, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def latents(sae, acts: dict[int, LayerActivations]):
+    return strata.latents(sae, acts[2])
+
+
+def test_rows_are_what_the_model_has_there(lm, acts: dict[int, LayerActivations]):
+    """hidden_states[L + 1] of transformers, special tokens left out, in the order of the contexts."""
+    rows = acts[2]
+    tokens, documents = rows.contexts.read(*rows.contexts.split("train"))
+    with torch.inference_mode():
+        states = lm.model(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states[3]
+    expected = states[torch.from_numpy(documents >= 0)]
+    first, end = rows.split("train")
+    assert torch.allclose(rows.read(first, end).float(), expected, atol=0.02 * float(expected.abs().max()))
+    assert len(rows) == 60 * 40 // 2 or len(rows) == np.asarray(rows).shape[0]
+    assert np.asarray(rows).shape == (len(rows), 32) and acts.keys() == {1, 2}
+
+
+def test_training_beats_what_has_learned_nothing(sae):
+    fvu = sae.quality.set_index("what")["fvu"]
+    assert fvu["SAE"] < fvu["untrained"] < fvu["mean"] + 1e-6
+    assert sae.quality["delta_ce"].notna().all() and (sae.quality["l0"][0] <= 4)
+    assert {"step", "fvu", "l0"} <= set(sae.history) and sae.sae.latents == sae.final.latents == 64
+
+
+def test_the_same_call_gives_the_same_bits(sae, acts: dict[int, LayerActivations]):
+    again = strata.train(acts[2], rule="topk", latents=64, k=4, epochs=3)
+    assert torch.equal(again.sae.decoder, sae.sae.decoder) and again.quality.equals(sae.quality)
+
+
+def test_latents_have_tables_examples_rules_and_labels(latents, acts: dict[int, LayerActivations]):
+    assert len(latents.table) == 64 and {"density", "importance", "explanation", "f1"} <= set(latents.table)
+    best = int(latents.table["importance"].idxmax())
+    examples = latents.examples(best)
+    assert (examples["value"].diff().dropna() <= 0).all() and set(examples["label"]) <= {"x", "y"}
+    assert examples["value"].iloc[0] == pytest.approx(latents.table["max"][best], abs=1e-6)
+    assert len(latents.logits(best)) and set(latents.enrichment()["label"]) == {"x", "y"}
+    with pytest.raises(strata.BadInput, match="latent is 64; it must be a whole number from 0 to 63"):
+        latents.examples(64)
+
+
+def test_families_and_the_smaller_dictionary(latents, sae, acts: dict[int, LayerActivations]):
+    families = strata.cluster(latents, clusters=8)
+    living = int((~latents.table["dead"]).sum())
+    assert len(families.table) == 8 and families.table["size"].sum() == living
+    members = sorted(latent for family in range(8) for latent in families.members(family))
+    assert members == latents.table.index[~latents.table["dead"]].tolist()
+    smaller = strata.merge(sae, acts[2], families, latents=0.5)
+    fvu = smaller.quality.set_index("what")["fvu"]
+    assert smaller.sae.latents == round(living / 2) and fvu["before"] < fvu["after"] < fvu["dropped"]
+
+
+def test_steering_changes_what_the_model_writes_inside_the_block_alone(lm, sae):
+    ids = lm.tokenizer("the cat", return_tensors="pt")["input_ids"]
+    before = lm.model(ids).logits
+    with strata.steer(lm, sae, {3: strata.Set(50.0)}, layer=2):
+        inside = lm.model(ids).logits
+    assert not torch.allclose(inside, before, atol=1e-3) and torch.equal(lm.model(ids).logits, before)
+
+
+def test_an_sae_is_saved_and_opened(sae, tmp_path: Path):
+    strata.save(sae, tmp_path / "my-sae")
+    again = strata.load(tmp_path / "my-sae")
+    assert torch.equal(again.decoder, sae.sae.decoder) and torch.equal(again.encoder, sae.sae.encoder)
+    assert '"hook_name": "blocks.2.hook_resid_post"' in (tmp_path / "my-sae" / "cfg.json").read_text()
+
+
+def test_prompts_are_searched_and_measured_again(latents):
+    best = int(latents.table["importance"].idxmax())
+    small = {"greedy": {"steps": 2, "candidates": 4}, "soft": {"starts": 0}, "templates": 0}
+    found = strata.invert(latents, [best], tokens=4, **small)
+    assert set(found["latent"]) == {best} and {"corpus", "random"} <= set(found["method"])
+    assert (found["activation"] >= 0).all()
+
+
+def test_vectors_go_the_same_way():
+    rng = np.random.default_rng(0)
+    vectors = strata.Vectors(rng.normal(size=(200, 16)), range(200), ["red dog", "blue sea"] * 100)
+    sae = strata.train(vectors, latents=32, k=4, epochs=2)
+    latents = strata.latents(sae, vectors)
+    assert len(latents.table) == 32 and latents.rows.layer == 0
+    assert strata.merge(sae, vectors, strata.cluster(latents)).sae.latents < 32
+
+
+def test_figures(latents, sae):
+    best = int(latents.table["importance"].idxmax())
+    for figure in (strata.plots.histogram(latents, best), strata.plots.importance(latents, 5)):
+        assert figure.axes and figure.axes[0].patches
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"), [(5, [5]), ([2, 4], [2, 4]), ("all", list(range(12))), ("every 3", [0, 3, 6, 9])]
+)
+def test_layers_are_named(layers: object, chosen: list[int]):
+    assert which(layers, 12) == chosen  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("layers", ["every 0", "every", "some", [12], 1.5, [True]])
+def test_layers_that_there_are_not(layers: object):
+    with pytest.raises(strata.BadInput, match="layer"):
+        which(layers, 12)  # pyright: ignore[reportArgumentType]
+
+
+def test_knobs_are_changed_key_by_key():
+    assert changed({"k": 8, "map": {"of": "a", "spread": 0.1}}, {"map": {"spread": 0.5}, "k": 1}) == {
+        "k": 1,
+        "map": {"of": "a", "spread": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda acts, sae, latents: strata.train([1, 2]), "rows is of type list; it must be what strata.activations"),
+        (
+            lambda acts, sae, latents: strata.train(acts[2], ruel="topk"),
+            "train.ruel is not a known key; did you mean train.rule",
+        ),
+        (lambda acts, sae, latents: strata.train(acts[2], rule="topkk"), "train.rule is 'topkk'"),
+        (lambda acts, sae, latents: strata.latents("x", acts[2]), "sae is the text 'x'; it must be an SAE"),
+        (
+            lambda acts, sae, latents: strata.latents(sae, acts[2], windw=3),
+            "interpret.windw is not a known key; did you",
+        ),
+        (lambda acts, sae, latents: strata.cluster(sae), "it must be what strata.latents gives"),
+        (lambda acts, sae, latents: strata.merge(sae, acts[2]), "families is None; it must be what strata.cluster"),
+        (lambda acts, sae, latents: strata.load("nowhere"), "nowhere is missing"),
+        (lambda acts, sae, latents: strata.load_lm("package:nothing"), "package:nothing is not a known model"),
+        (lambda acts, sae, latents: strata.activations("package:x", "a text"), "package:x is not a known model"),
+    ],
+)
+def test_bad_calls_are_one_sentence(call, said: str, acts, sae, latents):
+    with pytest.raises(strata.BadInput, match=said):
+        call(acts, sae, latents)
+
+
+def test_texts_that_are_none(lm):
+    for wrong, said in (
+        ("one text", "texts is the text"),
+        ([1, 2, 3], r"texts\[0\] is 1"),
+        (["a"], "1 texts are too few"),
+    ):
+        with pytest.raises(strata.BadInput, match=said):
+            strata.activations(lm, wrong, layers=[1])  # pyright: ignore[reportArgumentType]
+
+
+# --- the package ---------------------------------------------------------------------------------------------------
+
+
+def test_import_strata_takes_no_time(tmp_path: Path):
+    code = "import time; start = time.perf_counter(); import strata, sys; print(time.perf_counter() - start)\n"
+    code += "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules); assert 'train' in dir(strata)"
+    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    taken = min(
+        float(
+            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, check=True).stdout
+        )
+        for _ in range(3)
+    )
+    assert taken < 0.3
+
+
+def test_every_name_of_the_front_door_is_there_and_documented():
+    for name in strata.__all__:
+        thing = getattr(strata, name)
+        assert thing.__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        strata.trian  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def third_parties() -> set[str]:
+    """The packages that some module of the library imports."""
+    found = set()
+    for file in (ROOT / "strata").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found.update(name.partition(".")[0] for name in names)
+    return found - set(sys.stdlib_module_names) - {"strata"}
+
+
+def test_what_the_library_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    everything = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    declared = {line.partition(">")[0].partition("[")[0].lower() for line in everything}
+    needed = {DISTRIBUTIONS.get(name, BROUGHT.get(name, name)).lower() for name in third_parties()}
+    assert needed <= declared
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_folder(tmp_path: Path):
+    """What is installed is the library, its templates and the values of knobs; it needs no checkout."""
+    built = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(built, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("strata_sae-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {"strata/__init__.py", "strata/py.typed", "strata/params.yaml", "strata/families/map.html.j2"} <= set(names)
+    assert not [name for name in names if name.split("/")[0] in ("stages", "apps", "src", "tests")]
+
+    code = (
+        "import numpy as np, strata, pathlib\n"
+        "assert 'site' in strata.__file__\n"
+        "vectors = strata.Vectors(np.random.default_rng(0).normal(size=(200, 16)), range(200), ['a b', 'c d'] * 100)\n"
+        "sae = strata.train(vectors, latents=32, k=4, epochs=2)\n"
+        "strata.cluster(strata.latents(sae, vectors))\n"
+        "strata.save(sae, 'my-sae')\n"
+        "print(strata.load('my-sae').latents, sorted(path.name for path in pathlib.Path('.').iterdir()))\n"
+    )
+    (tmp_path / "empty").mkdir()
+    env = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "empty", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("32 ['my-sae'")
