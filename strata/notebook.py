@@ -40,9 +40,11 @@ from strata.rows.batches import InMemory, in_memory
 from strata.run import calls, params
 from strata.run.door import BadInput
 from strata.run.files import replacing
+from strata.sae import disk
 from strata.sae.knobs import Train
 from strata.sae.sae import SAE
 from strata.sae.training import training
+from strata.tables import arrays
 from strata.verdict.shortfall import Made, red, shortfall
 from strata.verdict.targets import settled
 
@@ -105,19 +107,24 @@ def _matrix(x: Any) -> NDArray[np.float32]:
 
 
 def encode_texts(
-    texts: Iterable[str], model: str = MINILM, ids: Iterable[Any] | None = None, normalize: bool = True,
+    texts: Iterable[str], model: Any = MINILM, ids: Iterable[Any] | None = None, normalize: bool = True,
     dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any,
 ) -> Vectors:  # fmt: skip
     """Embed ``texts`` (a list, an array, a column of a table, a generator) by a sentence-transformers model:
-    `package:NAME`, a folder, or a name in the hub's cache (then ``revision=…`` among the ``options``). ``ids``: their
-    numbers, unless given.
+    `package:NAME`, a folder, or a name in the hub's cache (then ``revision=…`` among the ``options``); or by any
+    ``model`` that is open already and has ``encode(texts)``, which is called as it is. ``ids``: their numbers, unless
+    given.
+
+    >>> vectors = strata.encode_texts(["a text", "another"])                              # doctest: +SKIP
 
     The model reads the first tokens of a text; a line on stderr says how many texts are longer. Raises BadInput before
     anything is embedded: for what is no text, or is missing.
     """
     said = _texts(texts)
     names = calls.one_a_row("ids", range(len(said)) if ids is None else ids, len(said))
-    calls.of_kind("model", model, str | Path, "it must be package:NAME, a folder or a hub model's name")
+    if not isinstance(model, str | Path) and callable(getattr(model, "encode", None)):
+        return Vectors(model.encode(said, **options), names, said)
+    calls.of_kind("model", model, str | Path, "it must be package:NAME, a folder, a hub model's name or have .encode")
     calls.of_kind("normalize", normalize, bool, "it must be True or False")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadInput(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
@@ -210,7 +217,8 @@ def _vectors(
 
 
 def save(vectors: Vectors, path: str | Path) -> None:
-    """Write `id`, `vector` and `text` as Parquet, which the pipeline takes as a source with these columns."""
+    """Write `id`, `vector` and `text` as Parquet, which the pipeline takes as a source with these columns; to a path
+    that ends in `.npy` the numbers alone, (vector, number), which `np.load` opens."""
     calls.of_kind("vectors", vectors, Vectors, VECTORS)
     calls.of_kind("path", path, str | Path, "it must be the path of a file")
     target = Path(path)
@@ -221,14 +229,24 @@ def save(vectors: Vectors, path: str | Path) -> None:
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.x.shape[1])
     try:
         with replacing(target) as temporary:
+            if target.suffix == ".npy":
+                with temporary.open("wb") as file:
+                    np.save(file, vectors.x, allow_pickle=False)
+                return
             pq.write_table(pa.table({"id": vectors.ids, "vector": column, "text": vectors.texts}), temporary)
     except OSError as error:
         raise BadInput(f"{target} cannot be written: {error.strerror or error}") from None
 
 
 def load(path: str | Path) -> Vectors:
-    """Read what :func:`save` wrote, or a Parquet file of the same columns. Raises BadInput for a row without a vector,
-    or with one of another length than the first: nothing moves from one row to another."""
+    """Read what :func:`save` wrote, a Parquet file of the same columns, or the (vector, number) array of a `.npy`; its
+    ids are then row numbers. Raises BadInput for a row without a vector, or with one of another length than the
+    first: nothing moves from one row to another."""
+    if Path(path).suffix == ".npy":
+        if not arrays.begins_npy(Path(path)):
+            raise BadInput(f"{path} holds no array as NumPy writes it")
+        x = np.array(arrays.mapped(Path(path)))
+        return Vectors(x, [str(row) for row in range(len(x))], [""] * len(x))
     try:
         with pq.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=1024, columns=list(COLUMNS))
@@ -269,6 +287,10 @@ class Trained:
     features: pd.DataFrame
     history: pd.DataFrame
     final: SAE
+
+    def save(self, folder: str | Path) -> None:
+        """Write the SAE as :func:`strata.save` does."""
+        disk.save(Path(folder), self.sae, {})
 
     @property
     def best(self) -> SAE:
@@ -374,8 +396,8 @@ def _blocks(sae: SAE, vectors: Vectors, rows: int = 4096) -> Iterable[Tensor]:
 @torch.inference_mode()
 def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
     """A line a latent: on how many vectors it is active, their share, its mean code there, its largest code, the norm
-    of its decoder row, the id of the vector where it is strongest ("" of a dead one), and the words that tell best
-    where it is active ("" where none does, or where there are no texts)."""
+    of its decoder row, its importance (share × mean code × norm), the id of the vector where it is strongest ("" of a
+    dead one), and the words that tell best where it is active ("" where none does, or where there are no texts)."""
     _check(sae, vectors)
     latents, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]  # of all codes
     active, total = np.zeros(sae.latents, np.int64), np.zeros(sae.latents)
@@ -393,6 +415,7 @@ def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
         latents.append(latent)
         rows.append(row + at)
         at += len(block)
+    norm = sae.decoder.norm(dim=1).cpu().numpy()
     return pd.DataFrame(
         {
             "latent": range(sae.latents),
@@ -400,7 +423,8 @@ def features(sae: SAE, vectors: Vectors) -> pd.DataFrame:
             "density": active / len(vectors),
             "mean": total / np.maximum(active, 1),
             "max": largest,
-            "decoder_norm": sae.decoder.norm(dim=1).cpu().numpy(),
+            "decoder_norm": norm,
+            "importance": total / len(vectors) * norm,
             "strongest": [vectors.ids[number] if number >= 0 else "" for number in where],
             "words": _words(np.concatenate(latents), np.concatenate(rows), sae.latents, vectors.texts),
         }

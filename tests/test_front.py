@@ -14,6 +14,7 @@ import torch
 from conftest import save_tiny_lm
 
 import strata
+from strata import notebook
 from strata.defaults import changed
 from strata.front.activations import LayerActivations, which
 
@@ -113,6 +114,19 @@ def test_latents_have_tables_examples_rules_and_labels(latents, acts: dict[int, 
         latents.examples(64)
 
 
+def test_a_new_text_makes_latents_fire(latents, lm, sae):
+    """The codes of the text's own activations; BOS counts for nothing."""
+    found = latents.on("the cat sits on mat", most=3)
+    tokens = torch.tensor([[lm.bos, *lm.read(["the cat sits on mat"])[0]]])
+    x = lm.model(tokens, output_hidden_states=True).hidden_states[3][0, 1:]
+    largest = sae.sae.encode(x).dense().amax(0)
+    assert found["latent"].tolist() == largest.argsort(descending=True, stable=True)[:3].tolist()
+    assert found["code"].tolist() == pytest.approx(largest[found["latent"].tolist()].tolist(), rel=1e-4)
+    assert {token.strip() for token in found["token"]} <= {"the", "cat", "sits", "on", "mat"}
+        piece for piece in ("the", " cat", " sits", " on", " mat", "cat", "sits", "on", "mat")
+    }
+
+
 def test_families_and_the_smaller_dictionary(latents, sae, acts: dict[int, LayerActivations]):
     families = strata.cluster(latents, clusters=8)
     living = int((~latents.table["dead"]).sum())
@@ -154,6 +168,27 @@ def test_vectors_go_the_same_way():
     latents = strata.latents(sae, vectors)
     assert len(latents.table) == 32 and latents.rows.layer == 0
     assert strata.merge(sae, vectors, strata.cluster(latents)).sae.latents < 32
+
+
+def test_vectors_of_any_encoder_go_to_numpy_and_back(tmp_path: Path):
+    class Letters:
+        def encode(self, texts: list[str]) -> np.ndarray:
+            return np.array([[len(text), text.count("a")] for text in texts])
+
+    vectors = strata.encode_texts(["banana", "cat"], model=Letters())
+    assert vectors.x.tolist() == [[6.0, 3.0], [3.0, 1.0]] and vectors.texts == ["banana", "cat"]
+    notebook.save(vectors, tmp_path / "vectors.npy")
+    assert np.load(tmp_path / "vectors.npy").tolist() == vectors.x.tolist()
+    again = notebook.load(tmp_path / "vectors.npy")
+    assert again.x.tolist() == vectors.x.tolist() and again.ids == ["0", "1"]
+
+
+def test_importance_by_hand():
+    """density × mean code where active × norm of the decoder's row: 2 of 4 rows, mean 3, norm 5."""
+    eye = torch.eye(2)
+    sae = strata.SAE(eye, torch.zeros(2), 5 * eye, torch.zeros(2), threshold=torch.zeros(2))
+    vectors = strata.Vectors([[2, 0], [4, 0], [0, 1], [0, 0.5]], range(4), [""] * 4)
+    assert notebook.features(sae, vectors)["importance"].tolist() == pytest.approx([7.5, 1.875])
 
 
 def test_figures(latents, sae):

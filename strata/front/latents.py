@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import torch
 
 from strata import defaults
 from strata.corpus import read as corpus
@@ -16,9 +17,11 @@ from strata.interpretation import vocabulary
 from strata.interpretation.knobs import Interpret
 from strata.interpretation.read import Latents as Opened
 from strata.interpretation.read import open_latents
+from strata.lm.model import capture, forward_until, pieces
 from strata.notebook import Vectors
 from strata.pages.readable import explained
 from strata.run import calls
+from strata.run.door import BadInput
 from strata.sae.sae import SAE
 
 
@@ -62,6 +65,35 @@ class Latents:
     def neighbours(self, latent: int) -> pd.DataFrame:
         """Latents that write in nearly the same direction."""
         return self._of("neighbours", latent)
+
+    def on(self, text: str, most: int = 10) -> pd.DataFrame:
+        """The latents that a new text makes fire strongest: their largest code, at which token, and what they mean."""
+        calls.of_kind("text", text, str, "it must be one text")
+        lm, rows = self.rows.lm, self.rows
+        if lm is None:
+            raise BadInput("these latents are of vectors; encode the text first, and look at strata.notebook.strongest")
+        tokens = [lm.bos, *lm.read([text])[0]][: lm.positions]
+        if len(tokens) == 1:
+            raise BadInput("the text has no token")
+        hook: Any = rows.hook
+        with torch.inference_mode(), capture(lm, hook, [rows.layer]) as seen:
+            forward_until(lm, rows.layer, tokens=torch.tensor([tokens], device=lm.device))
+            special = torch.isin(torch.tensor(tokens), lm.special_ids().cpu())
+            x = seen[rows.layer][0].float().to(self.sae.b_dec.device)
+            codes = self.sae.encode(x).dense().cpu()
+            codes = codes.masked_fill(special[:, None], 0)  # BOS and the like are never counted
+        largest, where = codes.max(0)
+        order = largest.argsort(descending=True, stable=True)[: calls.whole("most", most, 1)]
+        chosen = [int(latent) for latent in order if largest[latent] > 0]
+        names = pieces(lm.tokenizer, tokens)
+        return pd.DataFrame(
+            {
+                "latent": chosen,
+                "code": [float(largest[latent]) for latent in chosen],
+                "token": [names[int(where[latent])] for latent in chosen],
+                "explanation": [self.table["explanation"].iloc[latent] for latent in chosen],
+            }
+        )
 
     def _of(self, name: str, latent: int | None) -> pd.DataFrame:
         filters = None if latent is None else [("latent", "=", calls.whole("latent", latent, 0, len(self) - 1))]

@@ -32,6 +32,10 @@ class Codes:
     values: Tensor
     pattern: Pattern
 
+    def dense(self) -> Tensor:
+        """(row, latent), with 0 where a latent is not active: 4 bytes each, so for few rows at a time."""
+        return self.pattern.dense(self.values)
+
     def active(self) -> Tensor:
         """(rows,) how many latents each row has."""
         return self.pattern.starts.diff()
