@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -74,6 +74,10 @@ class Vectors:
     x: NDArray[np.float32]
     ids: list[str]
     texts: list[str]
+
+    if TYPE_CHECKING:  # whatever holds as much
+
+        def __init__(self, x: Any, ids: Iterable[Any], texts: Iterable[Any]) -> None: ...
 
     def __post_init__(self) -> None:
         x = _matrix(self.x)

@@ -85,22 +85,20 @@ def cluster(found: Latents, seed: int = 0, folder: str | Path | None = None, **k
 
 def merge(
     sae: Any,
-    rows: "LayerActivations | Vectors | None" = None,
-    families: Families | None = None,
+    rows: "LayerActivations | Vectors",
+    families: Families,
     device: str = "cpu",
     **knobs: Any,
 ) -> Merged:
     """Merge latents into a smaller dictionary, refit its decoder, and judge it on test rows beside dropping latents.
 
-    ``rows``: those that the latents were looked at on (None: taken from ``families``). ``knobs``: others of the section
+    ``rows``: those that the latents of ``families`` were looked at on. ``knobs``: others of the section
     merge of params.yaml, such as ``latents=0.25`` or ``encoder="mean"``, which gives an SAE that SAELens can load.
 
     >>> smaller = strata.merge(sae, acts[6], families)                                    # doctest: +SKIP
     """
-    families = calls.of_kind("families", families, Families, "it must be what strata.cluster gives")
-    on = families.latents.rows
-    if isinstance(rows, LayerActivations):
-        on = rows
+    calls.of_kind("families", families, Families, "it must be what strata.cluster gives")
+    on = rows if isinstance(rows, LayerActivations) else families.latents.rows  # vectors were stored for the latents
     settings = defaults.knobs("merge", Merge, knobs)
     source = merging.Source(on.activations, on.contexts, families.latents.opened, families.opened)
     model, where = sae_of(sae), calls.device(device)
