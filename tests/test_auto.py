@@ -152,19 +152,19 @@ def test_pareto_tells_experiments_apart_by_what_auto_became():
     }
 
 
-# --- README's commands ------------------------------------------------------------------------------------------------
+# --- the commands of docs/embeddings.md -------------------------------------------------------------------------------
 
 
 def commands() -> list[list[str]]:
-    """The overrides of each `dvc exp run` under README's heading Embeddings."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Embeddings\n")[2].partition("\n## ")[0]
-    words = [shlex.split(block) for block in re.findall(r"```bash\n(dvc exp run .*?)```", section, re.DOTALL)]
+    """The overrides of each `dvc exp run` in docs/embeddings.md."""
+    page = (ROOT / "docs" / "embeddings.md").read_text(encoding="utf-8")
+    words = [shlex.split(block) for block in re.findall(r"```bash\n(dvc exp run .*?)```", page, re.DOTALL)]
     return [[word for flag, word in pairwise(block) if flag == "-S"] for block in words]
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """params.yaml as it is, and 200 short messages under the names that README uses."""
+    """params.yaml as it is, and 200 short messages under the names that docs/embeddings.md uses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STRATA_TRACKING", "off")
     shutil.copy(ROOT / "params.yaml", "params.yaml")
@@ -184,7 +184,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_command_of_the_readme_takes_every_message(
+def test_a_documented_command_takes_every_message(
     project: Path, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = commands()[number]

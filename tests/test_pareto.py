@@ -139,7 +139,7 @@ json.dump(found, open("s.json", "w"))
 
 @pytest.mark.slow
 def test_a_sweep_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The commands of the README on a project of one quick stage: queued, run and drawn."""
+    """The sweep of docs/experiments.md on a project of one quick stage: queued, run and drawn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
 
