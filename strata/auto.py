@@ -20,7 +20,7 @@ TOKENS: dict[str, Any] = {"latents": 4096, "k": 80, "batch_size": 1024, "epochs"
 TOKEN_TARGETS = {"mse.max": 0.01, "l0.min": 50, "l0.max": 100, "fvu_inlier.max": 0.12}
 TOKEN_FILTERS = {"min_chars": 200, "near_duplicates": 0.8}  # a language model reads no captions, and nothing twice
 
-# How the values of documents were chosen: README, "Embeddings"; reports/log.md has the measurements.
+# How the values of documents were chosen: docs/embeddings.md; reports/log.md has the measurements.
 ROWS_A_LATENT, LATENTS_A_NUMBER, LEAST_LATENTS, MOST_LATENTS = 8, 16, 16, 4096
 NUMBERS_A_K, LATENTS_A_K, LEAST_K, MOST_K = 12, 8, 4, 32  # of a row, and of a dictionary, for one active latent
 BATCHES, LEAST_BATCH, MOST_BATCH = 32, 16, 1024  # of an epoch
