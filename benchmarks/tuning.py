@@ -74,7 +74,7 @@ def main(*words: str) -> None:
     slice_ = replace(whole, meta={**whole.meta, "splits": splits})
     train = {**params.load("train", dict), "latents": given.latents}
     targets = params.load("targets", Targets)
-    base = {"run": True, "layer": slice_.layer, "rows": None, "epochs": 1, "space": SPACE}
+    base = {"run": True, "rows": None, "epochs": 1, "space": SPACE}
     known: dict[str, Any] = {}
     curves = {}
     for sampler in given.samplers:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stages.select.layers import extracted
 from strata.corpus import read
 from strata.corpus.read import SPLITS
 from strata.device import launch
@@ -18,24 +19,26 @@ from strata.run.files import write_json
 
 
 @launch.several
-def main(lm: str, corpus: str, target: str) -> None:
-    """LM and CORPUS: what fetch wrote; TARGET: the folder that gets `<layer>/` for each layer and `tokens/`.
+def main(lm: str, corpus: str, layers: str, target: str) -> None:
+    """LM and CORPUS: what fetch wrote; LAYERS: what select wrote of the layers to store; TARGET: the folder that gets
+    `<layer>/` for each of them, and `tokens/`.
 
     Example: dvc repro extract
     """
-    layers = params.load("layers", list[int])
+    numbers = extracted(Path(layers))
     model, text = read.lm_meta(Path(lm)), read.corpus_meta(Path(corpus))
     if text.get("skipped"):
-        for name in ("tokens", *map(str, layers)) if launch.rank() == 0 else ():
+        for name in ("tokens", *map(str, numbers)) if launch.rank() == 0 else ():
             write_json(Path(target) / name / "meta.json", text)
         return
     knobs = params.load("extract", room.Extract)
     if of_tokens := model["kind"] == read.LANGUAGE:
-        reading = _language(Path(lm), Path(target), layers, model, knobs)
+        reading = _language(Path(lm), Path(target), numbers, model, knobs)
     else:
-        reading = _documents(Path(lm), Path(corpus), Path(target), layers, model, knobs)
+        reading = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
     facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
-    belongs = {**facts, "params": knobs.model_dump(exclude={"batch_size"} if of_tokens else None), "layers": layers}
+    changes_nothing = {"layers", "batch_size"} if of_tokens else {"layers"}
+    belongs = {**facts, "params": knobs.model_dump(exclude=changes_nothing), "layers": numbers}
     belongs["vectors"] = text.get("vectors_sha256")  # the corpus' own hash is of its texts
     with launch.shared(resume.scratch("extract", belongs)) as work:
         if launch.rank() == 0:
@@ -43,9 +46,9 @@ def main(lm: str, corpus: str, target: str) -> None:
             room.keep_contexts(reading, documents_of, text["splits"], facts, work / "tokens")
         launch.barrier()
         contexts = open_contexts(work / "tokens")
-        room.write_shards(reading, contexts, layers, knobs.shard_rows, facts, work)
+        room.write_shards(reading, contexts, numbers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
-            resume.deliver(work, Path(target), ["tokens", *map(str, layers)])
+            resume.deliver(work, Path(target), ["tokens", *map(str, numbers)])
 
 
 def _language(lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: room.Extract) -> room.Reading:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from stages.select.layers import chosen
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.interpretation import explain, vocabulary
@@ -24,10 +25,12 @@ def main(
     other_corpus: str,
     sae: str,
     lm: str,
+    last: str,
     target: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM -> what its latents fire on, REPORT.
+    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM, and whether the layer is the LAST one ->
+    what its latents fire on, REPORT.
 
     Example: dvc repro interpret@9
     """
@@ -51,8 +54,11 @@ def main(
     check_origin(rows, contexts, read.model_facts(model))
     room.check(coder, rows)
 
+    explained = chosen(knobs.explain.layers, rows.layer, Path(last))
+    knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"layers": explained})})
+
     # What would fail after the long pass is refused before it.
-    if rows.layer in knobs.explain.layers:
+    if rows.layer in explained:
         explain.check(knobs.explain)
     need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
 
@@ -71,7 +77,7 @@ def main(
         else:
             source, options = read.lm_path(Path(lm))
             words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
-            if words.lm and knobs.explain.model == "lm" and rows.layer in knobs.explain.layers:
+            if words.lm and knobs.explain.model == "lm" and rows.layer in explained:
                 explain.check_room(knobs.window, words.lm)
         from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), words)
         write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.select import layers
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.families.read import selected
@@ -15,8 +16,9 @@ from strata.run.files import write_json, write_skipped
 from strata.sae import disk
 
 
-def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: str) -> None:
-    """SAE, LM, LATENTS and CLUSTERS of a layer -> prompts that its latents fire on in TARGET, and REPORT.
+def main(sae: str, lm: str, latents: str, clusters: str, last: str, target: str, report: str) -> None:
+    """SAE, LM, LATENTS and CLUSTERS of a layer, and whether it is the LAST one -> prompts that its latents fire on in
+    TARGET, and REPORT.
 
     Example: dvc repro invert@9
     """
@@ -24,10 +26,12 @@ def main(sae: str, lm: str, latents: str, clusters: str, target: str, report: st
     model = read.lm_meta(Path(lm))
     why = read.speechless(model)
     known = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
-    if why or known is None or known.meta["layer"] not in knobs.layers:
+    layer = known.meta["layer"] if known else None
+    if why or known is None or layer not in layers.chosen(knobs.layers, layer, Path(last)):
         write_skipped(Path(target), Path(report), why)
         return
 
+    knobs = knobs.model_copy(update={"layers": knobs.layers or [layer]})
     coder, _ = disk.load(Path(sae))
     check_origin(known, (coder.latents, coder.width), read.model_facts(model))
     maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.select import layers
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.families.read import selected
@@ -16,9 +17,10 @@ from strata.steering.knobs import SteerEval
 
 
 def main(
-    activations: str, tokens: str, sae: str, lm: str, latents: str, clusters: str, target: str, report: str
+    activations: str, tokens: str, sae: str, lm: str, latents: str, clusters: str, last: str, target: str, report: str
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS -> what steering does in TARGET, REPORT.
+    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS, and whether the layer is the LAST one -> what
+    steering does in TARGET, REPORT.
 
     Example: dvc repro steer_eval@9
     """
@@ -26,10 +28,12 @@ def main(
     rows = open_activations(Path(activations))
     facts = read.lm_meta(Path(lm))
     why = read.speechless(facts)
-    if why or not knobs.run or rows.layer not in knobs.layers or not known.of_stored_rows(Path(latents)):
+    steered = layers.chosen(knobs.layers, rows.layer, Path(last))
+    if why or not knobs.run or rows.layer not in steered or not known.of_stored_rows(Path(latents)):
         write_skipped(Path(target), Path(report), why)
         return
 
+    knobs = knobs.model_copy(update={"layers": steered})
     contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
     check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))

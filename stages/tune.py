@@ -14,7 +14,7 @@ from strata.verdict.targets import CHECKPOINT, settled
 
 
 def main(activations: str, target: str) -> None:
-    """ACTIVATIONS of the layer tune.layer -> every trial and the best knobs in TARGET.
+    """ACTIVATIONS of the last of the layers -> every trial and the best knobs in TARGET.
 
     Example: dvc repro tune
     """

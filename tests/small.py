@@ -19,13 +19,11 @@ SMALL = {
     "extract.batch_size": 16,
     "extract.shard_rows": 64,
     "tune.run": False,
-    "tune.layer": 0,
     "train.from_tune": [],
     "train.latents": 32,
     "train.k": 4,
     "train.auxk_latents": 8,
     "train.batch_size": 32,
-    "interpret.explain.layers": [0],
     "cluster.map.method": "pca",
     "cluster.stability.bootstraps": 1,
 }
@@ -66,7 +64,7 @@ def run(*names: str) -> None:
     """Stages of dvc.yaml in this process, as DVC would start them."""
     known = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for name in names or [name for name in known if name != "track"]:
-        command = known[name]["cmd"].replace("${item.layer}", "0").replace("${tune.layer}", "0")
+        command = known[name]["cmd"].replace("${item.layer}", "0").replace("${layers[-1]}", "0")
         _, _, module, *words = command.split()
         importlib.import_module(module).main(*words)
         del sys.modules[module]  # other tests run it as `python -m` does, which warns where it is there already

@@ -29,6 +29,7 @@ from inverting import (
 )
 
 from stages import invert as script
+from stages.select import layers
 from strata.interpretation.read import check_origin, chosen
 from strata.inversion import invert as room
 from strata.inversion.invert import Source, invert
@@ -42,6 +43,8 @@ from strata.run.door import BadInput
 from strata.sae import disk
 from strata.sae.sae import SAE
 from strata.seeds import generator
+
+LAST = "data/layers/1.last.json"
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +163,13 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the stage with changed knobs, into a folder of that name; return what is there."""
     monkeypatch.chdir(project)
 
-    def go(target: str, seed: int = 0, lm: str = "data/lm", **changes: Any) -> dict[str, str]:
+    def go(target: str, seed: int = 0, lm: str = "data/lm", last: bool = True, **changes: Any) -> dict[str, str]:
         values = {**params.read(ROOT / "params.yaml"), "seed": seed, "invert": {**KNOBS, **changes}}
         values["machine"] |= {"device": "cpu", "threads": 1}
         (project / "params.yaml").write_text(yaml.safe_dump(values))
         sae, latents, clusters = "data/sae/1", "data/latents/1", "data/clusters/1"
-        script.main(sae, lm, latents, clusters, f"{target}/inverted", f"{target}/report.json")
+        layers.write_last(project / "data" / "layers", [1] if last else [1, 0])
+        script.main(sae, lm, latents, clusters, LAST, f"{target}/inverted", f"{target}/report.json")
         there = sorted(path for path in (project / target).rglob("*") if path.is_file())
         return {path.relative_to(project / target).as_posix(): files.sha256(path) for path in there}
 
@@ -224,9 +228,14 @@ def test_the_tables(run, project: Path):
 
 
 def test_what_is_not_asked_for_is_skipped(run, project: Path):
-    for target, changes in {"off": {"run": False}, "elsewhere": {"layers": [0]}}.items():
+    others = {"off": {"run": False}, "elsewhere": {"layers": [0]}, "not the last": {"layers": None, "last": False}}
+    for target, changes in others.items():
         assert set(run(target, **changes)) == {"inverted/meta.json", "report.json"}
         assert files.read_json(project / target / "report.json") == {"skipped": True}
+
+
+def test_the_last_layer_is_inverted_where_none_is_named(run):
+    assert run("by default", layers=None) == run("named", layers=[1])
 
 
 MUTE = """from transformers import GPT2LMHeadModel

@@ -18,6 +18,7 @@ from test_extract import corpus
 from test_kill import ROOT, everything, steps_done
 from test_train import knobs
 
+from stages.select import layers
 from strata.corpus.read import SPLITS
 from strata.device import launch
 from strata.run import files, params
@@ -29,7 +30,7 @@ from strata.sae.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # PATH does not matter
 TWO = shlex.join([*TORCHRUN, "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
-EXTRACT = ["src.extract", "data/lm", "data/corpus"]
+EXTRACT = ["src.extract", "data/lm", "data/corpus", "data/layers/extracted.json"]
 TRAIN = ["src.train", *(f"data/activations/{name}" for name in ("1", "tokens")), "data/lm"]
 TRAIN += ["data/best.yaml", "data/layers/1.json"]
 RULES = ("batchtopk", "jumprelu")
@@ -92,6 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     meta = {"documents": len(rows), "splits": counts, "sha256": files.sha256(table)}
     files.write_json(root / "data" / "corpus" / "meta.json", meta)
     files.write_json(root / "data" / "layers" / "1.json", {})
+    layers.write_extracted(root / "data" / "layers", [1, 3])
     files.write_text(root / "data" / "best.yaml", "skipped: true\n")
     runs = Runs(root)
     end(runs.start([*EXTRACT, "data/activations"]))

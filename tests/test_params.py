@@ -180,7 +180,7 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     ended = select("layers")
     assert ended.returncode == 0 and ended.stderr.startswith("select: by_layer.77 changes nothing: layers are [")
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["layers"], values["tune"]["layer"], values["invert"]["run"] = [3], 3, False
+    values["layers"], values["steer_eval"]["layers"], values["invert"]["run"] = [3], [9], False
     written(tmp_path, yaml.safe_dump(values))
     ended = select("layers")
     assert ended.stderr == "select: steer_eval does nothing: steer_eval.layers is [9], but layers are [3]\n"
@@ -189,7 +189,7 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
 def test_one_override_after_another_leaves_a_file_that_can_be_read(tmp_path: Path):
     """DVC's writer put a key behind a list's comment, once it had rewritten the file before."""
     path = written(tmp_path, (ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for override in ("train.k=3", "train.from_tune=[]", "layers=[3]", "tune.layer=3", "+by_layer.3.k=2", "layers=[9]"):
+    for override in ("train.k=3", "train.from_tune=[]", "layers=[3]", "+by_layer.3.k=2", "layers=[9]"):
         apply_overrides(path, [override])
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert params.check(values["train"], Train, "train").k == 3

@@ -100,11 +100,11 @@ def test_thresholds_and_a_bounded_decoder_are_stored_too():
 
 
 def test_extract_costs_two_operations_a_parameter_and_position():
-    plan = Plan(section(layers=[0, 2], tune__layer=2), MODEL, ROWS, SPEED)
+    plan = Plan(section(layers=[0, 2]), MODEL, ROWS, SPEED)
     found = plan.extract()
     assert found.disk == 2 * (1000 * 10 * 2) + 20 * 64 * 8
     assert found.seconds == pytest.approx(cost.LOADS + 20 * 64 * 2 * 3000 / (cost.FORWARD * 1e12))
-    before = replace(plan, params=section(layers=[0, 2], tune__layer=2, extract__hook="resid_pre")).extract()
+    before = replace(plan, params=section(layers=[0, 2], extract__hook="resid_pre")).extract()
     assert before.seconds == pytest.approx(cost.LOADS + 20 * 64 * 2 * 2000 / (cost.FORWARD * 1e12))
 
 

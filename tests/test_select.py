@@ -50,11 +50,12 @@ def left(folder: Path) -> set[str]:
 def test_only_what_stages_wrote_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     small.make(tmp_path)
-    small.change(layers=[3], tune__layer=3)
+    small.change(layers=[3])
     before = left(tmp_path)
     lay(tmp_path, OURS | THEIRS)
     small.run("select")
-    assert left(tmp_path) == before | THEIRS.keys() | {"data/layers/3.json", "data/layers/layers.json"}
+    written = {f"data/layers/{name}.json" for name in ("3", "3.last", "extracted", "layers")}
+    assert left(tmp_path) == before | THEIRS.keys() | written
     assert not (tmp_path / "data/sae/9").exists() and not (tmp_path / "data/latents/9").exists()
 
 

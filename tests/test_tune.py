@@ -45,7 +45,7 @@ SPACE = {"lr": {"min": 1.0e-3, "max": 1.0e-1, "log": True}, "k": {"min": 2, "max
 
 
 def knobs(**changes: Any) -> Tune:
-    base = {"run": True, "layer": 0, "sampler": "gp", "calls": 12, "starts": 5, "rows": None, "epochs": 1}
+    base = {"run": True, "sampler": "gp", "calls": 12, "starts": 5, "rows": None, "epochs": 1}
     return params.check({**base, "space": SPACE, **changes}, Tune, "params.yaml: tune")
 
 
@@ -67,7 +67,6 @@ def first(**changes: Any) -> dict[str, Any]:
 def test_the_default_section_is_good():
     section = params.load("tune", Tune, ROOT / "params.yaml")
     assert section.calls >= 12 and section.starts <= section.calls / 2
-    assert section.layer in params.load("layers", list[int], ROOT / "params.yaml")
     assert TRAIN["from_tune"] and set(TRAIN["from_tune"]) <= set(section.space)
     names = list(section.space)
     assert [TRAIN[name] for name in names] == list(Search(section, 0, TRAIN).ask().values())  # params.yaml is inside
@@ -338,7 +337,7 @@ def test_killed_after_some_trials(tmp_path: Path):
     extract(tmp_path / "activations", lm, [1], extract_knobs())
     content = params.read(ROOT / "params.yaml")
     content["train"] |= {**SMALL, "batch_size": 64}
-    content["tune"] |= {"layer": 1, "calls": 8, "starts": 3, "epochs": 8}
+    content["tune"] |= {"calls": 8, "starts": 3, "epochs": 8}
     content["machine"] |= {"threads": 1}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "STRATA_TRACKING": "off"}

@@ -80,7 +80,7 @@ class Plan:
         if params.fetch.lm.kind == "language":
             for name, cost in {"invert": self.invert, "steer_eval": self.steer}.items():
                 section = getattr(params, name)
-                found += [cost(layer) for layer in params.layers if section.run and layer in section.layers]
+                found += [cost(layer) for layer in params.layers if section.run and layer in params.chosen(section.layers)]
         found += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
         return [*found, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
 
@@ -103,7 +103,7 @@ class Plan:
         return Cost("fetch", what, stored, BASE + 2 * stored, LIGHT + stored / UNPACKED if there else None)
 
     def extract(self) -> Cost:
-        rows, layers = self.rows, self.params.layers
+        rows, layers = self.rows, self.params.extracted
         last = max(layers) if self.params.extract.hook != "resid_pre" else max(layers) - 1
         operations = rows.contexts * rows.context * self.model.until(last)
         if self.params.fetch.lm.kind == "sentence":
@@ -158,7 +158,7 @@ class Plan:
         seconds = LOADS + rows.total * self.speed.encode
         seconds += (knobs.latents * LOOKED + codes * STORED) * self.speed.pace
         memory = BASE + self.weights + SHOWN * knobs.latents
-        explained = layer in section.explain.layers and section.explain.model == "lm"
+        explained = layer in self.params.chosen(section.explain.layers) and section.explain.model == "lm"
         if explained and self.params.fetch.lm.kind == "language":
             seconds += LOADS + self.passed(section.explain.latents * EXPLAINED * self.model.whole)
         shards = -(-rows.total // self.params.extract.shard_rows)

@@ -3,14 +3,15 @@
 import sys
 from pathlib import Path
 
-from stages.select import stale
+from stages.select import layers, stale
 from stages.select.whole import Params, whole
 from strata.run.files import write_json
 from strata.run.params import read
 
 
 def main(target: str, *homes: str) -> None:
-    """Write TARGET/layers.json and TARGET/<L>.json; in each of HOMES, delete what stages wrote for other layers.
+    """Write into TARGET what later stages must know of the layers of this run; in each of HOMES, delete what stages
+    wrote for other layers.
 
     Example: dvc repro select
     """
@@ -19,20 +20,23 @@ def main(target: str, *homes: str) -> None:
     for home in homes:
         stale.remove(Path(home), params.layers)
     for old in Path(target).glob("*.json"):
-        if old.stem.isdecimal():
+        if old.stem.removesuffix(".last").isdecimal():
             old.unlink()
+
     for layer in params.layers:
         write_json(Path(target) / f"{layer}.json", params.by_layer.get(layer, {}))
     write_json(Path(target) / "layers.json", {"layers": params.layers})
+    layers.write_last(Path(target), params.layers)
+    layers.write_extracted(Path(target), params.extracted)
 
 
 def _tell(params: Params) -> None:
     """Say what in params.yaml changes nothing in this run."""
-    layers = params.layers
-    if stray := sorted(params.by_layer.keys() - set(layers)):
-        sys.stderr.write(f"select: by_layer.{', '.join(map(str, stray))} changes nothing: layers are {layers}\n")
+    trained = params.layers
+    if stray := sorted(params.by_layer.keys() - set(trained)):
+        sys.stderr.write(f"select: by_layer.{', '.join(map(str, stray))} changes nothing: layers are {trained}\n")
     for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
-        if section.run and not set(section.layers) & set(layers):
+        if section.run and not set(params.chosen(section.layers)) & set(trained):
             sys.stderr.write(
-                f"select: {stage} does nothing: {stage}.layers is {section.layers}, but layers are {layers}\n"
+                f"select: {stage} does nothing: {stage}.layers is {section.layers}, but layers are {trained}\n"
             )

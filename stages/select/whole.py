@@ -46,6 +46,15 @@ class Params:
     targets: Targets
     report: Report
 
+    @property
+    def extracted(self) -> list[int]:
+        """The layers whose activations are stored."""
+        return self.layers if self.extract.layers is None else self.extract.layers
+
+    def chosen(self, layers: list[int] | None) -> list[int]:
+        """The ``layers`` of a section that works on some of them; null: the last one of this run."""
+        return self.layers[-1:] if layers is None else layers
+
     def knobs(self, layer: int) -> Train:
         """The section train with what ``by_layer`` says of a layer; what tune will find is not known yet."""
         override = self.by_layer.get(layer, {})
@@ -74,6 +83,14 @@ def _together(params: Params, values: dict[str, Any], path: Path) -> None:
     layers, kind = params.layers, params.fetch.lm.kind
     if kind != "language" and layers != [0]:
         raise BadInput(f"{path}: layers is {layers}, but with fetch.lm.kind {kind} it must be [0]")
+    if kind != "language" and params.extracted != [0]:
+        raise BadInput(
+            f"{path}: extract.layers is {params.extracted}, but with fetch.lm.kind {kind} it must be null or [0]"
+        )
+    if missing := [layer for layer in layers if layer not in params.extracted]:
+        raise BadInput(
+            f"{path}: extract.layers is {params.extracted}, but layers names {missing[0]}; add it there, or write null"
+        )
     check_source(params.fetch.lm)
     if params.interpret.texts is not None:
         other = over(values["fetch"]["corpus"], params.interpret.texts)
@@ -86,8 +103,6 @@ def _together(params: Params, values: dict[str, Any], path: Path) -> None:
 def _of_training(params: Params, train: dict[str, Any], path: Path) -> None:
     """What tune, train and ``by_layer`` say of each other."""
     layers, tune = params.layers, params.tune
-    if tune.layer not in layers:
-        raise BadInput(f"{path}: tune.layer is {tune.layer}, but layers are {layers}; name one of them")
     for layer, override in params.by_layer.items():
         if "from_tune" in override:
             raise BadInput(f"{path}: by_layer.{layer}.from_tune changes nothing; take the knob out of train.from_tune")
@@ -110,12 +125,12 @@ def _of_latents(params: Params, path: Path) -> None:
             continue  # it says itself how many latents it has
         latents, by = knobs.latents, f"the {knobs.latents} latents of layer {layer}"
         for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
-            named = section.latents if section.run and layer in section.layers else 0
+            named = section.latents if section.run and layer in params.chosen(section.layers) else 0
             if isinstance(named, list) and max(named) >= latents:
                 raise BadInput(f"{path}: {stage}.latents has {max(named)}, but {by} are 0 to {latents - 1}")
         if params.evaluate.run and (most := max(params.evaluate.probing.k)) > latents:
             raise BadInput(f"{path}: evaluate.probing.k has {most}, more than {by}")
-        if layer in explain.layers and explain.range and explain.range[0] >= latents:
+        if layer in params.chosen(explain.layers) and explain.range and explain.range[0] >= latents:
             raise BadInput(f"{path}: interpret.explain.range is {explain.range}, but {by} are 0 to {latents - 1}")
         if not cluster.run:
             continue
@@ -139,7 +154,7 @@ def _of_latents(params: Params, path: Path) -> None:
 def _of_prompts(params: Params, path: Path) -> None:
     """Texts that have to fit into contexts, and into each other."""
     steer, context = params.steer_eval, params.extract.context
-    if params.fetch.lm.kind != "language" or not steer.run or not set(steer.layers) & set(params.layers):
+    if params.fetch.lm.kind != "language" or not steer.run or not set(params.chosen(steer.layers)) & set(params.layers):
         return
     if steer.tokens >= context:
         raise BadInput(

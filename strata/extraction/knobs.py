@@ -2,12 +2,14 @@
 
 from pydantic import Field
 
-from strata.run.params import DType, Hook, Section
+from strata.run.params import DType, Hook, Layers, Section
 
 
 class Extract(Section):
-    """Which activations, of how many tokens, and how the model is run. See params.yaml."""
+    """Which activations, of how many tokens, and how the model is run. See params.yaml. ``layers``: null for those of
+    the top-level ``layers``."""
 
+    layers: Layers | None
     hook: Hook
     tokens: int = Field(gt=0, le=10**12)
     context: int = Field(gt=1, le=1048576)

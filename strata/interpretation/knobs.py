@@ -61,7 +61,7 @@ class Explain(Section):
     """
 
     model: str | None
-    layers: SomeLayers
+    layers: SomeLayers | None  # null: the last of the top-level layers
     latents: int = Field(ge=0, le=1000000)
     range: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
     shown: int = Field(gt=0, le=1000)

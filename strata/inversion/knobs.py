@@ -44,7 +44,7 @@ class Invert(Section):
     """Which latents are inverted, and how. See params.yaml."""
 
     run: bool
-    layers: SomeLayers
+    layers: SomeLayers | None  # null: the last of the top-level layers
     latents: Chosen
     tokens: int = Field(gt=0, le=100000)
     keep_prefix: str

@@ -56,11 +56,14 @@ def _resolved(stage: str) -> dict[str, Any]:
     values = params.read_yaml(Path("params.yaml"))
 
     def value(place: re.Match[str]) -> str:
-        key = place[1]
-        return item if key.startswith("item.") else str(reduce(lambda part, word: part[word], key.split("."), values))
+        key, index = place[1], place[2]
+        if key.startswith("item."):
+            return item
+        found = reduce(lambda part, word: part[word], key.split("."), values)
+        return str(found if index is None else found[int(index)])
 
     entry = params.read_yaml(Path("dvc.yaml"))["stages"][name]
-    return json.loads(re.sub(r"\$\{([\w.]+)\}", value, json.dumps(entry)))
+    return json.loads(re.sub(r"\$\{([\w.]+)(?:\[(-?\d+)\])?\}", value, json.dumps(entry)))
 
 
 def _inputs(entry: dict[str, Any]) -> list[Any]:

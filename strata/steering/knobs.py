@@ -19,7 +19,7 @@ class SteerEval(Section):
     """Which latents are steered with, how hard, on which texts. See params.yaml."""
 
     run: bool
-    layers: SomeLayers
+    layers: SomeLayers | None  # null: the last of the top-level layers
     latents: Chosen
     strengths: Annotated[list[float], EachOnce] = Field(min_length=1)
     prompts: int = Field(gt=0, le=1000000)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from strata.run.door import BadInput, near
-from strata.run.params import Layer, Section, check
+from strata.run.params import Section, check
 from strata.sae.knobs import Train
 
 Sampler = Literal["gp", "forest", "dummy"]
@@ -35,7 +35,6 @@ class Tune(Section):
     """What is searched, how, and on what. See params.yaml. ``space``: knob -> a range, or a list of choices."""
 
     run: bool
-    layer: Layer
     sampler: Sampler
     calls: int = Field(gt=0, le=10000)
     starts: int = Field(gt=0, le=10000)
