@@ -300,7 +300,7 @@ LINES: list[tuple[str, int, str]] = [
     (f"fetch corpus {BELOW}", 1, "a_file"),
     (f"fetch corpus {NOWHERE}", 1, "/proc/nothing"),
     (f"fetch corpus {LONG}", 1, "name too long"),
-    ("extract none none none out", 1, "none/meta.json is missing"),
+    ("extract none none none out", 1, "none is missing"),
     ("extract none none a_file out", 1, "a_file"),
     ("extract lm", 2, "CORPUS, LAYERS, TARGET are missing"),
     ("tune none out", 1, "none/meta.json is missing"),

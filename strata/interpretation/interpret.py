@@ -172,7 +172,8 @@ def _explain(
 
     Those that can be scored come first: one that fires in every window has no silent one to be told from.
     """
-    if knobs.model is None or source.activations.layer not in knobs.layers:
+    layer = source.activations.layer
+    if knobs.model is None or (knobs.layers is not None and layer not in knobs.layers):
         return []
     if knobs.model == "lm" and source.vocabulary.lm is None:
         sys.stderr.write("interpret: nothing is explained in words: there is no language model that could\n")
