@@ -29,7 +29,7 @@ def main(
     target: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM, and whether the layer is the LAST one ->
+    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM, and whether the layer is the LAST ->
     what its latents fire on, REPORT.
 
     Example: dvc repro interpret@9

@@ -141,7 +141,7 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"train.from_tune": ["learning_rate"]}, "from_tune"),
     ({"train.from_tune": ["epochs"]}, "from_tune"),
     ({"train.kk": 3}, "train.kk is not a known key; did you mean train.k?"),
-    ({"train.lr": "1e-4"}, "write 1.0e-4"),
+    ({"train.lr": "1e-4"}, "write it without quotes"),
     ({"train.lr": INF}, "train.lr is inf"),
     ({"train.lr": 0}, "train.lr is 0"),
     ({"train.latents": 10**10}, "train.latents is 10000000000"),

@@ -69,7 +69,7 @@ def test_the_defaults_are_good():
     [
         ("clip: 1.0\nclp: 1.0", ": train.clp is not a known key; did you mean train.clip?"),
         ("# clip: 1.0", ": train.clip is missing"),
-        ("lr: 1e-4", ": train.lr is the text '1e-4', not a number; YAML reads 1e-4 as text, so write 1.0e-4"),
+        ("lr: '1e-4'", ": train.lr is the text '1e-4', not a number; write it without quotes"),
         ("k: many", ": train.k is the text 'many', not a number"),
         ("k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
         ("k: true", ": train.k is True, but it should be a valid integer"),
@@ -147,7 +147,7 @@ def test_a_layer_can_have_knobs_of_its_own():
     "override, sentence",
     [
         ({"kk": 48}, "params.yaml: train with by_layer.9.kk is not a known key"),
-        ({"k": "1e2"}, "params.yaml: train with by_layer.9.k is the text '1e2', not a number; YAML reads"),
+        ({"k": "1e2"}, "params.yaml: train with by_layer.9.k is the text '1e2', not a number; write it without quotes"),
         ({"k": 33, "latents": 32}, "params.yaml: train with by_layer.9: k is 33, more than the 32 latents of the"),
         ({"latents": "some"}, "params.yaml: train with by_layer.9.latents is the text 'some', not a number"),
     ],
@@ -184,6 +184,15 @@ def test_a_real_stage_says_it_in_one_line(tmp_path: Path):
     written(tmp_path, yaml.safe_dump(values))
     ended = select("layers")
     assert ended.stderr == "select: steer_eval does nothing: steer_eval.layers is [9], but layers are [3]\n"
+
+
+def test_a_small_number_is_one_however_dvc_writes_it(tmp_path: Path):
+    """`dvc exp run -S train.lr=0.00005` writes 5e-05, which YAML 1.1 takes for text."""
+    path = written(tmp_path, (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    apply_overrides(path, ["train.lr=0.00005", "+tune.space.clip={min: 1e-7, max: 1e+20}"])
+    assert "lr: 5e-05" in path.read_text(encoding="utf-8")
+    values = params.read(path)
+    assert (values["train"]["lr"], values["tune"]["space"]["clip"]) == (5e-05, {"min": 1e-7, "max": 1e20})
 
 
 def test_one_override_after_another_leaves_a_file_that_can_be_read(tmp_path: Path):

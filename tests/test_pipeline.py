@@ -303,7 +303,8 @@ def experiments(project: Project) -> dict[str, str]:
     project.git("reset", "-q", "--hard")
     said["cached"] = project.dvc("exp", "run", "--temp", "--name", "cached", "-S", "+by_layer.2.k=4")
     questions = "interpret.texts={sources: [{source: inputs/questions.jsonl, label: animal}], min_chars: 0}"
-    less = ["layers=[2]", "extract.layers=[0,2]", *(f"{stage}.run=false" for stage in ("cluster", "merge", "invert", "steer_eval"))]
+    off = ("cluster", "merge", "invert", "steer_eval")
+    less = ["layers=[2]", "extract.layers=[0,2]", *(f"{stage}.run=false" for stage in off)]
     queued = {"questions": [*less, questions], "seeded": [*less, "seed=1"]}
     for name, changes in queued.items():
         project.dvc("exp", "run", "--queue", "--name", name, *(word for change in changes for word in ("-S", change)))

@@ -88,7 +88,7 @@ def test_a_missing_measurement_is_a_mistake_not_a_pass():
         ({**SECTION, "mse": {}}, "targets.mse: a target needs min, max or both"),
         ({**SECTION, "mse": {"min": 2.0, "max": 1.0}}, "min 2 is above max 1"),
         ({**SECTION, "mse": {"maximum": 1.0}}, "mse.maximum is not a known key"),
-        ({**SECTION, "mse": {"max": "1e-4"}}, "write 1.0e-4"),
+        ({**SECTION, "mse": {"max": "1e-4"}}, "write it without quotes"),
         ({**SECTION, "mse": 0.01}, "mse"),
         ({"mse": {"max": 0.01}}, "targets.enforce is missing"),
         ({"enforce": True}, "there is no target"),

@@ -80,7 +80,9 @@ class Plan:
         if params.fetch.lm.kind == "language":
             for name, cost in {"invert": self.invert, "steer_eval": self.steer}.items():
                 section = getattr(params, name)
-                found += [cost(layer) for layer in params.layers if section.run and layer in params.chosen(section.layers)]
+                found += [
+                    cost(layer) for layer in params.layers if section.run and layer in params.chosen(section.layers)
+                ]
         found += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
         return [*found, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
 

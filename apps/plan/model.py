@@ -52,12 +52,12 @@ def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
         raise BadInput(f"{given[0]} is given, but not {missing[0]}; give {', '.join(f'{name}=…' for name in wanted)}")
     if given:
         return told(int(facts["width"]), int(facts.get("blocks", 1)), int(facts.get("parameters", 0)))
-    if (folder / "meta.json").is_file() and _belongs(meta := read.lm_meta(folder), lm):
+    if (folder / "meta.json").is_file() and belongs(meta := read.lm_meta(folder), lm):
         if lm.kind == read.GIVEN:
             raise BadInput("how long the vectors are is not known before they are read; give width=…")
         return described(lm.kind, *read.lm_path(folder, check=False), stored=meta["bytes"], source=str(folder))
     try:
-        path = sentences.find(str(lm.source)) if lm.kind == read.SENTENCE else _local(str(lm.source))
+        path = sentences.find(str(lm.source)) if lm.kind == read.SENTENCE else local(str(lm.source))
         options = {"local_files_only": True} if path else {"local_files_only": True, "revision": lm.revision}
         return described(lm.kind, str(path or lm.source), options, None, str(lm.source))
     except (OSError, ValueError):
@@ -84,7 +84,7 @@ def described(kind: str, name: str, options: dict[str, Any], stored: int | None,
     )  # fmt: skip
 
 
-def _local(source: str) -> Path | None:
+def local(source: str) -> Path | None:
     """A folder, here or in the main checkout. What a GGUF file holds is known when fetch has unpacked it."""
     return next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
 
@@ -96,7 +96,7 @@ def told(width: int, blocks: int, parameters: int) -> Model:
     return Model(width, blocks, block, parameters - block * blocks, parameters, None, "the command line")
 
 
-def _belongs(meta: dict[str, Any], lm: LM) -> bool:
+def belongs(meta: dict[str, Any], lm: LM) -> bool:
     """Whether what fetch wrote is what params.yaml asks for."""
     if lm.source is None:
         return meta["kind"] == lm.kind

@@ -23,14 +23,13 @@ from strata.extraction import documents as of_documents
 from strata.extraction.extract import Reading, keep_contexts, language, write_shards
 from strata.extraction.knobs import Extract
 from strata.front.lm import DEFAULT, identity, load_lm
+from strata.layers import named
 from strata.lm.model import DTYPES, LanguageModel, check_layers, wrapped
 from strata.notebook import Vectors, save
 from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
 from strata.run import calls, resume
 from strata.run.door import BadInput
 from strata.run.files import need_disk
-
-EVERY = "every "  # of the layers, as in `every 3`
 
 
 @dataclass(frozen=True)
@@ -172,13 +171,8 @@ def which(layers: int | Sequence[int] | str, depth: int) -> list[int]:
     >>> which("every 3", 12)
     [0, 3, 6, 9]
     """
-    if layers == "all":
-        return list(range(depth))
     if isinstance(layers, str):
-        step = layers.removeprefix(EVERY)
-        if not layers.startswith(EVERY) or not step.isdecimal() or int(step) == 0:
-            raise BadInput(f"layers is {layers!r}; it must be a list of layers, 'all' or 'every 3'")
-        return list(range(0, depth, int(step)))
+        return named(layers, depth)
     numbers = layers if isinstance(layers, Sequence) else [layers]
     chosen = [calls.whole("a layer", number, 0) for number in numbers]
     check_layers(chosen, depth, "layers")

@@ -53,8 +53,10 @@ def whole_number(word: str, what: str, least: int = 0, most: int = 10**9) -> int
     return int(word)
 
 
-def run(main: Callable[..., None]) -> None:
+def run(main: Callable[..., None], options: bool = False) -> None:
     """Call ``main`` with the command line's words, each of which is text, and end as a command should.
+
+    ``options``: whether ``main`` itself reads words that begin with -.
 
     :class:`BadInput`, and what the system says of a path, are one sentence on stderr and exit code 1; 2 where the words
     themselves are wrong; 130 after Ctrl-C; 141 where nobody reads on. ``main``'s parameters are the usage line, its
@@ -69,7 +71,8 @@ def run(main: Callable[..., None]) -> None:
         elif "--version" in words:
             print(f"strata {version()}")
         else:
-            check_words(main, words)
+            if not options:
+                check_words(main, words)
             main(*words)
         sys.stdout.flush()
     except BadInput as refusal:

@@ -126,7 +126,11 @@ def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str,
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as `safe_load` reads it, but for a key that is there twice, whose first value would be lost."""
+    """YAML as `safe_load` reads it, but for two things.
+
+    A key that is there twice is refused, because its first value would be lost. And 5e-05 is a number, as in YAML 1.2,
+    because DVC writes one so when `dvc exp run -S` changes it.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -138,12 +142,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
 def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
     """Read a mapping; ``remedy``: what helps when the file is missing."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The mapping that ``text``, which is that of ``path``, says. Raises BadInput."""
+    try:
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # a date or a number that is none is a ValueError
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -151,6 +168,27 @@ def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repr
     if not isinstance(values, dict):
         raise BadInput(f"{path} must be a mapping of names to values")
     return values
+
+
+def lines_of(text: str) -> dict[tuple[str, ...], int]:
+    """Of the YAML ``text``, the line on which each key and each item of a list stands.
+
+    >>> lines_of("layers: [3]\ntrain:\n  k: 8")[("train", "k")]
+    3
+    """
+    found: dict[tuple[str, ...], int] = {}
+    todo: list[tuple[tuple[str, ...], yaml.Node | None]] = [((), yaml.compose(text, _Loader))]
+    while todo:
+        path, node = todo.pop()
+        if isinstance(node, yaml.MappingNode):
+            inner = [(str(name.value), name, value) for name, value in node.value]
+        else:
+            items = node.value if isinstance(node, yaml.SequenceNode) else []
+            inner = [(str(number), value, value) for number, value in enumerate(items)]
+        for name, begin, value in inner:
+            found[*path, name] = begin.start_mark.line + 1
+            todo.append(((*path, name), value))
+    return found
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -185,7 +223,7 @@ def _sentence(value: Any, errors: Sequence[Any], where: str) -> str:
         case "value_error":
             return f"{place}: {first['ctx']['error']!s}"
         case "float_type" | "int_type" if len(same) == 1 and isinstance(got, str):
-            hint = "; YAML reads 1e-4 as text, so write 1.0e-4" if _is_number(got) else ""
+            hint = "; write it without quotes" if _is_number(got) else ""
             return f"{place} is the text {shown(got)}, not a number{hint}"
         case _:
             wanted = dict.fromkeys(error["msg"].replace("Input should", "it should") for error in same)

@@ -1,0 +1,189 @@
+"""What a recipe and the words of `-S` ask for, checked against the whole of params.yaml before anything runs."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from apps.plan.words import changed
+from apps.recipes.layers import written_out
+from apps.recipes.recipe import Key, Recipe, leaves, over
+from apps.recipes.words import alike, applied, is_sweep, swept, words
+from stages.select.whole import whole
+from strata.corpus.knobs import LM
+from strata.run.door import BadInput, near
+from strata.run.params import SECTIONS
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``words``: for `dvc exp run -S`. ``values``: those of params.yaml, in each of the experiments that come of it."""
+
+    words: list[str]
+    values: list[Values]
+
+
+def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM], int]) -> Asked:
+    """Put ``recipe`` and then ``own``, the user's words of `-S`, over ``base``, the values of params.yaml.
+
+    ``depth``: how many blocks a model has. Raises BadInput, with the line of the recipe or the word that is wrong.
+    """
+    for name in recipe.values:
+        if name not in SECTIONS:
+            sentence = f"{name} is no section of params.yaml{near(str(name), SECTIONS)}"
+            raise _refusal(recipe, [(str(name),)], [], sentence)
+
+    recipe, own = _with_numbers(base, recipe, own, depth)
+    found = []
+    for fixed in _fixed(recipe):
+        for changes in swept(own):
+            values = _applied(base, fixed, changes)
+            if sentence := _complaint(values):
+                raise _blamed(base, fixed, changes, sentence)
+            found.append(values)
+
+    mine = {_key(word) for word in own}
+    ours = [word for word in words(base, over(base, recipe.values)) if _key(word) not in mine]
+    every = [*ours, *own]
+    _check_reading(base, every, found)
+    return Asked(every, found)
+
+
+def _with_numbers(
+    base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM], int]
+) -> tuple[Recipe, list[str]]:
+    """The recipe and the words with numbers where they say `layers: all`."""
+    values = _applied(base, recipe, swept(own)[0])
+    try:
+        numbers = written_out(values, depth)
+    except BadInput as refusal:
+        raise _blamed(base, recipe, list(own), str(refusal), lambda values: _of_layers(values, depth)) from None
+    if not numbers:
+        return recipe, list(own)
+
+    spelled = [f"{_key(word)}={_listed(numbers[_key(word)])}" if _key(word) in numbers else word for word in own]
+    changes = recipe.values
+    for key, listed in numbers.items():
+        path = tuple(key.split("."))
+        if path in recipe.lines:
+            changes = over(changes, _nested(path, listed))
+    return replace(recipe, values=changes), spelled
+
+
+def _of_layers(values: Values, depth: Callable[[LM], int]) -> str | None:
+    try:
+        written_out(values, depth)
+    except BadInput as refusal:
+        return str(refusal)
+    return None
+
+
+def _fixed(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with one of the values wherever it names several: `k: choice(32, 64)`."""
+    several = {key: text for key, text in leaves(recipe.values) if is_sweep(text)}
+    try:
+        options = [[applied({"x": None}, line)["x"] for line in swept([f"x={text}"])] for text in several.values()]
+    except BadInput as refusal:
+        raise _refusal(recipe, list(several), [], str(refusal)) from None
+    for chosen in product(*options):
+        values = recipe.values
+        for key, value in zip(several, chosen, strict=True):
+            values = over(values, _nested(key, value))
+        yield replace(recipe, values=values)
+
+
+def _applied(base: Values, recipe: Recipe, own: Sequence[str]) -> Values:
+    """The values of params.yaml with both over them. Raises BadInput for a word that DVC would refuse."""
+    values = over(base, recipe.values)
+    for number, word in enumerate(own):
+        try:
+            key = word.partition("=")[0]
+            if not key.startswith("~"):
+                changed(values, {key: 0})  # is there such a key?
+            values = applied(values, [word])
+        except BadInput as refusal:
+            if number == 0 and (sentence := _complaint(values)):
+                raise _blamed(base, recipe, [], sentence) from None
+            raise _refusal(recipe, [], [word], str(refusal)) from None
+    return values
+
+
+def _complaint(values: Values) -> str | None:
+    """What is wrong with ``values``; None: nothing."""
+    try:
+        whole(values)
+    except BadInput as refusal:
+        return str(refusal).removeprefix("params.yaml: ").removeprefix("params.yaml ")
+    return None
+
+
+def _blamed(
+    base: Values,
+    recipe: Recipe,
+    own: Sequence[str],
+    sentence: str,
+    complaint: Callable[[Values], str | None] = _complaint,
+) -> BadInput:
+    """The refusal that names what is to blame: each line of the recipe, or word, without which all would be well, or
+    something else be wrong."""
+
+    def cures(values: Mapping[str, Any], changes: Sequence[str]) -> bool:
+        try:
+            return complaint(_applied(base, replace(recipe, values=dict(values)), changes)) != sentence
+        except BadInput:
+            return False  # it leads to another mistake
+
+    wrong_words = [word for place, word in enumerate(own) if cures(recipe.values, [*own[:place], *own[place + 1 :]])]
+    keys = [key for key in recipe.leaves() if cures(recipe.without(key), own)]
+    if not keys and not wrong_words:
+        inner = {key[:length] for key in recipe.leaves() for length in range(1, len(key))}
+        keys = [key for key in sorted(inner, key=len, reverse=True) if cures(recipe.without(key), own)][:1]
+    return _refusal(recipe, [_named(recipe, key, sentence) for key in keys], wrong_words, sentence)
+
+
+def _named(recipe: Recipe, key: Key, sentence: str) -> Key:
+    """``key``, or the one inside or around it that the sentence names, which is nearer to the mistake."""
+    quoted = re.findall(r"'(\w+)'", sentence)
+    for token in re.findall(r"\w+(?:\.\w+)+", sentence):
+        parts = tuple(token.split("."))
+        for length in range(len(parts), 1, -1):
+            near_by = parts[:length]
+            if near_by in recipe.lines and (near_by[: len(key)] == key or key[:length] == near_by):
+                return next((inner for name in quoted if (inner := (*near_by, name)) in recipe.lines), near_by)
+    return key
+
+
+def _refusal(recipe: Recipe, keys: Sequence[Key], own: Sequence[str], sentence: str) -> BadInput:
+    """`recipes/mine.yaml:7: train.k is …`, and `-S train.k=0: train.k is …`."""
+    places = [f"-S {word}" for word in own]
+    if numbers := sorted({recipe.lines[key] for key in keys}):
+        places.append(f"{recipe.path}:{', '.join(map(str, numbers))}")
+    if not places:
+        places = [f"{recipe.path} over params.yaml" if recipe.values else "params.yaml"]
+    return BadInput(f"{' and '.join(places)}: {sentence}")
+
+
+def _check_reading(base: Values, changes: Sequence[str], values: Sequence[Values]) -> None:
+    """Refuse words that DVC would read as other values than those that were checked."""
+    read = [applied(base, line) for line in swept(changes)]
+    if sorted(map(alike, read)) != sorted(map(alike, values)):
+        raise BadInput(f"dvc exp run would not read these words as they are meant: {' '.join(changes)}")
+
+
+def _key(word: str) -> str:
+    """train.k=32 -> train.k."""
+    return word.partition("=")[0]
+
+
+def _nested(path: Key, value: Any) -> dict[Any, Any]:
+    """(train, k), 8 -> {train: {k: 8}}."""
+    for part in reversed(path):
+        value = {part: value}
+    return value
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"

@@ -1,0 +1,104 @@
+"""The git checkout that an experiment is made in: params.yaml as it is committed, and the names that are taken."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from strata.run.door import BadInput
+from strata.run.params import parse_yaml
+
+PARAMS = Path("params.yaml")
+BACK = "`git checkout HEAD -- params.yaml`"
+
+
+def check() -> None:
+    """Refuse a folder in which DVC could make no experiment, and say what is to be done."""
+    if not _git("rev-parse", "--git-dir"):
+        raise BadInput("this folder is in no git repository, which DVC needs for an experiment; clone Strata with git")
+    if not _git("rev-parse", "--verify", "-q", "HEAD"):
+        raise BadInput("nothing is committed here yet, and an experiment needs a commit; `git add -A && git commit`")
+    if unmerged := _git("diff", "--name-only", "--diff-filter=U"):
+        raise BadInput(f"git is in the middle of a merge ({unmerged.split()[0]}); end it first, or `git merge --abort`")
+
+    missing = [
+        f'git config --global user.{name} "{example}"'
+        for name, example in (("name", "Your Name"), ("email", "you@example.org"))
+        if not _git("config", f"user.{name}") and not _by_environment(name)
+    ]
+    if missing:
+        raise BadInput(f"git does not know who you are, and an experiment needs that: {' && '.join(missing)}")
+
+
+def _by_environment(name: str) -> bool:
+    """Whether the environment names both whom git asks for: the author and the committer."""
+    return all(os.environ.get(f"GIT_{who}_{name.upper()}") for who in ("AUTHOR", "COMMITTER"))
+
+
+def base() -> str:
+    """The text of params.yaml that a recipe goes over: that of the last commit.
+
+    It is the file's own where it has the same values. Raises BadInput for values that are in no commit and no
+    experiment, since they would be lost.
+    """
+    committed, text = _git("show", f"HEAD:./{PARAMS}"), PARAMS.read_text(encoding="utf-8") if PARAMS.is_file() else ""
+    if committed is None:
+        raise BadInput(f"{PARAMS} is in no commit yet; `git add {PARAMS} && git commit`")
+    if _values(text) == _values(committed):
+        return text
+    if text and _values(text) not in [_values(other) for other in _of_experiments()]:
+        raise BadInput(
+            f"{PARAMS} has changes that are in no commit and no experiment, and a recipe goes over what is committed: "
+            f"commit them, say them again as -S KEY=VALUE, or put the file back ({BACK})"
+        )
+    return committed
+
+
+def committed() -> str:
+    """The text of params.yaml in the last commit; where there is none, that of the file."""
+    text = _git("show", f"HEAD:./{PARAMS}")
+    return PARAMS.read_text(encoding="utf-8") if text is None else text
+
+
+def _values(text: str) -> object:
+    try:
+        return parse_yaml(text, PARAMS)
+    except BadInput:
+        return None
+
+
+def _of_experiments() -> Iterator[str]:
+    """params.yaml in each experiment."""
+    for commit in set((_git("for-each-ref", "refs/exps", "--format=%(objectname)") or "").split()):
+        if text := _git("show", f"{commit}:./{PARAMS}"):
+            yield text
+
+
+def free_name(name: str) -> str:
+    """``name``, or with a number behind it, so that neither an experiment of this commit nor a queued one has it."""
+    head = (_git("rev-parse", "HEAD") or "").strip()
+    taken = {
+        line.rpartition("/")[2]
+        for line in (_git("for-each-ref", f"refs/exps/{head[:2]}/{head[2:]}", "--format=%(refname)") or "").split()
+    }
+    queued = _git("reflog", "show", "refs/exps/celery/stash", "--format=%gs") or ""
+    taken |= {line.rpartition(":")[2] for line in queued.splitlines()}
+    taken |= {name.rpartition("-")[0] for name in taken}  # a sweep calls its experiments sweep-1, sweep-2 …
+    number = 1
+    while (found := name if number == 1 else f"{name}-{number}") in taken:
+        number += 1
+    return found
+
+
+def unstage() -> None:
+    """Leave params.yaml as it is, but out of git's index, where DVC puts it."""
+    _git("reset", "-q", "--", str(PARAMS))
+
+
+def _git(*words: str) -> str | None:
+    """What git says; None where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BadInput("git is not installed; a recipe runs as an experiment of DVC, which needs it") from None
+    return done.stdout if done.returncode == 0 else None

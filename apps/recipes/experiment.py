@@ -1,0 +1,133 @@
+"""One `dvc exp run` of what was asked for, after which params.yaml has its comments, or is as it was."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.recipes import checkout, comments
+from apps.recipes.check import Asked
+from apps.recipes.words import alike
+from strata.run.door import BadInput, BadUsage
+from strata.run.files import write_text
+from strata.run.params import parse_yaml
+
+BACK = "git checkout HEAD -- params.yaml dvc.lock reports/summary.json && dvc checkout"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The words of a command line: ``changes`` those of -S, ``rest`` what only DVC understands.
+
+    ``elsewhere``: whether the working tree stays as it is, because the experiment runs in a folder of its own or later.
+    """
+
+    changes: list[str]
+    name: str | None
+    queue: bool
+    elsewhere: bool
+    rest: list[str]
+
+
+def parsed(words: Iterable[str]) -> Line:
+    """Sort the words of `dvc exp run`. KEY=VALUE alone is meant as -S KEY=VALUE. Raises BadUsage."""
+    parser = argparse.ArgumentParser(prog="src.run", add_help=False, exit_on_error=False)
+    parser.add_argument("-S", "--set-param", action="append", default=[])
+    parser.add_argument("-n", "--name")
+    for option in ("--queue", "--temp", "--dry"):
+        parser.add_argument(option, action="store_true")
+    try:
+        known, rest = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise BadUsage(f"{error.argument_name}: {error.message}") from None
+
+    changes = [*known.set_param, *(word for word in rest if "=" in word and not word.startswith("-"))]
+    for word in changes:
+        key, equals, _ = word.partition("=")
+        if not equals and not key.startswith("~"):
+            raise BadUsage(f"{word!r} is no KEY=VALUE, such as -S train.k=64")
+        if ":" in key:
+            raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
+    rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
+    return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, rest)
+
+
+def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
+    """Run ``asked`` as the experiment ``name``, over params.yaml with the text ``base``. Ends as DVC ends."""
+    several = len(asked.values) > 1
+    command = ["dvc", "exp", "run"]
+    if name:
+        command += ["--name", name]
+    if several or line.queue:
+        command.append("--queue")
+    for word in asked.words:
+        command += ["-S", word]
+
+    elsewhere = several or line.elsewhere
+    code = _kept(lambda: _dvc([*command, *line.rest]), base, None if elsewhere else asked.values[0])
+    if code:
+        sys.stderr.write(
+            f"run: dvc ended with {code}, and params.yaml is as it was before; what had finished is kept, and the same "
+            "command goes on from there\n"
+        )
+        raise SystemExit(code)
+
+    if several and not line.queue:
+        _start(len(asked.values))
+    elif not elsewhere:
+        _say(f"the report is reports/report.html; to go back to the state before: {BACK}")
+
+
+def _start(number: int) -> None:
+    """Start what was queued, in the background."""
+    if code := _dvc(["dvc", "queue", "start"]):
+        raise SystemExit(code)
+    _say(f"{number} experiments run one after another in the background; `dvc queue status` says how far they are")
+    _say("when they have ended, `dvc exp show --only-changed` compares them, and `python -m src.pareto` draws them")
+
+
+def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
+    """Call ``job`` with ``base`` in params.yaml, and mend what DVC leaves there.
+
+    ``values``: those that params.yaml has after a run that went well; None where it stays as it was.
+    """
+    before = checkout.PARAMS.read_text(encoding="utf-8")
+    if before != base:
+        write_text(checkout.PARAMS, base)
+    after, code = before, 1
+    try:
+        code = job()
+        if code == 0 and values is not None:
+            left = checkout.PARAMS.read_text(encoding="utf-8")
+            is_his = alike(parse_yaml(left, checkout.PARAMS)) == alike(values)
+            after = (comments.changed(base, values, checkout.PARAMS) or left) if is_his else left
+    finally:
+        write_text(checkout.PARAMS, after)
+        checkout.unstage()
+    return code
+
+
+def _dvc(command: Sequence[str]) -> int:
+    """Show a command of DVC's, and run it with the Python that this is."""
+    _say(shlex.join(command))
+    folder = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    try:
+        process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
+    except OSError as error:
+        raise BadInput(f"dvc could not be started: {error}") from None
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # DVC hears of it as well, and ends its stage first
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"run: {line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,60 @@
+"""`layers: all` and `layers: every 3`, written out: DVC makes a stage of each number, so params.yaml holds numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from strata.corpus import read
+from strata.corpus.knobs import LM
+from strata.layers import named
+from strata.run import params
+from strata.run.door import BadInput
+
+
+def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str, list[int]]:
+    """Of ``values`` of params.yaml, each key that says which layers by a word, as numbers: layers -> [0, 3, 6, 9].
+
+    ``depth``: how many blocks a model has; it is asked only where there is such a word.
+    """
+    extract = values.get("extract")
+    of_extract = extract.get("layers") if isinstance(extract, dict) else None
+    stated = {"layers": values.get("layers"), "extract.layers": of_extract}
+    words = {key: word for key, word in stated.items() if isinstance(word, str)}
+    if not words:
+        return {}
+
+    blocks = depth(params.check(values["fetch"]["lm"], LM, "fetch.lm"))
+    found = {}
+    for key, word in words.items():
+        try:
+            found[key] = named(word, blocks)
+        except BadInput:
+            raise BadInput(f"{key} is {word!r}; it must be a list of layers, all, or every 3") from None
+    return found
+
+
+def depth(lm: LM) -> int:
+    """How many blocks the model of ``fetch.lm`` has, by what fetch has brought, or by its configuration.
+
+    Of a hub model the configuration, a small file, is downloaded where it is not in the cache.
+    """
+    if lm.kind != read.LANGUAGE:
+        return 1
+    from apps.plan.model import belongs, local  # they import torch
+
+    folder = Path("data/lm")
+    if (folder / "meta.json").is_file() and belongs(meta := read.lm_meta(folder), lm):
+        return meta["blocks"]
+
+    from transformers import AutoConfig  # it takes two seconds
+
+    path = local(str(lm.source))
+    options = {} if path else {"revision": lm.revision}
+    try:
+        config = AutoConfig.from_pretrained(str(path or lm.source), trust_remote_code=lm.trust_remote_code, **options)
+    except (OSError, ValueError):
+        raise BadInput(
+            f"how many blocks {lm.source} has is not known yet; write the layers as numbers, or bring the model in "
+            "first: `dvc repro fetch_lm`, if params.yaml names it"
+        ) from None
+    return config.get_text_config().num_hidden_layers

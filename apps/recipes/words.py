@@ -1,0 +1,126 @@
+"""The words of `dvc exp run -S` that change params.yaml as a recipe does, in the grammar of DVC, which is Hydra's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from strata.run.door import BadInput
+from strata.run.params import dump_yaml, read_yaml
+
+PLAIN = re.compile(r"[A-Za-z_][\w-]*([./:][A-Za-z_][\w-]*)*", re.ASCII)  # text that needs no quotes
+RESERVED = {"null", "true", "false", "inf", "nan"}
+NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # a key inside {…}, which cannot be quoted
+SWEEP = re.compile(r"(choice|range)\(.*\)", re.DOTALL)  # several values, each of which makes an experiment
+
+
+def is_sweep(value: Any) -> bool:
+    """Whether a value of a recipe stands for several: choice(32, 64), range(1, 5)."""
+    return isinstance(value, str) and SWEEP.fullmatch(value.strip()) is not None
+
+
+def words(old: Mapping[Any, Any], new: Mapping[Any, Any], above: str = "") -> list[str]:
+    """The words that turn the values ``old`` into ``new``; a key that is the same has none.
+
+    >>> words({"train": {"k": 80, "lr": 0.1}, "seed": 0}, {"train": {"k": 8, "auxk": 0.0}, "seed": 0})
+    ['~train.lr', 'train.k=8', '+train.auxk=0.0']
+    """
+    found: list[str] = []
+    for name in [name for name in old if name not in new]:
+        if old[name] is None:
+            found.append(f"{above}{name}=0")  # DVC does not find a key whose value is null
+        found.append(f"~{above}{name}")
+
+    for name, value in new.items():
+        key = f"{above}{name}"
+        if name not in old:
+            found.append(f"+{key}={written(value)}")
+        elif isinstance(value, Mapping) and isinstance(old[name], Mapping):
+            found += words(old[name], value, f"{key}.")
+        elif {type(value), type(old[name])} == {dict, list}:
+            found += [f"~{key}", f"+{key}={written(value)}"]  # neither is merged with the other
+        elif alike(value) != alike(old[name]):
+            found.append(f"{key}={written(value)}")
+    return found
+
+
+def alike(value: Any) -> str:
+    """The same for equal values of equal types, however they are written: 1 is not True, and not 1.0.
+
+    A key may be a number or its text, because DVC makes text of it.
+    """
+    if isinstance(value, Mapping):
+        return repr(sorted((str(name), alike(inner)) for name, inner in value.items()))
+    if isinstance(value, list):
+        return repr([alike(inner) for inner in value])
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)  # not a kind of YAML's
+    return repr(kind(value) if kind else value)
+
+
+def written(value: Any) -> str:
+    """``value`` as it stands behind the = of a word. Raises BadInput for what the grammar cannot say."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_name(name)}:{written(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(written(inner) for inner in value) + "]"
+    text = str(value)
+    if is_sweep(text):
+        return text.strip()
+    return text if PLAIN.fullmatch(text) and text.lower() not in RESERVED else _quoted(text)
+
+
+def _name(name: Any) -> str:
+    """A key inside {…}."""
+    number = isinstance(name, int) and not isinstance(name, bool)
+    if not number and not (NAME.fullmatch(str(name)) and str(name).lower() not in RESERVED):
+        raise BadInput(f"the key {name!r} cannot be handed to dvc exp run; use letters, digits and _")
+    return str(name)
+
+
+def _quoted(text: str) -> str:
+    """``text`` in single quotes. A backslash counts only before a quote and, in text with ${, before that."""
+    text = re.sub(r"(\\*)\$\{", lambda place: place[1] * 2 + r"\${", text)  # or it would mean another key
+    text = re.sub(r"(\\*)'", lambda place: place[1] * 2 + r"\'", text)
+    ending = re.search(r"\\*\Z", text)
+    return f"'{text}{ending[0] if ending else ''}'"
+
+
+def applied(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """``values`` of params.yaml after `dvc exp run -S` with each of ``changes``, by DVC's own code."""
+    from dvc.exceptions import InvalidArgumentError  # DVC takes a while to import
+    from dvc.utils.hydra import apply_overrides
+
+    with TemporaryDirectory(prefix="strata-") as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(dump_yaml(dict(values)), encoding="utf-8")
+        try:
+            apply_overrides(path, list(changes))
+        except InvalidArgumentError as error:
+            raise BadInput(_reason(error)) from None
+        return read_yaml(path)
+
+
+def swept(changes: Sequence[str]) -> list[list[str]]:
+    """The words of each experiment that DVC makes of ``changes``: one, or with choice(…) several."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import get_hydra_sweeps, to_hydra_overrides
+    from hydra.errors import HydraException
+
+    try:
+        if not any(override.is_sweep_override() for override in to_hydra_overrides(list(changes))):
+            return [list(changes)]
+        return [found["params.yaml"] for found in get_hydra_sweeps({"params.yaml": list(changes)})]
+    except (DvcException, HydraException) as error:
+        raise BadInput(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """What Hydra says, on one line."""
+    return " ".join(str(error.__cause__ or error).split())
