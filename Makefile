@@ -47,7 +47,7 @@ git has no name for you yet, and dvc exp run needs one:
 endef
 export WRONG_PYTHON NEXT NO_NAME
 
-.PHONY: all help setup test check lint types tests ui serve dashboard clean
+.PHONY: all help setup run test check lint types tests ui serve dashboard clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup ## everything: environment, model, text, SAEs, report (13 to 18 minutes on 2 cores); plain `make` does this
@@ -55,6 +55,10 @@ all: setup ## everything: environment, model, text, SAEs, report (13 to 18 minut
 	dvc repro --quiet --force --single-item track
 	@echo "$$NEXT"
 	@git config user.email > /dev/null && git config user.name > /dev/null || echo "$$NO_NAME"
+
+# RECIPE=recipes/sentences.yaml, and WORDS='-S train.k=64' for what goes over it
+run: setup ## a recipe, that is a YAML file of changes to params.yaml, e.g. RECIPE=recipes/sentences.yaml
+	@python -m src.run $(RECIPE) $(WORDS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

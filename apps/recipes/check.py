@@ -36,6 +36,7 @@ def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM]
             sentence = f"{name} is no section of params.yaml{near(str(name), SECTIONS)}"
             raise _refusal(recipe, [(str(name),)], [], sentence)
 
+    recipe = _but_for(recipe, [tuple(_key(word).split(".")) for word in own])
     recipe, own = _with_numbers(base, recipe, own, depth)
     found = []
     for fixed in _fixed(recipe):
@@ -45,11 +46,24 @@ def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM]
                 raise _blamed(base, fixed, changes, sentence)
             found.append(values)
 
-    mine = {_key(word) for word in own}
-    ours = [word for word in words(base, over(base, recipe.values)) if _key(word) not in mine]
-    every = [*ours, *own]
+    every = [*words(base, over(base, recipe.values)), *own]
     _check_reading(base, every, found)
     return Asked(every, found)
+
+
+def _but_for(recipe: Recipe, keys: Sequence[Key]) -> Recipe:
+    """The recipe without values that the words replace."""
+    for key in keys:
+        if key in recipe.leaves():
+            recipe = replace(recipe, values=recipe.without(key))
+    return recipe
+
+
+def differences(several: Sequence[Values]) -> list[str]:
+    """What tells each of several experiments from the others: `train.k=32 train.latents=2048`."""
+    lines = [words({}, {".".join(key): value for key, value in leaves(values)}) for values in several]
+    common = set(lines[0]).intersection(*lines)
+    return [" ".join(word.removeprefix("+") for word in line if word not in common) for line in lines]
 
 
 def _with_numbers(
@@ -68,7 +82,7 @@ def _with_numbers(
     changes = recipe.values
     for key, listed in numbers.items():
         path = tuple(key.split("."))
-        if path in recipe.lines:
+        if path in recipe.leaves():
             changes = over(changes, _nested(path, listed))
     return replace(recipe, values=changes), spelled
 
