@@ -36,6 +36,12 @@ def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM]
             sentence = f"{name} is no section of params.yaml{near(str(name), SECTIONS)}"
             raise _refusal(recipe, [(str(name),)], [], sentence)
 
+    for word in own:
+        try:
+            swept([word])
+        except BadInput as refusal:
+            raise _refusal(recipe, [], [word], str(refusal)) from None
+
     recipe = _but_for(recipe, [tuple(_key(word).split(".")) for word in own])
     recipe, own = _with_numbers(base, recipe, own, depth)
     found = []

@@ -78,10 +78,10 @@ def written(value: Any) -> str:
 
 def _name(name: Any) -> str:
     """A key inside {…}."""
-    number = isinstance(name, int) and not isinstance(name, bool)
-    if not number and not (NAME.fullmatch(str(name)) and str(name).lower() not in RESERVED):
+    text = str(name)
+    if not text.isdecimal() and not (NAME.fullmatch(text) and text.lower() not in RESERVED):
         raise BadInput(f"the key {name!r} cannot be handed to dvc exp run; use letters, digits and _")
-    return str(name)
+    return text
 
 
 def _quoted(text: str) -> str:
@@ -122,5 +122,8 @@ def swept(changes: Sequence[str]) -> list[list[str]]:
 
 
 def _reason(error: Exception) -> str:
-    """What Hydra says, on one line."""
-    return " ".join(str(error.__cause__ or error).split())
+    """What Hydra says, on one line; of what it cannot parse, also what mostly helps."""
+    said = " ".join(str(error.__cause__ or error).split())
+    grammar, found, _ = said.partition(" See https://hydra.cc")
+    quotes = "; a list or object is written so: 'layers=[3,6]', a text with commas so: '{query: \"SELECT a, b\"}'"
+    return grammar + quotes if found else said
