@@ -96,8 +96,8 @@ class Train(Section):
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
         if self.encoder is not None and self.encoder.frozen and (self.rule == "gated" or self.resample_every):
-            what = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
-            raise ValueError(f"encoder.frozen is true, but {what} the encoder")
+            conflict = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
+            raise ValueError(f"encoder.frozen is true, but {conflict} the encoder")
         if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
             raise ValueError(
                 f"from_tune names {unknown[0]!r}, which is no knob of train{near(unknown[0], Train.model_fields)}"

@@ -244,9 +244,9 @@ def threshold_for(sae: SAE, blocks: Callable[[], Iterable[Tensor]], per_row: flo
     memory, only h above a floor are kept. The floor leaves 1.5 × ``per_row`` entries on each of the first rows; if that
     proves too few over all rows, all positive h are kept.
     """
-    first = next(iter(blocks()))[:FLOOR_ROWS]
-    h = sae.preactivations(first).flatten()
-    floor = float(h.topk(min(len(h), max(round(1.5 * per_row * len(first)), 1))).values[-1].clamp(min=0))
+    first_rows = next(iter(blocks()))[:FLOOR_ROWS]
+    h = sae.preactivations(first_rows).flatten()
+    floor = float(h.topk(min(len(h), max(round(1.5 * per_row * len(first_rows)), 1))).values[-1].clamp(min=0))
 
     for low in (floor, 0.0):
         candidate = replace(sae, k=None, threshold=torch.full_like(sae.b_enc, low))

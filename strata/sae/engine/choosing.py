@@ -83,14 +83,14 @@ def above(
     """Choose the entries where h exceeds ``low``."""
     rows, latents = bits.shape
     shift = FLOAT - 8 * bits.itemsize  # a bfloat16 is the upper half of a float32
-    found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    chosen, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     left = low - bias  # so that one vector is read with each row, not two
     for row in prange(rows):
         source, marks = bits[row], np.empty(latents, np.int8)
         for j in range(latents):
             marks[j] = np.int8(_float_of(np.int32(source[j]) << shift) > left[j])
-        counts[row] = _collect(marks, found[row])
-    return joined(found, counts)
+        counts[row] = _collect(marks, chosen[row])
+    return joined(chosen, counts)
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -102,7 +102,7 @@ def strongest(
     """Choose the ``least`` largest entries of each row and up to a quarter more, but only positive ones."""
     rows, latents = bits.shape
     shift = FLOAT - 8 * bits.itemsize
-    found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    chosen, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     for tile in prange(math.ceil(rows / TILE)):
         halves, marks, cut = np.empty(latents, np.int16), np.empty(latents, np.int8), np.int64(0)
         for row in range(tile * TILE, min((tile + 1) * TILE, rows)):
@@ -110,8 +110,8 @@ def strongest(
             # Bits of a bfloat16, rounded down: half as much to go through in each pass of the search.
             for j in range(latents):
                 halves[j] = np.int16(_bits_of(_float_of(np.int32(source[j]) << shift) + bias[j]) >> 16)
-            cut, counts[row] = take(halves, least, cut, marks, found[row])
-    return joined(found, counts)
+            cut, counts[row] = take(halves, least, cut, marks, chosen[row])
+    return joined(chosen, counts)
 
 
 @njit(inline="always")
@@ -147,12 +147,12 @@ def _cut(
     positive. Floats that are not negative have the order of their bits. Steps that double lead from ``guess`` past c,
     then bisection leads back to it. Each count is one pass over a short row.
     """
-    low, high, found, step, middle = 0, infinity, len(ints) + 1, 8, guess
-    while high - low > 1 and found > most:
+    low, high, exceeding, step, middle = 0, infinity, len(ints) + 1, 8, guess
+    while high - low > 1 and exceeding > most:
         middle = min(max(middle, low + 1), high - 1)
         n = _count(ints, ints.dtype.type(middle))
         if n >= least:
-            low, found = middle, n
+            low, exceeding = middle, n
         else:
             high = middle
         if high == infinity:
@@ -217,11 +217,11 @@ def largest(
         counts[row + 1] = n
     ends = counts.cumsum()
 
-    found, kept = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.float32)
+    kept_latents, kept_values = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.float32)
     for row in prange(rows):
         n = ends[row]
         for entry in range(starts[row], starts[row + 1]):
             if bits[entry] > cuts[row] + (entry >= limits[row]):
-                found[n], kept[n] = latents[entry], values[entry]
+                kept_latents[n], kept_values[n] = latents[entry], values[entry]
                 n += 1
-    return ends, found, kept
+    return ends, kept_latents, kept_values

@@ -35,17 +35,17 @@ def dot_kernel(
     end = tl.load(starts + row + 1)
     for first in range(tl.load(starts + row), end, ENTRIES):
         entry = first + tl.arange(0, ENTRIES)
-        there = entry < end
-        latent = tl.load(latents + entry, mask=there, other=0)
+        is_entry = entry < end
+        latent = tl.load(latents + entry, mask=is_entry, other=0)
         total = tl.zeros((ENTRIES, COLUMNS), tl.float32)
         for left in range(0, width, COLUMNS):
             column = left + tl.arange(0, COLUMNS)
             inside = column < width
             a = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-            mask = there[:, None] & inside[None, :]
+            mask = is_entry[:, None] & inside[None, :]
             b = tl.load(weight + latent[:, None] * width + column[None, :], mask=mask, other=0.0).to(tl.float32)
             total += a[None, :] * b
-        tl.store(out + entry, tl.sum(total, 1), mask=there)
+        tl.store(out + entry, tl.sum(total, 1), mask=is_entry)
 
 
 @triton.jit
@@ -71,10 +71,10 @@ def sum_kernel(
     total = tl.zeros((COLUMNS,), tl.float32)
     for first in range(tl.load(starts + segment), end, ENTRIES):
         entry = first + tl.arange(0, ENTRIES)
-        there = entry < end
-        index = tl.load(indices + entry, mask=there, other=0)
-        value = tl.load(values + entry, mask=there, other=0.0).to(tl.float32)
-        mask = there[:, None] & inside[None, :]
+        is_entry = entry < end
+        index = tl.load(indices + entry, mask=is_entry, other=0)
+        value = tl.load(values + entry, mask=is_entry, other=0.0).to(tl.float32)
+        mask = is_entry[:, None] & inside[None, :]
         row = tl.load(matrix + index[:, None] * width + column[None, :], mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(value[:, None] * row, 0)
     tl.store(out + segment * width + column, total, mask=inside)
@@ -102,9 +102,9 @@ def add_kernel(
         place = out + tl.load(latents + piece) * width + column
         total = tl.load(place, mask=inside, other=0.0)
         for first in range(piece, end, ENTRIES):
-            one = first + tl.arange(0, ENTRIES)
-            mask = (one < end)[:, None] & inside[None, :]
-            total += tl.sum(tl.load(pieces + one[:, None] * width + column[None, :], mask=mask, other=0.0), 0)
+            index = first + tl.arange(0, ENTRIES)
+            mask = (index < end)[:, None] & inside[None, :]
+            total += tl.sum(tl.load(pieces + index[:, None] * width + column[None, :], mask=mask, other=0.0), 0)
         tl.store(place, total, mask=inside)
 
 

@@ -43,9 +43,9 @@ def _dots(
     latents,  # (entries,) int64
     first,  # int, the first entry to compute
     end,  # int, the entry after the last
-    found,  # (entries,), changed in place
+    dots,  # (entries,), changed in place
 ):  # pragma: no cover
-    """Set found[e] = x · weight[latents[e]] for the entries e from ``first`` to ``end`` - 1."""
+    """Set dots[e] = x · weight[latents[e]] for the entries e from ``first`` to ``end`` - 1."""
     e = first
     while e + 4 <= end:
         w0, w1, w2, w3 = (weight[latents[e]], weight[latents[e + 1]], weight[latents[e + 2]], weight[latents[e + 3]])
@@ -55,13 +55,13 @@ def _dots(
             s1 += x[j] * w1[j]
             s2 += x[j] * w2[j]
             s3 += x[j] * w3[j]
-        found[e], found[e + 1], found[e + 2], found[e + 3] = s0, s1, s2, s3
+        dots[e], dots[e + 1], dots[e + 2], dots[e + 3] = s0, s1, s2, s3
         e += 4
     while e < end:
         w0, s0 = weight[latents[e]], np.float32(0)
         for j in range(len(x)):
             s0 += x[j] * w0[j]
-        found[e] = s0
+        dots[e] = s0
         e += 1
 
 
@@ -148,7 +148,7 @@ def sample(
 ) -> NDArray[np.float32]:  # pyright: ignore[reportReturnType]
     """Return x[row] · weight[latent] + bias[latent] for each entry, (entries,)."""
     rows, width = x.shape
-    found = np.empty(len(latents), np.float32)
+    dots = np.empty(len(latents), np.float32)
     tile, block = _blocks(len(latents), rows, len(weight), width)
     for number in prange(math.ceil(rows / tile)):
         first, end = number * tile, min((number + 1) * tile, rows)
@@ -157,10 +157,10 @@ def sample(
             for row in range(first, end):
                 entry = entries[row - first]
                 entries[row - first] = _until(latents, entry, starts[row + 1], stop)
-                _dots(x[row], weight, latents, entry, entries[row - first], found)
+                _dots(x[row], weight, latents, entry, entries[row - first], dots)
                 for e in range(entry, entries[row - first]):
-                    found[e] += bias[latents[e]]
-    return found
+                    dots[e] += bias[latents[e]]
+    return dots
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

@@ -44,8 +44,8 @@ def _write(builder: Builder, value: Value, address: Value, number: int) -> None:
 def _everywhere(builder: Builder, value: Value, kind: ir.VectorType) -> Value:
     """Fill all lanes of a register with ``value``."""
     nothing = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(nothing, value, INT(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(INTS, [0] * LANES))
+    lane_0 = builder.insert_element(nothing, value, INT(0))
+    return builder.shuffle_vector(lane_0, nothing, ir.Constant(INTS, [0] * LANES))
 
 
 def _multiplied(builder: Builder, q: Value, words: Value, panel: Value, start: Value) -> Tile:

@@ -71,7 +71,7 @@ def above(rows, latents, q, row_scales, panels, start, scales, bias, low) -> Csr
     ``rows`` and ``latents``: how many there are without the padding. Other arrays: see the top of this file.
     """
     words, size = panels.shape[1], _block(rows)
-    found, counts = np.empty((rows, latents), np.int32), np.zeros(rows, np.int64)
+    chosen, counts = np.empty((rows, latents), np.int32), np.zeros(rows, np.int64)
     for block in prange(math.ceil(rows / size)):
         marks = np.empty(TALL, np.uint64)
         for panel in range(len(panels)):
@@ -87,11 +87,11 @@ def above(rows, latents, q, row_scales, panels, start, scales, bias, low) -> Csr
                 for i in range(min(TALL, rows - row)):
                     word, n = marks[i], counts[row + i]
                     while word:
-                        found[row + i, n] = first + lowest(word)
+                        chosen[row + i, n] = first + lowest(word)
                         word &= word - np.uint64(1)
                         n += 1
                     counts[row + i] = n
-    return joined(found, counts)
+    return joined(chosen, counts)
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -101,7 +101,7 @@ def strongest(rows, latents, q, row_scales, panels, start, scales, bias, least) 
     ``rows`` and ``latents``: how many there are without the padding. Other arrays: see the top of this file.
     """
     words, padded, size = panels.shape[1], len(bias), _block(rows)
-    found, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
+    chosen, counts = np.empty((rows, latents), np.int32), np.empty(rows, np.int64)
     for block in prange(math.ceil(rows / size)):
         halves, marks, cut = np.empty((size, padded), np.int16), np.empty(latents, np.int8), np.int64(0)
         begin, end = block * size, min((block + 1) * size, rows)
@@ -116,8 +116,8 @@ def strongest(rows, latents, q, row_scales, panels, start, scales, bias, least) 
                     padded, halves[row - begin, first:].ctypes.data,
                 )  # fmt: skip
         for row in range(begin, end):
-            cut, counts[row] = take(halves[row - begin, :latents], least, cut, marks, found[row])
-    return joined(found, counts)
+            cut, counts[row] = take(halves[row - begin, :latents], least, cut, marks, chosen[row])
+    return joined(chosen, counts)
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)

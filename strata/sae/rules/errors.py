@@ -40,14 +40,14 @@ def _fused(kind: Nonlinearity, y: Tensor) -> bool:
 
 def outputs(codes: Tensor, decoder: Tensor, b_dec: Tensor, pattern: Pattern, ends: list[int]) -> list[Tensor]:
     """Return z[:, :end] W_dec[:end] + b_dec, (row, width), for each of ``ends``."""
-    output, nested_outputs, first = b_dec, [], 0
+    output, nested_outputs, first_latent = b_dec, [], 0
     sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     for part in decoder.split(sizes):  # the gradient of a split takes one copy, that of slices one for each
-        inside = (pattern.latents >= first) & (pattern.latents < first + len(part))
+        inside = (pattern.latents >= first_latent) & (pattern.latents < first_latent + len(part))
         group = pattern.keep(inside)
-        output = output + decode(codes[inside], part, Pattern(group.starts, group.latents - first, len(part)))
+        output = output + decode(codes[inside], part, Pattern(group.starts, group.latents - first_latent, len(part)))
         nested_outputs.append(output)
-        first += len(part)
+        first_latent += len(part)
     return nested_outputs
 
 

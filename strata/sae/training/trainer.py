@@ -198,9 +198,11 @@ class Trainer:
         """Raise BadInput if ``step`` shows that training has diverged."""
         if math.isfinite(step.loss) and step.fvu < DIVERGED:
             return
-        what = f"the loss is {step.loss}" if not math.isfinite(step.loss) else f"the error is {step.fvu:.0f} × variance"
+        symptom = (
+            f"the loss is {step.loss}" if not math.isfinite(step.loss) else f"the error is {step.fvu:.0f} × variance"
+        )
         cure = f"lower train.lr ({self.knobs.lr}) or raise train.warmup ({self.knobs.warmup})"
-        raise BadInput(f"training diverged at step {self.done}: {what}; {cure}")
+        raise BadInput(f"training diverged at step {self.done}: {symptom}; {cure}")
 
     def _resample(self, run: Pass) -> None:
         """Begin anew with the latents that were silent for an epoch: new directions, no moments."""
