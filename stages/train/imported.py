@@ -1,4 +1,4 @@
-"""An SAE that is judged instead of trained: `train.from`."""
+"""Open the SAE that `train.from` names. It is judged without being trained."""
 
 import re
 import sys
@@ -21,25 +21,34 @@ from strata.sae.training import training
 from strata.sae.training.autoencoder import Autoencoder, fold
 from strata.sae.training.fit import Fitted
 
-HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be compared
+HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # names of hooks that can be compared with ours
 
 
 def take(
     given: From, rows: Activations, knobs: Train, seed: int, device: torch.device
 ) -> tuple[Fitted, SAE, Train, dict[str, Any]]:
-    """The SAE as if it were trained, without a history; the untrained one; knobs that say what it is; what its
-    cfg.json tells of where it belongs."""
+    """Open the imported SAE, and return what a training would have left.
+
+    Returns the result with this SAE and no history, the untrained SAE, knobs that describe the SAE, and the metadata
+    of its `cfg.json`.
+    """
     sae, config = load(given, rows)
+
+    # One model has several names, so another name is no error.
     metadata, ours = config.get("metadata") or {}, rows.meta["model"]["name"]
-    if (theirs := metadata.get("model_name")) not in (None, ours):  # one model has several names
+    if (theirs := metadata.get("model_name")) not in (None, ours):
         sys.stderr.write(f"train: {given.folder} is said to be for {theirs}; it is judged on activations of {ours}\n")
+
     sae = sae.to(device)
     knobs = described(sae, config, rows, knobs)
     return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, metadata
 
 
 def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
-    """The SAE and its configuration. Raises BadInput for other bytes than were pinned, another width or hook."""
+    """Read the SAE and its configuration.
+
+    Raises BadInput where its bytes are not those that were pinned, or where its width or hook is not that of ``rows``.
+    """
     places = (Path(given.folder), main_root() / given.folder)
     folder = next((place for place in places if (place / disk.CONFIG).is_file()), None)
     if folder is None:
@@ -47,8 +56,9 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
             f"params.yaml: train.from names {given.folder}, which holds no {disk.CONFIG}; "
             f"`python -m src.convert SOURCE {given.folder}` makes an SAE's folder"
         )
-    if (found := disk.fingerprint(folder)) != given.sha256:
-        raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {found}")
+    if (actual_hash := disk.fingerprint(folder)) != given.sha256:
+        raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {actual_hash}")
+
     sae, config = disk.load(folder)
     if sae.groups is not None:
         raise BadInput(
@@ -57,6 +67,7 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
         )
     if sae.width != rows.width:
         raise BadInput(f"{given.folder} is for width {sae.width}, but layer {rows.layer} has width {rows.width}")
+
     theirs, ours = (config.get("metadata") or {}).get("hook_name"), hook_name(rows)
     if isinstance(theirs, str) and HERE.fullmatch(theirs) and _point(theirs) != _point(ours):
         raise BadInput(
@@ -66,14 +77,14 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
 
 
 def _point(hook: str) -> str:
-    """What a block reads is what the one before it wrote."""
+    """Return one name for each place in the model: what a block reads is what the block before it wrote."""
     before = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_resid_pre", hook)
     return f"blocks.{int(before.group(1)) - 1}.hook_resid_post" if before else hook
 
 
 @torch.inference_mode()
 def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train) -> Train:
-    """``knobs`` that say what the SAE is: its own latents, as k its l0 on the validation rows, and what trained it."""
+    """Return ``knobs`` that describe the SAE: its rule, its latents, and as k its l0 on the validation rows."""
     first, end = rows.split("validation")
     if first == end:
         raise BadInput("there are no validation rows to count active latents on; raise fetch.corpus.validation")
@@ -84,7 +95,7 @@ def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train)
 
 
 def untrained(sae: SAE, rows: Activations, knobs: Train, seed: int) -> SAE:
-    """What a training of ``knobs`` would begin with, with top-k."""
+    """Return the SAE that a training with ``knobs`` would begin with, with top-k."""
     device = sae.decoder.device
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(rows.width, knobs.latents, random, knobs.init, sae.decoder_activation).to(device)

@@ -38,9 +38,13 @@ HISTORY: tuple[str, ...] = (
 def measure(
     sae: SAE, untrained: SAE, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
 ) -> tuple[dict[str, Any], Tensor]:
-    """What `reports/train/<L>.json` says of the SAE, and each latent's firing frequency over all stored rows.
+    """Measure the SAE and its controls on the test rows.
 
-    ``lm`` None (activations of no language model) leaves every ce metric null.
+    ``untrained``: the SAE that the training began with, one of the controls. Without an ``lm``, for activations of no
+    language model, every ce metric is None.
+
+    Returns what `reports/train/<L>.json` says of the SAE, and the share of all stored rows on which each latent is
+    active, (latent,) float64.
     """
     device = sae.decoder.device
     mean = activations.mean.to(device)
@@ -55,12 +59,15 @@ def measure(
         "untrained": untrained.reconstruct,
     }
     hook = activations.meta["hook"]
-    found, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
-    counts = quality.firing_counts(sae, blocks(0, activations.rows))
-    for values in found.values():
-        values["dead"] = None  # one pass over all stored rows is for the SAE alone
-    found["sae"]["dead"] = float((counts == 0).float().mean())
+    metrics, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
 
+    # Dead latents take a pass over all stored rows, which only the SAE gets.
+    counts = quality.firing_counts(sae, blocks(0, activations.rows))
+    for candidate_metrics in metrics.values():
+        candidate_metrics["dead"] = None
+    metrics["sae"]["dead"] = float((counts == 0).float().mean())
+
+    # The outliers among the test rows, with their commonest tokens as text.
     tokens, _ = contexts.rows("test")
     test = activations.blocks(*activations.split("test"))
     outliers = quality.outliers(test, torch.from_numpy(tokens), activations.median_norm)
@@ -68,6 +75,7 @@ def measure(
         {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
         for token, count in outliers["tokens"]
     ]
+
     rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
     frequency = counts.double() / activations.rows
     return {
@@ -80,8 +88,8 @@ def measure(
         "batch_size": knobs.batch_size,
         "epochs": knobs.epochs,
         "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
-        "test": found.pop("sae"),
-        "controls": found,
+        "test": metrics.pop("sae"),
+        "controls": metrics,
         "outliers": outliers,
         "density": _histogram(frequency),
         **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
@@ -89,7 +97,10 @@ def measure(
 
 
 def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
-    """Counts of latents by log10 of their firing frequency, from one in a million to always; the dead are left out."""
+    """Count latents by log10 of their firing ``frequency`` (latent,), from one row in a million to every row.
+
+    Dead latents are left out.
+    """
     edges = np.linspace(-6, 0, bins + 1)
     alive = frequency[frequency > 0].log10().clamp(-6, 0).numpy()
     return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
@@ -98,10 +109,10 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
 def metadata(
     activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them.
+    """Return what `cfg.json` tells other tools about where the SAE belongs. Where SAELens has a name, it is used.
 
-    ``given``: the metadata with which an SAE came that was not trained here, kept as they are; with what k it was
-    trained is not known here. None for one that was.
+    ``test``: the SAE's metrics on the test rows. ``given``: the metadata of an imported SAE, which are passed through
+    unchanged, and whose k in training is not known; None for an SAE that was trained here.
     """
     meta = activations.meta
     origin = (given or {}).get("imported_from")
@@ -128,18 +139,18 @@ def metadata(
 
 
 def hook_name(activations: Activations) -> str:
-    """Where the rows come from, by SAELens's name."""
+    """Return SAELens's name of the place in the model where the rows come from; for documents, the hook as it is."""
     hook = activations.meta["hook"]
     return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
 
 
 def _of_tokens(activations: Activations) -> bool:
-    """Else rows are documents, and there are no blocks."""
+    """Whether rows are tokens of a language model. Otherwise they are documents, and there are no blocks."""
     return activations.meta["hook"] in get_args(Hook)
 
 
 def history_csv(history: list[dict[str, Any]]) -> str:
-    """The history as CSV; a validation column is empty where nothing was validated."""
+    """Write the history as CSV. The validation columns are empty for steps without a validation."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
     writer.writeheader()

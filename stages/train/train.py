@@ -1,4 +1,4 @@
-"""Stage train@L: one layer's SAE, judged on held-out text."""
+"""Stage train@L: train one layer's SAE, or take an imported one, and judge it on held-out text."""
 
 import sys
 from contextlib import nullcontext
@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.train import imported
-from stages.train import judge as room
+from stages.train import imported, judge
 from strata import auto
 from strata.corpus import read
 from strata.device import launch
@@ -40,37 +39,49 @@ def main(
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
+
+    # The knobs: the section, the values of it that tune found, and what by_layer says of this layer.
     section, size = params.load("train", dict), auto.size_of(rows.meta)
-    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    own = read_json(Path(override))
-    knobs = training.knobs_of(section, best, own, rows.layer, size)
-    launch.share(knobs.micro_batches, "train.micro_batches")  # refused here, before the processes meet
-    quality.check_held_out(rows, "test")  # and not after the training
+    best_values = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    layer_values = read_json(Path(override))
+    knobs = training.knobs_of(section, best_values, layer_values, rows.layer, size)
+
+    # Refuse what cannot work before the processes meet, and before the training.
+    launch.share(knobs.micro_batches, "train.micro_batches")
+    quality.check_held_out(rows, "test")
     targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
+
     machine = params.load("machine", Machine)
     device = start(machine)
     keep_memory()
 
     def write(fitted: Fitted, untrained: SAE, knobs: Train, given: dict[str, Any] | None) -> None:
-        found, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, given, device)
-        found["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
+        """Judge the best SAE, and write all checkpoints, the curve and the report."""
+        result, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, given, device)
+        result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
+
         for name, sae in fitted.saes.items():
-            best = name == "best"
-            folder = Path(target) if best else Path(target) / name
-            disk.save(folder, sae, metadata, frequency if best else None)
-        write_text(Path(curve), room.history_csv(fitted.history))
+            is_best = name == "best"
+            folder = Path(target) if is_best else Path(target) / name
+            disk.save(folder, sae, metadata, frequency if is_best else None)
+
+        write_text(Path(curve), judge.history_csv(fitted.history))
         hashes = {"weights": sha256(Path(target) / disk.WEIGHTS), "curve": sha256(Path(curve))}
-        write_json(Path(report), {**found, **hashes})
-        if worse := shortfall.of_layer(found, fitted.history):
+        write_json(Path(report), {**result, **hashes})
+        if worse := shortfall.of_layer(result, fitted.history):
             sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
 
     if launch.rank() == 0 and knobs.from_ is None:
-        auto.tell(f"train {rows.layer}", {**section, **best, **own}, knobs.model_dump(), size)
+        auto.tell(f"train {rows.layer}", {**section, **best_values, **layer_values}, knobs.model_dump(), size)
+
+    # An imported SAE is judged, not trained, and that takes one process.
     if knobs.from_ is not None:
         if launch.rank() == 0:
-            write(*imported.take(knobs.from_, rows, knobs, seed, device))
+            fitted, untrained, described, given = imported.take(knobs.from_, rows, knobs, seed, device)
+            write(fitted, untrained, described, given)
         return
 
+    # Whatever the result depends on. Unfinished work with the same facts is continued.
     facts = {
         "activations": rows.meta,
         "train": knobs.model_dump(),
@@ -96,9 +107,12 @@ def _judged(
     given: dict[str, Any] | None,
     device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
-    """What the report and `cfg.json` say of the SAE, and how often each latent is active."""
+    """Open the language model, if there is one, and measure the SAE on held-out text.
+
+    Returns the report, the metadata for `cfg.json`, and the share of rows on which each latent is active, (latent,).
+    """
     source, options = read.lm_path(lm)
     speechless = read.speechless(read.lm_meta(lm))
     model = None if speechless else load(source, DTYPES[rows.meta["forward"]], device, **options)
-    found, frequency = room.measure(sae, untrained, rows, contexts, model, knobs)
-    return found, room.metadata(rows, contexts, knobs, found["test"], given), frequency
+    result, frequency = judge.measure(sae, untrained, rows, contexts, model, knobs)
+    return result, judge.metadata(rows, contexts, knobs, result["test"], given), frequency

@@ -1,1 +1,1 @@
-"""What an SAE is worth: error, sparsity, cross-entropy, controls and targets."""
+"""What an SAE is worth: error, sparsity, cross-entropy, and the controls that it must beat."""

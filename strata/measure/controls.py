@@ -1,4 +1,4 @@
-"""What an SAE must beat: reconstructors of equal sparsity that have learned nothing sparse, or nothing at all."""
+"""Controls that an SAE must beat: reconstructors that have learned nothing sparse, or nothing at all."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from strata.measure.quality import Reconstruct
 
 
 def mean(mean_row: Tensor) -> Reconstruct:
-    """x̂ = the mean of the training rows; nothing is active."""
+    """Return a reconstructor that always answers with the mean of the training rows; no latent is active."""
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean_row.expand_as(x), torch.zeros(len(x), device=x.device)
@@ -18,9 +18,10 @@ def mean(mean_row: Tensor) -> Reconstruct:
 
 
 def principal(blocks: Iterable[Tensor], mean_row: Tensor) -> Tensor:
-    """Principal components of the rows of ``blocks`` around ``mean_row``, (width, component), the leading ones first.
+    """Compute the principal components of the rows of ``blocks`` around ``mean_row`` (width,).
 
-    One pass: the covariance of each block in float32, their sum in float64; (width, width) of memory.
+    Returns (width, component), the leading components first. It takes one pass over the blocks and (width, width) of
+    memory. The covariance of each block is in float32, their sum in float64.
     """
     width = len(mean_row)
     covariance = torch.zeros(width, width, dtype=torch.float64, device=mean_row.device)
@@ -31,7 +32,10 @@ def principal(blocks: Iterable[Tensor], mean_row: Tensor) -> Tensor:
 
 
 def pca(blocks: Iterable[Tensor], mean_row: Tensor, components: int) -> Reconstruct:
-    """x̂ from the ``components`` leading principal components of the training rows: as many numbers a token as l0."""
+    """Return a reconstructor from the ``components`` leading principal components of the training rows.
+
+    With ``components`` = k it uses as many numbers for a token as an SAE with k active latents.
+    """
     basis = principal(blocks, mean_row)[:, :components]
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How good a reconstruction is. Sums over the whole set in float64; nothing is an average of averages."""
+"""Metrics of a reconstruction. Sums over the whole set are in float64, and nothing is an average of averages."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,14 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-12  # of a sum in float64
+ROUNDING = 1e-12  # the relative error that a sum in float64 may have
 OUTLIER = 3.0  # a row is an outlier when its norm exceeds this times the layer's median norm
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Rows x and their reconstructions x̂, row by row: ‖x − x̂‖², ‖x‖², their cosine and the active latents, (row,) each.
-    ``total``: (width,) Σx, float64."""
+    """Rows x compared with their reconstructions x̂.
+
+    For each row, (row,): ``error`` ‖x − x̂‖², ``squares`` ‖x‖², the ``cosine`` of x and x̂, and the number of ``active``
+    latents. ``total``: Σx over the rows, (width,) float64.
+    """
 
     error: Tensor
     squares: Tensor
@@ -22,27 +25,36 @@ class Compared:
     total: Tensor
 
     def of(self, kept: Tensor, x: Tensor) -> "Compared":
-        """Those of the rows ``kept`` (row,) bool, of all rows ``x``; quick where that is most of them."""
+        """Restrict to the rows where ``kept`` (row,) is True. ``x``: all rows (row, width).
+
+        The dropped rows are subtracted from the total, so this is quickest where few rows are dropped.
+        """
         rows = (self.error[kept], self.squares[kept], self.cosine[kept], self.active[kept])
         return Compared(*rows, self.total - x[~kept].sum(0, dtype=torch.float64))
 
 
 class Sums(NamedTuple):
-    """Of rows alone, in float64, because their variance is a small difference of large numbers: ‖x‖² (row,), Σx
-    (width,)."""
+    """What :func:`compared` needs of the rows x alone: ``squares`` ‖x‖² (row,) and ``total`` Σx (width,).
+
+    Both are float64, because the variance is a small difference of such large numbers.
+    """
 
     squares: Tensor
     total: Tensor
 
 
 def sums(x: Tensor) -> Sums:
-    """``x``: (row, width)."""
+    """Return the :class:`Sums` of ``x`` (row, width)."""
     x = x.double()
     return Sums(torch.linalg.vecdot(x, x), x.sum(0))
 
 
 def compared(x: Tensor, reconstruction: Tensor, active: Tensor, own: Sums | None = None) -> Compared:
-    """``x``, ``reconstruction``: (row, width); ``active``: (row,) active latents; ``own``: :func:`sums` of ``x``."""
+    """Compare rows with their reconstructions.
+
+    ``x``, ``reconstruction``: (row, width). ``active``: (row,) numbers of active latents. ``own``: the :func:`sums` of
+    ``x``, where they are known already.
+    """
     dot, (squares, total) = torch.linalg.vecdot, own or sums(x)
     difference = x - reconstruction
     norms = (squares * dot(reconstruction, reconstruction)).sqrt().clamp(min=1e-30)
@@ -51,7 +63,7 @@ def compared(x: Tensor, reconstruction: Tensor, active: Tensor, own: Sums | None
 
 @dataclass
 class Errors:
-    """Running sums for rows x and reconstructions x̂ of some width."""
+    """Running sums over rows x and reconstructions x̂: the number of rows, and the sums of :class:`Compared`."""
 
     rows: int = 0
     error: float = 0.0
@@ -61,7 +73,7 @@ class Errors:
     active: int = 0
 
     def add(self, found: Compared) -> None:
-        """Some more rows."""
+        """Add the rows that were compared."""
         self.rows += len(found.error)
         self.error += float(found.error.sum(dtype=torch.float64))
         self.squares += float(found.squares.sum(dtype=torch.float64))
@@ -71,27 +83,31 @@ class Errors:
 
     @property
     def variance(self) -> float:
-        """Σ‖x − mean‖² over the rows seen; what is no more than rounding is 0."""
-        found = self.squares - float(self.total.square().sum()) / max(self.rows, 1)
-        return found if found > ROUNDING * self.squares else 0.0
+        """Σ‖x − mean‖² over the rows seen; 0 where it could be no more than rounding."""
+        variance = self.squares - float(self.total.square().sum()) / max(self.rows, 1)
+        return variance if variance > ROUNDING * self.squares else 0.0
 
     def fvu(self) -> float | None:
-        """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². None where there is no variance."""
+        """Return the fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖²; None where there is no variance."""
         return self.error / self.variance if self.variance > 0 else None
 
     def mse(self, scale: float) -> float:
-        """Mean squared error of an element on the training scale (raw activations × ``scale``)."""
+        """Return the mean squared error of an element on the training scale (raw activations × ``scale``)."""
         return scale**2 * self.error / (self.rows * len(self.total))
 
     def l0(self) -> float:
-        """Mean number of active latents a row."""
+        """Return the mean number of active latents in a row."""
         return self.active / self.rows
 
     def mean_cosine(self) -> float:
+        """Return the mean cosine between a row and its reconstruction."""
         return self.cosine / self.rows
 
 
 def ce_recovered(ce_ablated: float, ce_sae: float, ce_clean: float) -> float | None:
-    """(CE_ablated − CE_sae) / (CE_ablated − CE_clean): 1 is as good as the model itself, 0 as bad as the ablation."""
+    """Return (CE_ablated − CE_sae) / (CE_ablated − CE_clean); None where the ablation does no harm.
+
+    1 is as good as the model itself, 0 as bad as the ablation.
+    """
     gap = ce_ablated - ce_clean
     return (ce_ablated - ce_sae) / gap if gap > 0 else None

@@ -1,1 +1,1 @@
-"""Rows of activations: in shards on disk or in memory, in shuffled batches."""
+"""Rows of activations, in shards on disk or in memory, and shuffled batches of them."""

@@ -1,9 +1,9 @@
-"""Stored rows -> shuffled batches, in memory that does not depend on how many rows there are.
+"""Shuffle stored rows into batches, in memory that does not depend on how many rows there are.
 
 An epoch visits chunks of neighbouring rows in a random order, gathers as many as fit a window, and shuffles the rows
-of the window. With a window as large as the data that is a perfect shuffle. Each row comes at most once an epoch: what
-does not fill a last batch of a window is left out, other rows each time. Which rows a step sees is a function of the
-seed and the step alone, so that training can go on anywhere.
+of the window. A window as large as the data gives a perfect shuffle. Each row comes at most once an epoch. Rows that do
+not fill the last batch of a window are left out; these are other rows in each epoch. Which rows a step sees depends on
+the seed and the step alone, so that training can go on from any step.
 """
 
 import sys
@@ -23,8 +23,10 @@ CHUNK = 256  # rows read together: 0.3 MB at width 640
 
 
 class Rows(Protocol):
-    """One layer's activations, as extract's reader opens them; ``scale``, ``mean``, ``median_norm`` of the training
-    rows."""
+    """One layer's activations, as extract's reader opens them.
+
+    ``scale``, ``mean`` (width,) and ``median_norm`` are those of the training rows.
+    """
 
     @property
     def layer(self) -> int: ...
@@ -37,21 +39,25 @@ class Rows(Protocol):
     @property
     def median_norm(self) -> float: ...
     def split(self, name: str) -> tuple[int, int]:
-        """First row of train, validation or test, and the row after its last."""
+        """Return the first row of train, validation or test, and the row after its last."""
         ...
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows first … end-1, (row, width) in bfloat16."""
+        """Return the rows ``first`` to ``end`` - 1, (row, width) in bfloat16."""
         ...
 
     def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
-        """The same in order, in blocks of ``rows``."""
+        """Yield the rows ``first`` to ``end`` - 1 in order, in blocks of ``rows``."""
         ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """The rows first … end-1 of some activations in shuffled batches of ``batch`` rows."""
+    """The rows ``first`` to ``end`` - 1 of some activations, in shuffled batches of ``batch`` rows.
+
+    ``window``: about how many rows are in memory and shuffled together. Raises BadInput where there are fewer rows than
+    a batch has.
+    """
 
     activations: Rows
     first: int
@@ -68,42 +74,49 @@ class Shuffled:
             )
 
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; the same in every epoch."""
+        """Return the number of batches in an epoch, which is the same in every epoch."""
         rows = self.end - self.first
         full, rest = divmod(rows, self._window_rows)
         return full * (self._window_rows // self.batch) + rest // self.batch
 
     @property
     def _window_rows(self) -> int:
-        """A whole number of batches and chunks, so that no window but the last leaves rows out."""
+        """Rows of a window: a whole number of batches and of chunks, so that only the last window leaves rows out."""
         unit = int(np.lcm(self.batch, CHUNK))
         return max(self.window // unit, 1) * unit
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Tensor]:
-        """Batches (row, width) in bfloat16 of epoch ``number``, without the first ``skip``, which are not read."""
+        """Yield the batches of epoch ``number``, (row, width) in bfloat16, without the first ``skip`` of them.
+
+        Windows that are skipped as a whole are not read.
+        """
         random = np.random.default_rng([self.seed, number])
         rows = self.end - self.first
+
+        # The last chunk may be short. It goes to the end, so that all windows but the last are full.
         chunks = random.permutation(-(-rows // CHUNK))
-        short = chunks == len(chunks) - 1  # the last chunk may be short: it goes to the end, so that windows stay full
-        chunks = np.concatenate([chunks[~short], chunks[short]])
-        step = self._window_rows // CHUNK
-        for start in range(0, len(chunks), step):
-            spans = [self._span(int(chunk)) for chunk in chunks[start : start + step]]
+        is_last = chunks == len(chunks) - 1
+        chunks = np.concatenate([chunks[~is_last], chunks[is_last]])
+
+        chunks_per_window = self._window_rows // CHUNK
+        for start in range(0, len(chunks), chunks_per_window):
+            spans = [self._span(int(chunk)) for chunk in chunks[start : start + chunks_per_window]]
             size = sum(end - first for first, end in spans)
-            order = torch.from_numpy(random.permutation(size))
+            order = torch.from_numpy(random.permutation(size))  # drawn for skipped windows, too: later ones follow it
             batches = size // self.batch
             if skip < batches:
                 window = torch.cat([self.activations.read(*span) for span in spans])
-                for at in range(skip * self.batch, batches * self.batch, self.batch):
-                    yield window.index_select(0, order[at : at + self.batch])
+                for batch_start in range(skip * self.batch, batches * self.batch, self.batch):
+                    yield window.index_select(0, order[batch_start : batch_start + self.batch])
             skip = max(0, skip - batches)
 
     def _span(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk, and the row after its last."""
         first = self.first + chunk * CHUNK
         return first, min(first + CHUNK, self.end)
 
     def endless(self, step: int = 0) -> Iterator[Tensor]:
-        """One epoch after another, from ``step`` on."""
+        """Yield the batches of one epoch after another, from ``step`` on."""
         number, skip = divmod(step, self.steps_per_epoch())
         while True:
             yield from self.epoch(number, skip)
@@ -111,13 +124,16 @@ class Shuffled:
 
 
 def blocks(activations: Rows, first: int, end: int, device: torch.device) -> Iterator[Tensor]:
-    """Rows first … end-1 in order, in blocks on ``device``."""
+    """Yield the rows ``first`` to ``end`` - 1 in order, in blocks on ``device``."""
     return (put(block, device) for block in activations.blocks(first, end))
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """``x``: (row, width). ``scale``, ``mean`` and ``median_norm`` are those of the training rows."""
+    """Activations ``x`` (row, width) in memory. ``splits``: first row and end of train, validation and test.
+
+    ``scale``, ``mean`` (width,) and ``median_norm`` are those of the training rows.
+    """
 
     x: Tensor
     splits: Mapping[str, tuple[int, int]]
@@ -146,14 +162,18 @@ def in_memory(
     what: str = "rows",
     name: Callable[[int], str] = lambda row: f"row {row}",
 ) -> InMemory:
-    """Find out what training needs to know of the rows ``x`` (row, width) float32; ``splits``: first row and end of
-    train, validation and test. Raises BadInput where nothing can be learnt from them, in a sentence that calls them
-    ``what``, and one of them ``name(row)``."""
+    """Measure what training needs to know about the rows ``x`` (row, width) float32.
+
+    ``splits``: first row and end of train, validation and test. Raises BadInput where nothing can be learnt from the
+    rows. The message calls them ``what``, and one of them ``name(row)``.
+    """
+    # All rows are checked, also those that are not trained on.
     norms = x.double().norm(dim=1).numpy()
-    largest, where = float(norms.max(initial=0)), name(int(norms.argmax())) if len(norms) else ""
-    median = check_norms(norms, largest, what, lambda: where)
+    largest, largest_name = float(norms.max(initial=0)), name(int(norms.argmax())) if len(norms) else ""
+    median = check_norms(norms, largest, what, lambda: largest_name)
     if largest > FAR * median:
-        sys.stderr.write(f"train: {far(largest, median, what, where)}\n")
+        sys.stderr.write(f"train: {far(largest, median, what, largest_name)}\n")
+
     first, end = splits["train"]
-    found = spread(lambda: [x[first:end]], what, lambda row: name(first + row))
-    return InMemory(x, splits, found.scale, found.mean.float(), found.median_norm)
+    train_spread = spread(lambda: [x[first:end]], what, lambda row: name(first + row))
+    return InMemory(x, splits, train_spread.scale, train_spread.mean.float(), train_spread.median_norm)

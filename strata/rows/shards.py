@@ -1,7 +1,7 @@
-"""The files of extract: activation shards (safetensors, written row by row) and the contexts they came from.
+"""Write and read the files of extract: shards of activations (safetensors), and the contexts that they come from.
 
-A shard's header names model, hook, layer and number, so that a foreign shard is told from the right one without
-hashing it. The data are appended as they are computed: memory does not depend on a shard's size.
+The header of a shard names model, hook, layer and number, so that a foreign shard is recognised without hashing it.
+Rows are appended as they are computed, so memory does not depend on the size of a shard.
 """
 
 import json
@@ -20,9 +20,11 @@ from torch import Tensor
 from strata.run.door import BadInput
 from strata.run.files import again, check_hashes, read_meta, sha256
 
-DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in, but of vectors that were given
-WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # of safetensors
-DTYPES = {"bfloat16": DTYPE, "float32": torch.float32}  # of meta.json
+DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in; only vectors that the user brought keep float32
+WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # names of dtypes in safetensors
+DTYPES = {"bfloat16": DTYPE, "float32": torch.float32}  # names of dtypes in meta.json
+
+# The keys that meta.json must have, and the types of their values.
 ROWS = {
     "model": dict, "corpus": str, "hook": str, "layer": int, "width": int, "rows": int, "shard_rows": int,
     "shards": list, "splits": dict, "scale": float, "median_norm": float, "mean": list,
@@ -36,7 +38,10 @@ def shard_name(number: int) -> str:
 
 
 def header(rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE) -> bytes:
-    """The safetensors header of one (rows, width) tensor ``x`` of ``dtype``: length, JSON, padded to 8 bytes."""
+    """Return the safetensors header of a file with one tensor ``x``, (rows, width) of ``dtype``.
+
+    It is the length of the JSON in 8 bytes, and the JSON, padded to a multiple of 8 bytes.
+    """
     size = rows * width * dtype.itemsize
     tensor = {"dtype": WORDS[dtype], "shape": [rows, width], "data_offsets": [0, size]}
     text = json.dumps({"__metadata__": identity, "x": tensor}, separators=(",", ":")).encode()
@@ -45,14 +50,14 @@ def header(rows: int, width: int, identity: dict[str, str], dtype: torch.dtype =
 
 
 class ShardWriter:
-    """Appends rows to a shard of known size."""
+    """Appends rows to a shard of known size. ``left``: how many rows are still to come."""
 
     def __init__(self, file: Any, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype) -> None:
         self.left, self._file, self._dtype = rows, file, dtype
         file.write(header(rows, width, identity, dtype))
 
     def append(self, rows: Tensor) -> None:
-        """``rows``: (row, width), contiguous, of the shard's dtype, on the CPU."""
+        """Append ``rows`` (row, width), contiguous, of the shard's dtype, on the CPU."""
         assert rows.dtype is self._dtype
         self.left -= len(rows)
         self._file.write(rows.view(torch.uint8).numpy())
@@ -62,7 +67,10 @@ class ShardWriter:
 def writing(
     path: Path, rows: int, width: int, identity: dict[str, str], dtype: torch.dtype = DTYPE
 ) -> Iterator[ShardWriter]:
-    """Open a shard for appending, in place: ``path`` is a temporary one, or in a folder without meta.json."""
+    """Open a shard for appending. All of its rows must be appended before the block ends.
+
+    It is written in place, so ``path`` must be temporary, or in a folder without meta.json.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         writer = ShardWriter(file, rows, width, identity, dtype)
@@ -72,12 +80,12 @@ def writing(
 
 @dataclass(frozen=True)
 class Activations:
-    """The stored activations of one layer, memory-mapped: nothing is read until a row is, and then its shard is hashed
-    once.
+    """The stored activations of one layer, memory-mapped.
 
-    ``meta``: what `meta.json` says. ``splits``: split -> (first row, end). ``scale``, ``mean`` (width,) and
-    ``median_norm``: of the training rows, as :class:`~strata.rows.spread.Spread` has them. ``unchecked``: the
-    shards that were not hashed yet.
+    Nothing is read before a row is wanted; then its shard is hashed once. ``meta`` is the content of `meta.json`.
+    ``scale``, ``mean`` (width,) and ``median_norm`` are those of the training rows, as
+    :class:`~strata.rows.spread.Spread` has them. ``shards``: (rows, width) each. ``unchecked``: the numbers of the
+    shards that are not hashed yet.
     """
 
     folder: Path
@@ -110,12 +118,15 @@ class Activations:
         return torch.tensor(self.meta["mean"])
 
     def split(self, name: str) -> tuple[int, int]:
-        """First row of a split and the row after its last."""
+        """Return the first row of a split, and the row after its last."""
         first, end = self.meta["splits"][name]
         return first, end
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows first … end-1, (row, width) in the dtype on disk; BadInput where a shard is not as extract left it."""
+        """Return the rows ``first`` to ``end`` - 1, (row, width) in the dtype on disk.
+
+        Raises BadInput where a shard is not as extract left it.
+        """
         size = self.meta["shard_rows"]
         parts = []
         while first < end:
@@ -127,41 +138,44 @@ class Activations:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
-        """Rows first … end-1 in order, in blocks of ``rows``."""
+        """Yield the rows ``first`` to ``end`` - 1 in order, in blocks of ``rows``."""
         for start in range(first, end, rows):
             yield self.read(start, min(start + rows, end))
 
     def _check(self, number: int) -> None:
-        """Hash a shard, and beside it the next ones, as many as there are cores: where rows are shuffled, these are
-        wanted soon, too."""
+        """Hash a shard and those after it, as many at a time as there are cores.
+
+        Where rows are shuffled, the others are wanted soon, too.
+        """
         ahead = sorted(self.unchecked.intersection(range(number, number + (os.cpu_count() or 1))))
         check_hashes(self.folder, [self.meta["shards"][number] for number in ahead], "extract")
         self.unchecked.difference_update(ahead)
 
 
 def open_activations(folder: Path) -> Activations:
-    """Open a layer's folder; a truncated, foreign or missing shard is an error that names the file."""
+    """Open a layer's folder. Raises BadInput, which names the file, for a truncated, foreign or missing shard."""
     activations = mapped(folder, read_meta(folder / "meta.json", ROWS, "extract"))
     activations.unchecked.update(range(len(activations.shards)))
     return activations
 
 
 def mapped(folder: Path, meta: dict[str, Any]) -> Activations:
-    """Map the shards that ``meta`` lists."""
-    shards, dtype = enumerate(meta["shards"]), DTYPES[meta["dtype"]]
-    return Activations(
-        folder,
-        meta,
-        [_map(folder / s["file"], s["rows"], meta["width"], identity(meta, number), dtype) for number, s in shards],
-    )
+    """Map the shards that ``meta`` lists into memory. They count as checked."""
+    dtype = DTYPES[meta["dtype"]]
+    shards = [
+        _map(folder / shard["file"], shard["rows"], meta["width"], identity(meta, number), dtype)
+        for number, shard in enumerate(meta["shards"])
+    ]
+    return Activations(folder, meta, shards)
 
 
 def identity(meta: dict[str, Any], number: int) -> dict[str, str]:
-    """What a shard's own header says about where it belongs."""
+    """Return what the header of the shard ``number`` says about where it belongs."""
     return {"model": meta["model"]["fingerprint"], "hook": f"{meta['hook']}.{meta['layer']}", "number": str(number)}
 
 
 def _map(path: Path, rows: int, width: int, belongs: dict[str, str], dtype: torch.dtype) -> Tensor:
+    """Map a shard into memory, (rows, width), after checking its header against ``belongs`` and its size."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -172,14 +186,17 @@ def _map(path: Path, rows: int, width: int, belongs: dict[str, str], dtype: torc
     expected = header(rows, width, belongs, dtype)
     if start != expected:
         raise BadInput(f"{path} is not the shard that its meta.json describes: it belongs to {_belongs(start)}")
-    whole = len(expected) + rows * width * dtype.itemsize
-    if (there := path.stat().st_size) != whole:
-        raise BadInput(f"{path} is truncated: {there} bytes of {whole}; {again('extract')}")
-    raw = torch.from_file(str(path), shared=False, size=whole, dtype=torch.uint8)  # private map: never written back
+    expected_size = len(expected) + rows * width * dtype.itemsize
+    if (size_on_disk := path.stat().st_size) != expected_size:
+        raise BadInput(f"{path} is truncated: {size_on_disk} bytes of {expected_size}; {again('extract')}")
+
+    # A private map: what is written to the tensor never reaches the file.
+    raw = torch.from_file(str(path), shared=False, size=expected_size, dtype=torch.uint8)
     return raw[len(expected) :].view(dtype).view(rows, width)
 
 
 def _belongs(start: bytes) -> str:
+    """Describe the file that begins with the bytes ``start``, for a message."""
     try:
         facts = json.loads(start[8:])
         return f"{facts.get('__metadata__', 'no layer of Strata')}, shape {facts['x']['shape']}"
@@ -189,9 +206,9 @@ def _belongs(start: bytes) -> str:
 
 @dataclass(frozen=True)
 class Contexts:
-    """The stored token rows that the model read.
+    """The stored contexts of tokens that the model read.
 
-    A context is a fixed number of positions. A position is an activation row where its document is not -1; rows are
+    A context is a fixed number of positions. A position is an activation row if its document is not -1. Rows are
     numbered context by context, position by position.
     """
 
@@ -199,15 +216,19 @@ class Contexts:
     meta: dict[str, Any]
 
     def split(self, name: str) -> tuple[int, int]:
-        """First context of a split and the context after its last."""
+        """Return the first context of a split, and the context after its last."""
         first, end = self.meta["contexts"][name]
         return first, end
 
     def read(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and documents of contexts first … end-1, each int32 (context, position)."""
+        """Return tokens and documents of the contexts ``first`` to ``end`` - 1, each int32 (context, position).
+
+        Raises BadInput where a file is not as extract left it.
+        """
         size = self.meta["file_contexts"]
-        shape = (0, self.meta["context"])
-        tokens, documents = [np.empty(shape, np.int32)], [np.empty(shape, np.int32)]
+        empty = (0, self.meta["context"])  # the shape of no contexts, so that there is something to concatenate
+        tokens, documents = [np.empty(empty, np.int32)], [np.empty(empty, np.int32)]
+
         numbers = range(first // size, -(-end // size))
         check_hashes(self.folder, [self.meta["files"][number] for number in numbers], "extract")
         for number in numbers:
@@ -218,7 +239,7 @@ class Contexts:
         return np.concatenate(tokens), np.concatenate(documents)
 
     def rows(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token and document of every activation row of a split, in row order, int32 (row,)."""
+        """Return token and document of every activation row of a split, in the order of rows, each int32 (row,)."""
         tokens, documents = self.read(*self.split(split))
         kept = documents >= 0
         return tokens[kept], documents[kept]
@@ -230,7 +251,7 @@ def open_contexts(folder: Path) -> Contexts:
 
 
 def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
-    """Refuse activations that another model or another text gave."""
+    """Raise BadInput if the activations, or their contexts, come from another model or another text."""
     for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
         if meta["model"] != model:
             raise BadInput(
@@ -241,10 +262,13 @@ def check_origin(activations: Activations, contexts: Contexts, model: dict[str, 
 
 
 def verify(folder: Path) -> int:
-    """Hash every file that a folder's meta.json lists; return their number, or name the first that differs."""
-    layer = folder.name.isdecimal()
-    meta = read_meta(folder / "meta.json", ROWS if layer else TOKENS, "extract")
-    entries = meta.get("shards" if layer else "files", [])
+    """Hash every file that a folder's meta.json lists, and return their number.
+
+    Raises BadInput, which names the file, for the first that is missing or differs.
+    """
+    is_layer = folder.name.isdecimal()
+    meta = read_meta(folder / "meta.json", ROWS if is_layer else TOKENS, "extract")
+    entries = meta.get("shards" if is_layer else "files", [])
     for entry in entries:
         if not (folder / entry["file"]).exists() or sha256(folder / entry["file"]) != entry["sha256"]:
             raise BadInput(f"{folder / entry['file']} does not have the hash that its meta.json says; extract it again")

@@ -1,6 +1,6 @@
-"""How the training rows of a layer are spread, and rows from which nothing can be learnt.
+"""Measure how the training rows of a layer are spread, and refuse rows from which nothing can be learnt.
 
-Such rows are refused by what is wrong with them, before a training on them ends in numbers that mean nothing.
+The message says what is wrong with the rows, before a training on them ends in numbers that mean nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from strata.run.door import BadInput
 
-MEDIAN_BLOCKS = 256  # the median norm is that of the first million rows, so that memory stays bounded
-SMALLEST, LARGEST = 1e-12, 1e12  # median norms between which float32 holds the squares of rows and of their errors
-APART, FAR = 1e6, 100.0  # a norm of so many times the median is no measurement; and may be none
-SAME = 1e-12  # of the mean ‖x‖²: what varies by no more is the same, up to rounding
-OFFSET = 0.01  # below this share of the mean ‖x‖², variance is too little of it for training on the scale of x itself
+MEDIAN_BLOCKS = 256  # the median norm is taken from the first million rows, so that memory stays bounded
+SMALLEST, LARGEST = 1e-12, 1e12  # between these median norms, float32 holds the squares of rows and of their errors
+APART = 1e6  # a row with a norm of so many times the median cannot be a measurement: it is refused
+FAR = 100.0  # with so many times the median, it may be none: there is a warning
+SAME = 1e-12  # rows that vary by no more than this share of the mean ‖x‖² are the same, up to rounding
+OFFSET = 0.01  # with a variance below this share of the mean ‖x‖², rows cannot be trained on the scale of x itself
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some rows: their ``mean`` (width,) in float64, the ``scale`` for training, and the median norm of those that
-    are not zero.
+    """The ``mean`` (width,) of some rows x in float64, their ``scale`` for training, and their median norm.
 
-    ``scale``: with it the mean of ‖scale x‖² is the width; or, where rows lie so far from 0 that their variance is
-    less than OFFSET of that, the mean of ‖scale (x − mean)‖².
+    ``scale`` makes the mean of ‖scale x‖² equal to the width. Where rows lie far from 0, so that their variance is less
+    than the share OFFSET of the mean ‖x‖², it makes the mean of ‖scale (x − mean)‖² equal to the width instead.
+    ``median_norm`` is the median of the norms that are not zero.
     """
 
     mean: Tensor
@@ -38,15 +39,18 @@ class Spread:
 def spread(
     blocks: Callable[[], Iterable[Tensor]], what: str, name: Callable[[int], str] = lambda row: f"row {row}"
 ) -> Spread:
-    """The :class:`Spread` of the training rows ``blocks()``, (row, width) each. ``what``: their plural in a sentence;
-    ``name``: what one of them is called there, by its number.
+    """Measure the :class:`Spread` of the training rows ``blocks()``, (row, width) each.
 
-    bfloat16 is summed in float32 within a block, the blocks in float64; float32 in float64. Raises BadInput where the
-    rows are none, zero, too large or too small, all the same, or one is far larger than the others.
+    ``what``: the plural of a row in messages. ``name``: what a message calls a row, by its number.
+
+    bfloat16 rows are summed in float32 within a block, and blocks in float64. float32 rows are summed in float64.
+
+    Raises BadInput where there are no rows, all are zero, too large, too small or the same, or one is far larger than
+    the others.
     """
-    total, squares, rows = torch.zeros(1, dtype=torch.float64), 0.0, 0
+    total, squares, rows = torch.zeros(1, dtype=torch.float64), 0.0, 0  # Σx, Σ‖x‖², number of rows
     norms: list[NDArray[np.floating]] = []
-    largest, where = 0.0, 0
+    largest, largest_row = 0.0, 0
     for block in blocks():
         if not len(block):
             continue
@@ -56,16 +60,18 @@ def spread(
         squares += float(norm.double().square().sum())
 
         if float(norm.max()) > largest:
-            largest, where = float(norm.max()), rows + int(norm.argmax())
+            largest, largest_row = float(norm.max()), rows + int(norm.argmax())
         if len(norms) < MEDIAN_BLOCKS:
             norms.append(norm.numpy())
         rows += len(x)
+
     if not rows:
         raise BadInput(f"there are no training {what}; bring more of them, or hold fewer out")
-    median = check_norms(np.concatenate(norms), largest, what, lambda: name(where))
+    median = check_norms(np.concatenate(norms), largest, what, lambda: name(largest_row))
 
+    # Where the variance is a small difference of large numbers, a second pass sums it directly.
     mean, mean_square = total / rows, squares / rows
-    if 1 - float(mean.square().sum()) / mean_square < OFFSET:  # a small difference of large numbers: sum it as it is
+    if 1 - float(mean.square().sum()) / mean_square < OFFSET:
         apart = sum(float((_summable(block).double() - mean).square().sum()) for block in blocks())
         if apart <= SAME * squares:
             raise BadInput(_constant(rows, what, apart > 0))
@@ -74,10 +80,12 @@ def spread(
 
 
 def _summable(block: Tensor) -> Tensor:
+    """Return a block in the precision in which it is summed."""
     return block.float() if block.dtype is torch.bfloat16 else block.double()
 
 
 def _constant(rows: int, what: str, differ: bool) -> str:
+    """Return the message for rows that do not vary, or ``differ`` too little."""
     if rows == 1:
         return f"there is one of the training {what}, and one alone does not vary; bring more, or hold fewer out"
     if differ:
@@ -89,14 +97,16 @@ def _constant(rows: int, what: str, differ: bool) -> str:
 
 
 def check_norms(norms: NDArray[np.floating], largest: float, what: str, name: Callable[[], str]) -> float:
-    """The median of those ``norms`` (row,) that are not zero; ``largest`` is that of all rows, ``name()`` whose it is.
+    """Return the median of those ``norms`` (row,) that are not zero.
 
-    Raises BadInput where all are zero, one lies far above the others, or their squares do not fit float32.
+    ``largest``: the largest norm of all rows, also of those without an entry in ``norms``; ``name()``: the name of its
+    row. Raises BadInput where all are zero, one lies far above the others, or their squares do not fit float32.
     """
-    there = norms[norms > 0]
-    if not len(there) and not largest:
+    positive = norms[norms > 0]
+    if not len(positive) and not largest:
         raise BadInput(f"the {len(norms)} {what} are zero, every one of them, so there is nothing to learn")
-    median = float(np.median(there)) if len(there) else largest
+
+    median = float(np.median(positive)) if len(positive) else largest
     if largest > APART * median:
         raise BadInput(far(largest, median, what, name()))
     if not SMALLEST <= median <= LARGEST:
@@ -108,7 +118,7 @@ def check_norms(norms: NDArray[np.floating], largest: float, what: str, name: Ca
 
 
 def far(largest: float, median: float, what: str, name: str) -> str:
-    """The sentence on a row, called ``name``, whose norm ``largest`` is far above the ``median``."""
+    """Return the message for a row, called ``name``, whose norm ``largest`` is far above the ``median``."""
     return (
         f"{name} has a norm of {largest:.2g}, {largest / median:.0e} times the median of the {what}: is it a value "
         "that stands for missing data? Leave it out"

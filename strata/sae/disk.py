@@ -1,17 +1,21 @@
-"""SAE folders in SAELens 6's own layout: `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors`.
+"""Write and read SAE folders in SAELens 6's own layout: `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors`.
 
 `SAE.load_from_disk` of SAELens opens them as they are. batchtopk is stored as jumprelu with its calibrated threshold,
-because SAELens can train batchtopk but not load it. A decoder that ends in tanh or sigmoid, which that layout cannot
-say, gets an architecture of our own, which SAELens does not know and refuses: e.g. strata_jumprelu_tanh, with the
-``scale`` in `cfg.json` and the ``mean`` among the tensors. So does a merged SAE, whose codes are sums of its parts':
-strata_jumprelu_groups, with the number of ``parts`` in `cfg.json`, and ``groups`` and ``shares`` among the tensors.
-standard, a ReLU, is read, too. What else other tools write, `src.convert` reads.
+because SAELens can train batchtopk but not load it.
 
-The header of the weights holds the hash of the tensors, which is checked when they are read; the files of other tools
-have none.
+Two kinds of SAE have no place in that layout. They get architectures of our own, which SAELens does not know and
+refuses. A decoder that ends in tanh or sigmoid: e.g. strata_jumprelu_tanh, with the ``scale`` in `cfg.json` and the
+``mean`` among the tensors. A merged SAE, whose codes are sums of the codes of its parts: strata_jumprelu_groups, with
+the number of ``parts`` in `cfg.json`, and ``groups`` and ``shares`` among the tensors.
+
+The architecture standard, a ReLU, is read too. `src.convert` reads the other formats of other tools.
+
+The header of the weights holds the hash of the tensors, which is checked when they are read. Files of other tools have
+no such hash.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +39,13 @@ ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
     "strata_jumprelu_tanh": ("jumprelu", "tanh"),
     "strata_jumprelu_sigmoid": ("jumprelu", "sigmoid"),
 }
-GROUPS = "_groups"  # what a merged SAE's architecture ends in: strata_jumprelu_groups, strata_topk_tanh_groups …
-ARCHITECTURES |= {f"strata_{name.removeprefix('strata_')}{GROUPS}": what for name, what in list(ARCHITECTURES.items())}
+GROUPS = "_groups"  # the end of a merged SAE's architecture: strata_jumprelu_groups, strata_topk_tanh_groups …
+ARCHITECTURES |= {f"strata_{name.removeprefix('strata_')}{GROUPS}": kind for name, kind in list(ARCHITECTURES.items())}
 ARCHITECTURES["standard"] = ("standard", "identity")
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of an SAE: of its two files' hashes."""
+    """Return the SHA-256 of an SAE: that of the hashes of its two files. BadInput where one of them is missing."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise BadInput(f"{folder / name} is missing")
@@ -49,7 +53,11 @@ def fingerprint(folder: Path) -> str:
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
-    """Write an SAE; ``cfg.json`` comes last. ``density``: (latent,) share of rows on which each latent is active."""
+    """Write an SAE to ``folder``. `cfg.json` comes last, so that its presence means a complete SAE.
+
+    ``metadata``: what `cfg.json` says beside the SAE itself. ``density``: (latent,) the share of rows on which each
+    latent is active; it goes to `sparsity.safetensors`.
+    """
     tensors = {
         "W_enc": sae.encoder.T.contiguous(),
         "b_enc": sae.b_enc,
@@ -66,20 +74,27 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
         "normalize_activations": "none",
         "reshape_activations": "none",
     }
+
+    # How latents become active: the top k, or a threshold.
     if sae.k is not None:
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     else:
         assert sae.threshold is not None
         config["architecture"] = "jumprelu"
         tensors["threshold"] = sae.threshold
+
+    # A decoder that ends in tanh or sigmoid.
     if sae.mean is not None:
         config |= {"architecture": f"strata_{config['architecture']}_{sae.decoder_activation}", "scale": sae.scale}
         tensors["mean"] = sae.mean
     tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
+
+    # A merged SAE. Its groups are whole numbers, and stay so.
     if sae.groups is not None and sae.shares is not None:
         name = config["architecture"].removeprefix("strata_")
         config |= {"architecture": f"strata_{name}{GROUPS}", "parts": sae.parts}
         tensors |= {"groups": sae.groups.cpu(), "shares": sae.shares.float().cpu()}
+
     with replacing(folder / WEIGHTS) as temporary:
         save_tensors(temporary, tensors, {HASH: _hash(tensors)})
     if density is not None:
@@ -88,22 +103,23 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; BadInput if they are not those that were written."""
+    """Read the tensors of a file. BadInput where it is missing, damaged, or its tensors are not those of its hash."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            noted = (file.metadata() or {}).get(HASH)
+            expected_hash = (file.metadata() or {}).get(HASH)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
-    if noted is not None and noted != _hash(tensors):
+
+    if expected_hash is not None and expected_hash != _hash(tensors):
         raise BadInput(f"{path} is damaged: its tensors do not have the hash that its header says; write it again")
     return tensors
 
 
 def _hash(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of tensors on the CPU and their names."""
+    """Return the SHA-256 of ``tensors`` on the CPU, by name: of their names and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -111,67 +127,111 @@ def _hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What `cfg.json` says of the tensors beside it.
+
+    ``kind``: topk, jumprelu or standard, how latents become active. ``parts``: rows of the encoder, in a merged SAE
+    more than its ``latents``. ``scale``: of a decoder that ends in tanh or sigmoid, else 1.
+    """
+
+    kind: str
+    activation: Nonlinearity
+    grouped: bool
+    width: int
+    latents: int
+    parts: int
+    scale: float
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor, by name."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_enc": (self.width, self.parts),
+            "b_enc": (self.parts,),
+            "W_dec": (self.latents, self.width),
+            "b_dec": (self.width,),
+        }
+        if self.kind == "jumprelu":
+            shapes["threshold"] = (self.parts,)
+        if self.activation != "identity":
+            shapes["mean"] = (self.width,)
+        if self.grouped:
+            shapes |= {"groups": (self.parts,), "shares": (self.parts,)}
+        return shapes
+
+
 def load(folder: Path) -> tuple[SAE, dict[str, Any]]:
-    """Read an SAE and its configuration; shapes and names are checked."""
+    """Read an SAE and its configuration, `cfg.json`, from ``folder``.
+
+    Raises BadInput where a file is missing or damaged, where names or shapes of tensors are not those that `cfg.json`
+    asks for, and for an SAE that Strata cannot hold.
+    """
     config = read_json(folder / CONFIG)
+    layout = _layout(config, folder / CONFIG)
+    tensors = _checked_tensors(folder / WEIGHTS, layout)
+    if config.get("normalize_activations", "none") != "none" or config.get("rescale_acts_by_decoder_norm"):
+        raise BadInput(f"{folder / CONFIG} asks for a normalisation at run time, which Strata folds in beforehand")
+
+    # A ReLU is a threshold of 0. An encoder that reads x instead of x − b_dec gets b_dec W_enc into its bias.
+    if layout.kind == "standard":
+        tensors["threshold"] = torch.zeros(layout.latents)
+    if not config.get("apply_b_dec_to_input", True):
+        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+
+    sae = SAE(
+        encoder=tensors["W_enc"].T.contiguous(),
+        b_enc=tensors["b_enc"],
+        decoder=tensors["W_dec"],
+        b_dec=tensors["b_dec"],
+        k=config["k"] if layout.kind == "topk" else None,
+        threshold=tensors.get("threshold"),
+        decoder_activation=layout.activation,
+        scale=layout.scale,
+        mean=tensors.get("mean"),
+        groups=tensors.get("groups"),
+        shares=tensors.get("shares"),
+    )
+    return sae, config
+
+
+def _layout(config: Any, path: Path) -> _Layout:
+    """Check the ``config`` that ``path`` holds, and return what it says of the tensors."""
     if not isinstance(config, dict):
-        raise BadInput(f"{folder / CONFIG} is not an object, so it is no configuration of an SAE")
+        raise BadInput(f"{path} is not an object, so it is no configuration of an SAE")
     name = config.get("architecture")
     if name not in ARCHITECTURES:
         raise BadInput(
-            f"{folder / CONFIG} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}, and some "
+            f"{path} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}, and some "
             "others through `python -m src.convert`"
         )
     kind, activation = ARCHITECTURES[name]
     grouped = name.endswith(GROUPS)
+
     for key in ("d_in", "d_sae", *["k"] * (kind == "topk"), *["parts"] * grouped):
         if not isinstance(config.get(key), int):
-            raise BadInput(f"{folder / CONFIG}: {key} is {config.get(key)!r}, not a whole number")
-    width, latents = config["d_in"], config["d_sae"]
+            raise BadInput(f"{path}: {key} is {config.get(key)!r}, not a whole number")
+    latents = config["d_sae"]
     parts = config["parts"] if grouped else latents
     if kind == "topk" and not 0 < config["k"] <= parts:
-        raise BadInput(f"{folder / CONFIG}: k is {config['k']}, but there are {parts} latents")
-    bent = activation != "identity"
-    scale = config.get("scale") if bent else 1.0
+        raise BadInput(f"{path}: k is {config['k']}, but there are {parts} latents")
+
+    scale = config.get("scale") if activation != "identity" else 1.0
     if not isinstance(scale, int | float) or not scale > 0:
-        raise BadInput(f"{folder / CONFIG}: scale is {scale!r}, not a number above 0")
-    path = folder / WEIGHTS
-    tensors = {  # other tools store halves too
+        raise BadInput(f"{path}: scale is {scale!r}, not a number above 0")
+    return _Layout(kind, activation, grouped, config["d_in"], latents, parts, float(scale))
+
+
+def _checked_tensors(path: Path, layout: _Layout) -> dict[str, Tensor]:
+    """Read the tensors of ``path``, floats as float32, and check that they are those that ``layout`` asks for."""
+    tensors = {  # other tools also store 16-bit floats
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in _weights(path).items()
     }
-    shapes = {"W_enc": (width, parts), "b_enc": (parts,), "W_dec": (latents, width), "b_dec": (width,)}
-    if kind == "jumprelu":
-        shapes["threshold"] = (parts,)
-    if bent:
-        shapes["mean"] = (width,)
-    if grouped:
-        shapes |= {"groups": (parts,), "shares": (parts,)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes:
-        raise BadInput(f"{path} holds {found}, but cfg.json asks for {shapes}")
-    if grouped:
-        groups = tensors["groups"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != layout.shapes():
+        raise BadInput(f"{path} holds {shapes}, but cfg.json asks for {layout.shapes()}")
+
+    if layout.grouped:
+        groups, latents = tensors["groups"], layout.latents
         if groups.dtype is not torch.int64 or not bool(((groups >= NO_GROUP) & (groups < latents)).all()):
             raise BadInput(f"{path}: groups must be whole numbers from {NO_GROUP} to {latents - 1}, one a part")
-    if config.get("normalize_activations", "none") != "none" or config.get("rescale_acts_by_decoder_norm"):
-        raise BadInput(f"{folder / CONFIG} asks for a normalisation at run time, which Strata folds in beforehand")
-    if kind == "standard":
-        tensors["threshold"] = torch.zeros(latents)
-    if not config.get("apply_b_dec_to_input", True):
-        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
-    return (
-        SAE(
-            encoder=tensors["W_enc"].T.contiguous(),
-            b_enc=tensors["b_enc"],
-            decoder=tensors["W_dec"],
-            b_dec=tensors["b_dec"],
-            k=config["k"] if kind == "topk" else None,
-            threshold=tensors.get("threshold"),
-            decoder_activation=activation,
-            scale=float(scale),
-            mean=tensors.get("mean"),
-            groups=tensors.get("groups"),
-            shares=tensors.get("shares"),
-        ),
-        config,
-    )
+    return tensors

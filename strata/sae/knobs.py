@@ -1,4 +1,4 @@
-"""The section train of params.yaml."""
+"""The section train of params.yaml, and the types of its values."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,11 +11,11 @@ from strata.sae.engine.nonlinearity import Nonlinearity
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
 Init = Literal["kaiming", "orthogonal", "data"]
-BY_BATCH = ("batchtopk", "matryoshka")  # rules whose threshold is settled on validation rows
+BY_BATCH = ("batchtopk", "matryoshka")  # these rules take their final threshold from the validation rows
 
 
 class Given(Section):
-    """The encoder of an `encoder.npz` (strata/sae/npz.py). ``sha256`` pins its bytes: DVC does not watch the file."""
+    """The user's encoder in an `encoder.npz` (strata/sae/npz.py). ``sha256`` pins it, because DVC does not watch it."""
 
     file: str
     sha256: str
@@ -23,16 +23,20 @@ class Given(Section):
 
 
 class From(Section):
-    """An SAE's folder, as `src.convert` writes it, taken as it is. ``sha256`` pins it: DVC does not watch it."""
+    """The folder of an SAE that is used without training, as `src.convert` writes it.
+
+    ``sha256`` pins its bytes, because DVC does not watch the folder.
+    """
 
     folder: str
     sha256: str
 
 
 class Train(Section):
-    """How one SAE is trained. Units: a step is a batch; shares are of the whole run. See params.yaml.
+    """How one SAE is trained; params.yaml explains each knob. A step is one batch. Shares are shares of the whole run.
 
-    An `auto` that is still there (see :func:`strata.auto.train`, which knows the rows) is what it is for tokens.
+    :func:`strata.auto.train`, which knows the rows, replaces each `auto`. An `auto` that is left gets its value for
+    tokens.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -92,8 +96,8 @@ class Train(Section):
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches is {self.micro_batches}; it must divide batch_size ({self.batch_size})")
         if self.encoder is not None and self.encoder.frozen and (self.rule == "gated" or self.resample_every):
-            what = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
-            raise ValueError(f"encoder.frozen is true, but {what} the encoder")
+            conflict = "rule gated scales" if self.rule == "gated" else "resample_every replaces rows of"
+            raise ValueError(f"encoder.frozen is true, but {conflict} the encoder")
         if unknown := [name for name in self.from_tune if name not in Train.model_fields]:
             raise ValueError(
                 f"from_tune names {unknown[0]!r}, which is no knob of train{near(unknown[0], Train.model_fields)}"

@@ -1,1 +1,1 @@
-"""What a reconstruction does to the language model when it takes the activations' place."""
+"""Measure what a language model predicts when a reconstruction takes the place of a layer's activations."""

@@ -1,4 +1,4 @@
-"""How a reconstructor does on the held-out text of a layer: what train says of an SAE, and merge of a smaller one."""
+"""Measure reconstructors on the held-out text of a layer. Train measures its SAE so, and merge its smaller one."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,14 +13,17 @@ from strata.splicing import splice
 
 
 class Texts(Protocol):
-    """The contexts that the rows come from, as extract's reader opens them."""
+    """The contexts from which the rows were extracted, as extract's reader opens them."""
 
     def split(self, name: str) -> tuple[int, int]:
-        """First context of train, validation or test, and the one after its last."""
+        """Return the first context of train, validation or test, and the one after its last."""
         ...
 
     def read(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and documents of contexts first … end-1, (context, position); -1 where there is no row."""
+        """Return tokens and documents of the contexts ``first`` to ``end`` - 1, each (context, position).
+
+        The document is -1 where a position is no row.
+        """
         ...
 
 
@@ -34,20 +37,22 @@ def held_out(
     ce_tokens: int,
     device: torch.device,
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """mse, fvu, fvu_inlier, l0, cosine and the ce metrics of each candidate on the test rows.
+    """Measure each candidate on the test rows: mse, fvu, fvu_inlier, l0, cosine and the ce metrics.
 
-    The ce metrics are those of the first ``ce_tokens`` held-out tokens or a few more, whole contexts; null without an
-    ``lm``. Returns how many tokens that were, too.
+    ``candidates``: reconstructors by name. The ce metrics are measured on whole contexts, on the first ``ce_tokens``
+    held-out tokens and the rest of the last context. Without an ``lm`` they are None.
+
+    Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on.
     """
     first, end = activations.split("test")
     quality.check_held_out(activations, "test")
-    scale, norm = activations.scale, activations.median_norm
-    found = {
-        name: quality.reconstruction(f, blocks(activations, first, end, device), scale, norm)
-        for name, f in candidates.items()
+    scale, median_norm = activations.scale, activations.median_norm
+    errors = {
+        name: quality.reconstruction(reconstruct, blocks(activations, first, end, device), scale, median_norm)
+        for name, reconstruct in candidates.items()
     }
-    ce, predicted = _cross_entropy(candidates, activations, contexts, hook, lm, ce_tokens)
-    return {name: values | ce[name] for name, values in found.items()}, predicted
+    cross_entropies, predicted = _cross_entropy(candidates, activations, contexts, hook, lm, ce_tokens)
+    return {name: metrics | cross_entropies[name] for name, metrics in errors.items()}, predicted
 
 
 def _cross_entropy(
@@ -58,14 +63,25 @@ def _cross_entropy(
     lm: LanguageModel | None,
     budget: int,
 ) -> tuple[dict[str, dict[str, float | None]], int]:
+    """Measure the ce metrics of each candidate on the first contexts with ``budget`` predicted tokens in all.
+
+    Returns them by candidate and name, and the number of tokens. All are None without an ``lm`` or a budget.
+    """
     if lm is None or budget == 0:
         return {name: dict.fromkeys(splice.METRICS) for name in candidates}, 0
+
+    # As many contexts as are needed. A token is predicted where it is a row; the first of a context never is.
     tokens, documents = contexts.read(*contexts.split("test"))
-    kept = documents >= 0
-    enough = int(np.searchsorted(kept[:, 1:].sum(1).cumsum(), budget)) + 1
-    replaces: dict[str, splice.Replace] = {name: lambda x, f=f: f(x.float())[0] for name, f in candidates.items()}
-    replaces["zero"] = lambda x: torch.zeros_like(x)
-    replaces.setdefault("mean", lambda x: activations.mean.to(x.device).expand_as(x))
-    rows = torch.from_numpy(tokens[:enough]), torch.from_numpy(kept[:enough])
-    verdicts = splice.verdict(lm, *rows, hook, activations.layer, replaces)
-    return {name: splice.scores(verdicts, name) for name in candidates}, int(kept[:enough, 1:].sum())
+    is_row = documents >= 0
+    enough = int(np.searchsorted(is_row[:, 1:].sum(1).cumsum(), budget)) + 1
+    tokens, is_row = tokens[:enough], is_row[:enough]
+
+    # The candidates, and the two ablations that they are compared with.
+    variants: dict[str, splice.Replace] = {
+        name: lambda x, reconstruct=reconstruct: reconstruct(x.float())[0] for name, reconstruct in candidates.items()
+    }
+    variants["zero"] = lambda x: torch.zeros_like(x)
+    variants.setdefault("mean", lambda x: activations.mean.to(x.device).expand_as(x))
+
+    verdicts = splice.verdict(lm, torch.from_numpy(tokens), torch.from_numpy(is_row), hook, activations.layer, variants)
+    return {name: splice.scores(verdicts, name) for name in candidates}, int(is_row[:, 1:].sum())

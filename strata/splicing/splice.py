@@ -1,7 +1,7 @@
-"""The model's own verdict: put a reconstruction in place of a layer's activations and see what the model predicts.
+"""Put a reconstruction in the place of a layer's activations, and measure what the model then predicts.
 
-Special positions (BOS, padding) are never replaced, and never predicted: on the same rows that moves ce_recovered from
-0.94 to 0.985. All variants see identical tokens.
+Special positions (BOS, padding) are never replaced, and never predicted. To replace them or not moves ce_recovered
+between 0.94 and 0.985 on the same rows. All variants see identical tokens.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from tqdm import tqdm
 from strata.lm.model import Hook, LanguageModel, edit, final_states, logits, shared_start
 from strata.measure.metrics import ce_recovered
 
-Replace = Callable[[Tensor], Tensor]  # raw rows (row, width) -> rows
+Replace = Callable[[Tensor], Tensor]  # raw rows (row, width) -> the rows that take their place
 
 METRICS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "ce_recovered_mean", "delta_ce", "kl")
 CHUNK = 256  # predictions whose logits are in memory at a time: 256 × 262,144 × 2 bytes = 134 MB a variant
-CACHED = 16  # rows compared at a time: 16 × 262,144 × 4 bytes = 17 MB, twice
+CACHED = 16  # predictions compared at a time: 16 × 262,144 × 4 bytes = 17 MB, twice
 
 
 @torch.inference_mode()
@@ -31,43 +31,55 @@ def verdict(
     variants: dict[str, Replace],
     batch: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """{variant: {"ce", "kl"}}, and "clean", the untouched model: means in nats over the predicted tokens.
+    """Measure cross-entropy and KL of the model with each of the ``variants`` in place of its activations.
 
-    ``tokens``: (context, position) ids; ``rows``: the same shape, True where a position is an activation row. A token
-    is predicted where it is a row. kl = KL(clean ‖ variant).
+    ``tokens``: (context, position) ids. ``rows``: the same shape, True where a position is an activation row. A token
+    is predicted where it is a row. ``batch``: contexts that go through the model at a time.
+
+    Returns {variant: {"ce", "kl"}}, also for "clean", the untouched model. These are means in nats over the predicted
+    tokens, with kl = KL(clean ‖ variant).
     """
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", *variants)}
     predicted = 0
     for first in tqdm(range(0, len(tokens), batch), desc=f"splice {layer}", unit=" batches", disable=None):
         ids = tokens[first : first + batch].to(lm.device, torch.long)
         kept = rows[first : first + batch].to(lm.device)
-        targets = ids[:, 1:][kept[:, 1:]]
+        targets = ids[:, 1:][kept[:, 1:]]  # (prediction,)
+
+        # The last hidden states of each variant. What lies below the layer is computed once for all of them.
         with shared_start(lm, layer):
             states = {"clean": final_states(lm, ids)}
             for name, replace in variants.items():
                 with edit(lm, hook, layer, lambda x, replace=replace, kept=kept: _replaced(x, kept, replace)):
                     states[name] = final_states(lm, ids)
-        before = {name: state[:, :-1][kept[:, 1:]] for name, state in states.items()}
+
+        # The state at a position predicts the token at the next.
+        predicting = {name: state[:, :-1][kept[:, 1:]] for name, state in states.items()}  # (prediction, width)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            scores = {name: logits(lm, state[part]) for name, state in before.items()}
-            for name, found in _compare(scores, targets[part]).items():
-                sums[name] += found
+            variant_logits = {name: logits(lm, state[part]) for name, state in predicting.items()}
+            for name, ce_and_kl in _compare(variant_logits, targets[part]).items():
+                sums[name] += ce_and_kl
         predicted += len(targets)
+
     return {name: {"ce": float(s[0]) / predicted, "kl": float(s[1]) / predicted} for name, s in sums.items()}
 
 
 def _replaced(x: Tensor, kept: Tensor, replace: Replace) -> Tensor:
+    """Return ``x`` (context, position, width) with ``replace`` applied to the rows that are ``kept``."""
     out = x.clone()
     out[kept] = replace(x[kept]).to(x.dtype)
     return out
 
 
 def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """Sums over rows of each variant's cross-entropy and of KL(clean ‖ variant), from logits in the model's dtype.
+    """Sum each variant's cross-entropy and KL(clean ‖ variant) over predictions, as a tensor of two numbers.
 
-    KL = Σ p log p − Σ p · logits + log Σ exp logits, p the clean model's probabilities, which all variants share. A few
-    rows at a time: in float32 a row of a large vocabulary is a megabyte, and what leaves the cache costs most.
+    ``scores``: the logits of each variant, (prediction, token), in the model's dtype. ``targets``: (prediction,).
+
+    KL = Σ p log p − Σ p · logits + log Σ exp logits, with p the clean model's probabilities, which all variants share.
+    A few predictions are compared at a time: in float32 the logits of one are a megabyte with a large vocabulary, and
+    reading what has left the cache costs most of the time.
     """
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in scores}
     for first in range(0, len(targets), CACHED):
@@ -75,9 +87,10 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
         clean = scores["clean"][rows].float()
         norm = clean.logsumexp(1)
         p = (clean - norm[:, None]).exp_()
-        negentropy = torch.linalg.vecdot(p, clean) - norm
-        for name, all_rows in scores.items():
-            q = clean if name == "clean" else all_rows[rows].float()
+        negentropy = torch.linalg.vecdot(p, clean) - norm  # Σ p log p
+
+        for name, all_logits in scores.items():
+            q = clean if name == "clean" else all_logits[rows].float()
             log_q = norm if name == "clean" else q.logsumexp(1)
             ce = log_q - q.gather(1, targets[rows, None])[:, 0]
             kl = negentropy - (torch.linalg.vecdot(p, q) - log_q)
@@ -86,8 +99,8 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
 
 
 def scores(verdicts: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """The ce metrics of one variant, from a :func:`verdict` of variants "zero" and "mean" too."""
-    clean, zero, mean, ce = (verdicts[other]["ce"] for other in ("clean", "zero", "mean", name))
+    """Return the ce metrics of the variant ``name``. The :func:`verdict` must include variants "zero" and "mean"."""
+    clean, zero, mean, ce = (verdicts[variant]["ce"] for variant in ("clean", "zero", "mean", name))
     return {
         "ce_clean": clean,
         "ce_sae": ce,

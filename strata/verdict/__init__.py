@@ -1,1 +1,1 @@
-"""An SAE against its targets and its controls: pass or fail, and why."""
+"""Compare an SAE with its targets and its controls: does it pass or fail, and why?"""

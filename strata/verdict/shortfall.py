@@ -1,5 +1,7 @@
-"""Whether an SAE is worse than what has learned nothing, and what to try then: one sentence, the same at the end of
-train, in a notebook and on top of the report."""
+"""Say whether an SAE is worse than controls that have learned nothing, and what to try then.
+
+It is the same sentence at the end of train, in a notebook and on top of the report.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,11 +10,12 @@ from math import ceil, floor, log2
 from typing import Any
 
 EXACT = 1e-3  # an fvu below this is good, whatever PCA reaches
-CROWDED = 6  # training rows that a latent needs, about: with fewer, latents learn single rows by heart
-FEW_STEPS, STEPS_AN_EPOCH = 1000, 16
-UNLIKE = 3.0  # fvu of the training rows' mean on the test rows, where 1 is the test rows' own
-DEAD = 0.5
-SPARSITY = {  # what sets l0, where k does not
+CROWDED = 6  # about so many training rows are needed for each latent; with fewer, latents learn single rows by heart
+FEW_STEPS = 1000  # a training with fewer steps is short
+STEPS_AN_EPOCH = 16  # with fewer steps in an epoch, a smaller batch is advised
+UNLIKE = 3.0  # test rows are unlike training rows if the training mean has this fvu on them; their own mean has 1
+DEAD = 0.5  # with a larger share of dead latents, fewer latents are advised
+SPARSITY = {  # the knob that sets l0, for rules whose k does not
     "jumprelu": "train.l0_coefficient",
     "relu": "train.l1_coefficient",
     "gated": "train.l1_coefficient",
@@ -24,10 +27,10 @@ History = Sequence[Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Made:
-    """How an SAE came about: by which ``rule``, with how many ``latents`` and ``k``, on how many training ``rows`` of
-    what ``width``, in how many ``steps`` and ``epochs``; no steps where it was not trained here.
+    """How an SAE was made: its rule and sizes, the number of training ``rows``, of ``steps`` and of ``epochs``.
 
-    ``outliers``: share of the variance of the test rows that lies in rows of a norm over 3 × the median.
+    ``steps`` is 0 where the SAE was not trained here. ``outliers``: the share of the variance of the test rows that
+    lies in rows with a norm over 3 × the median.
     """
 
     rule: str
@@ -41,7 +44,7 @@ class Made:
 
 
 def of_layer(found: Mapping[str, Any], history: History) -> str | None:
-    """The :func:`shortfall` of a layer, from its `reports/train/<L>.json` and the steps of `<L>.csv`."""
+    """Return the :func:`shortfall` of a layer, from its `reports/train/<L>.json` and the steps of `<L>.csv`."""
     last = history[-1] if history else {}
     rows = found["rows"]["train"]
     made = Made(
@@ -58,37 +61,39 @@ def of_layer(found: Mapping[str, Any], history: History) -> str | None:
 
 
 def shortfall(test: Measured, mean: Measured, pca: Measured, made: Made) -> str | None:
-    """The sentence on an SAE that explains less of the test rows than their mean, or than as many principal components
-    as it has active latents; None of one that explains more.
+    """Return a sentence if the SAE explains less of the test rows than one of two controls, else None.
 
-    ``test``, ``mean``, ``pca``: what each reaches on the same test rows; fvu_inlier counts, or fvu where there is none.
+    The controls are the mean, and as many principal components as the SAE has active latents. ``test``, ``mean`` and
+    ``pca`` are the metrics of the SAE and of these two on the same test rows. fvu_inlier is compared, or fvu where
+    there is no fvu_inlier.
     """
     name = "fvu" if None in (test["fvu_inlier"], mean["fvu_inlier"], pca["fvu_inlier"]) else "fvu_inlier"
-    own, of_mean, of_pca = test[name], mean[name], pca[name]
-    if own is None or of_mean is None or of_pca is None:
+    of_sae, of_mean, of_pca = test[name], mean[name], pca[name]
+    if of_sae is None or of_mean is None or of_pca is None:
         return "there is no variance in the test rows, so that nothing can be said of the SAE; bring more documents"
 
-    if own >= of_mean:
-        what = f"predicting the mean: {name} is {own:.3g}, the mean's {of_mean:.3g}"
-    elif own > max(of_pca, EXACT):
-        what = f"PCA of {made.k or 'as many'} components: {name} is {own:.3g}, PCA's {of_pca:.3g}"
+    if of_sae >= of_mean:
+        control = f"predicting the mean: {name} is {of_sae:.3g}, the mean's {of_mean:.3g}"
+    elif of_sae > max(of_pca, EXACT):
+        control = f"PCA of {made.k or 'as many'} components: {name} is {of_sae:.3g}, PCA's {of_pca:.3g}"
     else:
         return None
-    return f"the SAE is worse than {what}. {_cause(test, of_mean, made)}"
+    return f"the SAE is worse than {control}. {_cause(test, of_mean, made)}"
 
 
 def red(text: str) -> str:
-    """``text`` in red, where stderr is a terminal."""
+    """Return ``text`` in red, if stderr is a terminal."""
     return f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text
 
 
 def _cause(test: Measured, of_mean: float, made: Made) -> str:
-    """What is measured that explains it, and what to try; the first that applies."""
+    """Return the first cause that the measurements show, and what to try."""
     l0, dead = test["l0"] or 0.0, test["dead"] or 0.0
     if not made.steps:
         return "It was not trained here: is it of this model, this layer and this hook?"
     assert made.k is not None
 
+    # The data.
     if (made.outliers or 0.0) > 0.5:
         return (
             f"{made.outliers:.0%} of the variance is in rows of more than 3 times the median norm: leave these out of "
@@ -103,6 +108,7 @@ def _cause(test: Measured, of_mean: float, made: Made) -> str:
         numbers = f"{made.width} number{'s' * (made.width > 1)}"
         return f"k is {made.k}, and a row has {numbers}, so that PCA is exact: try train.k={max(made.width // 8, 1)}"
 
+    # The knobs.
     if made.rule in SPARSITY and l0 < made.k / 2:
         return f"{l0:.3g} latents are active on a row, and train.k is {made.k}: try a lower {SPARSITY[made.rule]}"
     if made.latents * CROWDED > made.rows and (fewer := _power_of_two(made.rows / CROWDED)) < made.latents:
@@ -117,7 +123,7 @@ def _cause(test: Measured, of_mean: float, made: Made) -> str:
 
 
 def _longer(made: Made) -> str:
-    """Knobs that give FEW_STEPS steps: smaller batches where an epoch is of a few of them, and more epochs."""
+    """Return knobs that give FEW_STEPS steps: more epochs, and smaller batches where an epoch has few of them."""
     an_epoch = made.steps / max(made.epochs, 1)
     if an_epoch >= STEPS_AN_EPOCH:
         return f"train.epochs={ceil(FEW_STEPS / an_epoch)}"
@@ -126,5 +132,5 @@ def _longer(made: Made) -> str:
 
 
 def _power_of_two(bound: float) -> int:
-    """The largest that is not above ``bound``, at least 2."""
+    """Return the largest power of two that is not above ``bound``, but at least 2."""
     return 2 ** max(1, floor(log2(max(bound, 1))))

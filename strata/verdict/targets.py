@@ -1,4 +1,4 @@
-"""Thresholds -> pass or fail: what the params section ``targets`` promises, and whether a measurement keeps it."""
+"""Targets of the params section ``targets``: bounds for metrics, and whether a measurement keeps them."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from strata import auto
 from strata.run.door import near
 from strata.run.params import Section, check
 
-# What train measures on the test split; a target can be set for each.
+# The metrics that train measures on the test split. Each can have a target.
 METRICS = (
     "mse",
     "fvu",
@@ -28,7 +28,7 @@ METRICS = (
     "ce_mean",
 )
 
-# Least and largest value of those that are not just 0 or more.
+# The least and the largest value of a metric. All others are 0 or more.
 RANGES = {
     "cosine": (-1.0, 1.0),
     "dead": (0.0, 1.0),
@@ -37,7 +37,7 @@ RANGES = {
 
 
 class Bound(Section):
-    """``min``, ``max`` or both; both ends are allowed values."""
+    """A target: ``min``, ``max`` or both. The ends themselves are allowed values."""
 
     min: float | None = None
     max: float | None = None
@@ -51,13 +51,13 @@ class Bound(Section):
         return self
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` lies within; NaN does not."""
+        """Whether ``value`` lies within the bound. NaN does not."""
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
 
     def excess(self, value: float) -> float:
-        """How far ``value`` lies outside, relative to the bound that it breaks; 0 within.
+        """Return how far ``value`` lies outside, relative to the bound that it breaks; 0 if it lies within.
 
-        With ``max: 100``, 150 -> 0.5; with ``min: 50``, 40 -> 0.2. A bound of 0 counts as 1.
+        With ``max: 100``, 150 gives 0.5. With ``min: 50``, 40 gives 0.2. A bound of 0 counts as 1.
         """
         below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
         above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
@@ -65,7 +65,7 @@ class Bound(Section):
 
 
 class Targets(Section):
-    """The section ``targets``: ``enforce`` and, beside it, a bound for each metric that is judged.
+    """The section ``targets``: ``enforce``, and a bound for each metric that has a target.
 
     ``{enforce: false, l0: {min: 50, max: 100}}`` has ``bounds == {"l0": Bound(min=50, max=100)}``.
     """
@@ -78,7 +78,7 @@ class Targets(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_tokens(cls, section: Any) -> Any:
-        """An `auto` that is still there is what it is for tokens."""
+        """Replace each `auto` that is left by its value for tokens."""
         return auto.targets(section, "language", 0) if isinstance(section, dict) else section
 
     @property
@@ -101,7 +101,7 @@ class Targets(Section):
 
 
 def settled(section: Mapping[str, Any], kind: str, k: int, pca: Mapping[str, float | None] | None = None) -> Targets:
-    """The section ``targets`` with bounds in place of `auto` (see :func:`strata.auto.targets`), checked."""
+    """Return the checked section ``targets``, with bounds in place of `auto` (see :func:`strata.auto.targets`)."""
     return check(auto.targets(section, kind, k, pca), Targets, "params.yaml: targets")
 
 
@@ -114,9 +114,9 @@ Verdict = TypedDict(
 
 
 def judge(values: Mapping[str, float | None], targets: Targets) -> list[Verdict]:
-    """Hold one SAE's test metrics against every target, in the order of params.yaml.
+    """Compare the test metrics of one SAE with every target, in the order of params.yaml.
 
-    A value of None (cross-entropy without a language model) neither passes nor fails.
+    A value of None, such as cross-entropy without a language model, neither passes nor fails.
     """
     return [
         {
@@ -131,22 +131,24 @@ def judge(values: Mapping[str, float | None], targets: Targets) -> list[Verdict]
 
 
 def passed(verdicts: list[Verdict]) -> bool:
-    """Whether nothing fails."""
+    """Whether no target is missed."""
     return all(verdict["pass"] is not False for verdict in verdicts)
 
 
 def penalty(l0: float | None, dead: float, targets: Targets) -> float:
-    """What a checkpoint pays for leaving the band of l0 and the limit of dead latents; l0 None: for dead ones alone.
+    """Return what a checkpoint pays for leaving the bounds of l0 and of dead latents; without l0, for dead ones alone.
 
-    Of the checkpoints of a training the one with the smallest score is the best:
+    The checkpoint of a training with the smallest score is the best. The score is
 
         fvu + excess(l0) + excess(dead)     where k sets l0: topk, batchtopk, matryoshka, jumprelu;
         fvu + price + excess(dead)          where the rule finds its own l0: relu, gated, reward.
 
-    A relative excess of 1 % costs as much as 1 % of the variance, so that within the bounds fvu alone decides, and far
-    outside it hardly matters. The price is what the rule itself pays for its codes (`Rule.price`): its k is no more
-    than where it starts, and an l0 target would choose the checkpoint that has moved least from there. Such a target
-    is judged by the scorecard, and by tune, whose trials are held against it whatever the rule.
+    A relative excess of 1 % costs as much as 1 % of the variance. So within the bounds fvu alone decides, and far
+    outside them it hardly matters.
+
+    The price is what the rule itself pays for its codes (`Rule.price`). For such a rule k is only where it starts, and
+    an l0 target would choose the checkpoint that has moved least from there. The scorecard still judges the target, and
+    tune holds its trials against it, whatever the rule.
     """
     return sum(
         targets.bounds[metric].excess(value)

@@ -1,1 +1,1 @@
-"""Sparse products: which entries of the codes are kept, and what is computed from them, on CPU and CUDA."""
+"""Sparse products on CPU and CUDA: choose the entries of the codes, and compute with these entries alone."""

@@ -1,8 +1,9 @@
-"""Numba's decorator, and where it keeps what it compiled: in the user's checkout, also for a queued experiment.
+"""Numba's decorator, and the place where Numba keeps compiled functions: the user's checkout, also in experiments.
 
-Numba keeps a function beside its source file, and DVC gives every experiment of its queue, and of ``--temp``, fresh
-files. What is kept is told by the SHA-256 of the source, so that an experiment with other code compiles its own; that
-of its own file is not enough where functions of other files are compiled into it.
+Numba keeps a compiled function beside its source file. DVC gives each experiment of its queue, and of ``--temp``, fresh
+files, so that nothing would be kept. Here the folder in the user's checkout is used instead, and the SHA-256 of the
+source tells whether a compiled function fits, so that an experiment with other code compiles its own. The hash covers
+more than the function's own file, because functions of other files are compiled into it.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class InTheCheckout(InTreeCacheLocator):
-    """For this project's own functions; Numba asks the next locator about all others."""
+    """Says where compiled functions of this project are kept. Numba asks the next locator about all others."""
 
     def __init__(self, function: Callable[..., Any], file: str) -> None:
         super().__init__(function, file)
@@ -31,7 +32,7 @@ class InTheCheckout(InTreeCacheLocator):
         self._sources = sorted(name for name in names if name and Path(name).is_relative_to(ROOT))
 
     def get_source_stamp(self) -> str:
-        """Of all files that have code of the function, as far as it names them itself."""
+        """Return the hash of all files with code of the function: its own, and those of functions that it names."""
         return hashlib.sha256(b"".join(Path(name).read_bytes() for name in self._sources)).hexdigest()
 
     @classmethod
@@ -43,7 +44,7 @@ class InTheCheckout(InTreeCacheLocator):
 
 
 def _file(value: Any) -> str | None:
-    """Where a function for Numba to compile, or one that writes LLVM's code, stands."""
+    """Return the source file of a function that Numba compiles, or that writes LLVM code; None for anything else."""
     function = getattr(value, "py_func", None) or getattr(value, "_defn", None)
     return function.__code__.co_filename if function else None
 
@@ -54,7 +55,7 @@ config.CACHE_LOCATOR_CLASSES = f"{__name__}.InTheCheckout,{others}"  # pyright: 
 
 
 def keep_umap() -> None:
-    """Let Numba keep UMAP's loops too, in the environment; UMAP compiles them in every process, for 5 s."""
+    """Let Numba keep UMAP's loops, too, beside UMAP's files. Without this each process compiles them for 5 s."""
     from umap import layouts, umap_
 
     loops = umap_.smooth_knn_dist, umap_.compute_membership_strengths

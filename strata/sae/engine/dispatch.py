@@ -1,11 +1,11 @@
-"""Products that cost k, not F, on whatever device the codes are.
+"""Products whose cost grows with the number of active latents, not of all latents, on the device of the codes.
 
-Two of them carry all of training, and each is the other's gradient:
+All of training rests on two of them, and each is the gradient of the other:
 
     sampled(x, W, b) v[e]    = x[row(e)] · W[latent(e)] + b   the encoder, at the pattern only
     decode(v, W)     y[row]  = Σ_e v[e] W[latent(e)]          the decoder
 
-Weights are (latent, width), so that a latent's weights are contiguous for both.
+Weights are (latent, width), so that for both products the weights of a latent are contiguous.
 """
 
 from types import ModuleType
@@ -21,38 +21,45 @@ from strata.sae.engine.pattern import Pattern
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, else float32."""
+    """Return bfloat16 where the hardware multiplies it, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def largest(pattern: Pattern, values: Tensor, k: int, together: bool = False) -> tuple[Pattern, Tensor]:
-    """The ``k`` largest positive ``values`` (entries,) of each row, or of all rows ``together``; of equals, the first.
+    """Return the entries with the ``k`` largest positive ``values`` (entries,) of each row, and these values.
 
-    Elsewhere than on a CPU all rows must have as many entries, unless they are taken together.
+    With ``together``, the ``k`` largest of all rows are taken. Of equal values, the first is taken. On devices other
+    than a CPU all rows must have the same number of entries, unless they are taken together.
     """
     if values.device.type == "cpu":
         groups = np.array([0, pattern.rows]) if together else np.arange(pattern.rows + 1)
-        found = choosing.largest(groups, pattern.starts.numpy(), pattern.latents.numpy(), values.numpy(), k)
-        starts, latents, kept = map(torch.from_numpy, found)
-        return Pattern(starts, latents, pattern.width), kept
-    rows = values.reshape(1 if together else pattern.rows, -1)
-    last = rows.topk(min(k, rows.shape[1]), dim=1).values[:, -1:]
-    above, equal = rows > last, rows == last
+        chosen = choosing.largest(groups, pattern.starts.numpy(), pattern.latents.numpy(), values.numpy(), k)
+        starts, latents, kept_values = map(torch.from_numpy, chosen)
+        return Pattern(starts, latents, pattern.width), kept_values
+
+    # Keep all values above the k-th largest of a group, and as many of those equal to it as there is room for.
+    groups = values.reshape(1 if together else pattern.rows, -1)
+    kth = groups.topk(min(k, groups.shape[1]), dim=1).values[:, -1:]
+    above, equal = groups > kth, groups == kth
     left = k - above.sum(1, keepdim=True)
-    keep = ((above | (equal & (equal.cumsum(1) <= left))) & (rows > 0)).flatten()
+    keep = ((above | (equal & (equal.cumsum(1) <= left))) & (groups > 0)).flatten()
     return pattern.keep(keep), values[keep]
 
 
 def _triton() -> ModuleType:
-    from strata.sae.engine import cuda  # Triton is there on Linux alone
+    """Import the products for CUDA, where they are needed."""
+    from strata.sae.engine import cuda  # Triton exists for Linux only
 
     return cuda
 
 
 def sample(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
-    """(entries,) x[row] · weight[latent] + bias[latent], without gradient."""
+    """Return x[row] · weight[latent] + bias[latent] for each entry, (entries,), without gradient.
+
+    ``x``: (row, width); ``weight``: (latent, width); ``bias``: (latent,).
+    """
     if x.is_cuda:
         return _triton().sample(x, weight, pattern, bias)
     bias = torch.zeros(pattern.width) if bias is None else bias
@@ -61,14 +68,14 @@ def sample(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = No
 
 
 def _sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
-    """(row, width): Σ over a row's entries of value × weight[latent]."""
+    """Return (row, width): Σ over a row's entries of value × weight[latent], without gradient."""
     if weight.is_cuda:
         return _triton().sum_rows(values, pattern, weight)
     return embedding_bag(pattern.latents, weight, pattern.starts[:-1], mode="sum", per_sample_weights=values)
 
 
 def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
-    """(latent, width): Σ over a latent's entries of value × x[row]."""
+    """Return (latent, width): Σ over a latent's entries of value × x[row], without gradient."""
     if x.is_cuda:
         return _triton().sum_latents(values, pattern, x)
     order, firsts, rows = pattern.transposed
@@ -76,6 +83,8 @@ def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
 
 
 class _Sampled(torch.autograd.Function):
+    """:func:`sampled` and its gradients."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -92,6 +101,8 @@ class _Sampled(torch.autograd.Function):
 
 
 class _Decode(torch.autograd.Function):
+    """:func:`decode` and its gradients."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
         ctx.save_for_backward(values, weight)
@@ -106,9 +117,10 @@ class _Decode(torch.autograd.Function):
 
 
 def sampled(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None = None) -> Tensor:
-    """(entries,): x[row] · weight[latent] + bias[latent] at each entry; gradients to all three.
+    """Return x[row] · weight[latent] + bias[latent] for each entry, (entries,), with gradients to all three.
 
-    ``known``: the values, where they have been computed already.
+    Shapes are as in :func:`sample`. ``known``: the result, where it has been computed already; then only the gradients
+    are computed.
     """
     values = _Sampled.apply(x, weight, bias, pattern, known)
     assert isinstance(values, Tensor)
@@ -116,7 +128,10 @@ def sampled(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern, known: Te
 
 
 def decode(values: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
-    """(row, width): each row's entries times their latents' weights, summed; gradients to both."""
+    """Return (row, width): Σ over a row's entries of value × weight[latent], with gradients to both.
+
+    ``values``: (entries,); ``weight``: (latent, width).
+    """
     rows = _Decode.apply(values, weight, pattern)
     assert isinstance(rows, Tensor)
     return rows

@@ -1,7 +1,7 @@
-"""What a decoder may end in: ŷ = g(z W_dec + b_dec), on the training scale, where y has mean 0 and an rms of 1.
+"""The functions g that a decoder may end in: ŷ = g(z W_dec + b_dec), on the training scale.
 
-tanh stays within ±1 and sigmoid between 0 and 1: what lies outside cannot be reconstructed, and for sigmoid that is
-every element below its mean.
+There y has mean 0 and a root mean square of 1. tanh stays between −1 and 1, sigmoid between 0 and 1. They cannot
+reconstruct what lies outside; for sigmoid that is every element below its mean.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +13,7 @@ Nonlinearity = Literal["identity", "tanh", "sigmoid"]
 
 
 def bend(kind: Nonlinearity, u: "Tensor") -> "Tensor":
-    """g(u)."""
+    """Return g(u)."""
     match kind:
         case "identity":
             return u
@@ -24,7 +24,7 @@ def bend(kind: Nonlinearity, u: "Tensor") -> "Tensor":
 
 
 def pull(kind: Nonlinearity, residual: "Tensor", output: "Tensor") -> "Tensor":
-    """``residual`` · g′(u), with ``output`` = g(u): along it u lessens the squared error fastest."""
+    """Return ``residual`` · g′(u), where ``output`` = g(u): a step of u along it lowers the squared error fastest."""
     match kind:
         case "identity":
             return residual

@@ -1,8 +1,11 @@
 """The products of `dispatch.py` and of the losses on a CPU, compiled by Numba.
 
-They read far more than they compute. Four weights are gone through together, four streams from memory in place of one.
-Where rows have many entries, rows and latents are taken in blocks that stay in the second-level cache together, because
-a matrix of 16,384 latents does not even fit the third.
+They read far more than they compute. So four rows of weights are gone through together, which makes four streams from
+memory instead of one. Where rows have many entries, rows and latents are taken in blocks that stay in the second-level
+cache together, because a matrix of 16,384 latents does not even fit the third-level cache.
+
+A pattern of entries is passed in CSR form: ``starts`` (rows + 1,) int64, the first entry of each row and the end;
+``latents`` (entries,) int64, rising within a row. All other arrays are float32 unless they say otherwise.
 """
 
 import math
@@ -13,17 +16,20 @@ from numpy.typing import NDArray
 
 from strata.sae.engine.compiled import njit
 
-CACHE = 2**20  # bytes of the second level
-FEW = 4  # entries; with fewer, a visit to a row and a block of latents costs more than what the cache saves
-SHARES = 32  # into which rows are cut at least, for as many threads
-PARTS = 4  # into which rows are cut where each latent's entries are counted
-Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+CACHE = 2**20  # bytes of the second-level cache
+FEW = 4  # entries of a row in a block of latents; with fewer, the visit costs more than the cache saves
+SHARES = 32  # rows are cut into at least so many blocks, for as many threads
+PARTS = 4  # rows are cut into so many parts where each latent's entries are counted
+Csc = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # order, firsts, rows of the entries
 Floats = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @njit(inline="always")
 def _blocks(entries, rows, latents, width):  # pragma: no cover
-    """How many rows are taken together, and how many latents; without blocks a row, whose weights then stay cached."""
+    """Return how many rows and how many latents a block has.
+
+    Where blocks do not pay, it is one row and all latents: the weights of the row's entries then stay in the cache.
+    """
     side = max(FEW, CACHE // (12 * width))  # a third of the cache for rows, two thirds for weights
     if latents <= 2 * side or entries * 2 * side < FEW * rows * latents:
         return 1, latents
@@ -31,8 +37,15 @@ def _blocks(entries, rows, latents, width):  # pragma: no cover
 
 
 @njit(inline="always", fastmath=True)
-def _dots(x, weight, latents, first, end, found):  # pragma: no cover
-    """found[e] = x · weight[latents[e]] for each entry."""
+def _dots(
+    x,  # (width,)
+    weight,  # (latents, width)
+    latents,  # (entries,) int64
+    first,  # int, the first entry to compute
+    end,  # int, the entry after the last
+    dots,  # (entries,), changed in place
+):  # pragma: no cover
+    """Set dots[e] = x · weight[latents[e]] for the entries e from ``first`` to ``end`` - 1."""
     e = first
     while e + 4 <= end:
         w0, w1, w2, w3 = (weight[latents[e]], weight[latents[e + 1]], weight[latents[e + 2]], weight[latents[e + 3]])
@@ -42,19 +55,29 @@ def _dots(x, weight, latents, first, end, found):  # pragma: no cover
             s1 += x[j] * w1[j]
             s2 += x[j] * w2[j]
             s3 += x[j] * w3[j]
-        found[e], found[e + 1], found[e + 2], found[e + 3] = s0, s1, s2, s3
+        dots[e], dots[e + 1], dots[e + 2], dots[e + 3] = s0, s1, s2, s3
         e += 4
     while e < end:
         w0, s0 = weight[latents[e]], np.float32(0)
         for j in range(len(x)):
             s0 += x[j] * w0[j]
-        found[e] = s0
+        dots[e] = s0
         e += 1
 
 
 @njit(inline="always", fastmath=True)
-def _add(total, values, rows, places, first, end):  # pragma: no cover
-    """total += Σ values[e] · rows[places[e]]. Four values that are all 0, as in jumprelu's window, are passed over."""
+def _add(
+    total,  # (width,), changed in place
+    values,  # (entries,)
+    rows,  # (places, width)
+    places,  # (entries,) int64
+    first,  # int, the first entry to add
+    end,  # int, the entry after the last
+):  # pragma: no cover
+    """Add Σ values[e] · rows[places[e]] to ``total``, over the entries e from ``first`` to ``end`` - 1.
+
+    Four values that are all 0 are skipped; jumprelu has many below its threshold.
+    """
     e = first
     while e + 4 <= end:
         v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
@@ -72,26 +95,39 @@ def _add(total, values, rows, places, first, end):  # pragma: no cover
 
 @njit(inline="always")
 def _until(places, first, end, stop):  # pragma: no cover
-    """The first entry from ``first`` on whose place, which rise, is not below ``stop``."""
+    """Return the first entry from ``first`` on whose place is not below ``stop``. Places, (entries,) int64, rise."""
     while first < end and places[first] < stop:
         first += 1
     return first
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def transposed(starts, latents, width) -> Csc:  # pyright: ignore[reportReturnType]
-    """Entries ordered by latent, rows rising within it: order, firsts and the end, rows."""
+def transposed(
+    starts,  # (rows + 1,) int64
+    latents,  # (entries,) int64
+    width,  # int, the number of latents
+) -> Csc:  # pyright: ignore[reportReturnType]
+    """Order the entries by latent, and by row within a latent.
+
+    Returns the entries in that order, (entries,); the first of each latent and the end, (width + 1,); and the rows of
+    the entries, (entries,).
+    """
     rows = len(starts) - 1
+
+    # Count each latent's entries in each part of the rows.
     free = np.zeros((PARTS, width), np.int64)
     for part in prange(PARTS):
         for entry in range(starts[rows * part // PARTS], starts[rows * (part + 1) // PARTS]):
             free[part, latents[entry]] += 1
+
+    # From here on, free[part, latent] is the next free place for an entry of that latent from that part of the rows.
     firsts, total = np.empty(width + 1, np.int64), 0
     for latent in range(width):
         firsts[latent] = total
         for part in range(PARTS):
             free[part, latent], total = total, total + free[part, latent]
     firsts[width] = total
+
     order, rows_of = np.empty(total, np.int64), np.empty(total, np.int64)
     for part in prange(PARTS):
         for row in range(rows * part // PARTS, rows * (part + 1) // PARTS):
@@ -103,10 +139,16 @@ def transposed(starts, latents, width) -> Csc:  # pyright: ignore[reportReturnTy
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def sample(starts, latents, x, weight, bias) -> NDArray[np.float32]:  # pyright: ignore[reportReturnType]
-    """(entries,) x[row] · weight[latent] + bias[latent]."""
+def sample(
+    starts,  # (rows + 1,) int64
+    latents,  # (entries,) int64
+    x,  # (rows, width)
+    weight,  # (latents, width)
+    bias,  # (latents,)
+) -> NDArray[np.float32]:  # pyright: ignore[reportReturnType]
+    """Return x[row] · weight[latent] + bias[latent] for each entry, (entries,)."""
     rows, width = x.shape
-    found = np.empty(len(latents), np.float32)
+    dots = np.empty(len(latents), np.float32)
     tile, block = _blocks(len(latents), rows, len(weight), width)
     for number in prange(math.ceil(rows / tile)):
         first, end = number * tile, min((number + 1) * tile, rows)
@@ -115,25 +157,38 @@ def sample(starts, latents, x, weight, bias) -> NDArray[np.float32]:  # pyright:
             for row in range(first, end):
                 entry = entries[row - first]
                 entries[row - first] = _until(latents, entry, starts[row + 1], stop)
-                _dots(x[row], weight, latents, entry, entries[row - first], found)
+                _dots(x[row], weight, latents, entry, entries[row - first], dots)
                 for e in range(entry, entries[row - first]):
-                    found[e] += bias[latents[e]]
-    return found
+                    dots[e] += bias[latents[e]]
+    return dots
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> Floats:  # pyright: ignore[reportReturnType]
-    """Each row's Σ over g of ‖r_g‖², r_g = y − bias − Σ code · decoder[latent] over its entries with latent < ends[g],
-    and each entry's decoder[latent] · Σ r_g over the g with latent < ends[g].
+def nested_residuals(
+    starts,  # (rows + 1,) int64
+    latents,  # (entries,) int64, rising within a row
+    codes,  # (entries,)
+    decoder,  # (latents, width)
+    bias,  # (width,)
+    y,  # (rows, width)
+    ends,  # (groups,) int64, rising to the number of latents
+    below,  # (groups, rows, width), of any content; gets Σ r_h over h ≥ g
+) -> Floats:  # pyright: ignore[reportReturnType]
+    """Compare rows with their nested reconstructions, and compute what the gradients need.
 
-    ``below`` (g, row, width) gets Σ r_h over h ≥ g. Entries of a row are in the order of their latents.
+    The residual of group g is r_g = y − bias − Σ code · decoder[latent] over a row's entries with latent < ends[g].
+
+    Returns Σ over g of ‖r_g‖² for each row, (rows,); and decoder[latent] · Σ r_g over the g with latent < ends[g] for
+    each entry, (entries,). The gradient of Σ ‖r_g‖² by a code is −2 × the latter.
     """
     rows, width = y.shape
     errors, pulls, less = np.zeros(rows, np.float32), np.empty(len(latents), np.float32), -codes
     tile, block = _blocks(len(latents), rows, len(decoder), width)
     for number in prange(math.ceil(rows / tile)):
         first, end = number * tile, min((number + 1) * tile, rows)
-        entries = starts[first:end].copy()
+        entries = starts[first:end].copy()  # of each row of the block, the next entry
+
+        # below[g] = r_g: the residual of the group before, minus this group's own entries.
         for g in range(len(ends)):
             for row in range(first, end):
                 for j in range(width):
@@ -149,10 +204,14 @@ def nested_residuals(starts, latents, codes, decoder, bias, y, ends, below) -> F
                 for j in range(width):
                     error += below[g, row, j] * below[g, row, j]
                 errors[row] += error
+
+        # below[g] = Σ r_h over h ≥ g.
         for g in range(len(ends) - 2, -1, -1):
             for row in range(first, end):
                 for j in range(width):
                     below[g, row, j] += below[g + 1, row, j]
+
+        # Go through the entries once more, each with the sum of the residuals that its latent takes part in.
         entries[:] = starts[first:end]
         for g in range(len(ends)):
             begin = ends[g - 1] if g else 0

@@ -1,6 +1,6 @@
-"""What a sparsity rule is: which latents of a token are active, and what pushes them to be few.
+"""The interface of a sparsity rule. A rule says which latents of a token are active, and what keeps them few.
 
-A rule is an argument of the one `fit` loop. It is written for pre-activations h = y W_enc + b_enc, (row, latent).
+A rule is an argument of the one `fit` loop. It works on pre-activations h = y W_enc + b_enc, (row, latent).
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from strata.sae.engine.nonlinearity import Nonlinearity
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
 
-START_ROWS = 512  # by which a rule places its first threshold
+START_ROWS = 512  # rows from which a rule takes its first threshold
 
 
 class Weights(Protocol):
-    """What a rule sees of the autoencoder; shapes as in `strata/sae/training/autoencoder.py`."""
+    """What a rule sees of the autoencoder. Shapes are as in `strata/sae/training/autoencoder.py`."""
 
     encoder: nn.Parameter
     decoder: nn.Parameter
@@ -25,15 +25,16 @@ class Weights(Protocol):
     b_dec: nn.Parameter
 
     decoder_activation: Nonlinearity
-    given: bool  # the encoder, by the user: no rule may change it before the first step
+    given: bool  # True for an encoder that the user gave: no rule may change it before the first step
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: ``h`` and ``codes`` (entries,) at ``pattern``, the ``error`` and the ``residual`` y − ŷ.
+    """One forward pass over a batch ``y`` (row, width).
 
-    The error is Σ (y − ŷ)² over the batch, of a rule with nested reconstructions their mean; the residual is that of
-    the whole and has no gradient.
+    ``h`` and ``codes``: (entries,) at the entries of ``pattern``. ``error``: Σ (y − ŷ)² over the batch; for a rule with
+    nested reconstructions, the mean of their errors. ``residual``: (row, width) y − ŷ of the whole reconstruction,
+    without gradient.
     """
 
     y: Tensor
@@ -45,49 +46,62 @@ class Pass:
 
 
 class Rule(nn.Module):
-    """The defaults: nothing to start or to schedule, one reconstruction, no penalty. ``k``: see params.yaml."""
+    """The base of all rules. By default nothing is started or scheduled, and there is one reconstruction, no penalty.
+
+    ``k``: the number of active latents a token, as params.yaml explains.
+    """
 
     k: int
 
     def start(self, weights: Weights, y: Tensor) -> None:
-        """Fit what depends on the data to the first batch, (row, width)."""
+        """Fit what depends on the data to the first batch, ``y`` (row, width)."""
 
     def schedule(self, done: float) -> None:
-        """``done``: share of the training that lies behind."""
+        """Prepare for the next step. ``done``: the share of the training that is done."""
 
     def select(self, h: Preactivations) -> tuple[Pattern, Tensor]:
-        """The entries that take part, and the exact h there."""
+        """Return the entries that take part, and the exact h at each of them, (entries,)."""
         raise NotImplementedError
 
     def codes(self, h: Tensor, pattern: Pattern, generator: torch.Generator) -> Tensor:
-        """The codes at those entries, from exact h; gradients to h and to the rule's own parameters."""
+        """Return the codes (entries,) from the exact ``h`` (entries,), with gradients to h and the rule's parameters.
+
+        ``generator``: for rules that draw which latents are active.
+        """
         raise NotImplementedError
 
     def ends(self, latents: int) -> list[int]:
-        """The prefixes of the latents that must reconstruct by themselves; the last is all of them."""
+        """Return the ends of the prefixes of latents that must reconstruct by themselves; the last is all latents."""
         return [latents]
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor | float:
-        """What it adds to the loss. ``unit``: rows × width × variance, which turns a squared error into an fvu."""
+        """Return what the rule adds to the loss.
+
+        ``unit``: rows × width × variance, which turns a squared error into an fvu.
+        """
         return 0.0
 
     def price(self, codes: Tensor, pattern: Pattern, unit: float) -> float | None:
-        """What the finished SAE's ``codes`` (entries,) of held-out rows cost by the rule's own objective, its weight at
-        its full height, in shares of the variance; None of a rule whose ``k`` sets how many latents are active.
+        """Return what the ``codes`` (entries,) of a finished SAE on held-out rows cost by the rule's own objective.
 
-        Codes and ``unit`` as in :meth:`penalty`. It chooses the checkpoint, see strata/verdict/targets.py.
+        The price is a share of the variance, with the rule's coefficient at its full height. None for a rule whose
+        ``k`` sets how many latents are active. Codes and ``unit`` are as in :meth:`penalty`. The price helps to choose
+        the checkpoint; see strata/verdict/targets.py.
         """
         return None
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Encoder, b_enc and θ of f = h · 1[h > θ]·1[h > 0], which does the same; θ None: the top ``k`` of a token."""
+        """Return encoder, b_enc and θ of the finished SAE f = h · 1[h > θ]·1[h > 0], which does the same as the rule.
+
+        θ None means that the top ``k`` latents of a token are active instead.
+        """
         raise NotImplementedError
 
 
 def exact_above(h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
-    """The entries above ``low``, () or (latent,), and the exact h there.
+    """Return the entries above ``low``, () or (latent,), and the exact h at each of them, (entries,).
 
-    An entry that the cheap product's rounding puts on the other side of ``low`` is missing, or there in excess.
+    The cheap product rounds. So an entry close to ``low`` may be missing, or may be present although it is below.
     """
     pattern = h.choose(lambda block: block.above(low))
     return pattern, h.at(pattern)
@@ -95,6 +109,6 @@ def exact_above(h: Preactivations, low: Tensor) -> tuple[Pattern, Tensor]:
 
 @torch.no_grad()
 def cut(weights: Weights, y: Tensor, per_row: float) -> Tensor:
-    """The value that ``per_row`` entries of a row of h exceed, on average over the first rows of ``y``."""
+    """Return the value that on average ``per_row`` entries of a row of h exceed, over the first rows of ``y``."""
     h = torch.addmm(weights.b_enc, y[:START_ROWS], weights.encoder.T)
     return h.flatten().kthvalue(max(1, h.numel() - round(per_row * len(h)))).values

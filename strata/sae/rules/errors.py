@@ -1,7 +1,7 @@
-"""How far a batch is from its reconstructions ŷ_g = g(z[:, :end] W_dec[:end] + b_dec), one for each of ``ends``.
+"""The error between a batch and its reconstructions ŷ = g(z[:, :end] W_dec[:end] + b_dec), one for each of ``ends``.
 
-The error is the mean of Σ (y − ŷ_g)² over them; most rules have one, of all latents. On a CPU a row, or a
-block of rows, is decoded, compared and asked what its codes should have been in one go: `products.py`.
+The error is the mean of Σ (y − ŷ)² over the reconstructions. Most rules have one reconstruction, from all latents. On a
+CPU one loop decodes a row or a block of rows, compares it, and computes the gradient of its codes: `products.py`.
 """
 
 from typing import Any
@@ -20,9 +20,11 @@ from strata.sae.engine.pattern import Pattern
 def squared_error(
     codes: Tensor, decoder: Tensor, b_dec: Tensor, y: Tensor, pattern: Pattern, ends: list[int], kind: Nonlinearity
 ) -> tuple[Tensor, Tensor]:
-    """The error, with gradients to ``codes``, ``decoder`` and ``b_dec``; and the whole residual y − ŷ, without.
+    """Return the error, with gradients to ``codes``, ``decoder`` and ``b_dec``, and the residual y − ŷ, which has none.
 
-    ``ends`` rise to the number of latents; a row's entries are in the order of their latents.
+    ``codes``: (entries,), the entries of a row in the order of their latents. ``decoder``: (latent, width). ``b_dec``:
+    (width,). ``y`` and the residual: (row, width). ``ends`` rise to the number of latents; the residual is that of the
+    last reconstruction, from all latents.
     """
     if _fused(kind, y):
         error, residual = _Nested.apply(codes, decoder, b_dec, y, pattern, ends)  # pyright: ignore[reportGeneralTypeIssues]
@@ -32,32 +34,37 @@ def squared_error(
 
 
 def _fused(kind: Nonlinearity, y: Tensor) -> bool:
+    """Whether the loop of `products.py` can be used."""
     return kind == "identity" and y.device.type == "cpu"
 
 
 def outputs(codes: Tensor, decoder: Tensor, b_dec: Tensor, pattern: Pattern, ends: list[int]) -> list[Tensor]:
-    """z[:, :end] W_dec[:end] + b_dec for each end, (row, width)."""
-    output, found, first = b_dec, [], 0
+    """Return z[:, :end] W_dec[:end] + b_dec, (row, width), for each of ``ends``."""
+    output, nested_outputs, first_latent = b_dec, [], 0
     sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    for part in decoder.split(sizes):  # the backward of a split is one copy
-        inside = (pattern.latents >= first) & (pattern.latents < first + len(part))
+    for part in decoder.split(sizes):  # the gradient of a split takes one copy, that of slices one for each
+        inside = (pattern.latents >= first_latent) & (pattern.latents < first_latent + len(part))
         group = pattern.keep(inside)
-        output = output + decode(codes[inside], part, Pattern(group.starts, group.latents - first, len(part)))
-        found.append(output)
-        first += len(part)
-    return found
+        output = output + decode(codes[inside], part, Pattern(group.starts, group.latents - first_latent, len(part)))
+        nested_outputs.append(output)
+        first_latent += len(part)
+    return nested_outputs
 
 
 class _Nested(torch.autograd.Function):
+    """The error and the residual by `products.nested_residuals`, which also leaves what the gradients need."""
+
     @staticmethod
     def forward(
         ctx: Any, codes: Tensor, decoder: Tensor, b_dec: Tensor, y: Tensor, pattern: Pattern, ends: list[int]
     ) -> tuple[Tensor, Tensor]:
-        below = torch.empty(len(ends), *y.shape)
+        below = torch.empty(len(ends), *y.shape)  # for each end, the sum of its residual and all later ones
         starts, latents = pattern.starts.numpy(), pattern.latents.numpy()
         values, weight, bias, rows = (t.detach().contiguous().numpy() for t in (codes, decoder, b_dec, y))
-        found = products.nested_residuals(starts, latents, values, weight, bias, rows, np.array(ends), below.numpy())
-        errors, pulls = map(torch.from_numpy, found)
+        errors, pulls = map(
+            torch.from_numpy,
+            products.nested_residuals(starts, latents, values, weight, bias, rows, np.array(ends), below.numpy()),
+        )
         ctx.save_for_backward(codes, below, pulls)
         ctx.pattern, ctx.ends = pattern, ends
         residual = below[-1]
@@ -67,13 +74,19 @@ class _Nested(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes, below, pulls = ctx.saved_tensors
-        slope, (_, decoder, b_dec, *_) = -2 * grads[0] / len(ctx.ends), ctx.needs_input_grad
-        to_decoder = _by_latent(codes * slope, ctx.pattern, below, ctx.ends) if decoder else None
-        return pulls * slope, to_decoder, below[0].sum(0) * slope if b_dec else None, None, None, None
+        _, needs_decoder, needs_b_dec, *_ = ctx.needs_input_grad
+        slope = -2 * grads[0] / len(ctx.ends)  # of the mean of squares, by the residual
+        to_codes = pulls * slope
+        to_decoder = _by_latent(codes * slope, ctx.pattern, below, ctx.ends) if needs_decoder else None
+        to_b_dec = below[0].sum(0) * slope if needs_b_dec else None
+        return to_codes, to_decoder, to_b_dec, None, None, None
 
 
 def _by_latent(values: Tensor, pattern: Pattern, below: Tensor, ends: list[int]) -> Tensor:
-    """(latent, width): Σ over a latent's entries of value × below[g, row], g the first whose end is past the latent."""
+    """Return (latent, width): Σ over a latent's entries of value × below[g, row].
+
+    g is the first group whose end is past the latent: that and all later reconstructions contain the latent.
+    """
     if len(ends) == 1:
         return sum_latents(values, pattern, below[0])
     order, firsts, rows = pattern.transposed

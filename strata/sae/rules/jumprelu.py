@@ -1,4 +1,4 @@
-"""Rules with a learned threshold for each latent: by a straight-through gradient, or by reward."""
+"""Rules that learn a threshold for each latent, by a straight-through gradient or by reward."""
 
 from typing import Any
 
@@ -11,7 +11,11 @@ from strata.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 
 
 class _Threshold(Rule):
-    """``threshold`` (latent,), which starts where ``k`` latents a token are active: sparse from the first step."""
+    """The base of rules with a learned ``threshold`` (latent,).
+
+    It starts where ``k`` latents a token are active, so that codes are sparse from the first step. Entries down to
+    ``reach`` below the threshold take part, because they too have a gradient or a chance to be active.
+    """
 
     def __init__(self, k: int, latents: int, bandwidth: float, reach: float) -> None:
         super().__init__()
@@ -30,14 +34,15 @@ class _Threshold(Rule):
 
 
 class JumpReLU(_Threshold):
-    """z = h · 1[h > θ], θ learned for each latent. Rajamanoharan et al. 2024, "Jumping ahead", eq. 4, 11, 12.
+    """z = h · 1[h > θ], with θ learned for each latent. Rajamanoharan et al. 2024, "Jumping ahead", eq. 4, 11, 12.
 
-    The step has no gradient of its own; with a rectangle kernel of bandwidth ε as its surrogate,
+    The step has no gradient of its own. A rectangle kernel of bandwidth ε stands in for it:
 
         ∂z/∂θ = −(θ/ε) · 1[|h − θ| < ε/2]        ∂1[h > θ]/∂θ = −(1/ε) · 1[|h − θ| < ε/2].
 
-    The penalty is (l0/k − 1)², the quadratic target of Gemma Scope 2, with l0 the mean of the batch: it asks for k
-    active latents a token, not for as few as possible. Bandwidth is in units of h on the training scale.
+    The penalty is ``coefficient`` × (l0/k − 1)², the quadratic target of Gemma Scope 2, with l0 the mean of the batch.
+    It asks for k active latents a token, not for as few as possible. The bandwidth is in units of h on the training
+    scale.
     """
 
     def __init__(self, k: int, latents: int, bandwidth: float, coefficient: float) -> None:
@@ -54,15 +59,16 @@ class JumpReLU(_Threshold):
 
 
 class Reward(_Threshold):
-    """Sparsity by reinforcement: a latent is active with probability p = σ((h − θ)/ε), and what earns reward is kept.
+    """Sparsity by reinforcement learning: a latent is active with probability p = σ((h − θ)/ε).
 
-    z = m · relu(h), m ~ Bernoulli(p). A token's reward is
+    z = m · relu(h), with m drawn from Bernoulli(p). The reward of a token is
 
         R = −‖y − ŷ‖² / (width · variance) − λ Σ m + β · mean over its active latents of (1 − their share of the batch),
 
-    and the gradient of E[R] by p is the score function's, (R − b) ∇ log π(m) (Williams 1992, eq. 4), with the mean
-    reward of the batch as baseline b; h also learns from the error through z. Entries with p under 2 % are never drawn.
-    At rest a latent is active where p > 1/2, that is h > θ.
+    with λ the ``coefficient`` and β the ``diversity``. The gradient of E[R] by p is that of the score function,
+    (R − b) ∇ log π(m) (Williams 1992, eq. 4), with the mean reward of the batch as baseline b. h also learns from the
+    error through z. Entries with p under 2 % are never drawn. In the finished SAE a latent is active where p > 1/2,
+    that is, where h > θ.
     """
 
     REACH = 4.0  # in ε: σ(−4) = 0.018
@@ -76,7 +82,9 @@ class Reward(_Threshold):
         return h.relu() * drawn
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
-        pattern, drawn = run.pattern, run.codes.detach() > 0
+        pattern, drawn = run.pattern, run.codes.detach() > 0  # drawn: (entries,)
+
+        # The reward of each row, (row,), and how far it is above the mean.
         with torch.no_grad():
             reward = -run.residual.square().sum(1) * (pattern.rows / unit)
             counts = _by_row(drawn.float(), pattern)
@@ -84,6 +92,8 @@ class Reward(_Threshold):
             novelty = _by_row(drawn * (1 - share[pattern.latents]), pattern) / counts.clamp(min=1)
             reward += self.diversity * novelty - self.coefficient * counts
             advantage = reward - reward.mean()
+
+        # log π of what was drawn, and of what was not.
         logit = self._logit(run.h, pattern)
         log_probability = nn.functional.logsigmoid(torch.where(drawn, logit, -logit))
         return -(advantage[pattern.row_of] * log_probability).sum() / pattern.rows
@@ -92,14 +102,18 @@ class Reward(_Threshold):
         return self.coefficient * len(codes) / pattern.rows
 
     def _logit(self, h: Tensor, pattern: Pattern) -> Tensor:
+        """Return (h − θ)/ε, (entries,)."""
         return (h - self.threshold.index_select(0, pattern.latents)) / self.bandwidth
 
 
 def _by_row(values: Tensor, pattern: Pattern) -> Tensor:
+    """Sum the ``values`` (entries,) of each row, (row,)."""
     return torch.zeros(pattern.rows, device=values.device).index_add_(0, pattern.row_of, values)
 
 
 class _Jump(torch.autograd.Function):
+    """h · 1[h > θ] at each entry, with the surrogate gradient to θ; ``h`` and ``threshold``: (entries,)."""
+
     @staticmethod
     def forward(ctx: Any, h: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(h, threshold)
@@ -114,6 +128,8 @@ class _Jump(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
+    """1[h > θ] at each entry, with the surrogate gradient to θ alone; ``h`` and ``threshold``: (entries,)."""
+
     @staticmethod
     def forward(ctx: Any, h: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(h, threshold)

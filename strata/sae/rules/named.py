@@ -1,4 +1,4 @@
-"""The sparsity rule that the section train names."""
+"""Make the sparsity rule that the section train names."""
 
 from strata.sae.knobs import Train
 from strata.sae.rules.base import Rule
@@ -8,7 +8,7 @@ from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
 
 
 def make_rule(knobs: Train) -> Rule:
-    """The sparsity rule by name."""
+    """Return a new rule of the kind ``knobs.rule``, with its own knobs."""
     k, latents = knobs.k, knobs.latents
     match knobs.rule:
         case "topk":

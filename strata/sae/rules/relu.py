@@ -1,4 +1,4 @@
-"""Rules that an L1 penalty makes sparse."""
+"""Rules whose codes are made sparse by a penalty on their size: ReLU and gated."""
 
 import torch
 from torch import Tensor, nn
@@ -8,21 +8,22 @@ from strata.sae.engine.preactivations import Preactivations
 from strata.sae.rules.base import Pass, Rule, Weights, cut, exact_above
 from strata.sae.rules.errors import squared_error
 
-EDGE = 1e-6  # a mean code is held so far from 0 and 1, where the divergence is infinite
+EDGE = 1e-6  # mean codes are kept this far from 0 and 1, where the divergence is infinite
 
 
 class ReLU(Rule):
-    """z = relu(h), penalty λ Σ z ‖W_dec row‖ a token. Bricken et al. 2023; weighted as in Anthropic, April 2024.
+    """z = relu(h), with the penalty λ Σ z ‖W_dec row‖ a token. Bricken et al. 2023; weighted as Anthropic, April 2024.
 
-    Decoder rows have norm 1 here, so that the weighting is there without being computed. λ is in units of an fvu: the
-    penalty is divided by the width × variance like the squared error, so that λ means the same at any scale. λ rises
-    linearly over the share ``warmup`` of the run, beginning at the share ``delay``.
+    Decoder rows have norm 1 here, so the weighting needs no computation. Like the squared error, the penalty is divided
+    by width × variance, so that λ, the ``coefficient``, means the same at any scale. λ rises linearly over the share
+    ``warmup`` of the run, from the share ``delay`` on.
 
-    With ``kl`` the penalty is λ · rows · Σ_j KL(ρ ‖ ρ̂_j) instead, ρ̂_j the mean code of latent j over the batch and
-    ρ = k / F, of Bernoulli variables (Ng 2011, "Sparse autoencoder", section 2): each latent is drawn to the same mean.
+    With ``kl`` the penalty is λ · rows · Σ_j KL(ρ ‖ ρ̂_j) instead (Ng 2011, "Sparse autoencoder", section 2). ρ̂_j is the
+    mean code of latent j over the batch, ρ = k / F, and both count as probabilities of Bernoulli variables. This draws
+    every latent to the same mean.
 
-    Biases start where ``k`` latents a token are active, so that the work is sparse from the first step; where l0 ends
-    is up to λ.
+    Biases start where ``k`` latents a token are active, so that codes are sparse from the first step. λ decides where
+    l0 ends.
     """
 
     def __init__(self, k: int, coefficient: float, warmup: float, delay: float, kl: bool = False) -> None:
@@ -53,8 +54,9 @@ class ReLU(Rule):
         return self.coefficient * float(self._divergence(codes, pattern) if self.kl else codes.sum()) / unit
 
     def _divergence(self, codes: Tensor, pattern: Pattern) -> Tensor:
-        target = self.k / pattern.width
-        mean = codes.new_zeros(pattern.width).index_add(0, pattern.latents, codes) / pattern.rows
+        """Return rows · Σ_j KL(ρ ‖ ρ̂_j) for ``codes`` (entries,)."""
+        target = self.k / pattern.width  # ρ
+        mean = codes.new_zeros(pattern.width).index_add(0, pattern.latents, codes) / pattern.rows  # ρ̂, (latent,)
         mean = mean.clamp(EDGE, 1 - EDGE)
         off = (1 - target) * ((1 - target) / (1 - mean)).log()
         return pattern.rows * (target * (target / mean).log() + off).sum()
@@ -64,11 +66,13 @@ class ReLU(Rule):
 
 
 class Gated(ReLU):
-    """z = 1[h > 0] · relu(e^r h + c): h says whether, e^r h + c how much. Rajamanoharan et al. 2024, "Improving
-    dictionary learning with gated sparse autoencoders", eq. 5 to 8, with c = b_mag − e^r b_gate.
+    """z = 1[h > 0] · relu(e^r h + c): h decides whether a latent is active, e^r h + c how strongly.
 
-    The penalty is λ Σ relu(h) and the error of decode(relu(h)) through a decoder that it does not train. It is the
-    jumprelu e^r h + c with θ = c (the paper's section 3.2), and is stored as that. In its price the codes stand for
+    Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", eq. 5 to 8, with
+    c = b_mag − e^r b_gate. ``r`` and ``c``: (latent,).
+
+    The penalty is λ Σ relu(h), plus the error of decode(relu(h)), which does not train the decoder. The finished SAE is
+    the jumprelu e^r h + c with θ = c (section 3.2 of the paper). Its price is computed from the codes in place of
     relu(h).
     """
 
@@ -82,9 +86,9 @@ class Gated(ReLU):
         return (gain.exp() * h + offset).relu() * (h > 0)
 
     def penalty(self, weights: Weights, run: Pass, unit: float) -> Tensor:
-        frozen = weights.decoder.detach(), weights.b_dec.detach()
-        ends, kind = self.ends(len(weights.decoder)), weights.decoder_activation
-        error, _ = squared_error(run.h.relu(), *frozen, run.y, run.pattern, ends, kind)
+        decoder, b_dec = weights.decoder.detach(), weights.b_dec.detach()  # not trained by this error
+        ends, kind = self.ends(len(decoder)), weights.decoder_activation
+        error, _ = squared_error(run.h.relu(), decoder, b_dec, run.y, run.pattern, ends, kind)
         return super().penalty(weights, run, unit) + error / unit
 
     def settled(self, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:

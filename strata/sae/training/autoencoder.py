@@ -1,6 +1,6 @@
 """The autoencoder in training: parameters on the training scale, the sparse forward pass, AuxK.
 
-Training sees y = s (x − μ), with s and μ from the data; :func:`fold` turns the result into an SAE on raw x.
+Training sees y = s (x − μ), with s and μ from the data. :func:`fold` turns the result into an SAE on raw x.
 """
 
 from dataclasses import dataclass
@@ -18,27 +18,33 @@ from strata.sae.rules.errors import squared_error
 from strata.sae.rules.topk import TopK
 from strata.sae.sae import SAE
 
-LENGTH = 0.1  # of the rows behind the decoder's at first, as SAELens's decoder_init_norm: short, so that they turn far
+LENGTH = 0.1  # ‖v‖ at the start (see update.py), as SAELens's decoder_init_norm; a short v turns far in a step
 
 
 @dataclass(frozen=True)
 class Scale:
-    """y = ``factor`` (x − ``mean``). ``variance``: of an element of y over the training rows."""
+    """The training scale y = ``factor`` (x − ``mean``).
+
+    ``mean``: (width,). ``variance``: the mean variance of an element of y over the training rows.
+    """
 
     factor: float
     mean: Tensor
     variance: float
 
     def apply(self, x: Tensor) -> Tensor:
+        """Return y in float32 for raw activations ``x`` (row, width)."""
         return x.to(torch.float32, copy=True).sub_(self.mean).mul_(self.factor)
 
 
 class Autoencoder(nn.Module):
-    """``encoder`` and ``decoder`` (latent, width), ``b_enc`` (latent,), ``b_dec`` (width,).
+    """The parameters: ``encoder`` and ``decoder`` (latent, width), ``b_enc`` (latent,), ``b_dec`` (width,).
 
-    Decoder rows have norm 1 and a random direction (``kaiming``: independent; ``orthogonal``: so within each ``width``
-    of them); the encoder begins as the decoder transposed. ``data`` takes the first batch's rows in :meth:`start`.
-    Reconstructions are g(z W_dec + b_dec), g the ``decoder_activation``.
+    Decoder rows have norm 1 and at first a random direction. With ``init`` kaiming, directions are independent; with
+    orthogonal, each ``width`` of them in turn are orthogonal to each other; with data, :meth:`start` takes rows of the
+    first batch. The encoder begins as the decoder transposed.
+
+    The reconstruction is ŷ = g(z W_dec + b_dec), with g the ``decoder_activation``.
     """
 
     encoder: nn.Parameter
@@ -66,15 +72,16 @@ class Autoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(width))
         self.register_buffer("length", torch.full((latents,), LENGTH))
-        self.length: Tensor  # of the rows behind the decoder's; see update.py
+        self.length: Tensor  # (latent,) ‖v‖, where a decoder row is v/‖v‖; see update.py
         self.register_buffer("balance", torch.ones(width))
-        self.balance: Tensor  # of columns, for the cheap product
+        self.balance: Tensor  # (width,) what the cheap product divides columns of y by; see preactivations.py
 
     @torch.no_grad()
     def take(self, encoder: Tensor, bias: Tensor, frozen: bool) -> None:
-        """Begin with this encoder (latent, width) and bias (latent,), on the training scale, and decode by its rows.
+        """Begin with this ``encoder`` (latent, width) and ``bias`` (latent,), which are on the training scale.
 
-        ``frozen``: both stay as they are, to the bit. Decoder rows then take the length that its codes need.
+        Its rows, at norm 1, become the decoder's. If ``frozen``, encoder and bias stay as they are, to the bit, and
+        decoder rows take the length that the codes need.
         """
         self.given, self.from_data = True, False
         self.encoder.copy_(encoder)
@@ -89,17 +96,22 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:
-        """Scale the encoder so that the error on a first batch is least: c = ⟨y, ŷ⟩ / ⟨ŷ, ŷ⟩ with k latents a row.
+        """Fit the encoder to a first batch ``y`` (row, width): multiply it by c = ⟨y, ŷ⟩ / ⟨ŷ, ŷ⟩.
 
-        ŷ is without g here. Unit encoder rows overshoot: k random directions are far from orthogonal, and y is added
-        up several times. A given encoder stays as it is.
+        ŷ is the reconstruction from the top ``k`` latents of each row, without g; with this c the error is least.
+        Encoder rows of norm 1 would overshoot: k random directions are far from orthogonal, so that parts of y would
+        be added up several times. An encoder that the user gave stays as it is.
         """
         if self.from_data:
             rows = y[torch.randint(len(y), (len(self.decoder),), generator=generator, device=y.device)]
+            # The noise tells latents apart: where there are many of them, rows are drawn twice.
             noise = torch.randn(rows.shape, generator=generator, device=y.device) * rows.std() / 10
-            self.decoder.copy_(normalize(rows + noise, dim=1))  # with the noise, because rows come twice in a large F
+            self.decoder.copy_(normalize(rows + noise, dim=1))
             self.encoder.copy_(self.decoder)
+
+        # The square root of each column's root mean square: SmoothQuant with α = 1/2.
         self.balance.copy_(y.square().mean(0).sqrt().sqrt().clamp(min=1e-3))
+
         if self.given:
             return
         run = self(y, TopK(k), generator)
@@ -107,26 +119,27 @@ class Autoencoder(nn.Module):
         self.encoder.mul_(((y * output).sum() / output.square().sum()).clamp(1e-3, 1))
 
     def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
-        """Choose latents, and compute at those alone."""
+        """Choose latents for ``y`` (row, width) by ``rule``, and compute codes and error from the chosen ones alone."""
         pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
         h = sampled(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
+
         ends, kind = rule.ends(len(self.decoder)), self.decoder_activation
         error, residual = squared_error(codes, self.decoder, self.b_dec, y, pattern, ends, kind)
         return Pass(y, pattern, h, codes, error, residual)
 
     def unexplained(self, run: Pass) -> Tensor:
-        """r, what the dead latents are to explain: y − ŷ, times g′ where the decoder ends in g."""
+        """Return r, (row, width), which the dead latents have to explain: y − ŷ, times g′ if the decoder ends in g."""
         return pull(self.decoder_activation, run.residual, run.y - run.residual)
 
     def auxk(self, y: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
-        """How well the ``k`` strongest of the ``dead`` latents explain the residual; gradients to both their sides.
+        """Return how badly the ``k`` strongest of the ``dead`` latents explain the ``residual`` r.
 
-        Σ‖r − z W_dec[dead]‖² / Σ‖r − mean r‖² (Gao et al. 2024, appendix A.2). Dense on the gathered dead rows, which
-        are few. Encoder and decoder biases of the living take no part.
+        Σ‖r − z W_dec[dead]‖² / Σ‖r − mean r‖² (Gao et al. 2024, appendix A.2). The gradients reach the dead latents'
+        encoder rows, biases and decoder rows, and no others. Products are dense on the dead rows, which are few.
         """
         encoder, bias, decoder = (p.index_select(0, dead) for p in (self.encoder, self.b_enc, self.decoder))
-        h = torch.addmm(bias, y, encoder.T)
+        h = torch.addmm(bias, y, encoder.T)  # (row, dead latent)
         values, chosen = h.topk(min(k, len(dead)), dim=1)
         z = torch.zeros_like(h).scatter(1, chosen, values.relu())
         error = (residual - z @ decoder).square().sum()
@@ -134,21 +147,24 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def wake(self, dead: Tensor, rise: float) -> None:
-        """Raise the biases of ``dead``, so that in the end each fires where it comes closest to, and learns there.
+        """Add ``rise`` to the biases of the ``dead`` latents.
 
-        What Wang et al. 2024, "Auxiliary-loss-free load balancing", do for experts that get too few tokens.
+        In the end each of them fires on the rows that it comes closest to, and learns there. Wang et al. 2024,
+        "Auxiliary-loss-free load balancing", do the same for experts that get too few tokens.
         """
         self.b_enc.index_add_(0, dead, torch.full(dead.shape, rise, device=dead.device))
 
     @torch.no_grad()
     def resample(self, run: Pass, dead: Tensor, generator: torch.Generator) -> None:
-        """Give each of ``dead`` the direction of a badly reconstructed row, drawn by its squared error.
+        """Give each of the ``dead`` latents the direction of a row that is reconstructed badly.
 
-        Encoder rows get a fifth of the mean norm of the others, biases 0 (Bricken et al. 2023, appendix).
+        A row is drawn with a probability proportional to the square of its loss. Encoder rows get a fifth of the mean
+        norm of all encoder rows, biases become 0 (Bricken et al. 2023, appendix).
         """
-        weight = run.residual.square().sum(1).square()
+        weight = run.residual.square().sum(1).square()  # (row,) ‖y − ŷ‖⁴
         rows = torch.multinomial(weight, len(dead), replacement=True, generator=generator)
         directions = normalize(run.y[rows], dim=1)
+
         self.decoder[dead], self.length[dead] = directions, LENGTH
         self.encoder[dead] = directions * self.encoder.norm(dim=1).mean() / 5
         self.b_enc[dead] = 0.0
@@ -156,13 +172,16 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
-    """The same function on raw activations, codes in raw units, decoder rows as long as they were.
+    """Turn a model on the training scale into the SAE that is the same function of raw activations.
 
-    With b = μ + b_dec/s:   h/s = (x − b) W + (b_enc + b_dec W)/s,   θ/s. A g other than the identity keeps s and μ:
-    x̂ = μ + g(s (f W_dec + b − μ)) / s.
+    Codes are then in raw units, and decoder rows keep their norm. With b = μ + b_dec/s:
+
+        h/s = (x − b) W + (b_enc + b_dec W)/s,   threshold θ/s.
+
+    An SAE whose g is not the identity keeps s and μ: x̂ = μ + g(s (f W_dec + b − μ)) / s.
     """
     encoder, b_enc, threshold = rule.settled(model)
-    bent = model.decoder_activation != "identity"
+    keeps_scale = model.decoder_activation != "identity"
     return SAE(
         encoder=encoder.detach().clone(),
         b_enc=(b_enc + encoder @ model.b_dec) / scale.factor,
@@ -171,6 +190,6 @@ def fold(model: Autoencoder, rule: Rule, scale: Scale) -> SAE:
         k=rule.k if threshold is None else None,
         threshold=None if threshold is None else threshold.detach() / scale.factor,
         decoder_activation=model.decoder_activation,
-        scale=scale.factor if bent else 1.0,
-        mean=scale.mean if bent else None,
+        scale=scale.factor if keeps_scale else 1.0,
+        mean=scale.mean if keeps_scale else None,
     )

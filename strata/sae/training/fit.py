@@ -1,4 +1,4 @@
-"""The one training loop. Tune and train call it; what differs between them is passed in."""
+"""The one training loop. Tune and train both call it, and pass in the parts that differ between them."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from tqdm import tqdm
 from strata.device import launch
 from strata.run import resume
 from strata.sae.sae import SAE
-from strata.sae.training.trainer import Trainer, learning_rate
+from strata.sae.training.trainer import Step, Trainer, learning_rate
 
 STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the validation split says of an SAE; the lowest ``score`` is the best checkpoint."""
+    """How an SAE does on the validation split. The checkpoint with the lowest ``score`` is the best."""
 
     fvu: float
     l0: float
@@ -32,7 +32,11 @@ class Judgement:
 
 @dataclass
 class Fitted:
-    """Checkpoints: ``best`` by validation, ``final``, ``epoch-<n>``. ``history``: one dict a logged step."""
+    """The result of a training.
+
+    ``saes`` holds the checkpoints by name: ``best`` on the validation split, ``final``, and ``epoch-<n>``.
+    ``history`` has one dict for each logged step.
+    """
 
     saes: dict[str, SAE] = field(default_factory=dict)
     best_step: int = 0
@@ -44,7 +48,7 @@ class Fitted:
         return self.saes["best"]
 
     def keep(self, sae: SAE, score: float, step: int, epoch: int, kept: bool) -> None:
-        """Take an epoch's SAE for what it is."""
+        """Record this epoch's SAE as final, as best if it scores lower, and as a checkpoint of its own if ``kept``."""
         self.saes["final"] = sae
         if score < self.best_score:
             self.saes["best"], self.best_step, self.best_score = sae, step, score
@@ -61,76 +65,102 @@ def fit(
     work: Path | None = None,
     save_every: float = 60.0,
 ) -> Fitted:
-    """Train to the end, from where the state in ``work`` stands, if there is one.
+    """Train to the end. If ``work`` holds the state of an unfinished training, go on from there.
 
-    ``batches(step)`` gives the batches (row, width) float32 on the training scale from that step on. After each epoch
-    ``judge`` gets the folded SAE and the share of latents silent in that epoch, and gives its validation score.
-    ``watch`` sees every logged step; it cannot change anything. ``save_every``: seconds between states; a kill loses
-    no more than the work since the last one, and the result is the same to the bit.
+    ``batches(step)`` gives the batches from that step on, (row, width) float32 on the training scale.
+    ``judge`` is called after each epoch with the folded SAE and the share of latents that were silent in that epoch.
+    It returns the validation score. ``watch`` sees every logged step, and cannot change anything.
+    ``save_every`` is the number of seconds between two saved states. A killed training loses no more than the work
+    since the last state, and its result is the same to the bit.
 
-    Of several processes the first alone judges, watches and saves, and has the result; all of them go on from its
-    state. The others return an empty one.
+    If there are several processes, all of them go on from the first one's state. Only the first process judges,
+    watches and saves, and only it returns the result. The others return an empty one.
 
-    Raises BadInput when training diverges; the last state stays in ``work``.
+    Raises BadInput when training diverges. The last state then stays in ``work``.
     """
     knobs, steps = trainer.knobs, trainer.steps
     epoch_steps = steps // knobs.epochs
-    first = launch.rank() == 0
+    leads = launch.rank() == 0  # only this process judges, watches and saves
+
+    # The first process decides for all whether there is a state to go on from.
     begun = launch.told("begun" if work and resume.whole(work / STATE) else "")
     fitted = load(work, trainer) if work and begun else Fitted()
 
-    rows = batches(trainer.done)
-    saved = time.monotonic()
-    with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None if first else True) as bar:
+    remaining_batches = batches(trainer.done)
+    saved_at = time.monotonic()
+    with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None if leads else True) as bar:
         while trainer.done < steps:
-            step = trainer.advance(next(rows))
-            if not first:
+            step = trainer.advance(next(remaining_batches))
+            if not leads:
                 continue
 
+            # Log the first step, every log_every-th after it, and the last step of each epoch.
             number = trainer.done
             epoch_ends = number % epoch_steps == 0
             if (number - 1) % knobs.log_every == 0 or epoch_ends:
-                values = {
-                    "lr": learning_rate(number - 1, steps, knobs),
-                    "loss": step.loss,
-                    "mse": step.fvu * trainer.scale.variance,
-                    "fvu": step.fvu,
-                    "l0": step.active,
-                    "dead": step.dead / knobs.latents,
-                }
-
-                # An epoch's SAE may be the best one.
+                values = _logged(trainer, step)
                 if epoch_ends:
-                    sae, asleep, epoch = trainer.folded(), trainer.asleep(), number // epoch_steps
-                    judged = judge(sae, asleep)
-                    values |= {
-                        "validation_fvu": judged.fvu,
-                        "validation_l0": judged.l0,
-                        "validation_dead": asleep,
-                        "score": judged.score,
-                    }
-                    kept = bool(knobs.keep_every) and epoch % (knobs.keep_every or 1) == 0 and number < steps
-                    fitted.keep(sae, judged.score, number, epoch, kept)
-
+                    values |= _end_epoch(trainer, judge, fitted, epoch=number // epoch_steps)
                 fitted.history.append({"step": number, "tokens": trainer.tokens, **values})
                 watch(number, values)
                 bar.set_postfix(fvu=f"{step.fvu:.4f}", l0=f"{step.active:.1f}", refresh=False)
 
-            if work and (time.monotonic() - saved >= save_every or number == steps):
+            # Save the state, so that a kill loses little.
+            if work and (time.monotonic() - saved_at >= save_every or number == steps):
                 save(work, trainer, fitted)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
             bar.update()
     return fitted
 
 
+def _logged(trainer: Trainer, step: Step) -> dict[str, float]:
+    """Return what the history says of the step that ``trainer`` has just taken."""
+    knobs = trainer.knobs
+    return {
+        "lr": learning_rate(trainer.done - 1, trainer.steps, knobs),
+        "loss": step.loss,
+        "mse": step.fvu * trainer.scale.variance,
+        "fvu": step.fvu,
+        "l0": step.active,
+        "dead": step.dead / knobs.latents,
+    }
+
+
+def _end_epoch(
+    trainer: Trainer, judge: Callable[[SAE, float], Judgement], fitted: Fitted, epoch: int
+) -> dict[str, float]:
+    """Judge the SAE at the end of an epoch, keep it in ``fitted``, and return what the history says of it.
+
+    ``epoch``: how many epochs are done.
+    """
+    keep_every = trainer.knobs.keep_every
+    sae, dead = trainer.folded(), trainer.asleep()
+    judgement = judge(sae, dead)
+
+    # The last epoch's SAE is `final` already.
+    kept = bool(keep_every) and epoch % (keep_every or 1) == 0 and trainer.done < trainer.steps
+    fitted.keep(sae, judgement.score, trainer.done, epoch, kept)
+    return {
+        "validation_fvu": judgement.fvu,
+        "validation_l0": judgement.l0,
+        "validation_dead": dead,
+        "score": judgement.score,
+    }
+
+
 def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
-    """Keep the state as one sealed file; checkpoints that are the same are written once."""
-    names: dict[int, str] = {}
-    tensors, same = trainer.state(), {}
+    """Write the state of a training to ``work`` as one sealed file.
+
+    Two names can stand for one checkpoint: the last SAE is often the best one too. It is written once.
+    """
+    tensors = trainer.state()
+    written: dict[int, str] = {}  # id of an SAE -> the name under which its tensors are written
+    same: dict[str, str] = {}  # name of a checkpoint -> that name
     for name, sae in fitted.saes.items():
-        same[name] = names.setdefault(id(sae), name)
+        same[name] = written.setdefault(id(sae), name)
         if same[name] == name:
             tensors |= {f"sae.{name}.{part}": t for part, t in sae.tensors().items()}
+
     facts = {
         "same": same,
         "settings": fitted.best.settings() if fitted.saes else {},
@@ -143,15 +173,17 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
 
 
 def load(work: Path, trainer: Trainer) -> Fitted:
-    """Put ``trainer`` where the state in ``work`` stands, and give what had been kept by then."""
+    """Restore ``trainer`` from the state in ``work``, and return the checkpoints and history up to then."""
     tensors = load_file(work / STATE, device=str(trainer.device))
     facts = json.loads(tensors.pop("facts").cpu().numpy().tobytes())
     trainer.restore(tensors)
-    none = torch.empty(0)
-    empty = SAE(none, none, none, none, **facts["settings"])
+
+    # All checkpoints share their settings; each has tensors of its own, unless it is another one's.
+    nothing = torch.empty(0)
+    template = SAE(nothing, nothing, nothing, nothing, **facts["settings"])
     saes: dict[str, SAE] = {}
     for name, source in facts["same"].items():
         prefix = f"sae.{source}."
         parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        saes[name] = saes[source] if source in saes else replace(empty, **parts)
+        saes[name] = saes[source] if source in saes else replace(template, **parts)
     return Fitted(saes, facts["best_step"], facts["best_score"], facts["history"])

@@ -1,4 +1,4 @@
-"""Train one SAE on one layer's rows: what tune does often and briefly, and train once."""
+"""Train one SAE on one layer's rows. Stage tune does this often and briefly, stage train once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -35,27 +35,39 @@ from strata.verdict.targets import Targets, penalty
 def knobs_of(
     train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: auto.Size
 ) -> Train:
-    """The section ``train``, on top of it what it takes from tune, on top what ``by_layer`` says of one layer; then
-    what auto is for rows of ``size``."""
-    tops = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
-    where = " with ".join(["params.yaml: train", " and ".join(tops)][: 1 + bool(tops)])
+    """Return the checked knobs of one layer's training.
+
+    Later sources win: the section ``train``, then the values ``tuned`` that it takes from tune, then the ``override``
+    that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``.
+    """
+    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9".
+    sources = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
+    where = " with ".join(["params.yaml: train", " and ".join(sources)][: 1 + bool(sources)])
     return check(auto.train({**train, **tuned, **override}, size), Train, where)
 
 
 def scale_of(activations: Rows, device: torch.device = CPU, inliers: bool = False) -> Scale:
-    """The training scale, for rows on ``device``: mean 0, and the factor of
-    :class:`strata.rows.spread.Spread`; of all training rows, or of the ``inliers`` among them."""
+    """Return the training scale y = s (x − mean), with the mean on ``device``.
+
+    s is the ``scale`` of :class:`strata.rows.spread.Spread`. It and the mean are those of all training rows, or, with
+    ``inliers``, of the training rows that are no outliers.
+    """
     s, mean = activations.scale, activations.mean
     if inliers:
         largest, split = OUTLIER * activations.median_norm, activations.split("train")
-        found = spread(lambda: (x[x.float().norm(dim=1) <= largest] for x in activations.blocks(*split)), "inliers")
-        s, mean = found.scale, found.mean.float()
+        inlier_spread = spread(
+            lambda: (x[x.float().norm(dim=1) <= largest] for x in activations.blocks(*split)), "inliers"
+        )
+        s, mean = inlier_spread.scale, inlier_spread.mean.float()
+
+    # s makes the mean of ‖s x‖² the width, so that y has this variance. For rows far from 0, s makes the mean of
+    # ‖s (x − mean)‖² the width: then this is below 0, and the variance is 1.
     variance = 1 - s**2 * float(mean.double().square().sum()) / activations.width
-    return Scale(s, mean.to(device), variance if variance > 0 else 1.0)  # below 0: s is the scale of x − mean
+    return Scale(s, mean.to(device), variance if variance > 0 else 1.0)
 
 
 def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
-    """The same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``."""
+    """Return the same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``."""
     return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
 
 
@@ -69,11 +81,15 @@ def train(
     save_every: float = 60.0,
     device: torch.device = CPU,
 ) -> tuple[Fitted, SAE]:
-    """Train on the training rows; the validation rows choose the checkpoint and batchtopk's threshold.
+    """Train on the training rows. The validation rows choose the checkpoint and settle batchtopk's threshold.
 
-    ``work``: where the state of an unfinished training is looked for, and kept every ``save_every`` seconds. Returns
-    the result and the untrained SAE that it started from, with top-k, both on ``device``.
+    ``work``: a folder for the state of an unfinished training. A state that lies there is continued, and a new one is
+    written every ``save_every`` seconds.
+
+    Returns the result, and the untrained SAE that it started from, with top-k. Both are on ``device``.
+    Raises BadInput where the validation rows do not vary or memory does not suffice.
     """
+    # Refuse what cannot work before any of the work is done.
     quality.check_held_out(activations, "validation")
     first, end = activations.split("train")
     needed = training_bytes(knobs, activations.width, end - first)
@@ -81,50 +97,59 @@ def train(
     need_memory(needed, device, what, "lower train.latents or train.window_rows")
 
     scale = scale_of(activations, device, knobs.skip_outliers)
-    shuffled = Shuffled(activations, *activations.split("train"), knobs.batch_size, knobs.window_rows, seed)
+    shuffled = Shuffled(activations, first, end, knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
     if knobs.encoder is not None:
-        model.take(*given(knobs.encoder, tuple(model.encoder.shape), scale), knobs.encoder.frozen)
+        encoder, bias = given(knobs.encoder, tuple(model.encoder.shape), scale)
+        model.take(encoder, bias, knobs.encoder.frozen)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
+        """Blocks of the first ``limit`` validation rows, or of all."""
         first, end = activations.split("validation")
         return blocks(activations, first, min(end, first + limit) if limit else end, device)
 
     def settled(sae: SAE, limit: int | None = None) -> SAE:
+        """``sae`` with the threshold that its rule takes from the first ``limit`` validation rows, if it takes one."""
         return with_threshold(sae, knobs.k, partial(validation, limit)) if knobs.rule in BY_BATCH else sae
 
     def batches(step: int) -> Iterator[Tensor]:
+        """Training batches on ``device`` and on the training scale, from ``step`` on."""
         for rows in shuffled.endless(step):
             x = put(rows, device)
             if knobs.skip_outliers:
                 inliers = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
-                x = inliers if len(inliers) >= knobs.micro_batches else x  # a step needs rows
+                x = inliers if len(inliers) >= knobs.micro_batches else x  # a micro-batch needs at least one row
             yield scale.apply(x)
 
     @torch.inference_mode()
     def judge(sae: SAE, dead: float) -> Judgement:
+        """Score an epoch's SAE: its fvu plus what it pays for l0, by its rule or by the targets, and for ``dead``."""
         rows = knobs.validation_rows
-        found = quality.reconstruction(
-            settled(sae, rows).reconstruct, validation(rows), scale.factor, activations.median_norm
-        )
+        reconstruct = settled(sae, rows).reconstruct
+        measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
+
         price = price_of(rule, sae, validation(rows), scale)
-        cost = penalty(found["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
-        return Judgement(found["fvu"], found["l0"], found["fvu"] + cost)
+        cost = penalty(measured["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
+        return Judgement(measured["fvu"], measured["l0"], measured["fvu"] + cost)
 
     untrained = fold(model, TopK(knobs.k), scale)
     rule = make_rule(knobs).to(device)
     trainer = Trainer(model, rule, scale, knobs, shuffled.steps_per_epoch(), seed)
     fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
-    once = {id(sae): sae for sae in fitted.saes.values()}  # the last one is often the best, too
-    once = {number: settled(sae) for number, sae in once.items()}
-    fitted.saes = {name: once[id(sae)] for name, sae in fitted.saes.items()}
+
+    # Settle each SAE once: the last one is often the best one, too.
+    distinct = {id(sae): sae for sae in fitted.saes.values()}
+    settled_saes = {number: settled(sae) for number, sae in distinct.items()}
+    fitted.saes = {name: settled_saes[id(sae)] for name, sae in fitted.saes.items()}
     return fitted, untrained
 
 
 def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> float | None:
-    """The mean over the rows of ``blocks``, raw activations, of what ``sae``'s codes cost by ``rule``; None where the
-    rule has no price. See `Rule.price`."""
+    """Return what ``sae``'s codes cost by ``rule``, as a mean over the rows of ``blocks``, which are raw activations.
+
+    None where the rule has no price; see `Rule.price`.
+    """
     total, rows = 0.0, 0
     for x in blocks:
         codes = sae.encode(x.float())
@@ -136,17 +161,25 @@ def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> fl
 
 
 def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor, Tensor]:
-    """The rows and biases of a file's encoder on the training scale: x Wᵀ + b = (y Wᵀ + s (b + W μ)) / s."""
+    """Read the user's encoder from its file, and bring it to the training scale.
+
+    With y = s (x − μ):   x Wᵀ + b = (y Wᵀ + s (b + W μ)) / s.   So W, (latent, width), stays as it is, and the bias,
+    (latent,), becomes s (b + W μ).
+
+    Raises BadInput where there is no such file, or its bytes or its ``shape`` (latent, width) are others.
+    """
     path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.is_file()), None)
     if path is None:
         raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is no file")
-    if (found := sha256(path)) != encoder.sha256:
-        raise BadInput(f"params.yaml: train.encoder.sha256 must be that of {encoder.file}, which is {found}")
+    if (actual_hash := sha256(path)) != encoder.sha256:
+        raise BadInput(f"params.yaml: train.encoder.sha256 must be that of {encoder.file}, which is {actual_hash}")
+
     rows, bias = npz.encoder(path)
     if tuple(rows.shape) != shape:
         raise BadInput(
             f"{encoder.file} is of {rows.shape[0]} latents of width {rows.shape[1]}, but train.latents is {shape[0]} "
             f"and activations have {shape[1]} numbers"
         )
+
     rows, bias = rows.to(scale.mean.device), bias.to(scale.mean.device)
     return rows, (scale.factor * (bias.double() + rows.double() @ scale.mean.double())).float()

@@ -1,11 +1,15 @@
-"""What a step does with the gradients: clipped, AdamW, decoder rows of norm 1 (but for a frozen encoder).
+"""What a step does with the gradients: clip them, take a step of AdamW, keep decoder rows at norm 1.
 
-A decoder row is v/‖v‖, and v takes the step (Salimans & Kingma 2016, "Weight normalization", equation 2 with g = 1);
-``model.length`` is ‖v‖. The gradient's part along the row, which this ignores, is taken out first, so that every step
-makes v longer and the next turns the row less: each latent has a learning rate of its own, which falls as it settles.
-Adam sees the gradient of v/‖v‖: its scale, on which Adam does not depend, is all that differs from that of v.
+A decoder row is v/‖v‖, and v takes the step (Salimans & Kingma 2016, "Weight normalization", equation 2 with g = 1).
+``model.length`` is ‖v‖. v/‖v‖ does not depend on the part of the gradient along the row, so that part is taken out
+first. Every step then makes v longer, and the next step turns the row less: each latent has a learning rate of its own,
+which falls as the latent settles. Adam sees the gradient of v/‖v‖. It differs from the gradient of v only in its scale,
+on which Adam does not depend.
 
-On a CPU, where this is all reading and writing, each row is gone through twice; step by step it would be eight times.
+With a frozen encoder, decoder rows have no norm of 1: codes have the size that the encoder gives them.
+
+On a CPU the time goes into reading and writing. Here each row is gone through twice; with one torch function for each
+operation it would be eight times.
 """
 
 from collections.abc import Iterable
@@ -23,9 +27,9 @@ EPS = 1e-8
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) by torch's fused function, with moments that others can use.
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) by torch's fused function, with moments that others can change.
 
-    Making a `torch.optim.AdamW` would import torch's compiler, two seconds of tune.
+    A `torch.optim.AdamW` would import torch's compiler, which takes two seconds in each run of tune.
     """
 
     def __init__(self, parameters: Iterable[Tensor], beta1: float, beta2: float, decay: float) -> None:
@@ -34,35 +38,35 @@ class AdamW:
         self.step = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def moments(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """exp_avg, exp_avg_sq and the number of steps of one parameter, to be changed in place."""
+        """Return exp_avg, exp_avg_sq and the number of steps of one parameter; they can be changed in place."""
         number = next(i for i, p in enumerate(self.parameters) if p is parameter)
         return self.exp_avg[number], self.exp_avg_sq[number], self.step[number]
 
     def advance(self) -> None:
-        """A step for each parameter that has a gradient."""
-        each = zip(self.parameters, self.exp_avg, self.exp_avg_sq, self.step, strict=True)
-        ready = [(p, p.grad, *moments) for p, *moments in each if p.grad is not None]
-        parameters, gradients, means, squares, steps = map(list, zip(*ready, strict=True))
+        """Take a step with each parameter that has a gradient."""
+        every = zip(self.parameters, self.exp_avg, self.exp_avg_sq, self.step, strict=True)
+        with_gradient = [(p, p.grad, *moments) for p, *moments in every if p.grad is not None]
+        parameters, gradients, means, squares, steps = map(list, zip(*with_gradient, strict=True))
         adamw(
             parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.decay, eps=EPS,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        """Every moment by name."""
+        """Return every moment by name, e.g. ``0.exp_avg``: the number of the parameter, and the moment."""
         names = ("exp_avg", "exp_avg_sq", "step")
         return {f"{number}.{name}": t for name in names for number, t in enumerate(getattr(self, name))}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from where :meth:`state` was taken."""
+        """Go on from the state ``tensors``, which :meth:`state` returned."""
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
 
 
 @torch.no_grad()
 def update(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
-    """One step of ``optimizer``; the gradients of ``model`` together have the norm ``clip`` at the most."""
-    if model.frozen:  # codes have the lengths that the encoder gives them, so that decoder rows must not have norm 1
+    """Take one step of ``optimizer``, after the gradients of ``model`` are clipped to a joint norm of ``clip``."""
+    if model.frozen:
         clip_grad_norm_(model.parameters(), clip)
         optimizer.advance()
         return
@@ -70,11 +74,15 @@ def update(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
 
 
 def step_by_step(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
-    """By torch alone."""
+    """Take the step with torch's functions alone, on any device."""
     decoder, gradient = model.decoder, model.decoder.grad
     assert gradient is not None
+
+    # Take out the gradient's part along each decoder row.
     gradient.addcmul_(torch.linalg.vecdot(gradient, decoder)[:, None], decoder, value=-1)
     clip_grad_norm_(model.parameters(), clip)
+
+    # The rows at their full length take the step; then they have norm 1 again.
     decoder.mul_(model.length[:, None])
     optimizer.advance()
     model.length.copy_(decoder.norm(dim=1).clamp(min=1e-12))
@@ -82,32 +90,48 @@ def step_by_step(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
 
 
 def by_rows(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
-    """The same, encoder and decoder by the loops of `adamw_rows.py`; what is left is small and takes torch's way."""
-    large = {name: getattr(model, name) for name in ("encoder", "decoder")}
-    gradients = {name: _numbers(parameter.grad) for name, parameter in large.items()}
+    """Take the same step on a CPU: encoder and decoder by the loops of `adamw_rows.py`, the small rest by torch."""
+    matrices = {name: getattr(model, name) for name in ("encoder", "decoder")}
+    gradients = {name: _numbers(parameter.grad) for name, parameter in matrices.items()}
+    vector_gradients = [p.grad for p in model.parameters() if p.dim() == 1 and p.grad is not None]
+
+    # What clipping multiplies the gradients by. The decoder's are measured without their part along the rows.
     along, squares = adamw_rows.projected(_numbers(model.decoder), gradients["decoder"])
-    small = [p.grad for p in model.parameters() if p.dim() == 1 and p.grad is not None]
-    norms = [torch.from_numpy(squares).sum().sqrt(), *(t.norm() for t in (model.encoder.grad, *small) if t is not None)]
+    others = (model.encoder.grad, *vector_gradients)
+    norms = [torch.from_numpy(squares).sum().sqrt(), *(t.norm() for t in others if t is not None)]
     scale = min(1.0, clip / (float(torch.stack(norms).norm()) + 1e-6))
-    nothing, ones = np.zeros(len(along), np.float32), np.ones(len(along), np.float32)
-    for name, parameter in large.items():
+
+    zeros, ones = np.zeros(len(along), np.float32), np.ones(len(along), np.float32)
+    for name, parameter in matrices.items():
         exp_avg, exp_avg_sq, step = optimizer.moments(parameter)
         step += 1
-        part, lengths = (along, _numbers(model.length)) if name == "decoder" else (nothing, ones)
-        arrays = (_numbers(parameter), gradients[name], _numbers(exp_avg), _numbers(exp_avg_sq))
-        adamw_rows.adamw(*arrays, part, np.float32(scale), _knobs(optimizer, float(step)), lengths, name == "decoder")
+        is_decoder = name == "decoder"
+        adamw_rows.adamw(
+            _numbers(parameter),
+            gradients[name],
+            _numbers(exp_avg),
+            _numbers(exp_avg_sq),
+            along if is_decoder else zeros,
+            np.float32(scale),
+            _knobs(optimizer, float(step)),
+            _numbers(model.length) if is_decoder else ones,
+            is_decoder,
+        )
         parameter.grad = None  # so that the optimizer leaves it alone
-    for gradient in small:
+
+    for gradient in vector_gradients:
         gradient.mul_(scale)
     optimizer.advance()
 
 
 def _numbers(tensor: Tensor | None) -> np.ndarray:
+    """Return the numbers of a tensor on the CPU; writing to them changes the tensor, if it is contiguous."""
     assert tensor is not None
     return tensor.detach().contiguous().numpy()
 
 
 def _knobs(optimizer: AdamW, step: float) -> tuple[np.float32, ...]:
+    """Return the ``knobs`` of :func:`adamw_rows.adamw` at ``step``."""
     lr, (beta1, beta2) = optimizer.lr, optimizer.betas
-    knobs = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, 1 - lr * optimizer.decay)
-    return tuple(map(np.float32, (*knobs, 1 - beta1, 1 - beta2, EPS)))
+    rate, root, kept = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, 1 - lr * optimizer.decay
+    return tuple(map(np.float32, (rate, root, kept, 1 - beta1, 1 - beta2, EPS)))
