@@ -1,2 +1,5 @@
-"""In: a layer's activations, the tokens and documents they stand on, its SAE, the language model. Out: what each latent
-fires on: sparse codes by latent, statistics, examples, enrichment, logit lens, explanations with scores."""
+"""Find out what each latent of a layer fires on.
+
+In: the activations of a layer, the tokens and documents under them, the SAE of the layer, the language model.
+Out: sparse codes by latent, statistics, examples, enrichment, logit lens, and explanations with scores.
+"""

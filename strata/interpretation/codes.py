@@ -1,4 +1,4 @@
-"""One streamed pass over a layer's activations writes its sparse codes by latent, a shard at a time."""
+"""Encode a layer's activations in one streamed pass, and write the sparse codes by latent, a shard at a time."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,25 +18,30 @@ from strata.sae.sae import SAE
 
 @torch.inference_mode()
 def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> dict[str, Tensor]:
-    """The codes of all rows of ``blocks``, by latent: starts (latents + 1,), rows and values (entries,)."""
-    found = [sae.encode(put(block, device).float()) for block in blocks]
-    order, starts, rows = joined([codes.pattern for codes in found]).transposed
-    values = torch.cat([codes.values for codes in found])[order]
+    """Encode all rows of ``blocks``, (rows, width) each, and order the codes by latent.
+
+    Returns starts (latents + 1,), rows and values (entries,).
+    """
+    codes_of_blocks = [sae.encode(put(block, device).float()) for block in blocks]
+    order, starts, rows = joined([codes.pattern for codes in codes_of_blocks]).transposed
+    values = torch.cat([codes.values for codes in codes_of_blocks])[order]
     return {"starts": starts.cpu(), "rows": rows.int().cpu(), "values": values.cpu()}
 
 
 def write_codes(
     sae: SAE, activations: Activations, folder: Path, device: torch.device = CPU
 ) -> tuple[list[dict[str, Any]], float]:
-    """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations; those that are whole stay.
+    """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations.
 
-    Returns what meta.json says of the shards, and the largest activation. In memory there are one shard's codes.
+    A shard that is already there and whole is not computed again. Memory holds the codes of one shard. Returns what
+    meta.json says of the shards, and the largest activation.
     """
     size, largest, shards = activations.meta["shard_rows"], 0.0, []
     with tqdm(total=activations.rows, desc="encode", unit=" rows", disable=None) as bar:
         for number, first in enumerate(range(0, activations.rows, size)):
             end = min(first + size, activations.rows)
             name = f"codes/shard-{number:05d}.safetensors"
+
             if resume.whole(folder / name):
                 with safe_open(folder / name, "pt") as file:
                     values = file.get_tensor("values")
@@ -44,6 +49,7 @@ def write_codes(
                 tensors = encode(sae, activations.blocks(first, end), device)
                 values = tensors["values"]
                 resume.keep_tensors(folder / name, tensors)
+
             shards.append({
                 "file": name, "first": first, "rows": end - first, "entries": len(values),
                 "sha256": resume.sealed_hash(folder / name),

@@ -1,7 +1,7 @@
-"""Replies from an endpoint that speaks as OpenAI's does. It may be down, busy, slow, or no such endpoint at all.
+"""Get replies from an endpoint with OpenAI's interface. It may be down, busy, slow, or no such endpoint at all.
 
-The key goes to the address in `OPENAI_BASE_URL` and nowhere else: no redirect is followed, and should the endpoint
-quote the key, it is struck from what is said and what is kept.
+The key goes to the address in `OPENAI_BASE_URL` and nowhere else. No redirect is followed. If the endpoint quotes the
+key, the key is removed from every message and from every reply that is kept.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from strata.run.door import BadInput
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
 
-BACKOFF = 1.0  # seconds before an endpoint is asked again; doubled each time
-LONGEST_WAIT = 300.0  # seconds that an endpoint may ask to be left alone
+BACKOFF = 1.0  # seconds to wait before the endpoint is asked again; doubled each time
+LONGEST_WAIT = 300.0  # seconds that an endpoint may at most ask us to wait
 LONGEST_REPLY = 2**20  # bytes that an endpoint may send
 QUOTED = 300  # characters of a reply that a message shows
-SECRET = 6  # characters from which on a key is struck from replies, too: "none" and "EMPTY" are words
-BUSY = {408, 409, 425, 429}  # besides 5xx: worth asking again
+SECRET = 6  # a key with at least this many characters is removed from replies, too; "none" and "EMPTY" are words
+BUSY = {408, 409, 425, 429}  # HTTP statuses after which asking again is worthwhile, besides 5xx
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a whole reply (seconds), how often to ask again, how many requests to have under way."""
+    """How many seconds to wait for a whole reply, how often to ask again, and how many requests to send at a time."""
 
     timeout: float
     retries: int
@@ -42,13 +42,13 @@ class Patience:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, and with which key."""
+    """The address to ask, and the key to send."""
 
     url: str
     key: str | None
 
     def without_key(self, text: str) -> str:
-        """``text`` with the key struck out, also where it is quoted as JSON or in an address."""
+        """Replace the key in ``text`` by ***, also where it is quoted as JSON or in an address."""
         if self.key:
             for spelling in {self.key, quote(self.key, safe=""), json.dumps(self.key)[1:-1]}:
                 text = text.replace(spelling, "***")
@@ -56,9 +56,9 @@ class Endpoint:
 
 
 def find_endpoint() -> Endpoint:
-    """The endpoint of the environment: `OPENAI_BASE_URL`, and `OPENAI_API_KEY` where it wants one.
+    """Read the endpoint from the environment: `OPENAI_BASE_URL`, and `OPENAI_API_KEY` if the endpoint wants a key.
 
-    Raises BadInput, without the key or a password in it, for what cannot be asked.
+    Raises BadInput if they cannot be used. The message holds neither the key nor a password.
     """
     base, key = os.environ.get("OPENAI_BASE_URL", "").strip(), os.environ.get("OPENAI_API_KEY", "").strip()
     try:
@@ -80,18 +80,20 @@ def find_endpoint() -> Endpoint:
 
 
 def _plain(text: str) -> bool:
-    """Whether ``text`` can stand in a request's head: visible ASCII, no blanks."""
+    """Say whether ``text`` may stand in the head of a request: visible ASCII without blanks."""
     return text.isascii() and text.isprintable() and " " not in text
 
 
 def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
-    """A writer that asks ``model`` at the endpoint of the environment.
+    """Return a writer that asks ``model`` at the endpoint which the environment names.
 
-    It raises BadInput where the endpoint refuses, stays away, or sends no chat completion whatever it is asked.
+    The writer raises BadInput if the endpoint refuses a request, does not answer, or never sends a chat completion.
+    ``kept``: replies from before, which are not asked for again.
     """
     endpoint = find_endpoint()
 
     async def ask(client: "AsyncClient", prompt: str, limit: int) -> str | None:
+        """Return the reply to one prompt, kept or new; None if there is no chat completion."""
         request = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
@@ -100,13 +102,15 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
         }
         if (known := kept.get(request)) is not None:
             return known[0]
+
         content = _content(await _post(client, endpoint, request, patience), endpoint)
-        if content is not None:  # else not kept: it may be the endpoint's bad day
+        if content is not None:  # an answer that cannot be read is not kept: the next run asks again
             kept.keep(request, [content])
         return content
 
     async def ask_all(prompts: Sequence[str], limit: int) -> list[str | None]:
-        import httpx2  # a third of a second, which a run without an endpoint does without
+        """Ask all prompts, `patience.parallel` at a time."""
+        import httpx2  # takes a third of a second, which a run without an endpoint saves
 
         turns = asyncio.Semaphore(patience.parallel)
 
@@ -114,12 +118,13 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
             async with turns:
                 return await ask(client, prompt, limit)
 
-        # Times are ours: httpx's begin anew with each byte. A redirect would take the key along.
+        # We count the time ourselves, since httpx's timeout begins anew with each byte. A redirect would take the key
+        # to another address.
         async with httpx2.AsyncClient(timeout=None, follow_redirects=False) as client:
             asked = [asyncio.create_task(in_turn(client, prompt)) for prompt in prompts]
             try:
                 return await asyncio.gather(*asked)
-            finally:  # after a refusal, also those that wait
+            finally:  # after a refusal, the requests that still wait are given up
                 for task in asked:
                     task.cancel()
                 await asyncio.gather(*asked, return_exceptions=True)
@@ -147,9 +152,9 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
 
 
 async def _post(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any], patience: Patience) -> bytes:
-    """Send a request and return the body of its reply; ask again, after a pause, if the endpoint is busy, down or slow.
+    """Send a request and return the body of its reply. If the endpoint is busy, down or slow, ask again after a pause.
 
-    Its words are never shown with the key in them.
+    Raises BadInput if it refuses, redirects, or does not answer in the end. No message shows the key.
     """
     from httpx2 import HTTPError
 
@@ -187,10 +192,11 @@ class _Reply(NamedTuple):
 
 
 async def _reply(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any]) -> _Reply:
-    """A whole reply, or the beginning of one whose body is longer than LONGEST_REPLY."""
-    headers = {"Accept-Encoding": "identity"}  # a packed body has no bound
+    """Send a request and return the reply. If its body is longer than LONGEST_REPLY, return the beginning of it."""
+    headers = {"Accept-Encoding": "identity"}  # a compressed body could grow without bound
     if endpoint.key:
         headers["Authorization"] = f"Bearer {endpoint.key}"
+
     async with client.stream("POST", endpoint.url, json=body, headers=headers) as response:
         content = b""
         async for part in response.aiter_raw():
@@ -201,6 +207,7 @@ async def _reply(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any]
 
 
 def _redirected(endpoint: Endpoint, reply: _Reply) -> str:
+    """Write the message for a reply that redirects."""
     target = endpoint.without_key(reply.headers.get("Location", "") or "nowhere")
     return (
         f"{endpoint.url} redirects to {_shortened(target)} (HTTP {reply.status}), which is not followed, since the key "
@@ -209,7 +216,7 @@ def _redirected(endpoint: Endpoint, reply: _Reply) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that an answer asks to wait, given as such or as a date; 0 if it asks for nothing we understand."""
+    """Return how many seconds the header Retry-After, a number or a date, asks to wait; 0 if it cannot be read."""
     asked = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", asked):
         return float(asked)
@@ -220,13 +227,13 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _shortened(text: str) -> str:
-    """The beginning of ``text``, on one line, without signs that a terminal would obey."""
+    """Return the beginning of ``text`` on one line, without control characters, which a terminal would obey."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return line if len(line) <= QUOTED else f"{line[:QUOTED]} …"
 
 
 def _content(reply: bytes, endpoint: Endpoint) -> str | None:
-    """The text of a chat completion, without the key; None, said aloud, if it is none, or holds no text."""
+    """Return the text of a chat completion, without the key. If there is none, print that, and return None."""
     content = None
     if len(reply) <= LONGEST_REPLY:
         with suppress(ValueError, LookupError, TypeError, RecursionError):  # RecursionError: nested brackets
@@ -238,5 +245,5 @@ def _content(reply: bytes, endpoint: Endpoint) -> str | None:
 
 
 def _encodable(text: str) -> bool:
-    """Whether no half of a surrogate pair stands alone in ``text``, which no file could hold."""
+    """Say whether ``text`` can be written to a file: no half of a surrogate pair stands alone."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -1,13 +1,13 @@
-"""Which labels of documents a latent's strongest tokens, and its strongest documents, come from.
+"""Find the labels of documents that a latent's strongest tokens, and its strongest documents, come from.
 
-One label against the rest, in a 2 × 2 table for every latent and label:
+A 2 × 2 table for every latent and label sets one label against the rest:
 
     inside                 size − inside            the latent's top set
     labelled − inside      the others outside       all else that has a label
 
-p is Fisher's exact test, one-sided: as many or more inside by chance. Tokens of one document are not independent, so
-the token level calls a latent significant that fires on one word which one document repeats; the document level does
-not. The control that shows it gives every document another document's label, whole documents at a time.
+p is from Fisher's exact test, one-sided: the probability of as many or more inside by chance. The tokens of one
+document are not independent. So the token level calls a latent significant that fires on one word which one document
+repeats; the document level does not. A control shows this: it gives every document, as a whole, the label of another.
 """
 
 from typing import Any, NamedTuple
@@ -22,13 +22,13 @@ Table = dict[str, NDArray[Any]]
 
 
 class Sets(NamedTuple):
-    """A set of numbers a latent: those of latent j are ``items[starts[j] : starts[j + 1]]``."""
+    """One set of numbers for each latent. The set of latent j is ``items[starts[j] : starts[j + 1]]``."""
 
     starts: NDArray[np.int64]
     items: NDArray[np.int32]
 
     def owners(self) -> NDArray[np.int64]:
-        """The latent of each item."""
+        """Return the latent of each item."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
 
@@ -40,17 +40,21 @@ def enrich(
     labels: int,
     seed: int,
 ) -> tuple[Table, dict[str, Any]]:
-    """The cells with anything inside, of both levels, by latent and label; and the numbers of the report. ``top_rows``
-    None: rows are documents, and there is one level.
+    """Test every latent for every label, at the level of tokens and at the level of documents.
 
-    ``row_document``: (row,); ``document_label``: (document,), -1 for none: those documents are left out altogether, as
-    are those without a row. The table's columns: latent, level, label (its number), inside, size, labelled, total,
-    odds_ratio (NaN where it is 0/0 or infinite), p, q (Benjamini and Hochberg over all cells of the level).
+    ``top_rows``: the strongest rows of each latent; None if rows are documents, and then there is one level.
+    ``top_documents``: the strongest documents of each latent. ``row_document``: (row,) the document of each row.
+    ``document_label``: (document,), -1 for none; documents without a label and those without a row are left out.
+
+    Returns the cells with anything inside, by latent and label, and the numbers for the report. The columns: latent,
+    level, label (its number), inside, size, labelled, total, odds_ratio (NaN where it is 0/0 or infinite), p, and q
+    (Benjamini and Hochberg over all cells of the level).
     """
     label = document_label.astype(np.int64)
     present = np.bincount(row_document, minlength=len(label)) > 0
     label = np.where(present, label, -1)
     shuffled = _shuffled(label, seed)
+
     every_document = np.arange(len(label))
     tables, report = [], {}
     for level, sets, units in (("token", top_rows, row_document), ("document", top_documents, every_document)):
@@ -58,6 +62,7 @@ def enrich(
             continue
         table, tested, living = cells(sets, label[units], labels)
         control, _, _ = cells(sets, shuffled[units], labels)
+
         tables.append({"level": np.full(len(table["p"]), level, object), **table})
         report[level] = {
             "cells": tested,
@@ -69,18 +74,20 @@ def enrich(
 
 
 def cells(sets: Sets, unit_label: NDArray[np.int64], labels: int) -> tuple[Table, int, int]:
-    """Cells with anything inside, how many were tested, and of how many latents.
+    """Return the cells with anything inside, how many cells were tested, and for how many latents.
 
-    ``unit_label``: (unit,) the label of each thing that a set may hold, -1 for none. A cell is tested where the latent
-    has a labelled unit in its set and the label a unit at all.
+    A unit is what a set may hold: a row or a document. ``unit_label``: (unit,) its label, -1 for none. A cell, one
+    latent and one label, is tested if the latent has a labelled unit in its set and the label has any unit.
     """
-    found = unit_label[sets.items]
-    latent, found = sets.owners()[found >= 0], found[found >= 0]
-    size_of = np.bincount(latent, minlength=len(sets.starts) - 1)
-    labelled_of = np.bincount(unit_label[unit_label >= 0], minlength=labels)
-    keys, inside = np.unique(latent * labels + found, return_counts=True)
+    item_label = unit_label[sets.items]
+    latent, item_label = sets.owners()[item_label >= 0], item_label[item_label >= 0]
+    size_of = np.bincount(latent, minlength=len(sets.starts) - 1)  # (latent,) labelled units in its set
+    labelled_of = np.bincount(unit_label[unit_label >= 0], minlength=labels)  # (label,) units with it
+
+    keys, inside = np.unique(latent * labels + item_label, return_counts=True)
     latent, label = np.divmod(keys, labels)
     size, labelled, total = size_of[latent], labelled_of[label], int(labelled_of.sum())
+
     living = int((size_of > 0).sum())
     tested = living * int((labelled_of > 0).sum())
     p = fisher(inside, size, labelled, total)
@@ -101,29 +108,33 @@ def cells(sets: Sets, unit_label: NDArray[np.int64], labels: int) -> tuple[Table
 def fisher(
     inside: NDArray[np.int64], size: NDArray[np.int64], labelled: NDArray[np.int64], total: int
 ) -> NDArray[np.float64]:
-    """P(as many inside, or more) for a set of ``size`` out of ``total``, of which ``labelled`` count.
+    """Return P(``inside`` or more are labelled) for a random set of ``size`` out of ``total``, ``labelled`` of them.
 
-    It is taken as scipy's own `fisher_exact(alternative="greater")` takes it, from the other column: P(no more of the
-    rest). Few triples differ, so each is computed once.
+    ``inside``, ``size``, ``labelled``: (cell,). As scipy's own `fisher_exact(alternative="greater")` does, it computes
+    the same probability from the units without the label: P(at most size − inside of them). Many cells have the same
+    three numbers, so each triple is computed once.
     """
     sizes = int(size.max(initial=0)) + 1
-    key = (labelled * sizes + size) * sizes + inside
-    _, first, where = np.unique(key, return_index=True, return_inverse=True)
+    triple = (labelled * sizes + size) * sizes + inside
+    _, first, triple_of_cell = np.unique(triple, return_index=True, return_inverse=True)
     inside, size, labelled = inside[first], size[first], labelled[first]
-    return hypergeom.cdf(size - inside, total, size, total - labelled)[where]
+    return hypergeom.cdf(size - inside, total, size, total - labelled)[triple_of_cell]
 
 
 def odds_ratio(
     inside: NDArray[np.int64], size: NDArray[np.int64], labelled: NDArray[np.int64], total: int
 ) -> NDArray[np.float64]:
-    """(inside × others outside) / (others inside × labelled outside); NaN where that divides by zero."""
+    """Return (inside × others outside) / (others inside × labelled outside); NaN where that divides by zero."""
     divisor = (size - inside).astype(float) * (labelled - inside)
     outside = total - size - labelled + inside
     return np.divide(inside.astype(float) * outside, divisor, where=divisor > 0, out=np.full(len(inside), np.nan))
 
 
 def q_values(p: NDArray[np.float64], tested: int) -> NDArray[np.float64]:
-    """Benjamini and Hochberg's q = min over larger p of p · tested / rank. Cells that are not in ``p`` have p = 1."""
+    """Return Benjamini and Hochberg's q: the smallest p · tested / rank over this and all larger p.
+
+    ``p``: (cell,). ``tested``: how many cells were tested; those that are not in ``p`` have p = 1.
+    """
     order = np.argsort(p, kind="stable")
     q = p[order] * (tested / np.arange(1, len(p) + 1))
     q = np.minimum.accumulate(np.append(q, 1.0)[::-1])[::-1][:-1]
@@ -131,12 +142,12 @@ def q_values(p: NDArray[np.float64], tested: int) -> NDArray[np.float64]:
 
 
 def _shuffled(label: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Every labelled document gets the label of another, drawn without replacement."""
+    """Permute the labels among the labelled documents at random."""
     shuffled, labelled = label.copy(), np.flatnonzero(label >= 0)
     shuffled[labelled] = np.random.default_rng(seed).permutation(label[labelled])
     return shuffled
 
 
 def _share(table: Table, living: int) -> float | None:
-    """Share of the latents tested that have any significant label."""
+    """Return the share of the tested latents that have any significant label; None if there are none."""
     return len(np.unique(table["latent"][table["q"] < SIGNIFICANT])) / living if living else None

@@ -1,7 +1,8 @@
-"""Where to look at a latent: its strongest windows, some of every decile, random ones, silent ones, near misses.
+"""Choose the windows of text that show what a latent does.
 
-A range of latents at a time. Every random choice goes by a hash of seed, latent and place, so that it depends neither
-on the ranges nor on an order.
+They are its strongest windows, some from every decile of its activations, random active ones, silent ones, and near
+misses. The work goes by ranges of latents. Every random choice is a hash of seed, latent and place in the text, so it
+depends neither on how the latents are cut into ranges nor on the order of the work.
 """
 
 from dataclasses import dataclass
@@ -20,18 +21,22 @@ from strata.rows.shards import Activations
 
 DECILES = 10
 KINDS = ("top", *(f"decile-{n}" for n in range(1, DECILES + 1)), "random", "zero", "near")
-CANDIDATES = 32  # random rows looked at for each one wanted
-ROUND, ROUNDS = 64, 32  # zero windows are looked for in so many windows at a time, so many times
-CROWD = 8  # near misses looked at for each one wanted, because of those in one document
+CANDIDATES = 32  # random rows that are looked at for each one wanted
+ROUND, ROUNDS = 64, 32  # a latent tries this many windows in a round to find silent ones, and has this many rounds
+CROWD = 8  # near misses that are looked at for each one wanted: several may lie in one document
+NEAR_LATENTS = 512  # latents whose cosines with the whole pool are in memory at a time
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Examples of a range of latents, ordered by latent and rank. ``latent``: counted from the range's first.
+    """Examples of one kind for a range of latents, ordered by latent and rank. All arrays: (examples,).
 
-    ``row``: of the peak, or the middle of the window where there is none. ``first``, ``end``: the window's rows.
-    ``value``: at the peak; for near misses 0, and ``similarity`` says how near.
+    ``latent``: counted from the first latent of the range.
+    ``row``: the row of the peak, or the middle of the window where there is no peak.
+    ``first``, ``end``: the window is the rows ``first`` … ``end`` - 1.
+    ``value``: the activation at the peak; 0 for silent windows and near misses.
+    ``similarity``: for near misses, the cosine with what the latent fires on.
     """
 
     kind: str
@@ -45,7 +50,7 @@ class Found:
 
 
 def mixed(*parts: Ints | int) -> NDArray[np.uint64]:
-    """A hash of each tuple of integers (splitmix64), uniform over 64 bits."""
+    """Hash each tuple of integers to a number that is uniform over 64 bits (splitmix64). ``parts`` broadcast."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = state + np.asarray(part).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
@@ -56,132 +61,176 @@ def mixed(*parts: Ints | int) -> NDArray[np.uint64]:
 
 
 def by_strength(columns: Columns) -> Ints:
-    """The entries ordered by latent and falling value; of equals, the earlier row first."""
+    """Order the entries by latent and falling value; among equal values the earlier row comes first."""
     bits = columns.values.view(np.uint32).astype(np.uint64)  # positive floats are in the order of their bits
     key = (columns.latents().astype(np.uint64) << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - bits)
     return np.argsort(key, kind="stable")
 
 
 def firsts(*keys: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which places hold the first of their tuple of ``keys``, which are not negative."""
-    whole = np.zeros(len(keys[0]), np.int64)
+    """Mark the places at which a tuple of ``keys`` occurs for the first time. ``keys``: arrays of one length, ≥ 0."""
+    combined = np.zeros(len(keys[0]), np.int64)
     for key in keys:
-        whole = whole * (int(key.max(initial=0)) + 1) + key
-    first = np.zeros(len(whole), bool)
-    first[np.unique(whole, return_index=True)[1]] = True
-    return first
+        combined = combined * (int(key.max(initial=0)) + 1) + key
+
+    is_first = np.zeros(len(combined), bool)
+    is_first[np.unique(combined, return_index=True)[1]] = True
+    return is_first
 
 
-def _found(kind: str, columns: Columns, entries: Ints, text: Text, most: int) -> Found:
-    """The first ``most`` of each latent's ``entries``, which are ordered by latent."""
+def _first_of_each_latent(kind: str, columns: Columns, entries: Ints, text: Text, most: int) -> Found:
+    """Make examples of the first ``most`` of each latent's ``entries``, which are ordered by latent."""
     latent = columns.latents()[entries]
     rank = ranks(latent)
     entries, latent, rank = entries[rank < most], latent[rank < most], rank[rank < most]
+
     row = columns.rows[entries]
-    return Found(kind, latent, rank, row, columns.values[entries], *text.around(row))
+    first, end = text.around(row)
+    return Found(kind, latent, rank, row, columns.values[entries], first, end)
 
 
 def top(columns: Columns, order: Ints, text: Text, knobs: Examples) -> Found:
-    """The strongest rows; with ``one_a_document`` the strongest row of each of the strongest documents."""
+    """Choose the strongest rows; with ``one_a_document`` the strongest row of each of the strongest documents.
+
+    ``order``: the entries as `by_strength` orders them.
+    """
     if knobs.one_a_document and len(order):
+        # Entries of one latent in one document stand side by side: they are a run.
         document, latent = text.document_of(columns.rows), columns.latents()
         run = np.cumsum((np.diff(latent, prepend=-1) != 0) | (np.diff(document, prepend=-1) != 0)) - 1
-        best = np.empty(run[-1] + 1, np.int64)
-        best[run[order][::-1]] = np.arange(len(order))[::-1]  # of repeated places the last writing stands: the best
-        order = order[np.sort(best)]
-    return _found("top", columns, order, text, knobs.top)
+
+        # (runs,) where in `order` the strongest entry of each run stands. NumPy keeps the last of several values that
+        # are written to one place, so writing from the weakest entry to the strongest leaves the strongest.
+        strongest = np.empty(run[-1] + 1, np.int64)
+        strongest[run[order][::-1]] = np.arange(len(order))[::-1]
+        order = order[np.sort(strongest)]
+    return _first_of_each_latent("top", columns, order, text, knobs.top)
 
 
 def deciles(columns: Columns, order: Ints, text: Text, knobs: Examples, seed: int) -> list[Found]:
-    """Random rows of each tenth of a latent's active rows; decile-10 holds the strongest, as `top` does."""
-    active, found = np.diff(columns.starts), []
-    latent = np.repeat(np.arange(len(columns)), knobs.decile)
-    number = np.tile(np.arange(knobs.decile), len(columns))
+    """Choose random rows of each tenth of a latent's active rows; decile-10 holds the strongest, as `top` does.
+
+    ``order``: the entries as `by_strength` orders them.
+    """
+    active = np.diff(columns.starts)
+    latent = np.repeat(np.arange(len(columns)), knobs.decile)  # (latents × decile,) which latent each wanted row is for
+    number = np.tile(np.arange(knobs.decile), len(columns))  # which of the rows wanted for its latent it is
+
+    examples = []
     for decile in range(1, DECILES + 1):
         low, high = active * (decile - 1) // DECILES, active * decile // DECILES  # ranks from the weakest
         size = (high - low)[latent]
-        step = np.maximum(size // max(knobs.decile, 1), 1)  # one in each of `decile` equal parts
-        draw = mixed(seed, 1, latent + columns.first, decile, number) % step.astype(np.uint64)
-        place = number * step + draw.astype(np.int64)
-        there = place < size
-        rank = active[latent] - 1 - (low[latent] + place)
-        entries = order[(columns.starts[latent] + rank)[there]]
-        found.append(_found(f"decile-{decile}", columns, entries, text, knobs.decile))
-    return found
+
+        # One row from each of `knobs.decile` equal parts of the decile.
+        part_size = np.maximum(size // max(knobs.decile, 1), 1)
+        draw = mixed(seed, 1, latent + columns.first, decile, number) % part_size.astype(np.uint64)
+        place = number * part_size + draw.astype(np.int64)
+
+        rank_from_strongest = active[latent] - 1 - (low[latent] + place)
+        exists = place < size  # a small decile has fewer rows than are wanted
+        entries = order[(columns.starts[latent] + rank_from_strongest)[exists]]
+        examples.append(_first_of_each_latent(f"decile-{decile}", columns, entries, text, knobs.decile))
+    return examples
 
 
 def random(columns: Columns, text: Text, shown: Found, knobs: Examples, seed: int) -> Found:
-    """Random active rows whose windows share nothing with those ``shown``."""
+    """Choose random active rows whose windows share no row with the windows ``shown``."""
     latent, active = columns.latents(), np.diff(columns.starts)
-    drawn = mixed(seed, 2, latent + columns.first, columns.rows)
+
+    # Candidates: the entries with the smallest hashes, about CANDIDATES for each one wanted, in the order of the hash.
+    draw = mixed(seed, 2, latent + columns.first, columns.rows)
     share = np.minimum(1.0, CANDIDATES * knobs.random / np.maximum(active, 1))[latent]
-    entries = np.flatnonzero(drawn.astype(np.float64) <= share * 2.0**64)
-    entries = entries[np.lexsort((drawn[entries], latent[entries]))]
+    entries = np.flatnonzero(draw.astype(np.float64) <= share * 2.0**64)
+    entries = entries[np.lexsort((draw[entries], latent[entries]))]
+
+    # The windows of a segment have one length L, so those that share a row with [first, end) begin within
+    # [first - L + 1, end). A candidate stays if no shown window of its latent begins there.
     rows, base = columns.rows[entries], latent[entries] * text.rows
     first, end = text.around(rows)
-    taken = np.sort(shown.latent * text.rows + shown.first)  # windows of a segment are of one length
+    shown_begins = np.sort(shown.latent * text.rows + shown.first)
     low = np.maximum(first - (end - first) + 1, text.starts[text.segment[rows]])
-    entries = entries[np.searchsorted(taken, base + low) == np.searchsorted(taken, base + end)]
+    entries = entries[np.searchsorted(shown_begins, base + low) == np.searchsorted(shown_begins, base + end)]
+
     if knobs.one_a_document and len(entries):
         entries = entries[firsts(latent[entries], text.document_of(columns.rows[entries]))]
-    return _found("random", columns, entries, text, knobs.random)
+    return _first_of_each_latent("random", columns, entries, text, knobs.random)
 
 
-def _windows(kind: str, latent: Ints, window: Ints, text: Text, similarity: NDArray[np.float32] | None) -> Found:
+def _silent_examples(
+    kind: str, latent: Ints, window: Ints, text: Text, similarity: NDArray[np.float32] | None
+) -> Found:
+    """Make examples of grid windows in which the latent is 0. ``latent`` and ``window``: (examples,), by latent."""
     first, end = text.bounds(window)
-    silent = np.zeros(len(latent), np.float32)
-    return Found(kind, latent, ranks(latent), (first + end - 1) // 2, silent, first, end, similarity)
+    value = np.zeros(len(latent), np.float32)
+    middle = (first + end - 1) // 2
+    return Found(kind, latent, ranks(latent), middle, value, first, end, similarity)
 
 
 def zeros(columns: Columns, text: Text, knobs: Examples, seed: int) -> Found:
-    """Windows in which a latent is exactly 0 throughout, one a document as long as there are documents.
+    """Choose windows in which a latent is exactly 0 throughout, one a document as long as there are documents.
 
-    Latent j looks through the documents in one random order, from the (j · number wanted)-th on, so that over a layer
-    all documents have their turn. A latent that fires almost everywhere may find fewer, and a dead one looks for none.
+    Latent j looks through the documents in one random order, which all latents share, and begins at place
+    (j · number wanted). So over a layer every document has its turn. A latent that fires almost everywhere may find
+    fewer windows than are wanted. A dead latent looks for none.
     """
-    first_window, number = text.document_windows
-    turn = np.argsort(mixed(seed, 3, text.documents), kind="stable")
-    key = columns.latents() * text.rows + columns.rows
-    latent = np.flatnonzero(np.diff(columns.starts))
-    have, found = np.zeros(len(columns), np.int64), []
-    rounds = min(ROUNDS, -(-int(number.max(initial=0)) * len(turn) // ROUND))
-    for step in np.arange(rounds * ROUND).reshape(-1, ROUND) if knobs.zero else ():
-        latent = latent[have[latent] < knobs.zero]
-        cycle, place = np.divmod(step, len(turn))
-        document = turn[((latent + columns.first)[:, None] * knobs.zero + place) % len(turn)]
-        draw = mixed(seed, 4, (latent + columns.first)[:, None], document)
-        at = ((draw % number[document].astype(np.uint64)).astype(np.int64) + cycle) % number[document]
-        window = first_window[document] + at
+    first_window, windows_of = text.document_windows
+    turn = np.argsort(mixed(seed, 3, text.documents), kind="stable")  # the random order of the documents
+    fires_at = columns.latents() * text.rows + columns.rows  # ascending: one number for each latent and row
+
+    searching = np.flatnonzero(np.diff(columns.starts))  # latents that want more windows
+    have = np.zeros(len(columns), np.int64)  # windows that each latent has by now
+    latents, windows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+
+    rounds = min(ROUNDS, -(-int(windows_of.max(initial=0)) * len(turn) // ROUND))
+    for tries in np.arange(rounds * ROUND).reshape(-1, ROUND) if knobs.zero else ():
+        searching = searching[have[searching] < knobs.zero]
+        in_layer = (searching + columns.first)[:, None]
+
+        # (searching, ROUND) the window of each try: a random one of the next document; after all documents had their
+        # turn (a cycle), the window behind the one that was tried in that document before.
+        cycle, place = np.divmod(tries, len(turn))
+        document = turn[(in_layer * knobs.zero + place) % len(turn)]
+        draw = mixed(seed, 4, in_layer, document)
+        count = windows_of[document]
+        window = first_window[document] + ((draw % count.astype(np.uint64)).astype(np.int64) + cycle) % count
+
+        # (searching, ROUND) which of them are taken: silent, not tried before, and not more than are wanted.
         first, end = text.bounds(window)
-        base = latent[:, None] * text.rows
-        silent = np.searchsorted(key, base + first) == np.searchsorted(key, base + end)
-        silent &= cycle < number[document]  # each window once
-        silent &= have[latent][:, None] + silent.cumsum(1) <= knobs.zero
-        rows, columns_ = silent.nonzero()
-        found.append((latent[rows], window[rows, columns_]))
-        have[latent] += silent.sum(1)
-    pairs = [np.concatenate(part) for part in zip(*found, strict=True)] if found else [np.empty(0, np.int64)] * 2
-    order = np.argsort(pairs[0], kind="stable")
-    return _windows("zero", pairs[0][order], pairs[1][order], text, None)
+        base = searching[:, None] * text.rows
+        taken = np.searchsorted(fires_at, base + first) == np.searchsorted(fires_at, base + end)
+        taken &= cycle < count
+        taken &= have[searching][:, None] + taken.cumsum(1) <= knobs.zero
+
+        of_latent, of_try = taken.nonzero()
+        latents.append(searching[of_latent])
+        windows.append(window[of_latent, of_try])
+        have[searching] += taken.sum(1)
+
+    latent, window = np.concatenate(latents), np.concatenate(windows)
+    order = np.argsort(latent, kind="stable")
+    return _silent_examples("zero", latent[order], window[order], text, None)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Grid windows that near misses are taken from: their numbers, ascending, and their vectors (window, width)."""
+    """Grid windows that near misses are taken from.
+
+    ``window``: (windows,) their numbers in the grid, ascending. ``vectors``: (windows, width), see `pooled`.
+    """
 
     window: Ints
     vectors: Tensor
 
     def index(self, windows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Where windows stand in the pool, and whether they do."""
-        at = np.minimum(np.searchsorted(self.window, windows), len(self.window) - 1)
-        return at, self.window[at] == windows
+        """Say for each of ``windows`` where it stands in the pool, and whether it is in the pool at all."""
+        place = np.minimum(np.searchsorted(self.window, windows), len(self.window) - 1)
+        return place, self.window[place] == windows
 
 
 def pool(activations: Activations, text: Text, most: int, seed: int) -> Pool:
-    """A random sample of at most ``most`` grid windows, with their vectors."""
+    """Draw a random sample of at most ``most`` grid windows, with their vectors."""
     window = np.arange(text.windows)
-    if text.windows > most:  # spread over the text: one of each of `most` equal parts
+    if text.windows > most:  # one window from each of `most` equal parts, so that they spread over the text
         part = np.arange(most)
         low, high = part * text.windows // most, (part + 1) * text.windows // most
         window = low + (mixed(seed, 5, part) % (high - low).astype(np.uint64)).astype(np.int64)
@@ -190,67 +239,104 @@ def pool(activations: Activations, text: Text, most: int, seed: int) -> Pool:
 
 @torch.inference_mode()
 def pooled(activations: Activations, text: Text, windows: Ints, batch: int = 512) -> Tensor:
-    """(window, width) the unit vector along Σ (x − mean) / ‖x − mean‖ over a window's rows.
+    """Return (windows, width): the unit vector along Σ (x − mean) / ‖x − mean‖ over the rows x of each grid window.
 
-    Each row counts the same: an outlier row, a hundred times as long, would be all that is seen of its window.
+    Each row counts the same. Otherwise an outlier row, which may be a hundred times as long as the others, would decide
+    alone where the vector of its window points. ``batch``: windows whose rows are in memory at a time.
     """
     first, end = text.bounds(windows)
-    out = torch.empty(len(windows), activations.width)
+    vectors = torch.empty(len(windows), activations.width)
     for at in range(0, len(windows), batch):
         spans = list(zip(first[at : at + batch].tolist(), end[at : at + batch].tolist(), strict=True))
-        x = torch.cat([activations.read(*span) for span in spans]).float() - activations.mean
+        x = torch.cat([activations.read(*span) for span in spans]).float() - activations.mean  # (rows, width)
         x /= x.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        owner = torch.repeat_interleave(torch.tensor([end - first for first, end in spans]))
-        total = torch.zeros(len(spans), activations.width).index_add_(0, owner, x)
-        out[at : at + batch] = total / total.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    return out
+
+        window_of_row = torch.repeat_interleave(torch.tensor([end - first for first, end in spans]))
+        total = torch.zeros(len(spans), activations.width).index_add_(0, window_of_row, x)
+        vectors[at : at + batch] = total / total.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return vectors
 
 
 @torch.inference_mode()
 def near(columns: Columns, text: Text, shown: Found, there: Pool, activations: Activations, knobs: Examples) -> Found:
-    """Windows of the pool most like the ``shown`` ones, by cosine, in which the latent is exactly 0 throughout."""
-    chosen, block = [], 512
-    window = text.window_of(shown.row)
-    for low in range(0, len(columns) if knobs.near else 0, block):
-        high = min(low + block, len(columns))
-        mine = slice(*np.searchsorted(shown.latent, [low, high]))
-        likeness = _queries(shown.latent[mine] - low, window[mine], high - low, there, activations, text)
-        likeness = likeness @ there.vectors.T
-        part = slice(columns.starts[low], columns.starts[high])
-        at, known = there.index(text.window_of(columns.rows[part]))
-        owner = np.repeat(np.arange(high - low), np.diff(columns.starts[low : high + 1]))
-        likeness[torch.from_numpy(owner[known]), torch.from_numpy(at[known])] = -torch.inf
-        alive = np.diff(columns.starts[low : high + 1]) > 0
-        likeness[~torch.from_numpy(alive)] = -torch.inf
-        best = likeness.topk(min(CROWD * knobs.near, likeness.shape[1]), dim=1)
-        value, place = best.values.numpy(), best.indices.numpy()
-        owner = np.broadcast_to(np.arange(high - low)[:, None], place.shape)
-        order = np.lexsort((place.ravel(), -value.ravel(), owner.ravel()))
-        owner, value, place = owner.ravel()[order], value.ravel()[order], place.ravel()[order]
-        keep = np.isfinite(value)
-        if knobs.one_a_document and len(owner):
-            document = text.document_of(text.bounds(there.window[place])[0])
-            owner, value, place, document = owner[keep], value[keep], place[keep], document[keep]
-            keep = firsts(owner, document) if len(owner) else keep[:0]
-        owner, value, place = owner[keep], value[keep], place[keep]
-        few = ranks(owner) < knobs.near
-        chosen.append((owner[few] + low, there.window[place[few]], value[few]))
-    if not chosen:
-        return _windows("near", np.empty(0, np.int64), np.empty(0, np.int64), text, np.empty(0, np.float32))
-    latent, window, value = (np.concatenate(part) for part in zip(*chosen, strict=True))
-    return _windows("near", latent, window, text, value)
+    """Choose the windows of the pool ``there`` that are most like those ``shown``, but leave the latent at exactly 0.
+
+    Likeness is the cosine between a window's vector and the mean vector of the windows shown for the latent.
+    """
+    shown_window = text.window_of(shown.row)
+    latents, windows, cosines = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+
+    for low in range(0, len(columns) if knobs.near else 0, NEAR_LATENTS):
+        high = min(low + NEAR_LATENTS, len(columns))
+        of_block = slice(*np.searchsorted(shown.latent, [low, high]))
+        queries = _queries(shown.latent[of_block] - low, shown_window[of_block], high - low, there, activations, text)
+
+        # Nested, so that the cosines with the whole pool are freed before the next ones are computed.
+        latent, window, cosine = _nearest(_silent_cosines(queries, columns, low, high, text, there), text, there, knobs)
+        latents.append(latent + low)
+        windows.append(window)
+        cosines.append(cosine)
+
+    return _silent_examples("near", np.concatenate(latents), np.concatenate(windows), text, np.concatenate(cosines))
+
+
+def _silent_cosines(queries: Tensor, columns: Columns, low: int, high: int, text: Text, sample: Pool) -> Tensor:
+    """Return (latents, windows of the pool): the cosine of each query with each window in which its latent is silent.
+
+    −∞ stands where the latent fires anywhere in the window, and everywhere for a dead latent.
+    ``queries``: (latents, width) unit vectors, one for each of the latents ``low`` … ``high`` - 1 of ``columns``.
+    """
+    cosine = queries @ sample.vectors.T
+
+    active = np.diff(columns.starts[low : high + 1])  # (latents,) rows on which each fires
+    latent = np.repeat(np.arange(high - low), active)
+    entries = slice(columns.starts[low], columns.starts[high])
+    place, in_pool = sample.index(text.window_of(columns.rows[entries]))
+    cosine[torch.from_numpy(latent[in_pool]), torch.from_numpy(place[in_pool])] = -torch.inf
+
+    cosine[torch.from_numpy(active == 0)] = -torch.inf
+    return cosine
+
+
+def _nearest(cosine: Tensor, text: Text, sample: Pool, knobs: Examples) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Return latent, grid window and cosine of each near miss, by latent and falling cosine.
+
+    ``cosine``: (latents, windows of the pool), −∞ for a window that may not be taken.
+    """
+    best = cosine.topk(min(CROWD * knobs.near, cosine.shape[1]), dim=1)
+    value, place = best.values.numpy().ravel(), best.indices.numpy().ravel()
+    latent = np.repeat(np.arange(len(cosine)), best.values.shape[1])
+
+    # topk leaves windows of equal cosine in any order; here the earlier window comes first.
+    order = np.lexsort((place, -value, latent))
+    order = order[np.isfinite(value[order])]
+    latent, value, place = latent[order], value[order], place[order]
+
+    if knobs.one_a_document and len(latent):
+        document = text.document_of(text.bounds(sample.window[place])[0])
+        first = firsts(latent, document)
+        latent, value, place = latent[first], value[first], place[first]
+
+    wanted = ranks(latent) < knobs.near
+    return latent[wanted], sample.window[place[wanted]], value[wanted]
 
 
 def _queries(
-    latent: Ints, window: Ints, latents: int, there: Pool, activations: Activations, text: Text, batch: int = 4096
+    latent: Ints, window: Ints, latents: int, sample: Pool, activations: Activations, text: Text, batch: int = 4096
 ) -> Tensor:
-    """(latents, width) the mean vector, of length 1, of the windows of each latent; those not in the pool are read."""
-    total = torch.zeros(latents, there.vectors.shape[1])
-    at, known = there.index(window)
-    total.index_add_(0, torch.from_numpy(latent[known]), there.vectors[torch.from_numpy(at[known])])
-    distinct, number = np.unique(window[~known], return_inverse=True)
+    """Return (latents, width): the mean vector, scaled to length 1, of the windows of each latent.
+
+    ``latent``, ``window``: (shown,) which grid window counts for which latent. The vectors of windows that the pool
+    does not hold are computed from the activations, ``batch`` windows at a time.
+    """
+    total = torch.zeros(latents, sample.vectors.shape[1])
+    place, in_pool = sample.index(window)
+    total.index_add_(0, torch.from_numpy(latent[in_pool]), sample.vectors[torch.from_numpy(place[in_pool])])
+
+    # Several latents may show one window: its rows are read once.
+    distinct, number = np.unique(window[~in_pool], return_inverse=True)
     order = np.argsort(number, kind="stable")
-    owner, number = latent[~known][order], number[order]
+    owner, number = latent[~in_pool][order], number[order]
     for low in range(0, len(distinct), batch):
         vectors = pooled(activations, text, distinct[low : low + batch])
         part = slice(*np.searchsorted(number, [low, low + batch]))
@@ -259,12 +345,17 @@ def _queries(
 
 
 def values_in(columns: Columns, found: Found, rows: int) -> tuple[Ints, NDArray[np.float32]]:
-    """The rows of all windows, one after the other, and the latent's code at each. ``rows``: of the layer."""
+    """List the rows of all windows of ``found``, one window after the other, and the latent's code at each row.
+
+    ``rows``: how many rows the layer has. Both results: (sum of the windows' lengths,).
+    """
     length = found.end - found.first
     latent = np.repeat(found.latent, length)
     row = np.repeat(found.first, length) + ranks(np.repeat(np.arange(len(length)), length))
-    key = columns.latents() * rows + columns.rows
-    at = np.minimum(np.searchsorted(key, latent * rows + row), max(len(key) - 1, 0))
-    if len(key) == 0:
+
+    # A latent and a row make one number, so that all codes are found by one binary search.
+    active_key, wanted_key = columns.latents() * rows + columns.rows, latent * rows + row
+    if len(active_key) == 0:
         return row, np.zeros(len(row), np.float32)
-    return row, np.where(key[at] == latent * rows + row, columns.values[at], np.float32(0))
+    entry = np.minimum(np.searchsorted(active_key, wanted_key), len(active_key) - 1)
+    return row, np.where(active_key[entry] == wanted_key, columns.values[entry], np.float32(0))

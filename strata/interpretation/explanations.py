@@ -1,5 +1,8 @@
-"""Explanations of latents and how well they do: token rules for every latent, and the texts that a language model is
-shown and judged on. Explainers learn from the documents of one half, drawn by document; the other half is scored on.
+"""Explanations of latents, and how well they do.
+
+Every latent has a token rule. For the latents that a language model explains, this module chooses the texts that the
+model sees and those on which it is judged. Explainers learn from the documents of one half, drawn at random, and are
+scored on the documents of the other half.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,15 +32,18 @@ from strata.interpretation.vocabulary import Bags
 from strata.interpretation.writers import Embed
 
 ALL_SCORES = (*SCORES, "embedding")
-ROWS = 2**20  # that rules are learned from and scored on, at the most: the first, of documents in shuffled order
-LATENTS = 512  # whose windows are in memory at a time
+ROWS = 2**20  # rules are learned from and scored on at most this many rows, the first: the documents are shuffled
+LATENTS = 512  # latents whose windows are in memory at a time
 
 
 @dataclass
 class Explanation:
-    """One latent in words. ``scores``: each of ALL_SCORES, and `<name>_chance`; None where undefined.
+    """One latent in words.
 
-    ``items``: windows judged; ``unparsed``: replies about them, or the explanation itself, that could not be read.
+    ``source``: rule, label, lm or endpoint. ``text``: None if there is no explanation.
+    ``items``: how many windows were judged.
+    ``unparsed``: how many replies could not be read, of those about the windows and the explanation itself.
+    ``scores``: each of ALL_SCORES, and its chance level as `<name>_chance`; None where a score is undefined.
     """
 
     latent: int
@@ -50,16 +56,20 @@ class Explanation:
     )
 
     def row(self) -> dict[str, Any]:
-        """A row of explanations.parquet."""
+        """Return a row of explanations.parquet."""
         facts = {"latent": self.latent, "source": self.source, "text": self.text}
         return {**facts, **self.scores, "items": self.items, "unparsed": self.unparsed}
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The text as explainers see it. ``learned``: (row,) True where they may look; ``shown`` and ``scored``: windows of
-    the two halves. Rows end at the limit ROWS. ``near``: where tokens stand, or the words of ``bags``, where rows are
-    documents. ``seed``: of all that is drawn."""
+    """The text, shared out between explainers and scores. Only the first ROWS rows take part.
+
+    ``near``: where each token stands; if rows are documents, where each word of ``bags`` does.
+    ``learned``: (row,) True where explainers may look.
+    ``shown``, ``scored``: the windows of the half that explainers see, and of the half that they are scored on.
+    ``seed``: for all random choices.
+    """
 
     near: Neighbours
     learned: NDArray[np.bool_]
@@ -69,81 +79,103 @@ class Halves:
     bags: Bags | None = None
 
     def rules(self, starts: NDArray[np.int64], rows: NDArray[Any], values: NDArray[np.float32]) -> Rules:
-        """The rules of some latents, of tokens or of words."""
+        """Learn the rules of some latents, of tokens or of words. Arguments: see `rules.learn`."""
         if self.bags is None:
             return rules.learn(starts, rows, values, self.near, self.learned)
         return word_rules.learn(starts, rows, values, self.bags, self.learned)
 
     def of(self, columns: Columns, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
-        """The codes of latents ``first`` … ``end`` - 1 (counted from the columns' first) that lie within the limit."""
+        """Return the codes of latents ``first`` … ``end`` - 1 on the first ROWS rows, as starts, rows and values.
+
+        ``first`` and ``end`` are counted from the first latent of ``columns``.
+        """
         bounds = columns.starts[first : end + 1]
         part = slice(int(bounds[0]), int(bounds[-1]))
         rows, values = columns.rows[part], columns.values[part]
+
         within = rows < len(self.learned)
         starts = np.concatenate([[0], np.cumsum(within)])[bounds - bounds[0]]
         return starts, rows[within], values[within]
 
     def windows_to_score(self, latent: int, strengths: NDArray[np.float32], items: int) -> NDArray[np.int64]:
-        """The same windows of a latent for every explainer."""
+        """Draw the windows to score a latent on; they are the same for every explainer. See `scoring.draw`."""
         return draw(strengths, items, np.random.default_rng([self.seed, latent]))
 
 
 def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halves:
-    """Share the documents out between explainers and scores. ``opening``: the token that opens a context."""
+    """Share the documents out between explainers and scores.
+
+    ``opening``: the token that opens a context. ``bags``: the words of each document, if rows are documents.
+    """
     rows = min(text.rows, ROWS)
-    shown = np.zeros(len(text.document_rows), bool)
+    shown = np.zeros(len(text.document_rows), bool)  # (document,)
     shown[text.documents[halves(len(text.documents), seed)]] = True
-    learned = shown[text.document_of(np.arange(rows))]
+    learned = shown[text.document_of(np.arange(rows))]  # (row,)
+
     if bags is None:
         near = rules.neighbours(text.token[:rows], text.segment[:rows], opening)
     else:
         near = word_rules.neighbours(bags)
-    mine, others = cut(text, shown, rows), cut(text, ~shown, rows)
-    assert not set(mine.document.tolist()) & set(others.document.tolist()), "a document is both shown and scored"
-    return Halves(near, learned, mine, others, seed, bags)
+
+    shown_windows, scored_windows = cut(text, shown, rows), cut(text, ~shown, rows)
+    both = set(shown_windows.document.tolist()) & set(scored_windows.document.tolist())
+    assert not both, "a document is both shown and scored"
+    return Halves(near, learned, shown_windows, scored_windows, seed, bags)
 
 
 def by_labels(columns: Columns, halves: Halves, labels: Bags, items: int) -> list[Explanation]:
-    """Which labels documents have where a latent fires, if labels tell that; learned and scored as rules are."""
+    """Explain latents by the labels of the documents on which they fire, where labels tell that.
+
+    They are learned and scored as token rules are: the label of a document counts as its one word.
+    """
     halves = replace(halves, bags=labels, near=word_rules.neighbours(labels))
-    _, found = by_rules(columns, halves, items, labels.words.__getitem__)
-    return [replace(one, source="label", text=f"label {one.text}") for one in found if one.text is not None]
+    _, explanations = by_rules(columns, halves, items, labels.words.__getitem__)
+    return [
+        replace(explanation, source="label", text=f"label {explanation.text}")
+        for explanation in explanations
+        if explanation.text is not None
+    ]
 
 
 def by_rules(
     columns: Columns, halves: Halves, items: int, piece: Callable[[int], str]
 ) -> tuple[list[dict[str, Any]], list[Explanation]]:
-    """The token rules of a range of latents, as rows of rules.parquet, and how well they do. ``piece``: token -> text.
+    """Return the token rules of a range of latents, as rows of rules.parquet, and as explanations with their scores.
 
-    Chance: the same windows with the rule of another latent of the range that has one.
+    Chance level: the same windows, judged by the rule of another latent of the range that has one.
+    ``items``: windows to score a latent on. ``piece``: token -> its text.
     """
-    table, found = [], []
+    table, explanations = [], []
     for first in range(0, len(columns), LATENTS):
         end = min(first + LATENTS, len(columns))
         starts, rows, values = halves.of(columns, first, end)
         learned = halves.rules(starts, rows, values)
-        numbers = range(columns.first + first, columns.first + end)
-        table += rules.table(learned, numbers, halves.near, piece)
-        found += _scored(learned, numbers, strongest(starts, rows, values, halves.scored), halves, items, piece)
-    return table, found
+
+        latents = range(columns.first + first, columns.first + end)
+        table += rules.table(learned, latents, halves.near, piece)
+        truth = strongest(starts, rows, values, halves.scored)
+        explanations += _scored(learned, latents, truth, halves, items, piece)
+    return table, explanations
 
 
 def _scored(
     learned: Rules, latents: range, truth: NDArray[np.float32], halves: Halves, items: int, piece: Callable[[int], str]
 ) -> list[Explanation]:
+    """Score the rules of ``latents``. ``truth``: (latent, window) the largest activation in each scored window."""
     expected = rules.predict(learned, halves.near, halves.scored.of_row, truth.shape[1])
     texts = [rules.text(learned, j, halves.near, piece) for j in range(len(latents))]
-    found = [Explanation(latent, "rule", text) for latent, text in zip(latents, texts, strict=True)]
-    known = np.array([j for j, text in enumerate(texts) if text is not None], int)
-    other = known[derangement(len(known), np.random.default_rng([halves.seed, latents.start]))]
-    for j, permuted in zip(known, other, strict=True):
-        chosen = halves.windows_to_score(latents[j], truth[j], items)
-        found[j].items = len(chosen)
-        found[j].scores |= score(truth[j, chosen], expected[j, chosen])
-        if len(known) > 1:
-            chance = score(truth[j, chosen], expected[permuted, chosen])
-            found[j].scores |= {f"{name}_chance": value for name, value in chance.items()}
-    return found
+    explanations = [Explanation(latent, "rule", text) for latent, text in zip(latents, texts, strict=True)]
+
+    with_rule = np.array([j for j, text in enumerate(texts) if text is not None], int)
+    permuted = with_rule[derangement(len(with_rule), np.random.default_rng([halves.seed, latents.start]))]
+    for j, other in zip(with_rule, permuted, strict=True):
+        windows = halves.windows_to_score(latents[j], truth[j], items)
+        explanations[j].items = len(windows)
+        explanations[j].scores |= score(truth[j, windows], expected[j, windows])
+        if len(with_rule) > 1:
+            chance = score(truth[j, windows], expected[other, windows])
+            explanations[j].scores |= {f"{name}_chance": value for name, value in chance.items()}
+    return explanations
 
 
 # --- what a language model is shown ---------------------------------------------------------------------------------
@@ -151,7 +183,7 @@ def _scored(
 
 @dataclass(frozen=True)
 class Example:
-    """A window: its tokens as text and the latent's activation on each."""
+    """A window of text: its tokens, and the latent's activation on each of them."""
 
     pieces: Sequence[str]
     values: Sequence[float]
@@ -163,7 +195,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Case:
-    """A latent to explain. ``active`` and ``silent`` are shown, ``scored`` are judged; they share no document."""
+    """A latent to explain.
+
+    ``active`` and ``silent``: windows that the explainer sees. ``scored``: windows that it judges. The windows that it
+    sees and those that it judges share no document.
+    """
 
     latent: int
     active: Sequence[Example]
@@ -186,55 +222,73 @@ def case(
     items: int,
     pieces: Callable[[Sequence[int]], list[str]],
 ) -> Case:
-    """What to show and ask of one latent of ``columns``.
+    """Choose what to show, and what to ask, about one latent of ``columns``.
 
-    Shown are the ``shown`` windows where it is strongest, one a document, and ``silent`` windows where it is silent, at
-    random. ``pieces``: token ids -> their texts.
+    An explainer sees the ``shown`` windows where the latent is strongest, one a document, and ``silent`` random windows
+    where it is silent. It judges ``items`` windows. ``pieces``: token ids -> their texts.
     """
     at = latent - columns.first
     starts, rows, values = halves.of(columns, at, at + 1)
 
     def examples(windows: Windows, chosen: NDArray[np.int64]) -> list[Example]:
-        found = []
+        """Return the windows with these numbers as text, with the activation on each token."""
+        chosen_examples = []
         for first, end in zip(windows.first[chosen], windows.end[chosen], strict=True):
             activation = np.zeros(end - first, np.float32)
             inside = slice(*np.searchsorted(rows, [first, end]))
             activation[rows[inside] - first] = values[inside]
-            found.append(Example(pieces(text.token[first:end].tolist()), activation.tolist()))
-        return found
+            chosen_examples.append(Example(pieces(text.token[first:end].tolist()), activation.tolist()))
+        return chosen_examples
 
-    strengths = strongest(starts, rows, values, halves.shown)[0]
+    # The strongest window of each document, strongest first.
+    strengths = strongest(starts, rows, values, halves.shown)[0]  # (window,)
     order = np.argsort(-strengths, kind="stable")
     order = order[strengths[order] > 0]
     _, first_of_document = np.unique(halves.shown.document[order], return_index=True)
-    best = order[np.sort(first_of_document)[:shown]]
-    quiet = np.flatnonzero(strengths <= 0)
+    strongest_windows = order[np.sort(first_of_document)[:shown]]
+
+    all_silent = np.flatnonzero(strengths <= 0)
     random = np.random.default_rng([halves.seed, latent, 1])
-    none = random.choice(quiet, min(silent, len(quiet)), replace=False)
+    silent_windows = random.choice(all_silent, min(silent, len(all_silent)), replace=False)
+
     judged = halves.windows_to_score(latent, strongest(starts, rows, values, halves.scored)[0], items)
-    return Case(latent, examples(halves.shown, best), examples(halves.shown, none), examples(halves.scored, judged))
+    return Case(
+        latent,
+        active=examples(halves.shown, strongest_windows),
+        silent=examples(halves.shown, silent_windows),
+        scored=examples(halves.scored, judged),
+    )
 
 
 # --- scores over latents --------------------------------------------------------------------------------------------
 
 
 def add_embedding_score(found: Sequence[Explanation], cases: Sequence[Case], embed: Embed, seed: int) -> None:
-    """P(a window where the latent fires is nearer to its explanation, by cosine, than one where it is silent)."""
-    known = [(i, e.text) for i, e in enumerate(found) if e.text is not None and len(cases[i].scored)]
-    if not known:
+    """Add the score "embedding" to each of the explanations ``found``.
+
+    It is P(a window where the latent fires is nearer to its explanation, by cosine, than a window where it is silent).
+    Chance level: the same windows with the explanation of another latent. ``cases``: one for each explanation.
+    """
+    scorable = [(i, e.text) for i, e in enumerate(found) if e.text is not None and len(cases[i].scored)]
+    if not scorable:
         return
-    texts = embed([text for _, text in known])
-    other = derangement(len(known), np.random.default_rng(seed))
-    for place, (i, _) in enumerate(known):
-        fires, windows = cases[i].truth > 0, embed([example.text for example in cases[i].scored])
-        found[i].scores["embedding"] = auc(fires, windows @ texts[place])
-        if len(known) > 1:
-            found[i].scores["embedding_chance"] = auc(fires, windows @ texts[other[place]])
+
+    text_vectors = embed([text for _, text in scorable])
+    permutation = derangement(len(scorable), np.random.default_rng(seed))
+    for place, (i, _) in enumerate(scorable):
+        fires = cases[i].truth > 0
+        window_vectors = embed([example.text for example in cases[i].scored])
+        found[i].scores["embedding"] = auc(fires, window_vectors @ text_vectors[place])
+        if len(scorable) > 1:
+            found[i].scores["embedding_chance"] = auc(fires, window_vectors @ text_vectors[permutation[place]])
 
 
 def report(found: Sequence[Explanation], seed: int) -> dict[str, Any]:
-    """The numbers of one source: latents, how many have an explanation, what could not be read, and each score over
-    the latents (see `scoring.summary`)."""
+    """Sum up the explanations of one source for the report.
+
+    Returns how many latents there are, how many have an explanation, how many windows were judged, how many replies
+    could not be read, and each score over the latents (see `scoring.summary`).
+    """
     return {
         "latents": len(found),
         "explained": sum(e.text is not None for e in found),

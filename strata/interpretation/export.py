@@ -1,4 +1,4 @@
-"""Tables as Parquet, written a range of latents at a time; examples also as JSON lines and as plain arrays."""
+"""Write tables as Parquet, a range of latents at a time, and the examples also as JSON lines and as plain arrays."""
 
 import gzip
 import json
@@ -18,6 +18,7 @@ from strata.interpretation.text import Text
 from strata.run.files import replacing, write_array
 from strata.tables import parquet
 
+# Kind of example -> how the names of its two files begin, and what the second file holds.
 GROWTH_SIGNALS = {"top": ("topk", "values"), "random": ("random", "values"), "near": ("zero", "similarities")}
 
 INT, LONG, REAL, WORD, SHORT = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.float32()
@@ -66,10 +67,14 @@ EXPLANATIONS = pa.schema(
 
 @contextmanager
 def lines(path: Path | None, pieces: pa.Array) -> Iterator["Lines | None"]:
-    """A file of lines that takes its name only when whole; None for None."""
+    """Open a file of JSON lines, which gets its name only when it is whole. If ``path`` is None, yield None.
+
+    ``pieces``: the text of every token.
+    """
     if path is None:
         yield None
         return
+
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = Lines(file, pieces)
         yield writer
@@ -78,7 +83,7 @@ def lines(path: Path | None, pieces: pa.Array) -> Iterator["Lines | None"]:
 
 @dataclass(frozen=True)
 class Words:
-    """``pieces``: the text of every token. ``titles`` and ``labels``: of every document, null where it has none."""
+    """Texts to show. ``pieces``: of every token. ``titles``, ``labels``: of every document, null where it has none."""
 
     pieces: pa.Array
     titles: pa.Array
@@ -86,17 +91,20 @@ class Words:
 
 
 def examples(columns: Columns, found: list[Found], text: Text, words: Words) -> pa.Table:
-    """`examples.parquet` for a range of latents: by latent, kind and rank."""
-    parts = [_shown(columns, some, text, words) for some in found]
-    whole = pa.concat_tables(parts)
-    kind = np.repeat([KINDS.index(some.kind) for some in found], [len(some.latent) for some in found])
-    return whole.take(np.lexsort((whole["rank"].to_numpy(), kind, whole["latent"].to_numpy())))
+    """Make `examples.parquet` for a range of latents, by latent, kind and rank. ``found``: the examples by kind."""
+    table = pa.concat_tables([_table_of_kind(columns, of_kind, text, words) for of_kind in found])
+    kind = np.repeat([KINDS.index(of_kind.kind) for of_kind in found], [len(of_kind.latent) for of_kind in found])
+    return table.take(np.lexsort((table["rank"].to_numpy(), kind, table["latent"].to_numpy())))
 
 
-def _shown(columns: Columns, found: Found, text: Text, words: Words) -> pa.Table:
+def _table_of_kind(columns: Columns, found: Found, text: Text, words: Words) -> pa.Table:
+    """Make the rows of `examples.parquet` for the examples of one kind."""
+    # The windows' rows, one window after the other; `starts` cuts them into a list for each example.
     row, values = values_in(columns, found, text.rows)
     starts = pa.array(np.concatenate([[0], (found.end - found.first).cumsum()]).astype(np.int32))
-    tokens, document = text.token[row], pa.array(text.document_of(found.row))
+    tokens = text.token[row]
+
+    document = pa.array(text.document_of(found.row))
     context, position = text.place(found.row)
     return parquet.table(
         {
@@ -120,9 +128,9 @@ def _shown(columns: Columns, found: Found, text: Text, words: Words) -> pa.Table
 
 
 class Lines:
-    """The examples as JSON lines, gzipped: the same content as `examples.parquet`, values to six digits.
+    """The examples as gzipped JSON lines: the content of `examples.parquet`, with values to six digits.
 
-    Tens of millions of tokens go by, so each token's own JSON is made once.
+    There may be tens of millions of tokens, so the JSON of each distinct token is made once.
     """
 
     def __init__(self, file: IO[bytes], pieces: pa.Array) -> None:
@@ -134,23 +142,27 @@ class Lines:
         names = [field.name for field in EXAMPLES if field.name not in ("tokens", "pieces", "values")]
         for batch in shown.to_batches(max_chunksize=parquet.GROUP):
             rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-            lists = (batch.column("tokens").to_pylist(), batch.column("values").to_pylist())
-            for row, *both in zip(rows, *lists, strict=True):
-                self._file.write(self._line(dict(zip(names, row, strict=True)), *both).encode())
+            tokens_of_rows, values_of_rows = batch.column("tokens").to_pylist(), batch.column("values").to_pylist()
+            for row, tokens, values in zip(rows, tokens_of_rows, values_of_rows, strict=True):
+                self._file.write(self._line(dict(zip(names, row, strict=True)), tokens, values).encode())
 
     def _line(self, row: dict[str, Any], tokens: list[int], values: list[float]) -> str:
+        """Put one example in JSON. ``row``: all but its lists."""
         head = json.dumps({**row, "value": float(f"{row['value']:.6g}")}, ensure_ascii=False, separators=(",", ":"))
         pieces = ",".join([self._pieces[token] for token in tokens])
         numbers = ",".join([f"{value:.6g}" if value else "0" for value in values])
         return f'{head[:-1]},"tokens":[{",".join(map(str, tokens))}],"pieces":[{pieces}],"values":[{numbers}]}}\n'
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write what gzip still holds back."""
         self._file.close()
 
 
 class Arrays:
-    """Row numbers and values of the examples as (latents, number) arrays; -1 and NaN where a latent has no more."""
+    """The examples as arrays of row numbers and of values, (latents, number) each, for three kinds of examples.
+
+    -1 and NaN stand where a latent has fewer examples.
+    """
 
     def __init__(self, latents: int, knobs: Examples) -> None:
         numbers = {"top": knobs.top, "random": knobs.random, "near": knobs.near}
@@ -158,16 +170,19 @@ class Arrays:
         self.values = {name: np.full((latents, number), np.nan, np.float32) for name, number in numbers.items()}
 
     def add(self, columns: Columns, found: Found) -> None:
-        """Put in what was found for a range of latents, if it is of a kind that has arrays."""
+        """Put in the examples ``found`` for a range of latents, if their kind has arrays."""
         if found.kind in self.rows:
             place = found.latent + columns.first, found.rank
             self.rows[found.kind][place] = found.row
             self.values[found.kind][place] = found.value if found.similarity is None else found.similarity
 
     def write(self, folder: Path) -> None:
-        """The names of Growth Signals, whose zero examples are near misses: `topk_indices_<number>_<latents>.npy` …"""
+        """Write the arrays under the names of Growth Signals, such as `topk_indices_<number>_<latents>.npy`.
+
+        What is called zero there are near misses.
+        """
         for kind, rows in self.rows.items():
-            name, second = GROWTH_SIGNALS[kind]
-            for what, array in (("indices", rows), (second, self.values[kind])):
-                latents, number = rows.shape
-                write_array(folder / f"{name}_{what}_{number}_{latents}.npy", array)
+            name, values_name = GROWTH_SIGNALS[kind]
+            latents, number = rows.shape
+            write_array(folder / f"{name}_indices_{number}_{latents}.npy", rows)
+            write_array(folder / f"{name}_{values_name}_{number}_{latents}.npy", self.values[kind])

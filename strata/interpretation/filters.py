@@ -1,4 +1,4 @@
-"""Which latents are worth a look: bounds on how they spread over documents, how often and how strongly they fire."""
+"""Say which latents are worth a look: how they spread over documents, how often they fire, how much they write."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ REASONS = (
 
 
 def quadrants(entropy: NDArray[Any], varentropy: NDArray[Any], alive: NDArray[Any]) -> list[Quadrant | None]:
-    """Low or high, against the layer's medians over living latents; None for a dead one."""
+    """Name the quadrant of each latent; None for a dead one. High means above the median of the living latents."""
     if not alive.any():
         return [None] * len(alive)
     high = entropy > np.median(entropy[alive]), varentropy > np.median(varentropy[alive])
     pairs = zip(*(side.tolist() for side in high), strict=True)
-    return [QUADRANTS[pair] if there else None for pair, there in zip(pairs, alive, strict=True)]
+    return [QUADRANTS[pair] if is_alive else None for pair, is_alive in zip(pairs, alive, strict=True)]
 
 
 def dropped(
@@ -36,9 +36,11 @@ def dropped(
     quadrant: list[Quadrant | None],
     filters: Filters,
 ) -> list[str | None]:
-    """The first of REASONS for which each latent is dropped.
+    """Say why the filters drop each latent: the first of REASONS that holds; None for a latent that is kept.
 
-    Where there is one document, entropy has no share (NaN) and drops nothing.
+    ``entropy_share``: the entropy over documents as a share of its maximum. If there is one document, it is NaN, and
+    drops nothing. ``firing``: the share of the documents in which the latent fires.
+    ``importance``: see `statistics.importance`. All (latents,).
     """
     largest = max(float(importance.max(initial=0)), 1e-30)
     values = {"entropy": entropy_share, "firing": firing, "importance": importance / largest}
@@ -49,8 +51,10 @@ def dropped(
         reasons += [(f"{name}_high", value > bound.max)] if bound.max is not None else []
     if filters.quadrants is not None:
         reasons.append(("quadrant", np.array([q not in filters.quadrants for q in quadrant])))
-    found: list[str | None] = [None] * len(firing)
+
+    # From the last reason to the first, so that the first one stays.
+    reason_of: list[str | None] = [None] * len(firing)
     for name, fails in reversed(reasons):
         for latent in np.flatnonzero(fails):
-            found[latent] = name
-    return found
+            reason_of[latent] = name
+    return reason_of

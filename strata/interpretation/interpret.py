@@ -1,4 +1,4 @@
-"""All that is known of a layer's latents."""
+"""Find out what each latent of a layer fires on, and write `data/latents/<L>/`."""
 
 import sys
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from strata.tables import parquet
 
 @dataclass(frozen=True)
 class Source:
-    """What a layer's latents are looked at on. ``titles`` and ``labels``: of every document of the corpus."""
+    """The text that a layer's latents are looked at on. ``titles`` and ``labels``: of every document of the corpus."""
 
     activations: Activations
     contexts: Contexts
@@ -44,7 +44,7 @@ class Source:
 
 
 def check(sae: SAE, activations: Activations) -> None:
-    """Refuse an SAE that cannot be of these activations."""
+    """Refuse an SAE that cannot belong to these activations, since it has another width."""
     if sae.width != activations.width:
         raise BadInput(
             f"the SAE reads vectors of width {sae.width}, but those of {activations.folder} have width "
@@ -55,60 +55,66 @@ def check(sae: SAE, activations: Activations) -> None:
 def interpret(
     sae: SAE, source: Source, knobs: Interpret, seed: int, folder: Path, work: Path, device: torch.device = CPU
 ) -> dict[str, Any]:
-    """Write `data/latents/<L>/` into ``folder``; return the report's numbers. ``work``: for what a killed stage goes on
-    from: the codes by shard, what is looked at by range of latents."""
+    """Write `data/latents/<L>/` into ``folder`` and return the numbers for the report.
+
+    ``work``: a folder for results that let a killed stage go on: the codes by shard, and the results of each range of
+    latents.
+    """
     activations, vocabulary = source.activations, source.vocabulary
+
+    # The codes of all rows, by latent.
     shards, largest = write_codes(sae, activations, work, device)
     codes, bins = open_codes(work, shards, sae.latents), edges(largest)
+
+    # The text they stand on. Documents are shared out between explainers and scores.
     text = texts.read_text(source.contexts, work, min(knobs.window, source.contexts.meta["context"]))
     halves = explanations.split(text, vocabulary.opening, seed, vocabulary.bags(text))
     background = token_counts(text, vocabulary.size)
-    found = look.look(
-        codes,
-        look.Look(
-            activations,
-            text,
-            bins,
-            look.words(vocabulary, background, source.titles, source.labels),
-            background,
-            halves,
-            vocabulary.label_bags(text, source.labels),
-            pool(activations, text, knobs.examples.pool, seed),
-            knobs,
-            seed,
-        ),
-        vocabulary,
-        folder,
-        work,
+
+    # What goes by latent.
+    how = look.Look(
+        activations=activations,
+        text=text,
+        bins=bins,
+        words=look.words(vocabulary, background, source.titles, source.labels),
+        background=background,
+        halves=halves,
+        labels=vocabulary.label_bags(text, source.labels),
+        pool=pool(activations, text, knobs.examples.pool, seed),
+        knobs=knobs,
+        seed=seed,
     )
-    statistics = found.statistics | geometry(sae)
+    looked = look.look(codes, how, vocabulary, folder, work)
+
+    # What needs the whole layer.
+    statistics = looked.statistics | geometry(sae)
     statistics["importance"] = importance(statistics)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     parquet.write(folder / "statistics.parquet", statistics, export.STATISTICS)
-    near = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
-    parquet.write(folder / "neighbours.parquet", near, export.NEIGHBOURS)
+    nearest = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
+    parquet.write(folder / "neighbours.parquet", nearest, export.NEIGHBOURS)
 
     counts = _counts(statistics)
     report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
-    report["enrichment"] = _enrichment(found, source, text, seed, folder)
-    written = _explain(codes, statistics, found.rules, text, halves, source, knobs.explain, seed)
-    everything = sorted([*found.rules, *found.labels, *written], key=lambda e: (e.latent, e.source != "rule"))
-    rows = [explanation.row() for explanation in everything]
-    with parquet.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
-        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), parquet.GROUP)
-    report["rule"] = explanations.report(found.rules, seed)
-    if found.labels:
-        report["label"] = explanations.report(found.labels, seed)
-    if written:
-        report[written[0].source] = explanations.report(written, seed)
+    report["enrichment"] = _enrichment(looked, source, text, seed, folder)
+
+    in_words = _explain(codes, statistics, looked.rules, text, halves, source, knobs.explain, seed)
+    _write_explanations([*looked.rules, *looked.labels, *in_words], folder)
+    report["rule"] = explanations.report(looked.rules, seed)
+    if looked.labels:
+        report["label"] = explanations.report(looked.labels, seed)
+    if in_words:
+        report[in_words[0].source] = explanations.report(in_words, seed)
+
+    # meta.json comes last, since it holds the hashes of all other files.
     resume.deliver(work, folder, ["codes"])
     files.write_json(folder / "meta.json", _meta(source, sae, knobs, seed, text, bins, counts, shards, folder))
     return report
 
 
 def _verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
-    """Quadrant, and whether the filters keep a latent and why not."""
+    """Give each latent its quadrant, and say whether the filters keep it and, if not, why."""
     quadrant = quadrants(statistics["entropy"], statistics["varentropy"], ~statistics["dead"])
     firing = statistics["documents"] / documents
     reasons = dropped(statistics["entropy_share"], firing, statistics["importance"], quadrant, filters)
@@ -116,6 +122,7 @@ def _verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
 
 
 def _counts(statistics: Table) -> dict[str, Any]:
+    """Count the latents that are dead, kept, dropped for each reason, and in each quadrant."""
     reasons, quadrant = statistics["dropped"], statistics["quadrant"]
     return {
         "latents": len(reasons),
@@ -127,19 +134,26 @@ def _counts(statistics: Table) -> dict[str, Any]:
 
 
 def _logits(sae: SAE, lm: LanguageModel | None, top: int, folder: Path) -> Table:
-    """Write `logits.parquet`; skew and kurtosis, NaN without a model whose head is understood."""
-    found = logit_lens.lens(sae.decoder, lm, top) if top and lm else None
-    if found is None or lm is None:
+    """Write `logits.parquet`, and return the skew and kurtosis of each latent's logits.
+
+    Without a model, or if the last steps of the model are not understood, nothing is written and both are NaN.
+    """
+    lens = logit_lens.lens(sae.decoder, lm, top) if top and lm else None
+    if lens is None or lm is None:
         return dict.fromkeys(("skew", "kurtosis"), np.full(sae.latents, np.nan))
-    columns = found.columns()
-    tokens, number = np.unique(columns["token"], return_inverse=True)
-    names = pa.array(pieces(lm.tokenizer, tokens.tolist()), pa.string())
-    parquet.write(folder / "logits.parquet", {**columns, "piece": names.take(pa.array(number))}, export.LOGITS)
-    return {"skew": found.skew, "kurtosis": found.kurtosis}
+
+    columns = lens.columns()
+    tokens, number = np.unique(columns["token"], return_inverse=True)  # each token's text is made once
+    token_texts = pa.array(pieces(lm.tokenizer, tokens.tolist()), pa.string())
+    parquet.write(folder / "logits.parquet", {**columns, "piece": token_texts.take(pa.array(number))}, export.LOGITS)
+    return {"skew": lens.skew, "kurtosis": lens.kurtosis}
 
 
-def _enrichment(found: look.Looked, source: Source, text: Text, seed: int, folder: Path) -> dict[str, Any] | None:
-    """Write `enrichment.parquet`; None, said aloud, where there are not two labels to tell apart."""
+def _enrichment(looked: look.Looked, source: Source, text: Text, seed: int, folder: Path) -> dict[str, Any] | None:
+    """Write `enrichment.parquet` and return its numbers for the report.
+
+    If the documents do not have at least two different labels, print that this is skipped, and return None.
+    """
     names = sorted({label for label in source.labels if label is not None})
     if len(names) < 2:
         sys.stderr.write(
@@ -147,12 +161,14 @@ def _enrichment(found: look.Looked, source: Source, text: Text, seed: int, folde
             "name the column in params.yaml: fetch.corpus.sources, as label\n"
         )
         return None
+
     number = {name: place for place, name in enumerate(names)}
-    label = np.array([-1 if name is None else number[name] for name in source.labels])
-    owner = text.document_of(np.arange(text.rows))
-    rows = look.joined(found.rows) if source.vocabulary.lm else None
-    documents = look.joined(found.documents)
-    columns, report = enrich(rows, documents, owner, label, len(names), seed)
+    document_label = np.array([-1 if name is None else number[name] for name in source.labels])
+    row_document = text.document_of(np.arange(text.rows))
+    rows = look.joined(looked.rows) if source.vocabulary.lm else None  # else rows are documents
+    documents = look.joined(looked.documents)
+    columns, report = enrich(rows, documents, row_document, document_label, len(names), seed)
+
     labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
     parquet.write(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
     return report
@@ -168,9 +184,10 @@ def _explain(
     knobs: Explain,
     seed: int,
 ) -> list[Explanation]:
-    """Explanations in words of the most important latents that the filters keep, and embedding scores of these.
+    """Explain the most important latents in words, and give these explanations and their rules an embedding score.
 
-    Those that can be scored come first: one that fires in every window has no silent one to be told from.
+    Latents that the filters keep and that can be scored come first. A latent that fires in every window cannot be: it
+    has no silent windows to tell it from. ``rules``: the rule of every latent, by latent.
     """
     layer = source.activations.layer
     if knobs.model is None or (knobs.layers is not None and layer not in knobs.layers):
@@ -178,20 +195,43 @@ def _explain(
     if knobs.model == "lm" and source.vocabulary.lm is None:
         sys.stderr.write("interpret: nothing is explained in words: there is no language model that could\n")
         return []
+
+    # Which latents: kept and fully scored ones first, then by falling importance.
     low, high = knobs.range or (0, codes.latents)
-    full = np.array([rule.items == knobs.items for rule in rules])
-    order = np.lexsort((-statistics["importance"], ~(statistics["kept"] & full)))
+    fully_scored = np.array([rule.items == knobs.items for rule in rules])
+    order = np.lexsort((-statistics["importance"], ~(statistics["kept"] & fully_scored)))
     chosen = [j for j in order.tolist() if low <= j < high and not statistics["dead"][j]][: knobs.latents]
-    shown = knobs.shown, knobs.silent, knobs.items, source.vocabulary.pieces
-    cases = [explanations.case(codes.columns(j, j + 1), j, halves, text, *shown) for j in sorted(chosen)]
+
+    cases = [
+        explanations.case(
+            codes.columns(j, j + 1),
+            latent=j,
+            halves=halves,
+            text=text,
+            shown=knobs.shown,
+            silent=knobs.silent,
+            items=knobs.items,
+            pieces=source.vocabulary.pieces,
+        )
+        for j in sorted(chosen)
+    ]
     fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, name, fits = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
-    found = explain(cases, writer, name, seed, fits)
+    writer, kind, fits = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
+    in_words = explain(cases, writer, kind, seed, fits)
+
     if knobs.embedder is not None and cases:
         embed = embedder(knobs.embedder)
-        for some in (found, [rules[case.latent] for case in cases]):
-            explanations.add_embedding_score(some, cases, embed, seed)
-    return found
+        explanations.add_embedding_score(in_words, cases, embed, seed)
+        explanations.add_embedding_score([rules[case.latent] for case in cases], cases, embed, seed)
+    return in_words
+
+
+def _write_explanations(everything: list[Explanation], folder: Path) -> None:
+    """Write `explanations.parquet`, by latent; the rule of a latent comes before its other explanations."""
+    ordered = sorted(everything, key=lambda explanation: (explanation.latent, explanation.source != "rule"))
+    rows = [explanation.row() for explanation in ordered]
+    with parquet.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
+        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), parquet.GROUP)
 
 
 def _meta(
@@ -205,6 +245,7 @@ def _meta(
     shards: list[dict[str, Any]],
     folder: Path,
 ) -> dict[str, Any]:
+    """Put together `meta.json`: what the folder was made from, its counts, and the hashes of its files."""
     meta = source.activations.meta
     return {
         "layer": meta["layer"],
@@ -215,7 +256,7 @@ def _meta(
         "model": meta["model"],
         "hook": meta["hook"],
         "corpus": meta["corpus"],
-        "texts": knobs.texts and [source["source"] for source in knobs.texts["sources"]],
+        "texts": knobs.texts and [entry["source"] for entry in knobs.texts["sources"]],
         "labels": sorted({label for label in source.labels if label is not None}) or None,
         "context": source.contexts.meta["context"],
         "unit": source.vocabulary.unit,

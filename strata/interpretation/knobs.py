@@ -6,14 +6,14 @@ from pydantic import Field, field_validator, model_validator
 
 from strata.run.params import EachOnce, Section, SomeLayers
 
-PARQUET, JSONL = 3.4, 5.6  # bytes of a shown token: in examples.parquet, in examples.jsonl.gz
-TABLE = 6500  # bytes of a latent's rules, documents, enrichment and statistics
+PARQUET, JSONL = 3.4, 5.6  # bytes that a shown token takes in examples.parquet, and in examples.jsonl.gz
+TABLE = 6500  # bytes that the rules, documents, enrichment and statistics of a latent take
 
 Quadrant = Literal["flowing", "careful", "exploring", "resampling"]
 
 
 class Range(Section):
-    """``min`` ≤ value ≤ ``max``, shares from 0 to 1; null: no bound."""
+    """Bounds on a share from 0 to 1: ``min`` ≤ value ≤ ``max``. Null means no bound."""
 
     min: float | None = Field(ge=0, le=1)
     max: float | None = Field(ge=0, le=1)
@@ -26,10 +26,12 @@ class Range(Section):
 
 
 class Filters(Section):
-    """``entropy``: of a latent over documents, as a share of ln(documents), so that 0 … 1 whatever their number.
+    """Which latents to keep.
 
-    ``firing``: share of the documents in which it fires at all. ``importance``: density × mean when active × norm of
-    the decoder's row, as a share of the layer's largest. ``quadrants``: which ones to keep; null: all.
+    ``entropy``: the entropy of a latent over documents, as a share of ln(documents). So it lies in 0 … 1, however many
+    documents there are. ``firing``: the share of the documents in which the latent fires at all. ``importance``:
+    density × mean when active × norm of the decoder row, as a share of the largest in the layer. ``quadrants``: which
+    quadrants to keep; null means all.
     """
 
     entropy: Range
@@ -39,9 +41,10 @@ class Filters(Section):
 
 
 class Examples(Section):
-    """How many of each kind a latent; ``decile``: of each decile. ``one_a_document``: of each kind but the deciles.
+    """How many examples of each kind a latent gets; ``decile``: how many of each decile.
 
-    ``pool``: from how many windows at the most near misses are taken, a random sample, held in memory.
+    ``one_a_document``: take at most one example of a kind from a document; the deciles do not follow this.
+    ``pool``: near misses are taken from a random sample of at most so many windows, which is held in memory.
     """
 
     top: int = Field(ge=0, le=10000)
@@ -56,8 +59,9 @@ class Examples(Section):
 class Explain(Section):
     """Who explains which latents in words, and how much is shown and scored. See params.yaml.
 
-    ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: only latents from the first number to before the
-    second. ``items``: windows scored a latent, by token rules too, half of them active. ``timeout`` in seconds.
+    ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: explain only latents j with first ≤ j < second.
+    ``items``: how many windows each latent is scored on, also for token rules; half of them are active.
+    ``timeout``: in seconds.
     """
 
     model: str | None
@@ -89,14 +93,14 @@ class Explain(Section):
 
 
 class Enrichment(Section):
-    """How many of a latent's strongest rows, and documents, are tested for labels."""
+    """How many of the strongest rows, and of the strongest documents, of a latent are tested for labels."""
 
     rows: int = Field(gt=0, le=1000000)
     documents: int = Field(gt=0, le=1000000)
 
 
 class Interpret(Section):
-    """What is looked for, and how much of it is kept. See params.yaml."""
+    """The section interpret: what to find out about latents, and how much of it to keep. See params.yaml."""
 
     run: bool
     texts: dict[str, Any] | None
@@ -111,8 +115,8 @@ class Interpret(Section):
     explain: Explain
 
     def table_bytes(self, latents: int) -> float:
-        """Of the tables on disk, about: by the tokens of the windows that are kept."""
+        """Estimate the size of the tables on disk, in bytes, from the number of tokens in all examples."""
         kinds = self.examples
         windows = kinds.top + 10 * kinds.decile + kinds.random + kinds.zero + kinds.near
-        each = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
-        return latents * (each + TABLE)
+        examples_bytes = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
+        return latents * (examples_bytes + TABLE)

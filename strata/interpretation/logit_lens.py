@@ -1,9 +1,10 @@
-"""Which tokens of the vocabulary a latent's direction promotes and suppresses, read through the model's own last steps.
+"""Find the tokens that a latent's direction promotes and suppresses, through the model's own last steps.
 
-logits of a direction d:   W_U (g ⊙ d)        LayerNorm also takes the mean out of d first
+    logits of a direction d:   W_U (g ⊙ d)        LayerNorm first subtracts the mean of d
 
-g is the scale of the model's final norm. The norm's division by the size of its input is left out: it is one positive
-number a token, which moves no token past another. So is the head's bias, which does not depend on d.
+W_U is the unembedding and g the scale of the model's final norm. The norm also divides by the size of its input. That
+is left out: it is the same positive number for all tokens of the vocabulary, so it does not change their order. The
+bias of the head is left out, too, since it does not depend on d.
 """
 
 import copy
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 
 from strata.lm.model import LanguageModel, final_states
 
-TOKENS = 8192  # of the vocabulary, read at a time: 8,192 × 640 × 4 bytes = 21 MB
-LATENTS = 256  # whose logits on them are in memory at a time: 256 × 8,192 × 4 bytes = 8 MB
-GROUP = 64  # tokens whose largest logit is looked at first
+TOKENS = 8192  # tokens of the vocabulary that are read at a time: 8,192 × 640 × 4 bytes = 21 MB
+LATENTS = 256  # latents whose logits on these tokens are in memory at a time: 256 × 8,192 × 4 bytes = 8 MB
+GROUP = 64  # tokens of a group, see `_largest`
 
 
 class Lens(NamedTuple):
-    """``promoted`` and ``suppressed``: (latent, top) tokens, strongest first, with their logits in ``…_values``.
+    """The lens on the directions of some latents.
 
-    ``skew`` and ``kurtosis`` (excess): (latent,) of its logits over the vocabulary; NaN where they are all equal.
+    ``promoted`` and ``suppressed``: (latent, top) tokens, strongest first, with their logits in ``…_values``.
+    ``skew`` and ``kurtosis`` (excess): (latent,) of the logits over the vocabulary; NaN where they are all equal.
     """
 
     promoted: NDArray[np.int32]
@@ -35,7 +37,7 @@ class Lens(NamedTuple):
     kurtosis: NDArray[np.float64]
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """One row a latent, side and rank: latent, rank, side, token, value."""
+        """Return the columns of a table with one row for each latent, side and rank."""
         latents, top = self.promoted.shape
         return {
             "latent": np.repeat(np.arange(latents, dtype=np.int32), 2 * top),
@@ -48,21 +50,26 @@ class Lens(NamedTuple):
 
 @torch.inference_mode()
 def lens(decoder: Tensor, lm: LanguageModel, top: int) -> Lens | None:
-    """The lens on every direction of ``decoder`` (latent, width); None where the model's last steps are not understood.
+    """Compute the lens on every direction of ``decoder`` (latent, width), with the ``top`` tokens of each side.
 
-    Memory holds a block of the vocabulary and some numbers a latent, never latents × vocabulary.
+    None if the last steps of the model are not understood: its head is no linear layer of the right width, or no single
+    final norm is found. Memory holds a block of the vocabulary and some numbers a latent, never latents × vocabulary.
     """
     head = lm.model.get_output_embeddings()
     norm = final_norm(lm)
     if norm is None or not isinstance(head, nn.Linear) or head.in_features != decoder.shape[1]:
         return None
+
     directions = through(norm, decoder.to(lm.device, torch.float32))
-    unembedding = head.weight[: len(lm.tokenizer)]  # rows behind the tokenizer's last only fill up the matrix
+    unembedding = head.weight[: len(lm.tokenizer)]  # rows behind the tokenizer's last one only fill up the matrix
     return _read(directions, unembedding, min(top, len(unembedding)))
 
 
 def final_norm(lm: LanguageModel) -> nn.Module | None:
-    """The norm whose output the head reads, found by running the model on one token; None if there is none."""
+    """Find the norm whose output the head reads, by running the model on one token; None if there is not exactly one.
+
+    It is the norm outside of the blocks whose output is the final state.
+    """
     inside = {id(module) for block in lm.blocks for module in block.modules()}
     outputs: dict[nn.Module, Tensor] = {}
 
@@ -79,68 +86,93 @@ def final_norm(lm: LanguageModel) -> nn.Module | None:
     finally:
         for handle in handles:
             handle.remove()
-    found = [module for module, output in outputs.items() if torch.equal(output, state)]
-    return found[0] if len(found) == 1 else None
+
+    norms = [module for module, output in outputs.items() if torch.equal(output, state)]
+    return norms[0] if len(norms) == 1 else None
 
 
 def _is_norm(module: nn.Module, width: int) -> bool:
-    """A leaf whose parameters are vectors of the width: a weight, perhaps a bias."""
+    """Say whether a module has no children and only vectors of the width as parameters: a weight, perhaps a bias."""
     shapes = [tuple(parameter.shape) for parameter in module.parameters()]
     return not any(module.children()) and bool(shapes) and set(shapes) == {(width,)}
 
 
 def through(norm: nn.Module, directions: Tensor) -> Tensor:
-    """What ``norm`` does to small steps along ``directions`` (latent, width), but for its division.
+    """Return (latent, width): what ``norm`` makes of small steps along ``directions``, without its division.
 
-    Asked of the norm itself, since some scale by their weight and Gemma by 1 + weight: with v of +1 and −1 in turn,
-    of mean 0 and mean square 1, norm(v) − norm(−v) = 2 g v, and the bias falls out. A norm that takes the mean out
-    does not see that v + 1 is another input.
+    Its scale g is measured, since some norms scale by their weight and Gemma's by 1 + weight. Let v be +1 and −1 in
+    turn, so that its mean is 0 and its mean square is 1. Then norm(v) − norm(−v) = 2 g v, and the bias cancels. A norm
+    that subtracts the mean gives the same output for v + 1 as for v.
     """
     norm = copy.deepcopy(norm).float()
     v = torch.ones(directions.shape[1], device=directions.device)
     v[1::2] = -1
-    if torch.allclose(norm(v + 1), norm(v), atol=1e-3):
+
+    subtracts_mean = torch.allclose(norm(v + 1), norm(v), atol=1e-3)
+    if subtracts_mean:
         directions = directions - directions.mean(1, keepdim=True)
     return directions * (norm(v) - norm(-v)) / (2 * v)
 
 
 def _read(directions: Tensor, unembedding: Tensor, top: int) -> Lens:
-    """Moments and extremes of directions × unembedding, block by block."""
+    """Compute moments and extremes of the logits directions × unembeddingᵀ, block by block.
+
+    ``directions``: (latent, width). ``unembedding``: (token, width). ``top``: tokens to keep of each side.
+    """
     size, latents = len(unembedding), len(directions)
     mean, deviation = _spread(directions, unembedding)
-    powers = torch.zeros(2, latents, dtype=torch.float64, device=directions.device)  # of standard scores: 3, 4
-    best = [(torch.full((latents, top), -torch.inf), torch.zeros(latents, top, dtype=torch.long)) for _ in range(2)]
-    best = [(values.to(directions.device), tokens.to(directions.device)) for values, tokens in best]
+
+    # What is gathered over the blocks: Σ z³ and Σ z⁴ of the standard scores z, and the extremes of both sides so far,
+    # as logits (latent, top) and tokens (latent, top). Suppressed tokens are those with the largest −logit.
+    powers = torch.zeros(2, latents, dtype=torch.float64, device=directions.device)
+    extremes = [
+        (
+            torch.full((latents, top), -torch.inf, device=directions.device),
+            torch.zeros(latents, top, dtype=torch.long, device=directions.device),
+        )
+        for _ in ("promoted", "suppressed")
+    ]
+
     for first in range(0, size, TOKENS):
-        columns = unembedding[first : first + TOKENS].float().T.contiguous()
+        columns = unembedding[first : first + TOKENS].float().T.contiguous()  # (width, tokens of the block)
         for start in range(0, latents, LATENTS):
             part = slice(start, start + LATENTS)
-            z = directions[part] @ columns
-            for sign, (values, tokens) in zip((1, -1), best, strict=True):
-                found, where = _largest(z if sign > 0 else z.neg(), top)
-                merged, order = torch.cat([values[part], found], 1).topk(top)
-                tokens[part] = torch.cat([tokens[part], where + first], 1).gather(1, order)
+            z = directions[part] @ columns  # logits, (latents of the part, tokens of the block)
+
+            for sign, (values, tokens) in zip((1, -1), extremes, strict=True):
+                block_values, block_places = _largest(z if sign > 0 else z.neg(), top)
+                merged, order = torch.cat([values[part], block_values], 1).topk(top)
+                tokens[part] = torch.cat([tokens[part], block_places + first], 1).gather(1, order)
                 values[part] = merged
+
+            # In place, to save memory: z turns into z³, then z² into z⁴.
             z = z.sub_(mean[part, None]).div_(deviation[part, None])
             squares = z.square()
             powers[0, part] += z.mul_(squares).sum(1)
             powers[1, part] += squares.square_().sum(1)
+
     skew, kurtosis = (powers / size).cpu().numpy()
     constant = (deviation == 0).cpu().numpy()
     skew[constant] = kurtosis[constant] = np.nan
-    (promoted, promoted_tokens), (suppressed, suppressed_tokens) = ((v.cpu(), t.int().cpu()) for v, t in best)
+
+    (promoted_values, promoted), (suppressed_values, suppressed) = (
+        (values.cpu().numpy(), tokens.int().cpu().numpy()) for values, tokens in extremes
+    )
     return Lens(
-        promoted_tokens.numpy(),
-        promoted.numpy(),
-        suppressed_tokens.numpy(),
-        suppressed.neg().numpy(),
-        skew,
-        kurtosis - 3,
+        promoted=promoted,
+        promoted_values=promoted_values,
+        suppressed=suppressed,
+        suppressed_values=-suppressed_values,
+        skew=skew,
+        kurtosis=kurtosis - 3,  # a normal distribution has 3
     )
 
 
 def _spread(directions: Tensor, unembedding: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each direction's logits, from the mean and covariance of the unembedding."""
+    """Compute mean and standard deviation of each direction's logits, (latent,) each, without the logits.
+
+    With the mean c and the covariance C of the unembedding's rows, the mean is d · c and the variance dᵀ C d.
+    """
     width = directions.shape[1]
     total = torch.zeros(width, dtype=torch.float64, device=directions.device)
     products = torch.zeros(width, width, dtype=torch.float64, device=directions.device)
@@ -148,6 +180,7 @@ def _spread(directions: Tensor, unembedding: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.float()
         total += rows.sum(0, dtype=torch.float64)
         products += rows.T @ rows
+
     centre = total / len(unembedding)
     covariance = products / len(unembedding) - torch.outer(centre, centre)
     d = directions.double()
@@ -156,13 +189,17 @@ def _spread(directions: Tensor, unembedding: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest(z: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The ``top`` largest of each row and their places; they lie in the ``top`` groups with the largest maxima."""
+    """Return the ``top`` largest values of each row of ``z`` (latent, token), and their places in the row.
+
+    They lie in the ``top`` groups with the largest maxima, so only these groups are searched.
+    """
     columns = z.shape[1]
-    whole = columns // GROUP
-    if columns % GROUP or whole <= top:
+    number = columns // GROUP
+    if columns % GROUP or number <= top:
         return z.topk(min(top, columns))
-    groups = z.view(len(z), whole, GROUP)
-    chosen = groups.amax(2).topk(top).indices
-    candidates = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1)
-    values, where = candidates.topk(top)
-    return values, chosen.gather(1, where // GROUP) * GROUP + where % GROUP
+
+    groups = z.view(len(z), number, GROUP)
+    chosen = groups.amax(2).topk(top).indices  # (latent, top) groups
+    candidates = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1)  # (latent, top × GROUP)
+    values, place = candidates.topk(top)
+    return values, chosen.gather(1, place // GROUP) * GROUP + place % GROUP

@@ -1,6 +1,7 @@
-"""One pass over a layer's codes, a range of latents at a time: what goes by latent is computed and written there."""
+"""Go through a layer's codes once, a range of latents at a time, and write the tables that go by latent."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -33,10 +34,22 @@ from strata.rows.shards import Activations
 from strata.run import resume
 from strata.tables import parquet
 
+WORD = pa.string()
+TABLES = {
+    "documents": export.DOCUMENTS,
+    "tokens": export.TOKENS,
+    "examples": export.EXAMPLES,
+    "rules": export.RULES,
+}
+
 
 @dataclass
 class Looked:
-    """What the pass leaves in memory: some numbers a latent. ``rows`` and ``documents``: the strongest ones."""
+    """What the pass leaves in memory, for the work that needs the whole layer.
+
+    ``statistics``: columns (latents,). ``rows``, ``documents``: the strongest ones of each latent, a range after the
+    other. ``rules``, ``labels``: explanations by token rules and by the labels of documents.
+    """
 
     statistics: Table = field(default_factory=dict)
     rows: list[Sets] = field(default_factory=list)
@@ -47,7 +60,11 @@ class Looked:
 
 @dataclass(frozen=True)
 class Look:
-    """All that a range of latents is looked at with."""
+    """All that is needed to look at any range of latents of a layer.
+
+    ``bins``: edges of the histogram of activations. ``background``: (vocabulary,) on how many rows each token stands.
+    ``labels``: the label of each document, as if it were its one word; None where labels tell nothing.
+    """
 
     activations: Activations
     text: Text
@@ -61,7 +78,7 @@ class Look:
     seed: int
 
     def examples(self, columns: Columns, order: np.ndarray) -> list[find.Found]:
-        """Windows of every kind, the top ones first, the near ones last."""
+        """Choose windows of every kind: the top ones first, the near ones last."""
         text, knobs, seed = self.text, self.knobs.examples, self.seed
         top = find.top(columns, order, text, knobs)
         return [
@@ -73,22 +90,23 @@ class Look:
         ]
 
     def tokens(self, columns: Columns) -> Table:
-        """`tokens.parquet` for a range, but for the tokens' text."""
+        """Compute `tokens.parquet` for a range, without the text of the tokens."""
         if self.halves.bags is None:
             return token_statistics(columns, self.text, self.background, self.knobs.tokens)
         return word_statistics(columns, self.halves.bags, self.knobs.tokens)
 
     def pieces(self, tokens: np.ndarray) -> pa.Array:
-        """The text of tokens, or of words by their number."""
+        """Return the text of tokens; where rows are documents, the words with these numbers."""
         texts = self.words.pieces if self.halves.bags is None else pa.array(self.halves.bags.words, WORD)
         return texts.take(pa.array(tokens))
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is computed of a range of latents and takes time: all tables of the range follow from it and the codes.
+    """The results for a range of latents that take time. All tables of the range follow from them and the codes.
 
     ``windows``: the examples, as :meth:`Look.examples` orders them. ``rules``: rows of `rules.parquet`.
+    ``explained``: explanations by rules and by labels.
     """
 
     statistics: Table
@@ -98,12 +116,14 @@ class Part:
     explained: list[Explanation]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The same as tensors, to be kept until the stage is done."""
+        """Write all of it as tensors, which are kept until the stage is done. `of` reads them."""
         arrays = {f"statistics.{name}": values for name, values in self.statistics.items()}
         arrays |= {f"tokens.{name}": values for name, values in self.tokens.items()}
         for number, window in enumerate(self.windows):
             fields = {name: value for name, value in vars(window).items() if isinstance(value, np.ndarray)}
             arrays |= {f"windows.{number}.{name}": value for name, value in fields.items()}
+
+        # What is no array travels as the bytes of JSON.
         facts = {
             "kinds": [window.kind for window in self.windows],
             "rules": self.rules,
@@ -114,7 +134,7 @@ class Part:
 
     @classmethod
     def of(cls, tensors: dict[str, torch.Tensor]) -> "Part":
-        """What :meth:`tensors` was made of."""
+        """Read what :meth:`tensors` wrote."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         facts = json.loads(arrays.pop("facts").tobytes())
 
@@ -129,33 +149,30 @@ class Part:
 def words(
     vocabulary: Vocabulary, background: np.ndarray, titles: list[str | None], labels: list[str | None]
 ) -> export.Words:
-    """The text of every token that occurs (the others are empty), and what documents are called."""
-    there = np.flatnonzero(background)
-    found = np.full(len(background), "", object)
-    found[there] = vocabulary.pieces(there.tolist())
-    return export.Words(pa.array(found, WORD), pa.array(titles, WORD), pa.array(labels, WORD))
+    """Collect the text of every token, and the titles and labels of the documents.
 
-
-WORD = pa.string()
-TABLES = {
-    "documents": export.DOCUMENTS,
-    "tokens": export.TOKENS,
-    "examples": export.EXAMPLES,
-    "rules": export.RULES,
-}
+    Only tokens that occur have a text; the others get an empty one. ``background``: (vocabulary,) on how many rows each
+    token stands.
+    """
+    occurring = np.flatnonzero(background)
+    token_texts = np.full(len(background), "", object)
+    token_texts[occurring] = vocabulary.pieces(occurring.tolist())
+    return export.Words(pa.array(token_texts, WORD), pa.array(titles, WORD), pa.array(labels, WORD))
 
 
 def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: Path) -> Looked:
-    """Write what goes by latent into ``folder`` and return what is still to be put together.
+    """Write the tables that go by latent into ``folder``, and return what the work on the whole layer needs.
 
-    What takes time is kept in ``work``, a range of latents at a time, and not computed again where it is there.
+    The results that take time are kept in ``work``, a file for each range of latents. A run that finds such a file
+    does not compute the range again.
     """
-    found, exports = Looked(), with_.knobs.exports
-    arrays = export.Arrays(codes.latents, with_.knobs.examples)
-    parts: list[Table] = []
+    looked, knobs = Looked(), with_.knobs
+    arrays = export.Arrays(codes.latents, knobs.examples)
+    statistics_of_ranges: list[Table] = []
 
     @cache
     def piece(number: int) -> str:
+        """The text of one token, or one word."""
         return vocabulary.pieces([number])[0] if with_.halves.bags is None else with_.halves.bags.words[number]
 
     with ExitStack() as stack:
@@ -163,72 +180,83 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
             name: stack.enter_context(parquet.writing(folder / f"{name}.parquet", schema))
             for name, schema in TABLES.items()
         }
-        path = folder / "examples.jsonl.gz" if "jsonl" in exports else None
-        file = stack.enter_context(export.lines(path, with_.words.pieces))
+        path = folder / "examples.jsonl.gz" if "jsonl" in knobs.exports else None
+        json_lines = stack.enter_context(export.lines(path, with_.words.pieces))
         bar = stack.enter_context(tqdm(total=codes.latents, desc="latents", unit="", disable=None))
+
         for first, end in codes.ranges():
             columns = codes.columns(first, end)
             spread, order = by_document(columns, with_.text), find.by_strength(columns)
+            part = _part(columns, spread, order, with_, piece, work / "ranges" / f"{first}.safetensors")
 
-            path = work / "ranges" / f"{first}.safetensors"
-            kept = resume.kept_tensors(path)
-            if kept is not None:
-                part = Part.of(kept)
-            else:
-                items = with_.knobs.explain.items
-                rules, explained = by_rules(columns, with_.halves, items, piece)
-                if with_.labels is not None:
-                    explained += by_labels(columns, with_.halves, with_.labels, items)
-                part = Part(
-                    statistics(columns, spread, with_.text, with_.bins),
-                    with_.tokens(columns),
-                    with_.examples(columns, order),
-                    rules,
-                    explained,
-                )
-                resume.keep_tensors(path, part.tensors())
-
-            shown = export.examples(columns, part.windows, with_.text, with_.words)
+            # Write what goes by latent.
+            examples = export.examples(columns, part.windows, with_.text, with_.words)
+            tokens = {**part.tokens, "piece": with_.pieces(part.tokens["token"])}
+            tables["documents"].write_table(parquet.table(_documents(columns, spread), export.DOCUMENTS), parquet.GROUP)
+            tables["tokens"].write_table(parquet.table(tokens, export.TOKENS), parquet.GROUP)
+            tables["examples"].write_table(examples, parquet.GROUP)
+            tables["rules"].write_table(pa.Table.from_pylist(part.rules, export.RULES), parquet.GROUP)
+            if json_lines is not None:
+                json_lines.write(examples)
             for window in part.windows:
                 arrays.add(columns, window)
-            named = {**part.tokens, "piece": with_.pieces(part.tokens["token"])}
-            written = {
-                "documents": parquet.table(_documents(columns, spread), export.DOCUMENTS),
-                "tokens": parquet.table(named, export.TOKENS),
-                "examples": shown,
-                "rules": pa.Table.from_pylist(part.rules, export.RULES),
-            }
-            for name, table in written.items():
-                tables[name].write_table(table, parquet.GROUP)
-            if file is not None:
-                file.write(shown)
 
-            parts.append(part.statistics)
-            found.rules += [explanation for explanation in part.explained if explanation.source == "rule"]
-            found.labels += [explanation for explanation in part.explained if explanation.source == "label"]
-            found.rows.append(_strongest(columns, order, with_.knobs.enrichment.rows))
-            found.documents.append(_strongest_documents(spread, len(columns), with_.knobs.enrichment.documents))
+            # Keep what the whole layer needs.
+            statistics_of_ranges.append(part.statistics)
+            looked.rules += [explanation for explanation in part.explained if explanation.source == "rule"]
+            looked.labels += [explanation for explanation in part.explained if explanation.source == "label"]
+            looked.rows.append(_strongest(columns, order, knobs.enrichment.rows))
+            looked.documents.append(_strongest_documents(spread, len(columns), knobs.enrichment.documents))
             bar.update(end - first)
-    if "npy" in exports:
+
+    if "npy" in knobs.exports:
         arrays.write(folder)
-    found.statistics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return found
+    looked.statistics = {
+        name: np.concatenate([table[name] for table in statistics_of_ranges]) for name in statistics_of_ranges[0]
+    }
+    return looked
+
+
+def _part(
+    columns: Columns, spread: ByDocument, order: np.ndarray, with_: Look, piece: Callable[[int], str], path: Path
+) -> Part:
+    """Compute what takes time of a range of latents and keep it in ``path``; or read it, if it is kept there.
+
+    ``order``: the entries of ``columns`` by latent and falling value. ``piece``: token -> its text.
+    """
+    kept = resume.kept_tensors(path)
+    if kept is not None:
+        return Part.of(kept)
+
+    rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
+    if with_.labels is not None:
+        explained += by_labels(columns, with_.halves, with_.labels, with_.knobs.explain.items)
+    part = Part(
+        statistics=statistics(columns, spread, with_.text, with_.bins),
+        tokens=with_.tokens(columns),
+        windows=with_.examples(columns, order),
+        rules=rules,
+        explained=explained,
+    )
+    resume.keep_tensors(path, part.tensors())
+    return part
 
 
 def _documents(columns: Columns, spread: ByDocument) -> dict[str, Any]:
+    """Return the columns of `documents.parquet` for a range."""
     latent = spread.latent + columns.first
     return {"latent": latent, "document": spread.document, "mean": spread.mean, "max": spread.max}
 
 
 def _strongest(columns: Columns, order: np.ndarray, most: int) -> Sets:
-    """The ``most`` strongest rows of each latent; ``order``: the entries by latent and falling value."""
+    """Return the ``most`` strongest rows of each latent; ``order``: the entries by latent and falling value."""
     latent = columns.latents()[order]
     order, latent = order[ranks(latent) < most], latent[ranks(latent) < most]
     return _sets(latent, columns.rows[order], len(columns))
 
 
 def _strongest_documents(spread: ByDocument, latents: int, most: int) -> Sets:
-    """The ``most`` documents of each latent with the highest mean activation."""
+    """Return the ``most`` documents of each latent with the highest mean activation."""
     order = np.lexsort((spread.document, -spread.mean, spread.latent))
     latent = spread.latent[order]
     order, latent = order[ranks(latent) < most], latent[ranks(latent) < most]
@@ -236,10 +264,11 @@ def _strongest_documents(spread: ByDocument, latents: int, most: int) -> Sets:
 
 
 def _sets(latent: np.ndarray, items: np.ndarray, latents: int) -> Sets:
+    """Group ``items`` by ``latent``, which ascends and runs from 0 to ``latents`` - 1."""
     return Sets(np.searchsorted(latent, np.arange(latents + 1)), items)
 
 
 def joined(parts: list[Sets]) -> Sets:
-    """The sets of all ranges."""
+    """Join the sets of consecutive ranges of latents."""
     counts = np.concatenate([np.diff(part.starts) for part in parts])
     return Sets(np.concatenate([[0], counts.cumsum()]), np.concatenate([part.items for part in parts]))

@@ -1,4 +1,4 @@
-"""Which latents of a layer write nearly the same direction."""
+"""Find the latents of a layer that write nearly the same direction."""
 
 from typing import Any
 
@@ -8,24 +8,27 @@ BLOCK = 1024  # latents at a time: 1024 × 16,384 cosines are 64 MB
 
 
 def nearest(decoder: np.ndarray, alive: np.ndarray, top: int) -> dict[str, Any]:
-    """The ``top`` living latents whose decoder directions have the greatest cosine with each living latent's own.
+    """Find for each living latent the ``top`` living latents whose decoder directions have the greatest cosine with it.
 
-    ``decoder``: (latent, width). ``alive``: bool (latent,). Returns the columns of `neighbours.parquet`, ordered by
-    latent and rank; ties go to the lower latent. A dead latent neither has neighbours nor is one.
+    ``decoder``: (latent, width). ``alive``: bool (latent,). A dead latent has no neighbours and is none. Of equal
+    cosines the lower latent comes first. Returns the columns of `neighbours.parquet`, ordered by latent and rank.
     """
     ids = np.flatnonzero(alive)
     unit = decoder[ids] / np.maximum(np.linalg.norm(decoder[ids], axis=1, keepdims=True), 1e-12)
+
+    # Places in `ids`, and cosines, of each block of latents: (latents of the block, count).
     count = max(0, min(top, len(ids) - 1))
-    order, cosines = [np.empty((0, count), np.int64)], [np.empty((0, count), np.float32)]
+    neighbours, cosines = [np.empty((0, count), np.int64)], [np.empty((0, count), np.float32)]
     for first in range(0, len(ids), BLOCK):
         cosine = unit[first : first + BLOCK] @ unit.T
         cosine[np.arange(len(cosine)), np.arange(first, first + len(cosine))] = -np.inf  # not itself
         near = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
-        order.append(near)
+        neighbours.append(near)
         cosines.append(np.take_along_axis(cosine, near, axis=1))
+
     return {
         "latent": np.repeat(ids, count).astype(np.int32),
         "rank": np.tile(np.arange(count), len(ids)).astype(np.int32),
-        "neighbour": ids[np.concatenate(order)].ravel().astype(np.int32),
+        "neighbour": ids[np.concatenate(neighbours)].ravel().astype(np.int32),
         "cosine": np.concatenate(cosines).ravel().astype(np.float32),
     }

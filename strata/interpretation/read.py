@@ -1,4 +1,4 @@
-"""Opens what interpret wrote, `data/latents/<L>/`; the only part of this room that others import.
+"""Open what interpret wrote, `data/latents/<L>/`. The stages that come later read it through this module.
 
 `meta.json`                    what it was made from, and how many latents are dead, kept and dropped
 `codes/shard-*.safetensors`    the sparse codes by latent: starts (latents + 1,), rows (entries,), values (entries,)
@@ -20,7 +20,7 @@ from strata.run.door import BadInput
 from strata.run.files import again, check_hash, check_hashes, read_meta
 
 META = {"layer": int, "latents": int, "shards": list}
-ENTRIES = 4_000_000  # what a range of latents holds at the most, 12 bytes each
+ENTRIES = 4_000_000  # codes that a range of latents holds at most, 12 bytes each
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Columns:
         return len(self.starts) - 1
 
     def of(self, latent: int) -> slice:
-        """The entries of a latent, by its number in the layer."""
+        """Return where the entries of a latent are. ``latent``: its number in the layer."""
         return slice(self.starts[latent - self.first], self.starts[latent - self.first + 1])
 
     def latents(self) -> NDArray[np.int64]:
@@ -50,7 +50,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Codes:
-    """The code shards of a folder. ``shards``: what meta.json lists; ``starts``: (shards, latents + 1)."""
+    """The code shards of a folder.
+
+    ``shards``: what meta.json lists. ``starts``: (shards, latents + 1) where the codes of each latent begin in a shard.
+    """
 
     folder: Path
     shards: list[dict[str, Any]]
@@ -58,36 +61,42 @@ class Codes:
 
     @property
     def latents(self) -> int:
+        """How many latents the layer has."""
         return self.starts.shape[1] - 1
 
     def columns(self, first: int, end: int) -> Columns:
-        """The codes of latents ``first`` … ``end`` - 1; nothing else is read."""
-        counts = np.diff(self.starts[:, first : end + 1])
+        """Read the codes of latents ``first`` … ``end`` - 1, and nothing else."""
+        check_hashes(self.folder, self.shards, "interpret")
+        counts = np.diff(self.starts[:, first : end + 1])  # (shards, latents)
         starts = np.concatenate([[0], counts.sum(0).cumsum()])
         rows, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
-        at = starts[:-1].copy()  # where the next shard's part of each latent goes
-        check_hashes(self.folder, self.shards, "interpret")
-        for shard, count, from_ in zip(self.shards, counts, self.starts, strict=True):
-            place = np.arange(count.sum()) + np.repeat(at - (from_[first:end] - from_[first]), count)
-            part = slice(int(from_[first]), int(from_[end]))
-            if part.start == part.stop:  # safetensors takes no slice of nothing
+
+        # A shard holds the codes of one latent after the other. Its part of each latent goes behind that of the shards
+        # before, so that rows ascend within a latent.
+        next_place = starts[:-1].copy()
+        for shard, count, shard_starts in zip(self.shards, counts, self.starts, strict=True):
+            part = slice(int(shard_starts[first]), int(shard_starts[end]))
+            if part.start == part.stop:  # safetensors cannot read an empty slice
                 continue
+
+            shift = next_place - (shard_starts[first:end] - shard_starts[first])
+            place = np.arange(count.sum()) + np.repeat(shift, count)
             with _opened(self.folder / shard["file"]) as file:
                 rows[place] = file.get_slice("rows")[part]
                 values[place] = file.get_slice("values")[part]
             rows[place] += shard["first"]
-            at += count
+            next_place += count
         return Columns(first, starts, rows, values)
 
     def shard(self, number: int) -> Columns:
-        """The codes of all latents on the rows of one shard, counted from its first."""
+        """Read the codes of all latents on the rows of one shard; rows are counted from the first of the shard."""
         check_hashes(self.folder, [self.shards[number]], "interpret")
         with _opened(self.folder / self.shards[number]["file"]) as file:
             rows, values = file.get_tensor("rows").astype(np.int64), file.get_tensor("values")
         return Columns(0, self.starts[number], rows, values)
 
     def ranges(self, entries: int = ENTRIES) -> Iterator[tuple[int, int]]:
-        """All latents in ranges [first, end) of at most ``entries`` entries, or of one latent that has more."""
+        """Cut all latents into ranges [first, end) of at most ``entries`` entries, or of one latent that has more."""
         ends, first = self.starts.sum(0), 0
         while first < self.latents:
             end = int(np.searchsorted(ends, ends[first] + entries, side="right")) - 1
@@ -97,18 +106,19 @@ class Codes:
 
 
 def open_codes(folder: Path, shards: list[dict[str, Any]], latents: int) -> Codes:
-    """Open the code ``shards`` of ``folder``; one that is missing or damaged is an error that names it."""
+    """Open the code ``shards`` of ``folder``. Raises BadInput that names a shard which is missing or damaged."""
     starts = np.zeros((len(shards), latents + 1), np.int64)
     for number, shard in enumerate(shards):
         with _opened(folder / shard["file"]) as file:
-            found = file.get_tensor("starts")
-        if found.shape != (latents + 1,) or found[-1] != shard["entries"]:
+            shard_starts = file.get_tensor("starts")
+        if shard_starts.shape != (latents + 1,) or shard_starts[-1] != shard["entries"]:
             raise BadInput(f"{folder / shard['file']} is not the shard that its meta.json describes")
-        starts[number] = found
+        starts[number] = shard_starts
     return Codes(folder, shards, starts)
 
 
 def _opened(path: Path) -> Any:
+    """Open a safetensors file. Raises BadInput if it is missing or damaged."""
     try:
         return safe_open(path, "numpy")
     except FileNotFoundError:
@@ -126,13 +136,14 @@ class Latents:
     codes: Codes
 
     def columns(self, first: int, end: int) -> Columns:
-        """The codes of latents ``first`` … ``end`` - 1."""
+        """Read the codes of latents ``first`` … ``end`` - 1."""
         return self.codes.columns(first, end)
 
     def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table | None:
-        """`<name>.parquet`, or the part of it that :func:`pyarrow.parquet.read_table` finds; None if there is none.
+        """Read the table `<name>.parquet`, or some columns and rows of it; None if there is no such file.
 
-        A row group holds few latents, so that ``filters=[("latent", "=", 42)]`` reads little.
+        ``columns``, ``filters``: see :func:`pyarrow.parquet.read_table`. A row group holds few latents, so
+        ``filters=[("latent", "=", 42)]`` reads little.
         """
         path = self.folder / f"{name}.parquet"
         check_hash(self.folder, path.name, self.meta.get("files", {}), "interpret")
@@ -142,21 +153,22 @@ class Latents:
 
 
 def interpreted(folder: Path) -> bool:
-    """Whether the stage ran for this layer; `interpret.run: false` leaves a folder that only says so."""
+    """Say whether the stage ran for this layer. `interpret.run: false` leaves a folder that only says "skipped"."""
     return not _meta(folder).get("skipped")
 
 
 def _meta(folder: Path) -> dict[str, Any]:
+    """Read meta.json and check that it has its keys."""
     return read_meta(folder / "meta.json", META, "interpret")
 
 
 def of_stored_rows(folder: Path) -> bool:
-    """Whether the codes are those of the rows that the SAE was trained on; `interpret.texts` looks at others."""
+    """Say whether the codes belong to the rows that the SAE was trained on. `interpret.texts` looks at other rows."""
     return interpreted(folder) and not _meta(folder)["texts"]
 
 
 def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]) -> None:
-    """Refuse latents of another model than that of these facts, or of an SAE of another ``shape`` (latents, width)."""
+    """Refuse latents of another model than ``model`` describes, or of an SAE of another ``shape`` (latents, width)."""
     meta = latents.meta
     if meta["model"] != model:
         raise BadInput(
@@ -171,10 +183,11 @@ def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]
 
 
 def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: str) -> dict[int, float]:
-    """{latent: its largest code on all text} of those that ``where`` names in params.yaml, or of that many.
+    """Choose latents, and return {latent: its largest code on all text}.
 
-    Of that many: first the ``ranked``, then the most important that the filters kept, then the others, none dead.
-    Raises BadInput for one that there is not, that is dead, or named twice.
+    ``wanted``: the latents, or how many. If it is a number, those ``ranked`` come first, then the ones that the filters
+    kept by falling importance, then the others likewise; dead ones are left out. ``where``: the key of params.yaml that
+    holds ``wanted``, for messages. Raises BadInput for a latent that does not exist, is dead or is named twice.
     """
     table = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
     assert table is not None, "interpret always writes it"
@@ -183,6 +196,7 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
         others = sorted(rows, key=lambda row: (not row["kept"], -row["importance"], row["latent"]))
         order = dict.fromkeys([*ranked, *(row["latent"] for row in others)])
         wanted = [latent for latent in order if not rows[latent]["dead"]][:wanted]
+
     for latent in wanted:
         if not 0 <= latent < len(rows):
             raise BadInput(f"{named} {latent}, but {latents.folder} has {len(rows)}: 0 to {len(rows) - 1}")
@@ -194,7 +208,7 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
 
 
 def open_latents(folder: Path) -> Latents:
-    """Open a layer's folder, `data/latents/<L>/`."""
+    """Open a layer's folder, `data/latents/<L>/`. Raises BadInput if interpret was skipped, or files are missing."""
     meta = _meta(folder)
     if not interpreted(folder):
         raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")

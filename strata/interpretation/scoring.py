@@ -1,8 +1,9 @@
-"""How well an explanation says where a latent fires, on windows of documents that the explainer never saw.
+"""Score how well an explanation says where a latent fires, on windows of documents that the explainer never saw.
 
-A window is a run of tokens of one context. What is to be guessed is the latent's largest activation in it: above 0 or
-not (detection: F1, balanced accuracy), and how large (Pearson, Spearman). What an explanation would reach by luck is
-measured, not assumed: the same windows are also judged by another latent's explanation, drawn without fixed points.
+A window is a run of tokens of one context. The explanation has to guess the latent's largest activation in it: whether
+it is above 0 (detection: F1, balanced accuracy), and how large it is (Pearson, Spearman). The chance level is measured,
+not assumed: the explanation of another latent judges the same windows. Which latent's explanation that is, is a random
+permutation that leaves none in its place.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,17 @@ from scipy.stats import rankdata
 from strata.interpretation.text import Text
 
 SCORES = ("f1", "balanced_accuracy", "pearson", "spearman")
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000  # how often the bootstrap draws anew
 
 Floats = NDArray[np.floating]
 
 
 class Windows(NamedTuple):
-    """``first``, ``end``: (window,) rows; ``document``: (window,); ``of_row``: (row,) the window of a row, -1: none."""
+    """Windows of text, numbered in order of their rows.
+
+    ``first``, ``end``: (window,) the window is the rows ``first`` … ``end`` - 1. ``document``: (window,) its document.
+    ``of_row``: (row,) the window that each row lies in, -1 for none.
+    """
 
     first: NDArray[np.int64]
     end: NDArray[np.int64]
@@ -30,20 +35,22 @@ class Windows(NamedTuple):
 
 
 def halves(documents: int, seed: int) -> NDArray[np.bool_]:
-    """(document,) True for the half that explainers learn from; the other half is scored on."""
+    """Return (document,): True for the half that explainers learn from, False for the half that they are scored on."""
     shown = np.zeros(documents, bool)
     shown[np.random.default_rng([seed, documents]).permutation(documents)[: documents // 2]] = True
     return shown
 
 
 def cut(text: Text, chosen: NDArray[np.bool_], rows: int) -> Windows:
-    """The grid windows of the first ``rows`` rows that lie in documents ``chosen`` (document,).
+    """Return the grid windows of the first ``rows`` rows that lie in the documents ``chosen``, a mask (document,).
 
-    Those of less than half the usual length are left out: they say little.
+    Windows of less than half the usual length say little and are left out.
     """
     first, end = text.bounds(np.arange(text.windows))
     document = text.document_of(first)
     kept = chosen[document] & (end <= rows) & (2 * (end - first) >= text.window)
+
+    # The windows kept are numbered anew, and every row gets the number of its window.
     number = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
     of_row = np.repeat(number, end - first)[:rows]
     return Windows(first[kept], end[kept], document[kept].astype(np.int64), of_row)
@@ -52,21 +59,28 @@ def cut(text: Text, chosen: NDArray[np.bool_], rows: int) -> Windows:
 def strongest(
     starts: NDArray[np.int64], rows: NDArray[np.integer], values: NDArray[np.float32], windows: Windows
 ) -> NDArray[np.float32]:
-    """(latent, window) the largest activation of each latent of a range in each window."""
+    """Return (latent, window): the largest activation of each latent of a range in each window.
+
+    ``starts`` (latents + 1,), ``rows`` and ``values`` (entries,): the range's codes, one latent after the other.
+    """
     latents = len(starts) - 1
     largest = np.zeros((latents, len(windows.first)), np.float32)
-    owner, where = np.repeat(np.arange(latents), np.diff(starts)), windows.of_row[rows]
-    np.maximum.at(largest, (owner[where >= 0], where[where >= 0]), values[where >= 0])
+    latent, window = np.repeat(np.arange(latents), np.diff(starts)), windows.of_row[rows]
+    inside = window >= 0
+    np.maximum.at(largest, (latent[inside], window[inside]), values[inside])
     return largest
 
 
 def draw(strengths: NDArray[np.float32], items: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Windows to score one latent on: half where it fires, one from each part of the order by strength, half where not.
+    """Draw the windows to score one latent on: first those where it fires, then as many where it is silent.
 
-    ``strengths``: (window,). Both are equally many: ``items`` // 2, or what there is; empty if one is.
+    The order of the firing windows by strength is cut into equal parts, and one window is drawn from each, so that weak
+    and strong ones are judged. The silent ones are any. ``strengths``: (window,) the latent's largest activation.
+    There are ``items`` // 2 of each kind, or as many as the rarer kind has; so there are none if one kind is missing.
     """
     firing, silent = np.flatnonzero(strengths > 0), np.flatnonzero(strengths <= 0)
     half = min(items // 2, len(firing), len(silent))
+
     ordered = firing[np.argsort(strengths[firing], kind="stable")]
     edges = np.arange(half + 1) * len(ordered) // max(half, 1)
     picked = ordered[random.integers(edges[:-1], edges[1:])]
@@ -74,7 +88,10 @@ def draw(strengths: NDArray[np.float32], items: int, random: np.random.Generator
 
 
 def derangement(size: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """A permutation of 0 … size − 1 that leaves nothing in its place (one cycle); for one thing there is none."""
+    """Draw a permutation of 0 … size − 1 that leaves nothing in its place. It is one cycle.
+
+    For ``size`` 1 there is none: callers have to leave that case out.
+    """
     cycle = random.permutation(size)
     image = np.empty(size, np.int64)
     image[cycle] = np.roll(cycle, 1)
@@ -82,15 +99,18 @@ def derangement(size: int, random: np.random.Generator) -> NDArray[np.int64]:
 
 
 def score(truth: Floats, said: Floats) -> dict[str, float | None]:
-    """The scores of one latent. ``said``: (item,), above 0 where the explanation says that it fires; NaN: no answer.
+    """Compute the scores of one latent; None where a score is undefined.
 
-    An item without an answer is left out. None where a score is undefined.
+    ``truth``: (item,) the latent's largest activation in each window. ``said``: (item,) what the explanation says of
+    it, above 0 if the latent fires; NaN means that there was no answer, and the item is left out.
     """
     answered = ~np.isnan(said)
     truth, said = truth[answered].astype(float), said[answered].astype(float)
+
     fires, guessed = truth > 0, said > 0
     hits, wrong = int((fires & guessed).sum()), int((fires ^ guessed).sum())
     recalls = [float((guessed[fires == kind] == kind).mean()) for kind in (True, False) if (fires == kind).any()]
+
     return {
         "f1": 2 * hits / (2 * hits + wrong) if hits + wrong else None,
         "balanced_accuracy": sum(recalls) / 2 if len(recalls) == 2 else None,
@@ -100,7 +120,7 @@ def score(truth: Floats, said: Floats) -> dict[str, float | None]:
 
 
 def pearson(x: Floats, y: Floats) -> float | None:
-    """Correlation; None where one of them is constant."""
+    """Return the correlation of ``x`` and ``y``; None if one of them is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     x, y = x - x.mean(), y - y.mean()
@@ -108,29 +128,37 @@ def pearson(x: Floats, y: Floats) -> float | None:
 
 
 def auc(positive: NDArray[np.bool_], values: Floats) -> float | None:
-    """P(a positive item's value is above a negative one's), ties counting half; None where there is one kind alone."""
-    ones, zeros = int(positive.sum()), int((~positive).sum())
-    if not ones or not zeros:
+    """Return P(the value of a positive item is above that of a negative item); ties count half.
+
+    None if there are only positive or only negative items. ``positive``, ``values``: (item,).
+    """
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
         return None
-    return float((rankdata(values)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    ranks = rankdata(values)[positive]
+    return float((ranks.sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def summary(scores: Sequence[float | None], chance: Sequence[float | None], seed: int) -> dict[str, float | int | None]:
-    """One score over latents: its mean, its chance, and their difference with a 95 % bootstrap interval over latents.
+    """Sum up one score over latents: its mean, its chance level, and their difference.
 
-    Only latents for which both are defined count.
+    ``low`` and ``high`` of the result: the 95 % bootstrap interval of the difference, over latents. Only latents for
+    which both the score and its chance level are defined count.
     """
-    pairs = [(a, b) for a, b in zip(scores, chance, strict=True) if a is not None and b is not None]
+    pairs = [
+        (own, by_luck) for own, by_luck in zip(scores, chance, strict=True) if own is not None and by_luck is not None
+    ]
     if not pairs:
         return {"latents": 0, "mean": None, "chance": None, "difference": None, "low": None, "high": None}
-    mine, theirs = np.array(pairs).T
-    gain, random = mine - theirs, np.random.default_rng(seed)
+
+    own_scores, chance_scores = np.array(pairs).T
+    gain, random = own_scores - chance_scores, np.random.default_rng(seed)
     means = [gain[random.integers(0, len(gain), len(gain))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return {
         "latents": len(pairs),
-        "mean": float(mine.mean()),
-        "chance": float(theirs.mean()),
+        "mean": float(own_scores.mean()),
+        "chance": float(chance_scores.mean()),
         "difference": float(gain.mean()),
         "low": float(low),
         "high": float(high),

@@ -1,4 +1,7 @@
-"""What stands on a row, for a person and for rules: a token of a language model, or a document and its words."""
+"""The vocabulary of a layer's rows: tokens of a language model, or whole documents with their words.
+
+People read it as text, and rules as numbers.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,15 +15,18 @@ from strata.interpretation import text as texts
 from strata.lm.model import LanguageModel, pieces
 
 EXCERPT = 600  # characters of a document that are shown
-ROWS = 2**17  # whose words are looked at, the first ones, of documents in shuffled order
-WORDS = 50_000  # the commonest, each of at least
-SEEN = 3  # documents, and of at most
-COMMON = 0.5  # of them
+ROWS = 2**17  # the words of at most this many rows are looked at, the first: the documents are shuffled
+WORDS = 50_000  # the commonest words are kept, at most this many
+SEEN = 3  # a word must stand in at least this many documents
+COMMON = 0.5  # and in at most this share of them
 
 
 @dataclass(frozen=True)
 class Bags:
-    """Which ``words`` each of the first rows holds: ``by_row`` (row, word) and ``by_word``, the same, ones."""
+    """Which ``words`` each of the first rows holds.
+
+    ``by_row``: sparse (row, word), a one where the row holds the word. ``by_word``: the same, compressed by word.
+    """
 
     words: list[str]
     by_row: csr_array
@@ -28,14 +34,17 @@ class Bags:
 
     @property
     def rows(self) -> int:
+        """How many rows have words here."""
         return len(self.by_row.indptr) - 1
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``size``: how many numbers a row's token may have; ``pieces``: their texts; ``opening``: what opens a context.
+    """What the numbers that stand for tokens mean. Where rows are documents, a document's number is its token.
 
-    ``lm`` and ``corpus``: the one or the other, what the tokens are of.
+    ``size``: the numbers are 0 … ``size`` - 1. ``opening``: the number that opens a context.
+    ``pieces``: numbers -> their texts. One of the two is set: ``lm``, whose tokens they are, or ``corpus``, whose
+    documents they are.
     """
 
     size: int
@@ -46,25 +55,30 @@ class Vocabulary:
 
     @property
     def unit(self) -> str:
-        """What one row is."""
+        """Say what one row is: a token or a document."""
         return "token" if self.corpus is None else "document"
 
     def bags(self, text: texts.Text) -> Bags | None:
-        """The words of documents; None where rows are tokens."""
+        """Return the words of the first documents; None if rows are tokens."""
         return None if self.corpus is None else bags(self.corpus, text.token[: min(text.rows, ROWS)])
 
     def label_bags(self, text: texts.Text, labels: Sequence[str | None]) -> Bags | None:
-        """The labels of documents, by document number; None where rows are tokens, or there is one label at most."""
-        return None if self.corpus is None else label_bags([labels[row] for row in text.token[: min(text.rows, ROWS)]])
+        """Return the labels of the first documents, as if each were the one word of its document.
+
+        None if rows are tokens, or if there are not at least two different labels. ``labels``: by document number.
+        """
+        if self.corpus is None:
+            return None
+        return label_bags([labels[document] for document in text.token[: min(text.rows, ROWS)]])
 
 
 def of_tokens(lm: LanguageModel) -> Vocabulary:
-    """Rows are tokens that ``lm`` read."""
+    """Return the vocabulary for rows that are tokens which ``lm`` read."""
     return Vocabulary(len(lm.tokenizer), lm.bos, partial(pieces, lm.tokenizer), lm=lm)
 
 
 def of_documents(corpus: Texts) -> Vocabulary:
-    """Rows are whole documents, shown by their beginning."""
+    """Return the vocabulary for rows that are whole documents. The text of a document is its beginning."""
 
     def pieces(numbers: Sequence[int]) -> list[str]:
         return [excerpt(text) for text in corpus.of(numbers)]
@@ -73,30 +87,35 @@ def of_documents(corpus: Texts) -> Vocabulary:
 
 
 def excerpt(text: str) -> str:
-    """At most EXCERPT characters, ending with a whole word."""
+    """Cut a text to at most EXCERPT characters, after a whole word."""
     return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(maxsplit=1)[0] + " …"
 
 
 def bags(corpus: Texts, documents: Sequence[int] | np.ndarray) -> Bags:
-    """The words of ``documents``, in lower case, each counted once a document; none where none is seen twice."""
+    """Collect the words of ``documents``, in lower case. Each word counts once a document.
+
+    A word that is too rare or too common is left out (SEEN, COMMON); there may be no words left.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    said = (text for first in range(0, len(documents), 1024) for text in corpus.of(documents[first : first + 1024]))
-    least = min(SEEN, max(1, len(documents) // 2))
-    counter = CountVectorizer(binary=True, min_df=least, max_df=COMMON, max_features=WORDS)
+    all_texts = (text for at in range(0, len(documents), 1024) for text in corpus.of(documents[at : at + 1024]))
+    seen = min(SEEN, max(1, len(documents) // 2))  # of few documents, half
+    counter = CountVectorizer(binary=True, min_df=seen, max_df=COMMON, max_features=WORDS)
     try:
-        by_row = csr_array(counter.fit_transform(said))
+        by_row = csr_array(counter.fit_transform(all_texts))
     except ValueError:  # no word is left
         by_row = csr_array((len(documents), 0))
         return Bags([], by_row, csc_array(by_row))
+
     return Bags(counter.get_feature_names_out().tolist(), by_row, csc_array(by_row))
 
 
 def label_bags(labels: Sequence[str | None]) -> Bags | None:
-    """The one label of each row in place of its words; None where there are not two labels to tell apart."""
+    """Return the label of each row as if it were its one word; None if there are not at least two different labels."""
     names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         return None
+
     number = {name: place for place, name in enumerate(names)}
     rows, columns = zip(*((row, number[name]) for row, name in enumerate(labels) if name is not None), strict=True)
     by_row = csr_array((np.ones(len(rows), np.int64), (rows, columns)), (len(labels), len(names)))

@@ -1,7 +1,7 @@
-"""Where replies and embeddings come from: a transformers model, MiniLM; `endpoint.py` has a third.
+"""Get replies from a transformers model, and embeddings from a sentence model. `endpoint.py` asks an endpoint.
 
-A writer takes prompts to replies. What was written is kept by the hash of what was asked, so that a run that was cut
-off goes on, and a run done twice is the same.
+A writer is a function from prompts to replies. Replies are kept by the hash of the request. So a run that was cut off
+goes on where it was, and a run that is done twice gives the same.
 """
 
 import hashlib
@@ -27,27 +27,34 @@ Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # texts -> unit vectors
 
 @dataclass(frozen=True)
 class Replies:
-    """Replies kept in a folder, a file a request, named by the request's hash."""
+    """Replies that are kept in a folder: one file for each request, named by its hash."""
 
     folder: Path
 
     def path(self, request: dict[str, Any]) -> Path:
+        """Return the file for the replies to ``request``, whether or not it exists."""
         text = json.dumps(request, sort_keys=True, ensure_ascii=False)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def get(self, request: dict[str, Any]) -> list[str] | None:
+        """Return the replies that are kept for ``request``; None if there are none."""
         path = self.path(request)
         return read_json(path)["replies"] if path.exists() else None
 
     def keep(self, request: dict[str, Any], replies: list[str]) -> None:
+        """Keep the replies to ``request``."""
         write_json(self.path(request), {"request": request, "replies": replies})
 
 
 def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Replies) -> Writer:
-    """A model of transformers, greedy. Batches are kept whole: what a prompt is padded to can tip a bfloat16."""
+    """Return a writer that decodes greedily with ``lm``.
+
+    The replies of a batch are kept together, since the length to which a prompt is padded can change the last bit of a
+    bfloat16, and so the reply. ``fingerprint``: the hash of the model's weights, a part of every request.
+    """
 
     def write(prompts: Sequence[str], limit: int) -> list[str]:
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # so that batches need little padding
         replies = [""] * len(prompts)
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
@@ -64,20 +71,24 @@ def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, ke
 
 
 def room(lm: LanguageModel) -> Fits:
-    """Whether ``lm`` reads a prompt and what it writes behind it within its positions."""
+    """Return a test of whether a prompt, and a reply of a number of tokens, fit into the positions of ``lm``."""
     return lambda prompt, limit: lm.positions is None or len(_tokens(lm, prompt)) + limit <= lm.positions
 
 
 def endless(prompt: str, limit: int) -> bool:
-    """The room of a writer that is not asked how much it reads."""
+    """Say yes: the test for a writer of which we do not know how much it reads."""
     return True
 
 
 def _tokens(lm: LanguageModel, prompt: str) -> list[int]:
-    """What the model reads: BOS, once, and the prompt; as a chat, where it has a template for that, with what the
-    template puts in front."""
+    """Return the tokens that the model reads: BOS, once, and the prompt.
+
+    If the tokenizer has a chat template, the prompt becomes the user's turn of a chat. Then BOS comes first only if the
+    template puts it there.
+    """
     if not getattr(lm.tokenizer, "chat_template", None):
         return [lm.bos, *lm.read([prompt])[0]]
+
     chat = [{"role": "user", "content": prompt}]
     text = str(lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     whole = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -86,14 +97,18 @@ def _tokens(lm: LanguageModel, prompt: str) -> list[int]:
 
 @torch.inference_mode()
 def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
+    """Decode a reply of at most ``limit`` tokens to each of ``prompts``, greedily, in one batch."""
     tokenizer = lm.tokenizer
+
+    # Padded on the left, so that every reply begins right after its prompt.
     rows = [_tokens(lm, prompt) for prompt in prompts]
     length = max(map(len, rows))
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else lm.bos
     ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+
     generate: Callable[..., Any] = lm.model.generate  # pyright: ignore[reportAssignmentType]  # transformers' stub
-    # Named one by one, since a model's own generation_config may sample.
+    # The options are named one by one, since the generation_config of a model may ask for sampling.
     output = generate(
         input_ids=ids,
         attention_mask=mask,
@@ -111,7 +126,10 @@ def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
 
 
 def embedder(source: str) -> Embed:
-    """A sentence-transformers model: `package:NAME`, a folder, or a name in the hub's cache; no network is used."""
+    """Load a sentence-transformers model and return a function from texts to unit vectors, (text, width).
+
+    ``source``: `package:NAME`, a folder, or a name in the hub's cache. No network is used.
+    """
     model = sentences.load(source, CPU)
 
     def embed(texts: Sequence[str]) -> NDArray[np.floating]:
