@@ -272,11 +272,10 @@ def the_front_door_is_lazy(root: Path) -> list[str]:
     """`import strata` loads nothing; what a type checker sees there is what is loaded later."""
     tree = ast.parse((root / "strata/__init__.py").read_text(encoding="utf-8"))
     loaded = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {alias.name if isinstance(node, ast.Import) else node.module for node in loaded for alias in node.names}
-    faults = [
-        f"import strata loads {name}"
-        for name in sorted(map(str, names - {"importlib", "importlib.metadata", "typing"}))
-    ]
+    names = {
+        str(alias.name if isinstance(node, ast.Import) else node.module) for node in loaded for alias in node.names
+    }
+    faults = [f"import strata loads {name}" for name in sorted(names - {"importlib", "importlib.metadata", "typing"})]
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {
         alias.asname: str(node.module)
