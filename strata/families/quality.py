@@ -57,9 +57,9 @@ def medoids(sums: Floats, labels: Labels) -> NDArray[np.int64]:
 
     # By cluster, then by summed distance, then by number: the first of each cluster is its medoid.
     order = np.lexsort((inside, sums[inside, own], own))
-    _, first = np.unique(own[order], return_index=True)
-    assert len(first) == clusters
-    return inside[order[first]]
+    _, medoid_place = np.unique(own[order], return_index=True)
+    assert len(medoid_place) == clusters
+    return inside[order[medoid_place]]
 
 
 def squared_to_means(sums: Floats, labels: Labels) -> Floats:

@@ -110,9 +110,9 @@ def numbered(labels: NDArray[Any]) -> NDArray[np.int64]:
 
     [7, 4, 4, -1] -> [1, 0, 0, -1].
     """
-    unique, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    unique, first_member, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     clusters = np.flatnonzero(unique >= 0)
-    order = clusters[np.lexsort((first[clusters], -size[clusters]))]
+    order = clusters[np.lexsort((first_member[clusters], -size[clusters]))]
     number = unique.astype(np.int64)
     number[order] = np.arange(len(order))
     return number[inverse]

@@ -110,9 +110,9 @@ def _products(starts, rows, place, begins, latents, values, weight, products, bo
             if w > 0:
                 v = w * values[p]
                 # What follows in the row are the codes of the latents j > i.
-                for other in range(p + 1, begins[r + 1]):
-                    j = latents[other]
-                    sums[j, 0] += v * values[other]
+                for entry in range(p + 1, begins[r + 1]):
+                    j = latents[entry]
+                    sums[j, 0] += v * values[entry]
                     sums[j, 1] += w
 
         row_start = i * (2 * n - i - 1) // 2 - i - 1
