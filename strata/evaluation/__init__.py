@@ -1,2 +1,2 @@
-"""In: a layer's activations, their text with its labels, its SAE. Out: what peers measure of an SAE, beside chance and
-beside the activations themselves, as `reports/evaluate/<L>.json`."""
+"""In: a layer's activations, their texts with labels, its SAE. Out: what others in the field measure of an SAE, beside
+chance and beside the activations themselves, as `reports/evaluate/<L>.json`."""

@@ -1,4 +1,4 @@
-"""What peers measure of an SAE, beside chance and beside the activations themselves."""
+"""Measure an SAE as others in the field do, beside chance and beside the activations themselves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +37,10 @@ GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs 
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's rows, the text they are of, and each document's label, None where it has none; ``train`` and
-    ``targets``: how train would make that layer's SAE."""
+    """What a layer's SAE is evaluated on: its rows, the texts they come from, and the label of each document, or None.
+
+    ``train`` and ``targets``: how train would make that layer's SAE.
+    """
 
     activations: Activations
     contexts: Contexts
@@ -48,13 +50,16 @@ class Source:
 
 
 def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None) -> dict[str, Any]:
-    """What `reports/evaluate/<L>.json` says. ``sae`` is where the work is to be done. ``work``: where each section is
-    kept, and of those that train each training, so that a killed stage goes on there."""
+    """Measure ``sae`` and return the content of `reports/evaluate/<L>.json`. The device of ``sae`` does the work.
+
+    ``work``: a folder where each section is kept when it is done, and also each training of the sections that train. A
+    stage that was killed goes on from there.
+    """
     row_document = [source.contexts.rows(split)[1] for split in SPLITS]
     activations, train, layer = source.activations, source.train, source.activations.layer
     imported = train.from_ is not None
 
-    def at(name: str) -> Path | None:
+    def kept_at(name: str) -> Path | None:
         return work / name if work else None
 
     sections: dict[str, Callable[[], Any]] = {
@@ -62,42 +67,53 @@ def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | 
         "redundancy": lambda: redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
         "probing": lambda: _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
     }
+
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
-        sections["meta"] = lambda: meta(sae.decoder, train, seeds, generator(seed, "meta", layer), at("meta"))
+        sections["meta"] = lambda: meta(sae.decoder, train, seeds, generator(seed, "meta", layer), kept_at("meta"))
     if knobs.stability:
-        others = range(seed + 1, seed + 1 + knobs.stability)
+        other_seeds = range(seed + 1, seed + 1 + knobs.stability)
         random = generator(seed, "stability", layer)
         sections["stability"] = lambda: (
-            GIVEN if imported else stability(sae, activations, train, source.targets, others, random, at("stability"))
+            GIVEN
+            if imported
+            else stability(sae, activations, train, source.targets, other_seeds, random, kept_at("stability"))
         )
     if knobs.absorption:
-        drawn = range(seed, seed + knobs.absorption)
-        sections["absorption"] = lambda: GIVEN if imported else absorption(train, drawn, at("absorption"))
+        absorption_seeds = range(seed, seed + knobs.absorption)
+        sections["absorption"] = lambda: (
+            GIVEN if imported else absorption(train, absorption_seeds, kept_at("absorption"))
+        )
 
-    found = {name: resume.once_json(at(f"{name}.json"), make) for name, make in sections.items()}
-    intervals = {name: INTERVALS[name] for name in found}
-    return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **found}
+    results = {name: resume.once_json(kept_at(f"{name}.json"), make) for name, make in sections.items()}
+    intervals = {name: INTERVALS[name] for name in results}
+    return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **results}
 
 
 def _probing(
     sae: SAE, source: Source, row_document: np.ndarray, knobs: Probing, seeds: int, seed: int
 ) -> dict[str, Any]:
-    """The section probing, or why there is none."""
+    """Make the section probing, or say why there is none.
+
+    ``row_document``: (row,) the document of each stored row. ``seeds``: how many splits of the documents there are.
+    """
     labels = source.labels
     chosen = np.array([n for n in np.unique(row_document) if labels[n] is not None][: knobs.documents], np.int64)
     names = [str(labels[n]) for n in chosen]
     tasks = probing.commonest(names, knobs.least, knobs.labels)
     if not tasks:
-        few = f"no label has {knobs.least} of the documents that were extracted, and as many without it"
-        return {"why": few if knobs.labels else "evaluate.probing.labels is 0"}
+        too_few = f"no label has {knobs.least} of the documents that were extracted, and as many without it"
+        return {"why": too_few if knobs.labels else "evaluate.probing.labels is 0"}
+
     parts = documents.Parts(source.activations, documents.places(row_document, chosen, knobs.tokens), sae.b_dec.device)
     if not bool(sae.encode(next(iter(parts))[0]).active().any()):
         return {"why": "no latent is active on the first documents; the SAE may be of another scale or layer"}
+
+    # What is probed, (document, column) each: the SAE, an untrained one, the activations and their components.
     random = documents.untrained(sae, next(iter(parts))[0], generator(seed, "untrained", source.activations.layer))
     means = documents.pooled({"sae": sae, "untrained": random}, parts, len(chosen))
     mean = source.activations.mean.to(sae.b_dec.device)
     basis = principal((x for x, _ in parts), mean).cpu().numpy()
     columns = {**means, "pca": (means["residual"] - source.activations.mean.numpy()) @ basis}
-    found = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, range(seed, seed + seeds))
-    return {"documents": len(chosen), "tasks": len(tasks), **found}
+    result = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, range(seed, seed + seeds))
+    return {"documents": len(chosen), "tasks": len(tasks), **result}

@@ -1,4 +1,4 @@
-"""A number and how far it might have been elsewhere. Which of the two it is, is said where it is used."""
+"""Give a number an interval: over seeds, or over items drawn again. The place that uses it says which."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,15 @@ PERCENTILES = 2.5, 97.5
 
 
 def over_seeds(values: Sequence[float]) -> Measure:
-    """Their mean, the least and the most of them."""
+    """Summarise ``values``, one for each seed: their mean, the least and the most of them."""
     return {"value": float(np.mean(values)), "low": float(min(values)), "high": float(max(values))}
 
 
 def resampled(value: float, drawn: NDArray[np.floating]) -> Measure:
-    """``value``, and the middle 95 % of what it was on items ``drawn`` again, of those where it is a number; None where
-    ``value`` is none."""
+    """Give ``value`` the interval that holds the middle 95 % of ``drawn`` (draw,), its values on items drawn again.
+
+    Draws in which it is not a finite number do not count. All three are None where ``value`` itself is not finite.
+    """
     if not np.isfinite(value):
         return dict.fromkeys(("value", "low", "high"))
     finite = drawn[np.isfinite(drawn)]
@@ -26,11 +28,14 @@ def resampled(value: float, drawn: NDArray[np.floating]) -> Measure:
 
 
 def weights(items: int, random: np.random.Generator, draws: int = DRAWS) -> NDArray[np.int64]:
-    """(draw, item) how often each item comes when as many are drawn with replacement: a bootstrap."""
+    """Draw a bootstrap: how often each item comes when as many are drawn with replacement, (draw, item)."""
     return random.multinomial(items, np.full(items, 1 / items), size=draws)
 
 
 def drawn_means(values: NDArray[np.floating], random: np.random.Generator) -> NDArray[np.float64]:
-    """(draw, column) the means of ``values`` (item, column) over items drawn again; a few draws are in memory."""
+    """Average ``values`` (item, column) over items drawn again, DRAWS times: (draw, column).
+
+    Only AT_ONCE draws are in memory at a time.
+    """
     parts = [weights(len(values), random, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
     return np.concatenate(parts) / len(values)

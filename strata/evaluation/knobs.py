@@ -8,7 +8,7 @@ from strata.run.params import EachOnce, Section
 
 
 class Probing(Section):
-    """Which labels of which documents are probed for, by how many latents."""
+    """Which labels of which documents are probed for, and with how many latents."""
 
     k: Annotated[list[Annotated[int, Field(gt=0)]], EachOnce] = Field(min_length=1)
     labels: int = Field(ge=0, le=10000)
@@ -29,5 +29,5 @@ class Evaluate(Section):
     absorption: int = Field(ge=0, le=1000)
 
     def held_bytes(self, latents: int) -> float:
-        """Of the cosines of two SAEs' ``latents``, float32, and their copy: what stability takes."""
+        """Estimate the bytes of stability: the cosines of two SAEs' ``latents``, float32, and a copy of them."""
         return 8.0 * latents**2 if self.stability else 0.0

@@ -1,4 +1,4 @@
-"""Small trainings of evaluate's own: rows in memory, train's knobs but for those that the rows need."""
+"""Train small SAEs for evaluate: on rows in memory, with train's knobs except those that the rows need otherwise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,11 @@ FREE = params.check({"enforce": False, "l0": {"min": 0.0}}, Targets, "targets") 
 def train(
     x: Tensor, splits: Mapping[str, tuple[int, int]], knobs: Train, changes: Mapping[str, Any], seed: int
 ) -> tuple[Fitted, SAE]:
-    """The result, and the SAE that it started from, on the device of ``x`` (row, width); ``splits``: first row and end
-    of train, validation and test."""
-    own = params.check({**knobs.model_dump(), **PLAIN, **changes}, Train, "params.yaml: train, as evaluate changes it")
-    return training.train(in_memory(x.cpu().float(), splits), own, FREE, seed, device=x.device)
+    """Train on ``x`` (row, width), on its device; return the result, and the SAE before training.
+
+    ``splits``: the first row and the end of train, validation and test. ``changes``: knobs that replace those of
+    ``knobs``.
+    """
+    where = "params.yaml: train, as evaluate changes it"
+    changed = params.check({**knobs.model_dump(), **PLAIN, **changes}, Train, where)
+    return training.train(in_memory(x.cpu().float(), splits), changed, FREE, seed, device=x.device)

@@ -1,4 +1,4 @@
-"""Means over the tokens of a document: what a document is to a probe."""
+"""Average activations and codes over the tokens of a document: a probe sees a document as these means."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,16 @@ Floats = NDArray[np.float32]
 
 
 def places(row_document: NDArray[np.integer], chosen: NDArray[np.integer], tokens: int | None) -> Tensor:
-    """(row,) where in ``chosen`` a row's document stands; -1 for rows of others, and of those after the first
-    ``tokens`` of a document.
+    """Find the place of each row's document in ``chosen``, (row,); -1 for rows that do not count.
 
-    ``row_document``: (row,) of all stored rows in their order, those of a document beside each other; ``chosen``: in
-    rising order, each with rows.
+    These are the rows of other documents, and rows behind the first ``tokens`` of a document; None: all rows count.
+
+    ``row_document``: (row,) the document of each stored row in their order; the rows of a document stand together.
+    ``chosen``: (document,) in rising order, each with rows.
     """
     place = np.searchsorted(chosen, row_document).clip(max=len(chosen) - 1)
+
+    # (row,) its number within its document
     starts = np.flatnonzero(np.diff(row_document, prepend=-1))
     nth = np.arange(len(row_document)) - np.repeat(starts, np.diff(starts, append=len(row_document)))
     kept = (chosen[place] == row_document) & (nth < (tokens or len(row_document)))
@@ -32,7 +35,7 @@ def places(row_document: NDArray[np.integer], chosen: NDArray[np.integer], token
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows (row, width) in float32 that have a ``place``, and their places, block by block."""
+    """The rows that have a ``place`` ≥ 0, (row, width) float32, and their places, (row,), block by block."""
 
     activations: Rows
     place: Tensor
@@ -41,34 +44,38 @@ class Parts:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         first = 0
         for block in blocks(self.activations, 0, len(self.place), self.device):
-            at = self.place[first : first + len(block)].to(self.device)
+            place = self.place[first : first + len(block)].to(self.device)
             first += len(block)
-            if (kept := at >= 0).any():
-                yield block[kept].float(), at[kept]
+            if (kept := place >= 0).any():
+                yield block[kept].float(), place[kept]
 
 
 @torch.inference_mode()
 def pooled(saes: Mapping[str, SAE], parts: Iterable[tuple[Tensor, Tensor]], documents: int) -> dict[str, Floats]:
-    """Mean over each document's rows of x (document, width), as ``residual``, and of each SAE's codes (document,
-    latent). ``parts``: rows and the places of their documents, as :class:`Parts` gives them."""
-    one = next(iter(saes.values())).b_dec
-    rows, sums = one.new_zeros(documents, 1), {"residual": one.new_zeros(documents, len(one))}
-    sums |= {name: one.new_zeros(documents, sae.latents) for name, sae in saes.items()}
-    for x, at in parts:
-        rows += torch.bincount(at, minlength=documents)[:, None]
-        sums["residual"].index_add_(0, at, x)
+    """Average over each document's rows: x (document, width), as ``residual``, and each SAE's codes (document, latent).
+
+    ``parts``: rows and the places of their documents, as :class:`Parts` gives them. ``documents``: how many there are.
+    """
+    bias = next(iter(saes.values())).b_dec  # gives the device and the dtype
+    rows, sums = bias.new_zeros(documents, 1), {"residual": bias.new_zeros(documents, len(bias))}
+    sums |= {name: bias.new_zeros(documents, sae.latents) for name, sae in saes.items()}
+
+    for x, place in parts:
+        rows += torch.bincount(place, minlength=documents)[:, None]
+        sums["residual"].index_add_(0, place, x)
         for name, sae in saes.items():
             codes = sae.encode(x)
-            flat = at[codes.pattern.row_of] * sae.latents + codes.pattern.latents
+            flat = place[codes.pattern.row_of] * sae.latents + codes.pattern.latents
             sums[name].view(-1).index_add_(0, flat, codes.values)
     return {name: (total / rows).cpu().numpy() for name, total in sums.items()}
 
 
 @torch.inference_mode()
 def untrained(sae: SAE, x: Tensor, generator: torch.Generator) -> SAE:
-    """What ``sae`` must beat: as many random directions, of which as many are active on the rows ``x`` as of its own.
+    """Make the control that ``sae`` must beat: as many random directions, of which as many are active on a row.
 
-    ``x``: (row, width) raw activations, on which the one threshold is settled."""
+    ``x``: (row, width) raw activations, on which the common threshold is set.
+    """
     per_row = float(sae.encode(x).active().float().mean())
     directions = normalize(torch.randn(sae.latents, sae.width, generator=generator), dim=1).to(x.device)
     random = SAE(directions, torch.zeros_like(directions[:, 0]), directions, sae.b_dec, k=1)

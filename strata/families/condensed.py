@@ -1,4 +1,8 @@
-"""Loops over condensed distances, compiled by Numba: d_ij, i < j, stands at i (2n − i − 1) / 2 + j − i − 1."""
+"""Loops over condensed distances, compiled by Numba.
+
+Everywhere below, ``distance`` is condensed, (n (n − 1) / 2,) float32: d_ij of i < j stands at
+i (2n − i − 1) / 2 + j − i − 1.
+"""
 
 import numpy as np
 from numba import prange
@@ -11,20 +15,23 @@ Edges = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 @njit(inline="always")
 def _row(distance, n, i, out):  # pragma: no cover
-    """All n distances of i into ``out``."""
-    at = i - 1
+    """Write the distances of i from all n into ``out`` (n,)."""
+    # The pairs (j, i) with j < i: one in each of the rows above, at steps that become shorter.
+    place = i - 1
     for j in range(i):
-        out[j] = distance[at]
-        at += n - j - 2
+        out[j] = distance[place]
+        place += n - j - 2
+
+    # The pairs (i, j) with j > i stand side by side.
     out[i] = 0
-    first = i * (2 * n - i - 1) // 2 - i - 1
+    row_start = i * (2 * n - i - 1) // 2 - i - 1
     for j in range(i + 1, n):
-        out[j] = distance[first + j]
+        out[j] = distance[row_start + j]
 
 
 @njit(nogil=True, cache=True)
 def row(distance, n, i):
-    """(n,) the distances of i from all."""
+    """Return the distances of i from all n, (n,) float32."""
     out = np.empty(n, np.float32)
     _row(distance, n, i, out)
     return out
@@ -32,74 +39,87 @@ def row(distance, n, i):
 
 @njit(parallel=True, nogil=True, cache=True)
 def summed(distance, labels, clusters):
-    """(n, clusters) float64: the sum of the distances of each from the members of each cluster; labels below 0 count
-    for nothing."""
+    """Sum the distances of each of n from the members of each cluster, (n, clusters) float64.
+
+    ``labels``: (n,) the cluster of each; a label below 0 belongs to none.
+    """
     n = len(labels)
     out = np.zeros((n, clusters))
     for i in prange(n):
-        whole = np.empty(n, np.float32)
-        _row(distance, n, i, whole)
+        away = np.empty(n, np.float32)  # from i
+        _row(distance, n, i, away)
         for j in range(n):
             if labels[j] >= 0:
-                out[i, labels[j]] += whole[j]
+                out[i, labels[j]] += away[j]
     return out
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def nearest(distance, n, count):
-    """(n, count): the nearest to each, itself first, and their distances; ties go to the lower. ``count`` ≤ n."""
+    """Find the ``count`` ≤ n nearest to each of n: their numbers (n, count) int64, and distances (n, count) float32.
+
+    Each is its own nearest, and comes first. Of equal distances the lower number is nearer.
+    """
     near, far = np.empty((n, count), np.int64), np.full((n, count), np.inf, np.float32)
     for i in prange(n):
-        whole = np.empty(n, np.float32)
-        _row(distance, n, i, whole)
+        away = np.empty(n, np.float32)  # from i
+        _row(distance, n, i, away)
         near[i, 0], far[i, 0] = i, 0
         for j in range(n):
-            if whole[j] < far[i, count - 1] and j != i:
-                at = count - 1
-                while at > 1 and far[i, at - 1] > whole[j]:
-                    near[i, at], far[i, at] = near[i, at - 1], far[i, at - 1]
-                    at -= 1
-                near[i, at], far[i, at] = j, whole[j]
+            # Insert j where it belongs among the nearest so far, behind those that are as near.
+            if away[j] < far[i, count - 1] and j != i:
+                rank = count - 1
+                while rank > 1 and far[i, rank - 1] > away[j]:
+                    near[i, rank], far[i, rank] = near[i, rank - 1], far[i, rank - 1]
+                    rank -= 1
+                near[i, rank], far[i, rank] = j, away[j]
     return near, far
 
 
 @njit(nogil=True, cache=True)
 def spanning_tree(distance, core) -> Edges:  # pyright: ignore[reportReturnType]
-    """The minimum spanning tree, by Prim, of max(d_ij, core_i, core_j): (n - 1, 2) the ends of its edges, (n - 1,)
-    their lengths."""
+    """Build the minimum spanning tree of max(d_ij, core_i, core_j), by Prim's algorithm.
+
+    ``core``: (n,). Returns the ends of its edges, (n - 1, 2) int64, and their lengths, (n - 1,) float64.
+    """
     n = len(core)
     ends, lengths = np.empty((n - 1, 2), np.int64), np.empty(n - 1)
-    best, parent = np.full(n, np.inf), np.zeros(n, np.int64)
-    outside, whole = np.ones(n, np.bool_), np.empty(n, np.float32)
-    at = 0
+    best, parent = np.full(n, np.inf), np.zeros(n, np.int64)  # the shortest edge from the tree to each outside it
+    outside, away = np.ones(n, np.bool_), np.empty(n, np.float32)
+
+    newest = 0  # the last that joined the tree
     outside[0] = False
-    for e in range(n - 1):
-        _row(distance, n, at, whole)
+    for edge in range(n - 1):
+        _row(distance, n, newest, away)
         chosen, least = -1, np.inf
         for j in range(n):
             if outside[j]:
-                length = max(whole[j], core[at], core[j])
+                length = max(away[j], core[newest], core[j])
                 if length < best[j]:
-                    best[j], parent[j] = length, at
+                    best[j], parent[j] = length, newest
                 if best[j] < least or chosen < 0:
                     chosen, least = j, best[j]
-        ends[e, 0], ends[e, 1], lengths[e] = parent[chosen], chosen, least
+
+        ends[edge, 0], ends[edge, 1], lengths[edge] = parent[chosen], chosen, least
         outside[chosen] = False
-        at = chosen
+        newest = chosen
     return ends, lengths
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def nearest_of(distance, labels, within):
-    """(n,) for each with label -1, the label of the nearest one that has another, if not further than ``within``."""
+    """Label each that has a label below 0 by its nearest labelled one, if that is not further than ``within``.
+
+    ``labels``: (n,). Returns new labels, (n,).
+    """
     n = len(labels)
     out = labels.copy()
     for i in prange(n):
         if labels[i] < 0:
-            whole = np.empty(n, np.float32)
-            _row(distance, n, i, whole)
+            away = np.empty(n, np.float32)  # from i
+            _row(distance, n, i, away)
             least = np.inf
             for j in range(n):
-                if labels[j] >= 0 and whole[j] <= within and whole[j] < least:
-                    least, out[i] = whole[j], labels[j]
+                if labels[j] >= 0 and away[j] <= within and away[j] < least:
+                    least, out[i] = away[j], labels[j]
     return out

@@ -10,7 +10,7 @@ Score = Literal["composite", "size", "mean", "max", "sparsity"]
 
 
 class Weights(Section):
-    """What each similarity counts for; those with weight 0 are not computed."""
+    """The weight of each similarity. A similarity with weight 0 is not computed."""
 
     decoder: float = Field(ge=0)
     profile: float = Field(ge=0)
@@ -19,7 +19,7 @@ class Weights(Section):
 
 
 class Selection(Section):
-    """Which clusters, and which of their members, go on to the next stages."""
+    """Which clusters, and which of their members, the next stages work on."""
 
     clusters: Literal["all", "single", "top_n"]
     top_n: int = Field(gt=0, le=1000000)
@@ -41,7 +41,7 @@ class Map(Section):
 
 
 class Stability(Section):
-    """How often the clustering is done again: on resampled documents, and from other seeds."""
+    """How often the clustering is repeated: on resampled documents, and from other seeds."""
 
     bootstraps: int = Field(ge=0, le=10000)
     reseeds: int = Field(ge=0, le=10000)
@@ -49,7 +49,7 @@ class Stability(Section):
 
 
 class Grouping(Section):
-    """What the methods need. See params.yaml."""
+    """What the clustering methods need. See params.yaml."""
 
     method: Literal["agglomerative", "dbscan", "hdbscan", "kmeans"]
     clusters: Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)]
@@ -61,7 +61,7 @@ class Grouping(Section):
 
 
 class Cluster(Grouping):
-    """How the latents of a layer are put into families, and what is drawn and chosen of these. See params.yaml."""
+    """How latents are put into families, and what is drawn and selected of these. See params.yaml."""
 
     run: bool
     weights: Weights
@@ -74,7 +74,7 @@ class Cluster(Grouping):
 
     @staticmethod
     def held_bytes(latents: int) -> float:
-        """Of similarities and the distance, float32 for each pair of living ``latents``, at their most."""
+        """Estimate the peak bytes of similarities and distances: float32 for each pair of living ``latents``."""
         return 10.0 * latents**2
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Directions and documents in two dimensions."""
+"""Lay out directions and documents in two dimensions."""
 
 import warnings
 from typing import Any
@@ -10,22 +10,22 @@ from strata.families.knobs import Map
 from strata.sae.engine.compiled import keep_umap
 
 BLOCK = 1024
-EPOCHS = 200  # of UMAP; it would take 500 where there are few vectors, and look no better
+EPOCHS = 200  # of UMAP, which by itself takes 500 for few vectors; that looks no better
 Floats = NDArray[Any]
-
-
-Near = tuple[NDArray[np.int64], Floats]  # (n, count): the nearest to each, itself first, and their distances
+Near = tuple[NDArray[np.int64], Floats]  # (n, count) each: the nearest to each vector, itself first; their distances
 
 
 def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
-    """(n, 2) float32 for n unit ``vectors``, so that those ``near`` each other, None: by cosine, stay near.
+    """Place n unit ``vectors`` (n, width) on a map, (n, 2) float32, so that neighbours stay neighbours.
 
-    Seeded and on one thread, so that it repeats. UMAP starts from the principal components of the vectors; so few that
-    they have no neighbourhood are laid out by these alone.
+    ``near``: who is near whom; None: take the nearest by cosine. The result repeats, because UMAP is seeded and runs on
+    one thread. UMAP starts from the first two principal components of the vectors. Where there are too few vectors for
+    a neighbourhood, these components are the map.
     """
     start = principal(vectors)
     if knobs.method == "pca" or len(vectors) <= knobs.neighbours + 1:
         return start
+
     order, away = near or neighbours(vectors, knobs.neighbours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
@@ -45,23 +45,33 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
 
 
 def principal(vectors: Floats) -> Floats:
-    """The first two principal components, each with its largest entry positive; zeros where there are fewer."""
+    """Compute the first two principal components of ``vectors`` (n, width), (n, 2) float32.
+
+    The largest entry of each is positive, so that the sign is not left to chance. Missing components are 0.
+    """
     centred = vectors - vectors.mean(0)
-    gram = centred.T @ centred if len(vectors) > vectors.shape[1] else centred @ centred.T
+    tall = len(vectors) > vectors.shape[1]
+
+    # The smaller of the two Gram matrices, (width, width) or (n, n); its last eigenvectors are the first components.
+    gram = centred.T @ centred if tall else centred @ centred.T
     values, axes = np.linalg.eigh(gram.astype(np.float64))
     axes, values = axes[:, ::-1][:, :2], values[::-1][:2]
-    found = centred @ axes if len(vectors) > vectors.shape[1] else axes * np.sqrt(np.maximum(values, 0))
-    found = np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
-    sign = np.sign(found[np.abs(found).argmax(0), [0, 1]])
-    return (found * np.where(sign == 0, 1, sign)).astype(np.float32)
+    components = centred @ axes if tall else axes * np.sqrt(np.maximum(values, 0))
+
+    components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
+    sign = np.sign(components[np.abs(components).argmax(0), [0, 1]])
+    return (components * np.where(sign == 0, 1, sign)).astype(np.float32)
 
 
 def neighbours(vectors: Floats, count: int) -> Near:
-    """(n, count) the nearest by cosine, itself first, and 1 − cosine."""
+    """Find the ``count`` nearest by cosine to each of the unit ``vectors`` (n, width), itself first.
+
+    Returns their numbers (n, count), and 1 − cosine (n, count).
+    """
     order, away = [], []
     for first in range(0, len(vectors), BLOCK):
-        block = np.clip(1 - vectors[first : first + BLOCK] @ vectors.T, 0, 2)
-        block[np.arange(len(block)), np.arange(first, first + len(block))] = -1
+        block = np.clip(1 - vectors[first : first + BLOCK] @ vectors.T, 0, 2)  # (BLOCK, n)
+        block[np.arange(len(block)), np.arange(first, first + len(block))] = -1  # each sorts itself first
         near = np.argsort(block, axis=1, kind="stable")[:, :count]
         order.append(near)
         away.append(np.maximum(np.take_along_axis(block, near, axis=1), 0).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The interactive map: one file that asks nothing of a network. What a text holds is data in it, never markup."""
+"""The interactive map: one HTML file that needs no network. Texts are data in it, never markup."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from strata.families.pictures import colours
 from strata.pages.readable import inert
 
-LONGEST = 240  # signs of an explanation
+LONGEST = 240  # characters of an explanation
 
 
 def render(
@@ -24,7 +24,13 @@ def render(
     notes: Mapping[int, str],
     selected: Sequence[int],
 ) -> str:
-    """``families``: the columns of `clusters.parquet`. ``coloured``: those that have a colour, the best first."""
+    """Render the map of a layer as HTML.
+
+    ``living``: (n,) the latents on it; ``labels``: (n,) the cluster of each; ``places``: (n, 2) where it stands.
+    ``families``: the columns of `clusters.parquet`. ``coloured``: the clusters that have a colour, the best first.
+    ``notes``: latent -> its best explanation. ``selected``: the latents that later stages work on.
+    """
+    # Into the unit square, with y downwards as browsers draw.
     low, high = places.min(0), places.max(0)
     unit = (places - low) / max(float((high - low).max()), 1e-12)
     data = {
@@ -40,6 +46,7 @@ def render(
         "coloured": list(coloured),
         "colours": colours(len(coloured)),
     }
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -47,4 +54,5 @@ def render(
 
 
 def _short(text: str) -> str:
+    """Cut ``text`` to LONGEST characters."""
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,4 +1,4 @@
-"""The maps and heatmaps, as PNG."""
+"""Draw the maps and heatmaps, as PNG."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,35 +13,39 @@ from numpy.typing import NDArray
 
 from strata.pages.pictures import INK, png
 
-GREY = "#c3cad6"  # latents of no family that is shown
+GREY = "#c3cad6"  # for points that belong to no group with a colour
 COLOURS = [to_hex(colour) for colour in colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]]  # pyright: ignore[reportAttributeAccessIssue]
 Floats = NDArray[Any]
 
 
 def colours(count: int) -> list[str]:
-    """``count`` colours to tell apart, at most 20."""
+    """Give ``count`` colours that can be told apart, at most 20."""
     return COLOURS[:count]
 
 
 def short(text: str, length: int) -> str:
-    """At most ``length`` signs; one that no font draws is a box."""
+    """Cut ``text`` to ``length`` characters; one that the font cannot draw becomes a box."""
     text = "".join(sign if sign.isprintable() and ord(sign) < 0x2E80 else "□" for sign in text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def scatter(places: Floats, groups: Sequence[NDArray[Any]], titles: Sequence[str], rest: str, stars: Floats) -> bytes:
-    """Points of some ``groups`` in colour, with their titles beside the picture, all others grey. ``stars``: places
-    that are ringed."""
+    """Draw points: some ``groups`` in colour with their titles beside the picture, all others grey.
+
+    ``places``: (point, 2). ``groups``: the numbers of the points of each group. ``rest``: the title of the grey points.
+    ``stars``: (star, 2) places that get a ring.
+    """
 
     def draw(axes: Axes) -> None:
-        other = np.ones(len(places), bool)
+        grey = np.ones(len(places), bool)
         for members in groups:
-            other[members] = False
-        axes.scatter(*places[other].T, s=3, color=GREY, linewidths=0, label=rest)
+            grey[members] = False
+        axes.scatter(*places[grey].T, s=3, color=GREY, linewidths=0, label=rest)
         for colour, members, title in zip(colours(len(groups)), groups, titles, strict=True):
             axes.scatter(*places[members].T, s=11, color=colour, linewidths=0, label=short(title, 44))
         if len(stars):
             axes.scatter(*stars.T, s=42, facecolors="none", edgecolors=INK, linewidths=0.8, label="selected")
+
         axes.set(xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6, labelspacing=0.6)
@@ -51,7 +55,11 @@ def scatter(places: Floats, groups: Sequence[NDArray[Any]], titles: Sequence[str
 
 
 def heatmap(values: Floats, rows: Sequence[str], columns: Sequence[str | None], what: str) -> bytes:
-    """Rows of ``values``, each in shares of its largest; ``columns``: the label of each document, in order."""
+    """Draw ``values`` (row, document), each row in shares of its largest value.
+
+    ``rows``: the title of each row. ``columns``: the label of each document; equal labels stand together. ``what``: the
+    label of the colour bar.
+    """
 
     def draw(axes: Axes) -> None:
         largest = values.max(1, keepdims=True)
@@ -63,10 +71,13 @@ def heatmap(values: Floats, rows: Sequence[str], columns: Sequence[str | None], 
             interpolation="nearest",
         )
         axes.set_yticks(range(len(rows)), [short(row, 40) for row in rows], fontsize=6)
+
+        # One tick in the middle of each run of documents with the same label, if the run is wide enough for a text.
         ends = np.flatnonzero([a != b for a, b in pairwise(columns)]) + 1
         edges = np.concatenate([[0], ends, [len(columns)]])
         wide = [(a, b) for a, b in pairwise(edges) if b - a >= max(2, len(columns) / 60)]
         axes.set_xticks([(a + b - 1) / 2 for a, b in wide], [short(columns[a] or "–", 24) for a, _ in wide], fontsize=6)
+
         axes.tick_params(axis="x", rotation=90)
         axes.tick_params(length=2)
         axes.set(xlabel="documents, by label")
@@ -77,12 +88,15 @@ def heatmap(values: Floats, rows: Sequence[str], columns: Sequence[str | None], 
 
 
 def label_groups(labels: Sequence[str | None], most: int) -> tuple[list[NDArray[Any]], list[str]]:
-    """The places of the ``most`` commonest labels, and these."""
+    """Group documents by label: the documents of each of the ``most`` commonest labels, and these labels.
+
+    ``labels``: one for each document, or None.
+    """
     counts = Counter(label for label in labels if label is not None)
     names = sorted(counts, key=lambda label: (-counts[label], label))[:most]
     return [np.array([place for place, label in enumerate(labels) if label == name]) for name in names], names
 
 
 def _png(draw: Any, size: tuple[float, float]) -> bytes:
-    # A token may hold dollar signs, which are no formula.
+    # A token may hold dollar signs, which must not be read as a formula.
     return png(draw, size, 200, font_size=8, legend_fontsize=7.5, text_parse_math=False)

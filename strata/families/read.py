@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from strata.run.door import BadInput
 from strata.run.files import check_hash, read_meta
 
-NOISE, DEAD = -1, -2  # of a living latent that belongs nowhere; of one that never fires
+NOISE, DEAD = -1, -2  # the labels of a living latent without a cluster, and of a latent that never fires
 
 
 @dataclass(frozen=True)
 class Clusters:
     """The families of a layer's latents.
 
-    ``labels``: (latents,) int64, the cluster of each, 0 … by falling size, then by first member, or NOISE or DEAD.
-    ``living``: (n,) int64, the latents that are not dead, ascending. ``tree``: (n - 1, 4) float64, scipy's linkage of
-    the living latents in that order; None unless the method was agglomerative.
+    ``labels``: (latents,) int64, the cluster of each latent, or NOISE or DEAD. Clusters are numbered from 0 by falling
+    size, then by first member. ``living``: (n,) int64, the latents that are not dead, in rising order. ``tree``:
+    (n - 1, 4) float64, scipy's linkage of the living latents in that order; None unless the method was agglomerative.
     """
 
     folder: Path
@@ -41,36 +41,39 @@ class Clusters:
         return np.flatnonzero(self.labels != DEAD)
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """`<name>.parquet`, or some columns of it."""
+        """Read `<name>.parquet`, or some columns of it, after checking its hash."""
         check_hash(self.folder, f"{name}.parquet", self.meta["files"], "cluster")
         return pq.read_table(self.folder / f"{name}.parquet", columns=columns)
 
 
 def clustered(folder: Path) -> bool:
-    """Whether the stage ran for this layer; `cluster.run: false` leaves a folder that only says so."""
+    """Whether the stage ran for this layer. `cluster.run: false` leaves a folder that says only that."""
     return not read_meta(folder / "meta.json", {}, "cluster").get("skipped")
 
 
 def selected(folder: Path) -> list[int]:
-    """The latents of `selected.json`, those of the best clusters first; none where the stage was skipped."""
+    """List the latents of `selected.json`, the best cluster's first; an empty list if the stage was skipped."""
     if not clustered(folder):
         return []
+
     check_hash(folder, "selected.json", read_meta(folder / "meta.json", {}, "cluster").get("files", {}), "cluster")
     chosen = read_meta(folder / "selected.json", {"latents": list}, "cluster")
     return [entry["latent"] for entry in chosen["latents"]]
 
 
 def open_clusters(folder: Path) -> Clusters:
-    """Open a layer's folder, `data/clusters/<L>/`."""
+    """Open a layer's folder, `data/clusters/<L>/`. Raises BadInput if it was skipped or its files do not agree."""
     meta = read_meta(folder / "meta.json", {"layer": int, "latents": int, "files": dict}, "cluster")
     if not clustered(folder):
         raise BadInput(f"{folder} is empty: cluster was skipped; set cluster.run: true in params.yaml")
-    found = Clusters(folder, meta, np.empty(0, np.int64), None)
-    labels = found.table("latents", ["cluster"])["cluster"].to_numpy().astype(np.int64)
+
+    unlabelled = Clusters(folder, meta, np.empty(0, np.int64), None)
+    labels = unlabelled.table("latents", ["cluster"])["cluster"].to_numpy().astype(np.int64)
     if len(labels) != meta["latents"]:
         raise BadInput(
             f"{folder / 'latents.parquet'} has {len(labels)} latents, but its meta.json says {meta['latents']}"
         )
+
     path, tree = folder / "tree.npy", None
     check_hash(folder, path.name, meta["files"], "cluster")
     if path.exists():
@@ -84,13 +87,16 @@ def open_clusters(folder: Path) -> Clusters:
 
 
 def cut(tree: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """(n,) the cluster of each leaf of a linkage ``tree`` (n - 1, 4) that is cut into exactly ``count`` clusters.
+    """Cut a linkage ``tree`` (n - 1, 4) into exactly ``count`` clusters; return the cluster of each leaf, (n,).
 
-    The first n - count joins are kept, so that equal heights cannot leave fewer clusters than were asked for.
+    The first n - count joins are kept. A cut at a height could leave fewer clusters, where heights are equal. Raises
+    BadInput unless 1 ≤ count ≤ n.
     """
     leaves = len(tree) + 1
     if not 1 <= count <= leaves:
         raise BadInput(f"{count} clusters of {leaves} living latents cannot be: ask for 1 to {leaves}")
+
+    # The parent of each node of the tree; a node without one is its own. Then follow parents up to the roots.
     above = np.arange(2 * leaves - 1)
     joins = tree[: leaves - count, :2].astype(np.int64)
     above[joins] = np.arange(leaves, leaves + len(joins))[:, None]
@@ -100,13 +106,13 @@ def cut(tree: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def numbered(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """``labels`` numbered 0 … by falling size, then by first member; negative ones (NOISE, DEAD) stay.
+    """Number ``labels`` anew from 0, by falling size, then by first member. Negative labels (NOISE, DEAD) stay.
 
     [7, 4, 4, -1] -> [1, 0, 0, -1].
     """
-    found, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    real = np.flatnonzero(found >= 0)
-    order = real[np.lexsort((first[real], -size[real]))]
-    number = found.astype(np.int64)
+    unique, first_member, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    clusters = np.flatnonzero(unique >= 0)
+    order = clusters[np.lexsort((first_member[clusters], -size[clusters]))]
+    number = unique.astype(np.int64)
     number[order] = np.arange(len(order))
     return number[inverse]

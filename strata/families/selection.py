@@ -1,13 +1,13 @@
-"""Which clusters matter, and which of their latents speak for them: `selected.json`.
+"""Select the clusters that matter, and the latents that represent them: `selected.json`.
 
-Values are codes over documents, a_ij of latent i in document j, none negative. For a cluster with ``size`` members,
+Values a_ij are the mean codes of latent i in document j; none is negative. For a cluster with ``size`` members,
 
-    mean, max   of its a_ij          s   the share of them above ``threshold``
+    mean, max   of its a_ij          s   the share of its a_ij above ``threshold``
     sparsity = s (1 − s)             composite = (0.4 mean + 0.3 max + 0.3 s (1 − s)) ln(1 + size)
 
-the composite score of SAE Inverse Embeddings, which adds activations and shares, so that it depends on their unit. The
-stage gives codes in units of the layer's mean code where there is one, and so the scale of the activations is of no
-account.
+This is the composite score of SAE Inverse Embeddings. It adds activations and shares, so that it depends on the unit of
+the activations. Therefore the stage measures codes in units of the layer's mean code (:func:`in_units`), so that the
+scale of the activations does not matter.
 """
 
 from typing import Any
@@ -25,19 +25,24 @@ Labels = NDArray[np.int64]
 
 
 def in_units(values: Sparse) -> Sparse:
-    """``values`` divided by the mean of those that are not 0."""
+    """Divide ``values`` by the mean of those that are not 0."""
     scale = values.data.mean() if values.nnz else 1.0
     return csr_array((values.data / scale, values.indices, values.indptr), shape=values.shape)
 
 
 def cluster_scores(values: Sparse, labels: Labels, clusters: int, threshold: float) -> dict[str, Floats]:
-    """Score -> (clusters,). ``values``: (n, documents). A cluster without members scores 0."""
+    """Compute the scores above for each cluster: name -> (clusters,). A cluster without members scores 0.
+
+    ``values``: (n, documents). ``labels``: (n,) the cluster of each latent, or below 0 if it does not count.
+    """
+    # The cluster and the value of each entry that counts.
     latent = np.repeat(np.arange(len(labels)), np.diff(values.indptr))
     owner = labels[latent]
     inside = owner >= 0
     owner, data = owner[inside], values.data[inside].astype(np.float64)
+
     size = np.bincount(labels[labels >= 0], minlength=clusters).astype(np.float64)
-    cells = np.maximum(size * values.shape[1], 1)
+    cells = np.maximum(size * values.shape[1], 1)  # entries of each cluster, zeros included
     mean, largest = np.bincount(owner, data, clusters) / cells, np.zeros(clusters)
     np.maximum.at(largest, owner, data)
     share = np.bincount(owner, data > threshold, clusters) / cells
@@ -47,7 +52,10 @@ def cluster_scores(values: Sparse, labels: Labels, clusters: int, threshold: flo
 
 
 def latent_scores(values: Sparse, knobs: Selection) -> Floats:
-    """(n,) the mean, the largest or a percentile of each latent's values over all documents, zeros among them."""
+    """Score each latent, (n,): the mean, the largest or a percentile of its values over all documents, zeros included.
+
+    ``values``: (n, documents).
+    """
     if knobs.latents == "mean":
         return np.asarray(values.sum(1)).ravel() / values.shape[1]
     if knobs.latents == "max":
@@ -56,37 +64,44 @@ def latent_scores(values: Sparse, knobs: Selection) -> Floats:
 
 
 def chosen_clusters(scores: dict[str, Floats], knobs: Selection) -> list[int]:
-    """The clusters to choose from, the best first; those without members never."""
-    score, there = scores[knobs.score], np.flatnonzero(scores["size"] > 0)
+    """List the clusters that ``knobs`` choose, the best first, never one without members.
+
+    Raises BadInput if the single cluster that was asked for has no members.
+    """
+    score, nonempty = scores[knobs.score], np.flatnonzero(scores["size"] > 0)
     if knobs.clusters == "single":
-        if knobs.single not in there:
+        if knobs.single not in nonempty:
             last = len(scores["size"]) - 1
             raise BadInput(
                 f"params.yaml: cluster.selection.single is {knobs.single}, which is no cluster with latents that the "
                 f"filters kept; choose one of 0 to {last}"
             )
         return [knobs.single]
-    order = there[np.lexsort((there, -score[there]))]
+
+    order = nonempty[np.lexsort((nonempty, -score[nonempty]))]
     return (order if knobs.clusters == "all" else order[: knobs.top_n]).tolist()
 
 
 def select(
     values: Sparse, labels: Labels, ids: NDArray[np.int64], clusters: int, knobs: Selection
 ) -> list[dict[str, Any]]:
-    """The ``per_cluster`` best latents of each chosen cluster, by their number in the layer, ``ids`` (n,)."""
-    scores, each = cluster_scores(values, labels, clusters, knobs.threshold), latent_scores(values, knobs)
-    found = []
+    """Select the ``per_cluster`` best latents of each chosen cluster, with the scores that chose them.
+
+    ``values``: (n, documents). ``labels``: (n,). ``ids``: (n,) the number of each latent in the layer.
+    """
+    scores, latent_score = cluster_scores(values, labels, clusters, knobs.threshold), latent_scores(values, knobs)
+    selected = []
     for rank, cluster in enumerate(chosen_clusters(scores, knobs)):
         members = np.flatnonzero(labels == cluster)
-        best = members[np.lexsort((members, -each[members]))][: knobs.per_cluster]
+        best = members[np.lexsort((members, -latent_score[members]))][: knobs.per_cluster]
         for latent in best.tolist():
-            found.append(
+            selected.append(
                 {
                     "latent": int(ids[latent]),
                     "cluster": cluster,
                     "rank": rank,
                     "cluster_score": float(scores[knobs.score][cluster]),
-                    "latent_score": float(each[latent]),
+                    "latent_score": float(latent_score[latent]),
                 }
             )
-    return found
+    return selected

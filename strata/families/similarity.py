@@ -1,14 +1,14 @@
-"""How alike the latents of a layer are: four similarities, and the distance that their weighted sum gives.
+"""Measure how alike the latents of a layer are: four similarities, and the distance that their weighted sum gives.
 
     s_ij = Σ_m w_m s^m_ij / Σ_m w_m,   d_ij = 1 − s_ij,   0 ≤ d ≤ 2
 
 decoder       u_i · u_j, the cosine of the decoder directions
 profile       the cosine of the mean codes over documents
-correlation   of the codes over all rows, most of which are 0
+correlation   Pearson's, of the codes over all rows, most of which are 0
 jaccard       |A_i ∩ A_j| / |A_i ∪ A_j| of the sets of rows on which the latents fire; 0 where neither ever does
 
-Everything of a pair is kept *condensed*, as scipy orders it: (0, 1), (0, 2) … (n − 2, n − 1), float32, so that
-n = 16,384 latents take 0.5 GB an array, and little else grows with n². A sum over the codes costs k² a row, not n².
+Every array over pairs is *condensed*, in scipy's order: (0, 1), (0, 2) … (n − 2, n − 1), float32. So n = 16,384 latents
+take 0.5 GB an array, and little else grows with n². A sum over the codes costs k² a row, not n².
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from strata.families.knobs import Weights
 from strata.interpretation.read import Columns
 from strata.sae.engine.compiled import njit
 
-BLOCK = 512  # latents whose cosines with all others are in memory together
+BLOCK = 512  # latents whose cosines with all others are in memory at a time
 Floats = NDArray[Any]
 Sparse = Any  # a csr_array, which is typed too loosely to be read from
 
 
 def pairs(n: int) -> int:
-    """How many pairs n latents have: the length of a condensed array."""
+    """Count the pairs of n latents: the length of a condensed array."""
     return n * (n - 1) // 2
 
 
 def start_of(i: int, n: int) -> int:
-    """Where the pairs (i, i + 1), (i, i + 2) … of row i begin in a condensed array."""
+    """Find where the pairs (i, i + 1), (i, i + 2) … of row i begin in a condensed array."""
     return i * (2 * n - i - 1) // 2
 
 
@@ -59,15 +59,22 @@ class Moments:
         return cls(products, both, np.zeros(n), np.zeros(n), np.zeros(n))
 
     def add(self, columns: Columns, weight: Floats) -> None:
-        """Add some rows: the codes of all n latents there, rows counted from 0, and the ``weight`` (rows,) of each."""
+        """Add some rows.
+
+        ``columns``: the codes of all n latents on these rows, sorted by latent; rows are counted from 0. ``weight``:
+        (rows,) how much each row counts.
+        """
         latent, w = columns.latents(), weight[columns.rows]
         n = len(self.sums)
         for total, power in ((self.sums, 1), (self.squares, 2), (self.active, 0)):
             total += np.bincount(latent, w * columns.values.astype(np.float64) ** power, n)
         self.rows += float(weight.sum())
+
+        # The same codes sorted by row. Each entry is numbered first, so that ``entry`` says which of the codes stands
+        # at each place of that order, and ``place`` where each code stands there.
         numbered = (np.arange(len(latent)), columns.rows, columns.starts)
         by_row = csc_array(numbered, shape=(len(weight), n)).tocsr()
-        entry = np.asarray(by_row.data, np.intp)  # which of the codes each one by row is
+        entry = np.asarray(by_row.data, np.intp)
         place = np.empty_like(entry)
         place[entry] = np.arange(len(entry))
         _products(
@@ -85,59 +92,82 @@ class Moments:
 
 @njit(parallel=True, nogil=True, cache=True)
 def _products(starts, rows, place, begins, latents, values, weight, products, both):  # pragma: no cover
+    """Add the sums over pairs of n latents to ``products`` and ``both``, in condensed order.
+
+    Codes come in two orders, of ``entries`` codes each. By latent: ``starts`` (n + 1,) where each latent's codes begin,
+    ``rows`` (entries,) the row of each code, ``place`` (entries,) where it stands in the order by row. By row:
+    ``begins`` (rows + 1,) where each row's codes begin, ``latents`` (entries,) the latent of each code, rising within a
+    row, and ``values`` (entries,) the codes. ``weight``: (rows,).
+    """
     n = len(starts) - 1
     for turn in prange(n):
-        i = turn // 2 if turn % 2 == 0 else n - 1 - turn // 2  # rows are long and short in turn: equal work a thread
-        sums = np.zeros((n, 2))
+        # Low latents have many pairs, high ones few; taken in turn, each thread gets the same work.
+        i = turn // 2 if turn % 2 == 0 else n - 1 - turn // 2
+        sums = np.zeros((n, 2))  # Σ w z_i z_j, Σ w a_i a_j for each j
         for e in range(starts[i], starts[i + 1]):
             r, p = rows[e], place[e]
             w = weight[r]
             if w > 0:
                 v = w * values[p]
-                for other in range(p + 1, begins[r + 1]):
-                    j = latents[other]
-                    sums[j, 0] += v * values[other]
+                # What follows in the row are the codes of the latents j > i.
+                for entry in range(p + 1, begins[r + 1]):
+                    j = latents[entry]
+                    sums[j, 0] += v * values[entry]
                     sums[j, 1] += w
-        first = i * (2 * n - i - 1) // 2 - i - 1
+
+        row_start = i * (2 * n - i - 1) // 2 - i - 1
         for j in range(i + 1, n):
-            products[first + j] += sums[j, 0]
-            both[first + j] += sums[j, 1]
+            products[row_start + j] += sums[j, 0]
+            both[row_start + j] += sums[j, 1]
 
 
 def unit(rows: Floats) -> Floats:
-    """Rows scaled to length 1; a row of zeros stays one."""
+    """Scale ``rows`` (row, column) to length 1; a row of zeros stays as it is."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)
 
 
 def unit_sparse(rows: Sparse) -> Sparse:
-    """The same for a sparse matrix."""
+    """Scale the rows of a sparse matrix to length 1, float32; a row of zeros stays as it is."""
     length = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
     scale = np.repeat(1 / np.where(length > 0, length, 1), np.diff(rows.indptr))
     return csr_array(((rows.data * scale).astype(np.float32), rows.indices, rows.indptr), rows.shape)
 
 
 def distances(decoder: Floats, profile: Sparse, moments: Moments, weights: Weights) -> Floats:
-    """Condensed float32 d_ij of n latents. ``decoder``: (n, width). ``profile``: (n, documents), mean codes."""
-    n, total = len(decoder), sum(weights.model_dump().values())
-    out, directions, profiles = np.empty(pairs(n), np.float32), unit(decoder.astype(np.float32)), unit_sparse(profile)
+    """Compute the condensed distances d_ij of n latents, float32.
+
+    ``decoder``: (n, width). ``profile``: (n, documents) mean codes. ``moments``: sums over all rows; only needed for
+    correlation and jaccard.
+    """
+    n, total_weight = len(decoder), sum(weights.model_dump().values())
+    directions, profiles = unit(decoder.astype(np.float32)), unit_sparse(profile)
+
+    # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing.
     deviation = np.sqrt(np.maximum(moments.squares - moments.sums**2 / max(moments.rows, 1), 0))
-    deviation[deviation <= 1e-6 * np.sqrt(moments.squares)] = 0  # constant: it has no correlation
+    deviation[deviation <= 1e-6 * np.sqrt(moments.squares)] = 0
     scale = np.divide(1, deviation, out=np.zeros(n), where=deviation > 0)
+
+    out = np.empty(pairs(n), np.float32)
     for first in range(0, n, BLOCK):
         end = min(first + BLOCK, n)
+
+        # (latents of the block, all from the block's first on)
         block = np.zeros((end - first, n - first), np.float32)
         if weights.decoder:
             block += weights.decoder * (directions[first:end] @ directions[first:].T)
         if weights.profile:
             block += weights.profile * (profiles[first:] @ profiles[first:end].toarray().T).T
+
         for i in range(first, end):
-            at, row = slice(start_of(i, n), start_of(i, n) + n - 1 - i), block[i - first, i - first + 1 :]
+            # The pairs (i, j > i): their places in condensed arrays, and their similarities so far.
+            places, similarity = slice(start_of(i, n), start_of(i, n) + n - 1 - i), block[i - first, i - first + 1 :]
             if weights.correlation:
                 means = moments.sums[i] * moments.sums[i + 1 :] / max(moments.rows, 1)
-                row += weights.correlation * (moments.products[at] - means) * (scale[i] * scale[i + 1 :])
+                similarity += weights.correlation * (moments.products[places] - means) * (scale[i] * scale[i + 1 :])
             if weights.jaccard:
-                either = moments.active[i] + moments.active[i + 1 :] - moments.both[at]
-                row += weights.jaccard * np.divide(moments.both[at], either, out=np.zeros(len(row)), where=either > 0)
-            out[at] = np.clip(1 - row / total, 0, 2)
+                either = moments.active[i] + moments.active[i + 1 :] - moments.both[places]
+                jaccard = np.divide(moments.both[places], either, out=np.zeros(len(similarity)), where=either > 0)
+                similarity += weights.jaccard * jaccard
+            out[places] = np.clip(1 - similarity / total_weight, 0, 2)
     return out

@@ -1,4 +1,4 @@
-"""Whether the families would be there again: on other documents, from another seed. Beside it, what chance gives."""
+"""Measure whether the families come again on other documents and from other seeds, and what chance would give."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,18 +13,22 @@ Labels = NDArray[np.int64]
 
 
 def agreement(a: Labels, b: Labels) -> float:
-    """Adjusted Rand index: 1 for the same partition, 0 in the mean for partitions at random. Each noise latent is a
-    cluster of its own, so that two clusterings that call all noise agree about that only."""
+    """Compute the adjusted Rand index of two clusterings of the same latents, (n,) each.
+
+    It is 1 for the same partition, and 0 in the mean for random partitions. Each noise latent counts as a cluster of
+    its own; otherwise noise would be one large cluster on which two clusterings agree.
+    """
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(_alone(a), _alone(b)))
 
 
 def _alone(labels: Labels) -> Labels:
+    """Give each noise latent a label of its own."""
     noise = labels < 0
-    found = labels.copy()
-    found[noise] = labels.max(initial=-1) + 1 + np.arange(noise.sum())
-    return found
+    alone = labels.copy()
+    alone[noise] = labels.max(initial=-1) + 1 + np.arange(noise.sum())
+    return alone
 
 
 def stability(
@@ -35,17 +39,22 @@ def stability(
     knobs: Stability,
     seed: int,
 ) -> dict[str, Any]:
-    """Agreement of ``labels`` with clusterings of ``documents`` drawn with replacement, given as how often each was
-    drawn; with those of other seeds, ``reseeded`` (none where the method has no chance in it); and with itself
-    shuffled. Each as the mean, least and most adjusted Rand index, or None."""
+    """Compare ``labels`` (n,) with other clusterings: mean, least and most adjusted Rand index of each kind, or None.
+
+    bootstrap: of ``documents`` drawn with replacement. ``resampled`` makes such a clustering from (documents,), which
+    says how often each document was drawn.
+    reseed: from other seeds, ``reseeded``, which is empty where the method does not depend on a seed.
+    chance: ``labels`` themselves, shuffled.
+    """
     rng = np.random.default_rng([seed, 1])
     draws = (rng.multinomial(documents, np.full(documents, 1 / documents)) for _ in range(knobs.bootstraps))
     bootstrap = _spread(agreement(labels, resampled(times.astype(np.float64))) for times in draws)
-    reseed = _spread(agreement(labels, other) for other in reseeded)
+    reseed = _spread(agreement(labels, labels_again) for labels_again in reseeded)
     chance = _spread(agreement(labels, rng.permutation(labels)) for _ in range(knobs.shuffles))
     return {"bootstrap": bootstrap, "reseed": reseed, "chance": chance}
 
 
 def _spread(values: Iterable[float]) -> dict[str, float] | None:
-    found = list(values)
-    return {"ari": float(np.mean(found)), "least": min(found), "most": max(found)} if found else None
+    """Summarise adjusted Rand indices; None if there are none."""
+    indices = list(values)
+    return {"ari": float(np.mean(indices)), "least": min(indices), "most": max(indices)} if indices else None

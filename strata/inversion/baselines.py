@@ -1,4 +1,4 @@
-"""What a search has to beat: as many random prompts, and sentences made of a latent's own tokens."""
+"""The baselines that a search has to beat: as many random prompts, and sentences made of a latent's own tokens."""
 
 from itertools import permutations
 
@@ -14,9 +14,9 @@ TEMPLATES = ("{0} {1}", "{0}, {1}", "{0} and {1}", "The {0} of {1}.")
 
 
 class RandomSearch:
-    """Random prompts and h of several latents on them: one stream, made as far as it is asked for.
+    """One stream of random prompts, and h of several latents on them. It is made only as far as it is needed.
 
-    Its beginning is also the pool that other searches start from, so that each is compared with random search that had
+    The other searches start from the beginning of the same stream. So each is compared with a random search that had
     the same luck, and went on as long.
     """
 
@@ -39,29 +39,38 @@ class RandomSearch:
         self._peaks: list[Tensor] = []
 
     def upto(self, count: int, latent: int) -> tuple[Tensor, Tensor]:
-        """The first ``count`` prompts (prompt, token), and the largest h of a latent on each (prompt,)."""
+        """Return the first ``count`` prompts (prompt, token), and the largest h of ``latent`` on each (prompt,)."""
         while len(self._prompts) * BATCH < count:
             self._more()
         heights = torch.cat(self._heights)[:count, self._latents.index(latent)]
         return torch.cat(self._prompts)[:count], heights
 
     def starts(self, pool: int, latent: int, count: int) -> Tensor:
-        """(count, token) the best of the first ``pool``, turned about so that the peak is the last token."""
+        """Return the ``count`` best of the first ``pool`` prompts, (count, token), rotated so that the peak comes last.
+
+        The searches climb on h at the last token. The prefix is not moved.
+        """
         prompts, heights = self.upto(pool, latent)
         order = heights.argsort(descending=True, stable=True)[:count]
+
+        # A peak is counted from the first token behind the prefix.
         frozen, peaks = len(self._vocabulary.prefix), torch.cat(self._peaks)[:pool, self._latents.index(latent)]
-        turned = [
+        rotated = [
             torch.cat([prompt[:frozen], prompt[frozen + peak + 1 :], prompt[frozen : frozen + peak + 1]])
             for prompt, peak in zip(prompts[order], peaks[order].tolist(), strict=True)
         ]
-        return torch.stack(turned) if turned else prompts[:0]
+        return torch.stack(rotated) if rotated else prompts[:0]
 
     @torch.no_grad()
     def _more(self) -> None:
+        """Make the next BATCH prompts, and measure all latents on them."""
         lm, frozen = self._vocabulary.lm, len(self._vocabulary.prefix)
         prompts = self._vocabulary.random(BATCH, self._tokens, self._rng)
+
+        # (prompt, free token, width), without BOS and the prefix; then (prompt, free token, latent).
         x = states(lm, self._hook, self._layer, embedded(lm, prompts))[:, 1 + frozen :].float()
         h = (x - self._sae.b_dec) @ self._directions.T + self._biases
+
         self._prompts.append(prompts)
         heights, peaks = h.max(1)
         self._heights.append(heights)
@@ -69,20 +78,22 @@ class RandomSearch:
 
 
 def templates(objective: Objective, vocabulary: Vocabulary, words: list[str], tokens: int) -> Tensor | None:
-    """The best prompt (token,) of the :data:`TEMPLATES` over ordered pairs of ``words``, cut to ``tokens``.
+    """Find the best prompt (token,) that the :data:`TEMPLATES` make of ordered pairs of ``words``.
 
-    None without a pair. Prompts of one length run together, so that there is no padding.
+    Prompts are cut to ``tokens``. Those of one length run together, so that there is no padding. Returns None where
+    there is no pair.
     """
     words = list(dict.fromkeys(word.strip() for word in words if word.strip()))
     texts = [template.format(*pair) for pair in permutations(words, 2) for template in TEMPLATES]
     opening = vocabulary.text(vocabulary.prefix)
     opening += " " * bool(opening and not opening[-1].isspace())
-    read = vocabulary.read([opening + text for text in texts]) if texts else []
-    found = [torch.tensor(prompt[:tokens]) for prompt in read]
-    best, height = None, -torch.inf
-    for length in sorted({len(prompt) for prompt in found}):
-        prompts = torch.stack([prompt for prompt in found if len(prompt) == length]).to(vocabulary.prefix.device)
+    token_lists = vocabulary.read([opening + text for text in texts]) if texts else []
+    candidates = [torch.tensor(prompt[:tokens]) for prompt in token_lists]
+
+    best_prompt, best_height = None, -torch.inf
+    for length in sorted({len(prompt) for prompt in candidates}):
+        prompts = torch.stack([prompt for prompt in candidates if len(prompt) == length]).to(vocabulary.prefix.device)
         heights = objective.highest(prompts)
-        if heights.max() > height:
-            best, height = prompts[heights.argmax()], float(heights.max())
-    return best
+        if heights.max() > best_height:
+            best_prompt, best_height = prompts[heights.argmax()], float(heights.max())
+    return best_prompt

@@ -1,7 +1,7 @@
 """Greedy coordinate gradient (Zou et al. 2023, arXiv 2307.15043), with an optional fluency term.
 
-A prompt is changed one token at a time: the gradient names the tokens that promise most at each place, some of these
-swaps are tried, and the best is kept if it is better.
+A prompt is changed one token at a time. The gradient names the tokens that promise most at each place; some of these
+swaps are tried, and the best is kept if it improves the prompt.
 """
 
 from dataclasses import dataclass, field
@@ -13,13 +13,16 @@ from strata.inversion.knobs import Greedy
 from strata.inversion.objective import Objective, embeddings, surprise
 from strata.inversion.vocabulary import Vocabulary
 
-JUDGED = 2  # of a step's swaps, how many are read by the whole model when fluency counts
+JUDGED = 2  # swaps of a step for which the whole model runs, where fluency counts
 
 
 @dataclass
 class Climb:
-    """Where a search has come to: its best ``prompt`` (token,) and that one's ``h``. ``curve``: h after so many calls.
-    ``judged``: every prompt whose cross-entropy was measured, with h and cross-entropy."""
+    """The state of a search.
+
+    ``prompt``: (token,) the best so far. ``h``: of that prompt. ``curve``: pairs of calls so far and h so far.
+    ``judged``: every prompt whose cross-entropy was measured, with its h and its cross-entropy.
+    """
 
     prompt: Tensor
     h: float
@@ -30,23 +33,29 @@ class Climb:
 def greedy(
     objective: Objective, vocabulary: Vocabulary, start: Tensor, knobs: Greedy, fluency: float, rng: torch.Generator
 ) -> Climb:
-    """Climb from ``start`` (token,) on h / scale − ``fluency`` × cross-entropy. Only swaps that survive are tried."""
+    """Climb from ``start`` (token,) on h / scale − ``fluency`` × cross-entropy.
+
+    Only swaps that survive being written as text are tried (see `vocabulary.py`).
+    """
     climb = Climb(start, float(objective.heights(start[None])))
     predicted = objective.predicted(start) if fluency else None
     value = climb.h / objective.scale - (fluency * surprise(predicted, start) if predicted is not None else 0)
+
     for _ in range(knobs.steps):
-        tried = _swaps(objective, vocabulary, climb.prompt, predicted, knobs, fluency, rng)
-        tried = tried[vocabulary.survive(tried)]
-        heights = objective.heights(tried)
-        for place in heights.argsort(descending=True)[: JUDGED if fluency else 1].tolist():
-            prompt, h, guess = tried[place], float(heights[place]), None
-            found = h / objective.scale
+        swaps = _swaps(objective, vocabulary, climb.prompt, predicted, knobs, fluency, rng)
+        swaps = swaps[vocabulary.survive(swaps)]
+        heights = objective.heights(swaps)
+
+        for number in heights.argsort(descending=True)[: JUDGED if fluency else 1].tolist():
+            prompt, h, swap_predicted = swaps[number], float(heights[number]), None
+            swap_value = h / objective.scale
             if fluency:
-                guess = objective.predicted(prompt)
-                climb.judged.append((prompt, h, surprise(guess, prompt)))
-                found -= fluency * climb.judged[-1][2]
-            if found > value:
-                climb.prompt, climb.h, value, predicted = prompt, h, found, guess
+                swap_predicted = objective.predicted(prompt)
+                cross_entropy = surprise(swap_predicted, prompt)
+                climb.judged.append((prompt, h, cross_entropy))
+                swap_value -= fluency * cross_entropy
+            if swap_value > value:
+                climb.prompt, climb.h, value, predicted = prompt, h, swap_value, swap_predicted
         climb.curve.append((objective.calls, climb.h))
     return climb
 
@@ -60,17 +69,21 @@ def _swaps(
     fluency: float,
     rng: torch.Generator,
 ) -> Tensor:
-    """(swap, token) ``prompt`` with one token changed, behind the prefix.
+    """Draw variants of ``prompt`` (token,) with one token behind the prefix changed, (swap, token).
 
-    The best ``top`` at each place are those that promise most to first order: by the slope of h, and with ``fluency``
-    by the token's own log-probability there.
+    At each place, the ``top`` tokens that promise most to first order are candidates. What a token promises is the
+    slope of h, and with ``fluency`` also the token's own log-probability there. ``predicted``: (token, vocabulary)
+    log-probabilities, None without fluency.
     """
     places = torch.arange(len(vocabulary.prefix), len(prompt), device=prompt.device)
+
+    # (place, vocabulary) what each token promises; never one that is not allowed, or that stands there already.
     gain = promise(objective, objective.slope(prompt)[places])
     if predicted is not None:
         gain = gain / objective.scale + fluency / len(prompt) * predicted[places, : gain.shape[1]]
     gain.masked_fill_(~vocabulary.allowed, -torch.inf)
     gain[torch.arange(len(places)), prompt[places]] = -torch.inf
+
     best = gain.topk(min(knobs.top, int(vocabulary.allowed.sum()))).indices
     chosen = torch.randint(best.numel(), (knobs.candidates,), generator=rng).unique().to(prompt.device)
     swaps = prompt.repeat(len(chosen), 1)
@@ -79,6 +92,9 @@ def _swaps(
 
 
 def promise(objective: Objective, slope: Tensor) -> Tensor:
-    """(place, vocabulary) what h would gain by each token, up to a constant, were it as steep all the way."""
+    """Estimate what h would gain by each token, (place, vocabulary), up to a constant of the place.
+
+    The estimate is of first order: it takes h to be as steep everywhere as ``slope`` (place, width) says.
+    """
     rows, stretch = embeddings(objective.lm)
     return (slope.to(rows.dtype) @ rows.T).float() * stretch

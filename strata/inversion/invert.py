@@ -1,4 +1,4 @@
-"""Find prompts that maximise latents, and say what they are worth beside the corpus, random prompts and templates."""
+"""Find prompts that maximise latents, and compare them with the corpus, random prompts and templates."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's ``sae``, the model whose activations it reads, what is known of its latents."""
+    """A layer's ``sae``, the language model whose activations it reads, and what interpret wrote about its latents."""
 
     lm: LanguageModel
     sae: SAE
@@ -35,31 +35,45 @@ class Source:
 
 
 def invert(source: Source, maxima: dict[int, float], knobs: Invert, seed: int, work: Path) -> list[Row]:
-    """What was found of each latent of ``maxima``; each is kept in ``work`` as soon as it is done."""
+    """Search prompts for each latent of ``maxima``, which maps it to its largest activation in the corpus.
+
+    Returns a row for each latent, as :func:`one` makes it. ``work``: a folder where each row is kept when it is done.
+    """
     meta, words = source.latents.meta, vocabulary(source.lm, knobs.keep_prefix, knobs.tokens)
-    place, rng = (meta["hook"], meta["layer"]), generator(seed, "random")
-    random = RandomSearch(words, source.sae, *place, list(maxima), knobs.tokens, rng)
+    hook, layer = meta["hook"], meta["layer"]
+    random = RandomSearch(words, source.sae, hook, layer, list(maxima), knobs.tokens, generator(seed, "random"))
     setting = Setting(source.latents, words, table_of(words), random, knobs, seed)
-    found = []
-    for latent, maximum in tqdm(maxima.items(), desc=f"invert {meta['layer']}", unit=" latents", disable=None):
-        objective = Objective(source.lm, source.sae, *place, latent, maximum)
-        found.append(resume.once_json(work / f"{latent}.json", partial(one, setting, objective, source.sae)))
-    return found
+
+    rows = []
+    for latent, maximum in tqdm(maxima.items(), desc=f"invert {layer}", unit=" latents", disable=None):
+        objective = Objective(source.lm, source.sae, hook, layer, latent, maximum)
+        rows.append(resume.once_json(work / f"{latent}.json", partial(one, setting, objective, source.sae)))
+    return rows
 
 
 def one(setting: Setting, objective: Objective, sae: SAE) -> Row:
-    """All that was found of one latent: its prompts, measured again on their own text, and the curves."""
+    """Run all searches for one latent: its prompts, measured again on their own text, and the searches' curves."""
     prompts, curves = [], []
-    for found in search(setting, objective):
-        again = measured(setting.words, sae, objective.hook, objective.layer, objective.latent, found.prompt)
-        whole = again.tokens == found.prompt.tolist()
-        row = {"method": found.method, "start": found.start, "number": found.number, "calls": found.calls}
-        cosines = found.cosines if whole else None
-        prompts.append({**row, **asdict(again), "survived": whole, "cosines": cosines, "best": bool(found.curve)})
-        curves += [{"method": found.method, "calls": calls, "activation": max(0.0, h)} for calls, h in found.curve]
-    on = front([row["activation"] for row in prompts], [row["cross_entropy"] for row in prompts])
-    for row, kept in zip(prompts, on, strict=True):
-        row["front"] = kept
+    for result in search(setting, objective):
+        reread = measured(setting.words, sae, objective.hook, objective.layer, objective.latent, result.prompt)
+        survived = reread.tokens == result.prompt.tolist()
+        prompts.append(
+            {
+                "method": result.method,
+                "start": result.start,
+                "number": result.number,
+                "calls": result.calls,
+                **asdict(reread),
+                "survived": survived,
+                "cosines": result.cosines if survived else None,  # they belong to the tokens of the search
+                "best": bool(result.curve),
+            }
+        )
+        curves += [{"method": result.method, "calls": calls, "activation": max(0.0, h)} for calls, h in result.curve]
+
+    on_front = front([row["activation"] for row in prompts], [row["cross_entropy"] for row in prompts])
+    for row, is_on in zip(prompts, on_front, strict=True):
+        row["front"] = is_on
     return {
         "latent": objective.latent,
         "corpus_max": objective.scale,
@@ -70,7 +84,7 @@ def one(setting: Setting, objective: Objective, sae: SAE) -> Row:
 
 
 def _so_far(points: list[Row]) -> list[Row]:
-    """Points with the best of their method so far."""
+    """Replace the activation of each point by the best of its method so far."""
     best: dict[str, float] = {}
     for point in points:
         point["activation"] = best[point["method"]] = max(point["activation"], best.get(point["method"], 0.0))
@@ -78,7 +92,10 @@ def _so_far(points: list[Row]) -> list[Row]:
 
 
 def report(layer: int, found: list[Row]) -> Row:
-    """The numbers of a layer: its latents' best prompts, and how often these beat random search and the corpus."""
+    """Summarise a layer: its latents' best prompts, and how often these beat random search and the corpus.
+
+    ``found``: a row for each latent, as :func:`one` makes it.
+    """
     rows = [summary(row) for row in found]
     shares = {
         name: sum(row[name] for row in rows) / len(rows) if rows else None for name in ("beats_random", "beats_corpus")
@@ -87,21 +104,24 @@ def report(layer: int, found: list[Row]) -> Row:
 
 
 def summary(found: Row) -> Row:
-    """A latent's best prompt, beside what it has to beat. ``calls``: of all searches together, and of random search."""
+    """Summarise a latent: its best prompt, beside what that has to beat.
+
+    ``calls``: what all searches cost together, which is also what random search may cost.
+    """
     prompts = found["prompts"]
     best = max((row for row in prompts if row["method"] in SEARCHES), key=lambda row: row["activation"])
-    others = {
+    baselines = {
         name: max((row["activation"] for row in prompts if row["method"] == name), default=None)
         for name in ("random", "template")
     }
-    taken = ("text", "pieces", "values", "activation", "cross_entropy", "specificity", "method", "start")
+    copied = ("text", "pieces", "values", "activation", "cross_entropy", "specificity", "method", "start")
     return {
         "latent": found["latent"],
-        **{name: best[name] for name in taken},
+        **{name: best[name] for name in copied},
         "corpus_max": found["corpus_max"],
         "ratio": best["activation"] / found["corpus_max"],
-        **others,
+        **baselines,
         "calls": found["calls"],
-        "beats_random": best["activation"] > others["random"],
+        "beats_random": best["activation"] > baselines["random"],
         "beats_corpus": best["activation"] > found["corpus_max"],
     }

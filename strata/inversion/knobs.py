@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Starts(Section):
-    """What greedy search starts from. ``pool``: the random prompts that the best ones are taken from."""
+    """What greedy search starts from. ``pool``: how many random prompts the best ones are taken from."""
 
     corpus: Count
     random: Count
@@ -19,7 +19,10 @@ class Starts(Section):
 
 
 class Greedy(Section):
-    """Greedy coordinate gradient. ``fluency``: weights of the cross-entropy; the starts take turns, corpus first."""
+    """Greedy coordinate gradient.
+
+    ``fluency``: weights of the cross-entropy. The starts use them in turn, those of the corpus first.
+    """
 
     starts: Starts
     steps: Count

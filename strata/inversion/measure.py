@@ -1,4 +1,4 @@
-"""What a prompt is worth once it is text: written down, read again, run again."""
+"""Measure what a prompt is worth as text: write it down, read it again, and run it again."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,11 @@ from strata.sae.sae import SAE
 
 @dataclass(frozen=True)
 class Measured:
-    """A prompt as its text is read: ``tokens`` and ``pieces``, and the latent's code at each, ``values``.
+    """A prompt as its text is read again.
 
-    ``activation``: the largest code; a special token has none. ``cross_entropy``: mean nats a token. ``specificity``:
-    the code at the peak over the mean of all other latents' codes there; None where either is 0.
+    ``tokens``, ``pieces``, ``values``: its token ids, their texts, and the latent's code at each. ``activation``: the
+    largest code; special tokens do not count. ``cross_entropy``: mean nats a token. ``specificity``: the code at the
+    peak over the mean of all other latents' codes there; None where either is 0.
     """
 
     text: str
@@ -30,14 +31,16 @@ class Measured:
 
 @torch.no_grad()
 def measured(vocabulary: Vocabulary, sae: SAE, hook: Hook, layer: int, latent: int, prompt: Tensor) -> Measured:
-    """Write ``prompt`` (token,) down, read it, put BOS in front, run it by itself, and encode what comes."""
+    """Write ``prompt`` (token,) down, read it again, put BOS in front, run it by itself, and encode its activations."""
     lm, text = vocabulary.lm, vocabulary.text(prompt)
     tokens = vocabulary.read([text])[0]
     ids = torch.tensor(tokens, device=lm.device)
+
     with capture(lm, hook, [layer]) as seen:
         last = final_states(lm, opened(lm, ids[None]))[0, :-1]
     codes = sae.encode(seen[layer][0, 1:])
-    dense = codes.pattern.dense(codes.values)
+
+    dense = codes.pattern.dense(codes.values)  # (token, latent)
     dense[torch.isin(ids, lm.special_ids())] = 0
     peak = int(dense[:, latent].argmax())
     activation = float(dense[peak, latent])

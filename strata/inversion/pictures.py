@@ -1,4 +1,4 @@
-"""The pictures of a layer's inverted latents, as PNG."""
+"""Draw a layer's inverted latents, as PNG."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,32 +10,36 @@ from matplotlib.font_manager import findfont, get_font
 from strata.pages.pictures import INK, SOFT, png
 
 COLOURS = {"greedy": "#2f6db3", "soft": "#c2703d", "random": SOFT}
-LENGTH = 11  # signs of a token that fit its cell
+LENGTH = 11  # characters of a token that fit into its cell
 Row = dict[str, Any]
 
 
 def drawable(text: str) -> str:
-    """``text`` with a box for each sign that the pictures' font lacks."""
+    """Replace each character that the pictures' font lacks by a box."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(sign if sign.isprintable() and ord(sign) in known else "□" for sign in text)
 
 
 def heatmap(rows: Sequence[Row]) -> bytes:
-    """A row a latent: the tokens of its best prompt, coloured by activation in shares of the corpus maximum."""
+    """Draw a row for each latent: the tokens of its best prompt, coloured by activation over corpus maximum.
+
+    ``rows``: as `invert.summary` makes them.
+    """
     width = max((len(row["values"]) for row in rows), default=1)
     shares = np.full((max(1, len(rows)), width), np.nan)
-    for place, row in enumerate(rows):
-        shares[place, : len(row["values"])] = np.array(row["values"]) / row["corpus_max"]
+    for number, row in enumerate(rows):
+        shares[number, : len(row["values"])] = np.array(row["values"]) / row["corpus_max"]
     top = max(1.0, float(np.nanmax(shares, initial=1.0)))
 
     def draw(axes: Axes) -> None:
         image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=top, interpolation="nearest")
-        for place, row in enumerate(rows):
+        for number, row in enumerate(rows):
             for position, piece in enumerate(row["pieces"]):
                 text = drawable(piece.strip() or "␣")
                 text = text if len(text) <= LENGTH else text[: LENGTH - 1] + "…"
-                colour = "white" if shares[place, position] > 0.55 * top else INK
-                axes.text(position, place, text, ha="center", va="center", fontsize=6, color=colour)
+                colour = "white" if shares[number, position] > 0.55 * top else INK
+                axes.text(position, number, text, ha="center", va="center", fontsize=6, color=colour)
+
         names = [f"{row['latent']}: {row['activation']:.0f}, {row['ratio']:.2f} × corpus" for row in rows]
         axes.set_yticks(range(len(rows)), names)
         axes.set(xlabel="token of the best prompt", xticks=range(width))
@@ -49,7 +53,10 @@ def heatmap(rows: Sequence[Row]) -> bytes:
 
 
 def curves(found: Sequence[Row]) -> bytes:
-    """The best activation so far against model calls: a faint line a latent, a strong one for the median."""
+    """Draw the best activation so far against model calls: a faint line for each latent, a strong one for the median.
+
+    ``found``: a row for each latent, as `invert.one` makes it.
+    """
 
     def draw(axes: Axes) -> None:
         for method, colour in COLOURS.items():
@@ -58,10 +65,12 @@ def curves(found: Sequence[Row]) -> bytes:
             for line in lines:
                 axes.step(*line.T, where="post", color=colour, linewidth=0.6, alpha=0.35)
             if lines:
+                # The median over all latents, from where each of them has a value.
                 calls = np.unique(np.concatenate([line[:, 0] for line in lines]))
                 calls = calls[calls >= max(line[0, 0] for line in lines)]
                 heights = [line[np.searchsorted(line[:, 0], calls, side="right") - 1, 1] for line in lines]
                 axes.step(calls, np.median(heights, axis=0), where="post", color=colour, label=method)
+
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=":", label="corpus")
         axes.set(xlabel="model calls", ylabel="activation / corpus maximum", ylim=(0, None))
         axes.grid(axis="y")
@@ -71,7 +80,7 @@ def curves(found: Sequence[Row]) -> bytes:
 
 
 def _line(row: Row, method: str) -> Any:
-    """(points, 2) calls and activation in shares of the corpus maximum."""
+    """Return the curve of one method, (points, 2): calls, and activation over corpus maximum."""
     points = [
         (point["calls"], point["activation"] / row["corpus_max"])
         for point in row["curves"]

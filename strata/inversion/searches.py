@@ -1,4 +1,4 @@
-"""Every way in which prompts of a latent are found, each from the same beginnings."""
+"""Run every search for prompts of a latent, each from the same beginnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from strata.inversion.soft import Table, soft
 from strata.inversion.vocabulary import Vocabulary
 from strata.seeds import generator
 
-Point = tuple[int, float]  # calls, the best h after so many
+Point = tuple[int, float]  # a number of calls, and the best h after them
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the latents of a layer share. ``random``: the one stream of random prompts."""
+    """What the searches of all latents of a layer share. ``random``: the one stream of random prompts."""
 
     latents: Latents
     words: Vocabulary
@@ -34,10 +34,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """A ``prompt`` (token,) that a search ended with, not yet measured; or one on its front, without a ``curve``.
+    """A ``prompt`` (token,) that a search found, before it is measured as text.
 
-    ``start``: corpus, random, or None where there is no start; ``number``: which one. ``calls``: what that search cost,
-    or all searches so far for random prompts. ``cosines``: (token,) of soft embeddings with the tokens.
+    It is the one that the search ended with, or another one on its Pareto front; that has no ``curve``. ``start``:
+    corpus, random, or None where there is no start. ``number``: which start of that kind. ``calls``: what the search
+    cost, or, for random prompts, what all others cost together. ``cosines``: (token,) of soft embeddings with the
+    tokens.
     """
 
     method: str
@@ -50,31 +52,37 @@ class Found:
 
 
 def search(setting: Setting, objective: Objective) -> list[Found]:
-    """All searches of one latent, the random one last, which gets as many calls as the others had together."""
+    """Run all searches for one latent. The random one comes last, with as many calls as the others had together."""
     starts, latent = setting.knobs.greedy.starts, objective.latent
-    objective.calls += starts.pool
+    objective.calls += starts.pool  # the searches start from the best of these random prompts
     ranking = setting.random.starts(starts.pool, latent, max(starts.random, setting.knobs.soft.starts))
     corpus = contexts(setting, latent)
-    found = [Found("corpus", "corpus", 0, prompt, 0) for prompt in corpus[:1]]
-    begun = {"corpus": corpus[: starts.corpus], "random": ranking[: starts.random]}
-    all_starts = [(kind, number, prompt) for kind in begun for number, prompt in enumerate(begun[kind])]
-    for start, weight in zip(all_starts, cycle(setting.knobs.greedy.fluency), strict=False):
-        found += by_greedy(setting, objective, *start, weight)
-    found += by_soft(setting, objective, ranking[: setting.knobs.soft.starts])
-    found += by_templates(setting, objective)
-    return [*found, by_random(setting, latent, objective.calls)]
+
+    results = [Found("corpus", "corpus", 0, prompt, 0) for prompt in corpus[:1]]
+    prompts_of = {"corpus": corpus[: starts.corpus], "random": ranking[: starts.random]}
+    all_starts = [(kind, number, prompt) for kind in prompts_of for number, prompt in enumerate(prompts_of[kind])]
+    for (kind, number, prompt), fluency in zip(all_starts, cycle(setting.knobs.greedy.fluency), strict=False):
+        results += by_greedy(setting, objective, kind, number, prompt, fluency)
+
+    results += by_soft(setting, objective, ranking[: setting.knobs.soft.starts])
+    results += by_templates(setting, objective)
+    return [*results, by_random(setting, latent, objective.calls)]
 
 
 def by_greedy(
     setting: Setting, objective: Objective, kind: str, number: int, start: Tensor, fluency: float
 ) -> list[Found]:
-    """Where greedy search ends from one start, and what else its front holds."""
+    """Search greedily from one start; return the prompt where it ends, and the others on its Pareto front.
+
+    ``kind`` and ``number``: which start it is. ``start``: (token,).
+    """
     knobs, before = setting.knobs.greedy, objective.calls
     rng = generator(setting.seed, objective.latent, kind, number)
     climb = greedy(objective, setting.words, start, knobs, fluency, rng)
     spent = objective.calls - before
-    on = front([h for _, h, _ in climb.judged], [surprise for _, _, surprise in climb.judged])
-    rest = [prompt for (prompt, _, _), kept in zip(climb.judged, on, strict=True) if kept]
+
+    on_front = front([h for _, h, _ in climb.judged], [surprise for _, _, surprise in climb.judged])
+    rest = [prompt for (prompt, _, _), is_on in zip(climb.judged, on_front, strict=True) if is_on]
     return [
         Found("greedy", kind, number, climb.prompt, spent, climb.curve),
         *(Found("greedy", kind, number, prompt, spent) for prompt in rest if not torch.equal(prompt, climb.prompt)),
@@ -82,9 +90,10 @@ def by_greedy(
 
 
 def by_soft(setting: Setting, objective: Objective, starts: Tensor) -> list[Found]:
-    """Where the search over embeddings ends from each start; all of them ran together."""
+    """Search over embeddings from all ``starts`` (start, token) together; return the best prompt of each."""
     if not len(starts):
         return []
+
     pool, before = setting.knobs.greedy.starts.pool, objective.calls
     drifts = soft(objective, setting.table, starts, setting.knobs.soft)
     spent = (objective.calls - before) // len(starts)
@@ -95,12 +104,12 @@ def by_soft(setting: Setting, objective: Objective, starts: Tensor) -> list[Foun
 
 
 def _after(curve: Sequence[Point], calls: int) -> list[Point]:
-    """``curve`` that begins so many calls later."""
+    """Shift ``curve`` by so many ``calls``."""
     return [(point + calls, h) for point, h in curve]
 
 
 def by_templates(setting: Setting, objective: Objective) -> list[Found]:
-    """The best of the templates over the latent's top tokens."""
+    """Find the best of the templates over the latent's top tokens; an empty list if there is none."""
     before, rows = objective.calls, setting.latents.table("tokens", filters=[("latent", "=", objective.latent)])
     assert rows is not None, "interpret always writes it"
     words = rows["piece"].to_pylist()[: setting.knobs.templates]
@@ -109,7 +118,7 @@ def by_templates(setting: Setting, objective: Objective) -> list[Found]:
 
 
 def by_random(setting: Setting, latent: int, calls: int) -> Found:
-    """The best of as many random prompts as the other searches made ``calls``."""
+    """Find the best of ``calls`` random prompts, as many as the other searches made calls."""
     prompts, heights = setting.random.upto(calls, latent)
     best, curve = -torch.inf, []
     for number, h in enumerate(heights.tolist(), 1):
@@ -120,20 +129,22 @@ def by_random(setting: Setting, latent: int, calls: int) -> Found:
 
 
 def contexts(setting: Setting, latent: int) -> list[Tensor]:
-    """The latent's best corpus contexts, best first, cut to the tokens before and at the peak, behind the prefix.
+    """Make prompts of the latent's best corpus contexts, the best first: (token,) each.
 
-    A shorter one has random tokens in front; one that does not survive being written down is left out.
+    A prompt is the prefix, then the tokens before and at the peak. Where these are too few, random tokens stand before
+    them. A prompt that does not survive being written as text is left out.
     """
     filters = [("latent", "=", latent), ("kind", "=", "top")]
-    shown = setting.latents.table("examples", ["rank", "position", "first", "tokens"], filters)
-    assert shown is not None, "interpret always writes it"
+    examples = setting.latents.table("examples", ["rank", "position", "first", "tokens"], filters)
+    assert examples is not None, "interpret always writes it"
+
     prefix = setting.words.prefix
-    room, found = setting.knobs.tokens - len(prefix), []
-    for row in sorted(shown.to_pylist(), key=lambda row: row["rank"]):
+    room, prompts = setting.knobs.tokens - len(prefix), []
+    for row in sorted(examples.to_pylist(), key=lambda row: row["rank"]):
         end = row["position"] - row["first"] + 1
         cut = prefix.new_tensor(row["tokens"][max(0, end - room) : end])
         filler = setting.random.upto(row["rank"] + 1, latent)[0][-1]
         prompt = torch.cat([prefix, filler[len(prefix) :][: room - len(cut)], cut])
         if setting.words.survive(prompt[None]).all():
-            found.append(prompt)
-    return found
+            prompts.append(prompt)
+    return prompts

@@ -11,51 +11,57 @@ from strata.inversion.objective import check_embeddings, embeddings
 from strata.lm.model import LanguageModel
 from strata.run.door import BadInput
 
-DRAWS = 100  # rounds of random prompts of which none survives, before the search for one is given up
-TRIED = 8  # tokens on which embeddings are compared with the tokens that they are of
+DRAWS = 100  # rounds of random prompts after which the search for prompts that survive is given up
+TRIED = 8  # tokens whose embeddings are compared with the tokens themselves
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``allowed``: (vocabulary,) whether a token may be chosen. ``prefix``: the tokens that open every prompt."""
+    """The tokens that a search may choose from.
+
+    ``allowed``: (vocabulary,) whether a token may be chosen. ``prefix``: the tokens that open every prompt.
+    """
 
     lm: LanguageModel
     allowed: Tensor
     prefix: Tensor
 
     def text(self, prompt: Tensor | Sequence[int]) -> str:
-        """A prompt (token,) written down."""
+        """Write a prompt (token,) as text."""
         return self.texts(torch.as_tensor(prompt)[None])[0]
 
     def texts(self, prompts: Tensor) -> list[str]:
-        """Prompts (prompt, token) written down."""
+        """Write prompts (prompt, token) as texts."""
         return self.lm.tokenizer.batch_decode(prompts.tolist(), clean_up_tokenization_spaces=False)
 
     def pieces(self, tokens: list[int]) -> list[str]:
-        """What each token adds to the text of those before it."""
-        grown = ["", *(self.text(tokens[: end + 1]) for end in range(len(tokens)))]
-        return [now[len(before) :] for before, now in pairwise(grown)]
+        """Return what each token adds to the text of the tokens before it."""
+        beginnings = ["", *(self.text(tokens[: end + 1]) for end in range(len(tokens)))]
+        return [longer[len(shorter) :] for shorter, longer in pairwise(beginnings)]
 
     def read(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of texts, without BOS."""
+        """Read texts as tokens, without BOS."""
         return self.lm.read(texts)
 
     def survive(self, prompts: Tensor) -> Tensor:
-        """(prompt,) whether the text of each prompt (prompt, token) has its very tokens."""
+        """Check whether each prompt (prompt, token), written as text and read again, has the same tokens, (prompt,)."""
         if not len(prompts):
             return torch.zeros(0, dtype=torch.bool, device=prompts.device)
         same = [a == b for a, b in zip(self.read(self.texts(prompts)), prompts.tolist(), strict=True)]
         return torch.tensor(same, device=prompts.device)
 
     def random(self, count: int, tokens: int, rng: torch.Generator) -> Tensor:
-        """(count, tokens) random prompts that survive: the prefix, then allowed tokens, each as likely as another."""
-        choices, found = self.allowed.nonzero().flatten().cpu(), torch.empty(0, tokens, dtype=torch.long)
+        """Draw ``count`` random prompts that survive, (count, tokens): prefix, then allowed tokens, all equally likely.
+
+        Raises BadInput if too few of DRAWS × count prompts survive.
+        """
+        choices, prompts = self.allowed.nonzero().flatten().cpu(), torch.empty(0, tokens, dtype=torch.long)
         for _ in range(DRAWS):
             free = choices[torch.randint(len(choices), (count, tokens - len(self.prefix)), generator=rng)]
             drawn = torch.cat([self.prefix.cpu().expand(count, -1), free], dim=1)
-            found = torch.cat([found, drawn[self.survive(drawn)]])[:count]
-            if len(found) == count:
-                return found.to(self.lm.device)
+            prompts = torch.cat([prompts, drawn[self.survive(drawn)]])[:count]
+            if len(prompts) == count:
+                return prompts.to(self.lm.device)
         raise BadInput(
             f"params.yaml: invert.keep_prefix: {self.text(self.prefix)!r} and random tokens after it are other tokens "
             "when their text is read again; end it with a whole word"
@@ -63,25 +69,32 @@ class Vocabulary:
 
 
 def vocabulary(lm: LanguageModel, prefix: str, tokens: int) -> Vocabulary:
-    """The tokens that are not special, not unused, and come back when their text alone is read; and the ``prefix``."""
+    """Find the tokens that a prompt may be made of, and read the ``prefix``.
+
+    Allowed is each token that is not special, not unused, and that comes back when its text alone is read. Raises
+    BadInput if none is, or if prefix and ``tokens`` leave no room.
+    """
     rows, _ = embeddings(lm)
-    made = Vocabulary(lm, torch.zeros(len(rows), dtype=torch.bool), torch.empty(0, dtype=torch.long))
-    start = torch.tensor(made.read([prefix])[0], dtype=torch.long)
+    words = Vocabulary(lm, torch.zeros(len(rows), dtype=torch.bool), torch.empty(0, dtype=torch.long))
+    start = torch.tensor(words.read([prefix])[0], dtype=torch.long)
     _check(lm, start, prefix, tokens)
+
+    # The table may have more rows than the tokenizer has tokens.
     count = min(len(rows), len(lm.tokenizer))
     ids = torch.arange(count)
-    made.allowed[:count] = made.survive(ids[:, None])
-    made.allowed[lm.special_ids().cpu()] = False
+    words.allowed[:count] = words.survive(ids[:, None])
+    words.allowed[lm.special_ids().cpu()] = False
     marks = lm.tokenizer.convert_ids_to_tokens(ids.tolist())
-    made.allowed[[i for i, mark in enumerate(marks) if mark is None or mark.startswith("<unused")]] = False
-    if not made.allowed.any():
+    words.allowed[[i for i, mark in enumerate(marks) if mark is None or mark.startswith("<unused")]] = False
+    if not words.allowed.any():
         raise BadInput(f"no token of {lm.model.name_or_path} comes back when its text is read; there is none to choose")
-    check_embeddings(lm, made.allowed.nonzero()[:TRIED, 0].to(lm.device))
-    return Vocabulary(lm, made.allowed.to(lm.device), start.to(lm.device))
+
+    check_embeddings(lm, words.allowed.nonzero()[:TRIED, 0].to(lm.device))
+    return Vocabulary(lm, words.allowed.to(lm.device), start.to(lm.device))
 
 
 def _check(lm: LanguageModel, start: Tensor, prefix: str, tokens: int) -> None:
-    """Refuse a prefix, and a length, that leave no room."""
+    """Raise BadInput if a prefix, read as ``start``, and a length of ``tokens`` leave no room."""
     window = lm.positions
     if window is not None and max(tokens, len(start)) + 1 > window:
         raise BadInput(

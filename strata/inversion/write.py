@@ -1,4 +1,4 @@
-"""`data/inverted/<L>/`: tables, a summary, pictures, and meta.json last."""
+"""Write `data/inverted/<L>/`: tables, a summary, pictures, and meta.json last."""
 
 import csv
 import io
@@ -31,21 +31,26 @@ SUMMARY = (
 
 
 def write(folder: Path, found: list[Row], meta: dict[str, Any]) -> None:
-    """Write what was ``found`` of each latent into ``folder``."""
-    rows = [summary(row) for row in found]
-    tables = {"prompts": (prompts(found), PROMPTS), "positions": (positions(found), POSITIONS)}
-    tables["curves"] = [{"latent": row["latent"], **point} for row in found for point in row["curves"]], CURVES
+    """Write the rows ``found``, one for each latent as `invert.one` makes it, into ``folder``."""
+    summaries = [summary(row) for row in found]
+    curves = [{"latent": row["latent"], **point} for row in found for point in row["curves"]]
+    tables = {
+        "prompts": (prompts(found), PROMPTS),
+        "positions": (positions(found), POSITIONS),
+        "curves": (curves, CURVES),
+    }
     for name, (table, schema) in tables.items():
         columns = {field.name: pa.array([row[field.name] for row in table], field.type) for field in schema}
         parquet.write(folder / f"{name}.parquet", columns, schema)
-    write_text(folder / "summary.csv", summary_csv(rows))
-    write_bytes(folder / "heatmap.png", pictures.heatmap(rows))
+
+    write_text(folder / "summary.csv", summary_csv(summaries))
+    write_bytes(folder / "heatmap.png", pictures.heatmap(summaries))
     write_bytes(folder / "curves.png", pictures.curves(found))
     write_json(folder / "meta.json", {**meta, "latents": [row["latent"] for row in found]})
 
 
 def prompts(found: list[Row]) -> list[Row]:
-    """A row a prompt, numbered within its latent."""
+    """Make a row for each prompt, numbered within its latent."""
     return [
         {"latent": row["latent"], "prompt": number, **prompt}
         for row in found
@@ -54,19 +59,19 @@ def prompts(found: list[Row]) -> list[Row]:
 
 
 def positions(found: list[Row]) -> list[Row]:
-    """A row a token of each prompt, BOS apart: the first is position 0."""
+    """Make a row for each token of each prompt. BOS has none: the first token behind it is position 0."""
     table = []
     for prompt in prompts(found):
         cosines = prompt["cosines"] or [None] * len(prompt["tokens"])
         columns = zip(prompt["tokens"], prompt["pieces"], cosines, prompt["values"], strict=True)
         for position, (token, piece, cosine, value) in enumerate(columns):
-            place = {"latent": prompt["latent"], "prompt": prompt["prompt"], "position": position}
-            table.append({**place, "token": token, "piece": piece, "cosine": cosine, "activation": value})
+            key = {"latent": prompt["latent"], "prompt": prompt["prompt"], "position": position}
+            table.append({**key, "token": token, "piece": piece, "cosine": cosine, "activation": value})
     return table
 
 
 def summary_csv(rows: list[Row]) -> str:
-    """A row a latent: its best prompt and what that has to beat."""
+    """Write a CSV row for each latent: its best prompt, and what that has to beat."""
     text = io.StringIO()
     writer = csv.DictWriter(text, SUMMARY, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -20,7 +20,7 @@ class Merge(Section):
     ce_tokens: int = Field(ge=0, le=10**9)
 
     def held_bytes(self, latents: int) -> float:
-        """Of the sums over pairs of ``latents``, and over pairs of those that are kept, float64."""
+        """Estimate the bytes of the sums over pairs of ``latents`` and over pairs of merged latents, float64."""
         return 8.0 * (latents**2 + round((self.latents or 1) * latents) ** 2)
 
     @field_validator("curve")

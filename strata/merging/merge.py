@@ -1,4 +1,4 @@
-"""Make a dictionary smaller, and say what that costs, beside dropping latents instead."""
+"""Make a dictionary smaller, and measure what that costs. The alternative beside it: drop latents instead."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ TOLD = 10  # groups that the report names
 
 @dataclass(frozen=True)
 class Source:
-    """What a layer's dictionary is merged on: its rows, their codes, its clusters."""
+    """What a layer's dictionary is merged with: the rows, the codes of these rows, and the clusters."""
 
     activations: Activations
     contexts: Contexts
@@ -47,7 +47,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Merged:
-    """The smaller ``sae``; ``groups``: where each latent went; ``density``: (merged,) share of rows it is active on."""
+    """The result of a merging.
+
+    ``sae``: the smaller one. ``groups``: where each latent went. ``density``: (merged,) the share of rows on which each
+    merged latent is active. ``report``: the numbers of `reports/merge/<L>.json`.
+    """
 
     sae: SAE
     groups: Groups
@@ -56,7 +60,7 @@ class Merged:
 
 
 def check(sae: SAE, source: Source) -> None:
-    """Refuse clusters and codes that are not of this SAE and these rows."""
+    """Raise BadInput if the clusters or codes belong to another SAE or other rows, or if all latents are dead."""
     rows = source.activations
     for folder, meta in ((source.clusters.folder, source.clusters.meta), (source.latents.folder, source.latents.meta)):
         if meta["layer"] != rows.layer:
@@ -77,63 +81,76 @@ def merge(
     device: torch.device = CPU,
     work: Path | None = None,
 ) -> Merged:
-    """Merge ``sae``, on ``device``; measure it on the test rows, beside what it came from and two baselines.
+    """Merge the latents of ``sae``, on ``device``, and measure the result on the test rows.
 
-    Those keep as many latents, the ones that write most: ``dropped`` as they are, ``refitted`` with the same refit.
-    ``lm`` is called when the model is needed, which may be loaded meanwhile. ``work``: where the result of each pass
-    over the rows is kept until the stage is done.
+    It is compared with ``before``, the SAE that was merged, and with two baselines. These keep as many latents, namely
+    the ones that write most: ``dropped`` keeps them as they are, ``refitted`` refits them as the merging is refitted.
+
+    ``lm``: called when the language model is needed, so that it can load in the background. ``work``: a folder where
+    the result of each pass over the rows is kept until the stage is done.
     """
     rows, codes = source.activations, source.latents.codes
     living = len(source.clusters.living)
     decoder = sae.decoder.double().cpu().numpy()
 
-    def at(name: str) -> Path | None:
+    def kept_at(name: str) -> Path | None:
         return work / name if work else None
 
+    # Pass over the training rows: the sums that every merging and every refit needs.
     training_rows = blocks(rows, codes, *rows.split("train"))
-    sums = _kept_moments(at("moments.safetensors"), lambda: moments(training_rows, sae.latents, sae.width))
-    sizes = [max(1, round(share * living)) for share in knobs.curve]
-    groups, *points = grouped(knobs, source.clusters, sums, decoder, sizes)
+    sums = _kept_moments(kept_at("moments.safetensors"), lambda: moments(training_rows, sae.latents, sae.width))
 
-    def made(groups: Groups) -> SAE:
+    # The merging that is asked for, then one for each further size of the curve; the baselines have the same sizes.
+    sizes = [max(1, round(share * living)) for share in knobs.curve]
+    groups, *curve_groups = grouped(knobs, source.clusters, sums, decoder, sizes)
+    rest, *curve_rests = (strongest(sums, decoder, size) for size in (groups.count, *sizes))
+
+    def refitted_sae(groups: Groups) -> SAE:
         return smaller(sae, groups, *decoder_of(sae, sums, groups, living, knobs.ridge))
 
-    rest, *rests = (strongest(sums, decoder, size) for size in (groups.count, *sizes))
     lines = {
-        "merged": [(one, made(one)) for one in (groups, *points)],
-        "dropped": [(one, without(sae, one)) for one in (rest, *rests)],
-        "refitted": [(one, made(one)) for one in (rest, *rests)],
+        "merged": [(point, refitted_sae(point)) for point in (groups, *curve_groups)],
+        "dropped": [(point, without(sae, point)) for point in (rest, *curve_rests)],
+        "refitted": [(point, refitted_sae(point)) for point in (rest, *curve_rests)],
     }
     small, dropped, refitted = (lines[name][0][1] for name in lines)
-    counts = resume.once_tensors(at("firing.safetensors"), lambda: firing(source, groups))
+
+    # Pass over all rows: on how many of them each latent fires.
+    counts = resume.once_tensors(kept_at("firing.safetensors"), lambda: firing(source, groups))
     before, after = counts["before"], counts["after"]
+
     if knobs.encoder == "mean" and small.groups is not None:
-        per_row = float(after.sum()) / rows.rows  # of both, or the denser one would look better
+        # The same number of active latents for both, because otherwise the denser one would look better.
+        per_row = float(after.sum()) / rows.rows
         small, refitted = (
-            _ordinary(sae, source, sums, one, per_row, knobs.ridge, device, at(f"{name}-moments.safetensors"))
-            for name, one in {"merged": groups, "refitted": rest}.items()
+            _ordinary(sae, source, sums, grouping, per_row, knobs.ridge, device, kept_at(f"{name}-moments.safetensors"))
+            for name, grouping in {"merged": groups, "refitted": rest}.items()
         )
         every_row = shared_blocks(rows, 0, rows.rows, device)
-        after = resume.once_tensors(at("firing-mean.safetensors"), lambda: {"after": firing_counts(small, every_row)})[
-            "after"
-        ]
+        counts = resume.once_tensors(
+            kept_at("firing-mean.safetensors"), lambda: {"after": firing_counts(small, every_row)}
+        )
+        after = counts["after"]
 
+    # Pass over the test rows, and through the language model: how good each dictionary is.
     candidates = {"before": sae, "after": small, "dropped": dropped, "refitted": refitted}
-    reconstruct = {name: one.reconstruct for name, one in candidates.items()}
+    reconstruct = {name: candidate.reconstruct for name, candidate in candidates.items()}
 
     def judged() -> tuple[dict[str, dict[str, Any]], int]:
         model = lm() if lm else None
         return held_out(reconstruct, rows, source.contexts, rows.meta["hook"], model, knobs.ce_tokens, device)
 
-    found, predicted = resume.once_json(at("held_out.json"), judged)
-    kept = before[torch.from_numpy(rest.of >= 0)]
-    for name, counts in {"before": before, "after": after, "dropped": kept, "refitted": kept}.items():
-        found[name] |= {"dead": float((counts == 0).double().mean()), "latents": len(counts)}
+    test, predicted_tokens = resume.once_json(kept_at("held_out.json"), judged)
+    rest_counts = before[torch.from_numpy(rest.of >= 0)]
+    firing_rows = {"before": before, "after": after, "dropped": rest_counts, "refitted": rest_counts}
+    for name, latent_rows in firing_rows.items():
+        test[name] |= {"dead": float((latent_rows == 0).double().mean()), "latents": len(latent_rows)}
 
-    first = {"merged": "after", "dropped": "dropped", "refitted": "refitted"}
-    curve = [_point(line, groups.count, found[name]) for line, name in first.items()]
-    others = {line: points for line, (_, *points) in lines.items()}
-    curve += resume.once_json(at("curve.json"), lambda: measured(source, others, device))
+    # The curve: the size that is asked for is measured already, the others in one more pass over the test rows.
+    measured_as = {"merged": "after", "dropped": "dropped", "refitted": "refitted"}
+    curve = [_point(line, groups.count, test[name]) for line, name in measured_as.items()]
+    further_points = {line: points for line, (_, *points) in lines.items()}
+    curve += resume.once_json(kept_at("curve.json"), lambda: measured(source, further_points, device))
 
     members = np.bincount(groups.of[groups.of >= 0])
     report = {
@@ -146,14 +163,15 @@ def merge(
         "groups": groups.largest(TOLD),
         "dropped": living - int(members.sum()),
         "refitted": not _unchanged(sae, groups, living),
-        "ce_tokens": predicted,
-        "test": found,
+        "ce_tokens": predicted_tokens,
+        "test": test,
         "curve": curve,
     }
     return Merged(candidates["after"], groups, after.double() / rows.rows, report)
 
 
 def _kept_moments(path: Path | None, make: Callable[[], Moments]) -> Moments:
+    """Read the sums from ``path`` if an earlier run kept them there; otherwise make and keep them."""
     return Moments.of(resume.once_tensors(path, lambda: make().tensors()))
 
 
@@ -167,63 +185,76 @@ def _ordinary(
     device: torch.device,
     kept: Path | None,
 ) -> SAE:
-    """The merged SAE with an encoder of its own, and the decoder that is best for it. ``kept``: where the sums over its
-    own codes are kept."""
+    """Build the merged SAE with an encoder of its own, and with the decoder that is best for its codes.
+
+    ``per_row``: how many latents are active on a row, in the mean. ``kept``: the file where the sums over the codes of
+    the new encoder are kept.
+    """
     rows = source.activations
 
     def split(name: str) -> Iterator[Tensor]:
         return shared_blocks(rows, *rows.split(name), device)
 
-    found = ordinary(sae, sums, groups, partial(split, "validation"), per_row)
-    own = _kept_moments(kept, lambda: moments(encoded(found, split("train")), found.latents, found.width))
-    each = alone(found.latents, np.arange(found.latents))
-    return smaller(found, each, *decoder_of(found, own, each, -1, ridge))
+    encoding = ordinary(sae, sums, groups, partial(split, "validation"), per_row)
+    new_sums = _kept_moments(kept, lambda: moments(encoded(encoding, split("train")), encoding.latents, encoding.width))
+    each_alone = alone(encoding.latents, np.arange(encoding.latents))
+    decoder, bias = decoder_of(encoding, new_sums, each_alone, -1, ridge)  # -1: always refit
+    return smaller(encoding, each_alone, decoder, bias)
 
 
 def grouped(knobs: Merge, clusters: Clusters, sums: Moments, decoder: Floats, sizes: list[int]) -> list[Groups]:
-    """The merging that the knobs ask for, and the same at each of ``sizes``."""
+    """Make the groups that ``knobs`` ask for, and the same with as many groups as each of ``sizes`` says.
+
+    ``decoder``: (latent, width) float64. Groups by clusters have no further sizes where there is no tree to cut.
+    """
     labels, living = families(clusters, None), len(clusters.living)
-    share = None if knobs.latents is None else max(1, round(knobs.latents * living))  # as many latents
+    wanted = None if knobs.latents is None else max(1, round(knobs.latents * living))  # None: as many as clusters
     if knobs.by == "clusters":
-        first = labels if share is None else families(clusters, share)
-        smaller = [] if clusters.tree is None else [families(clusters, size) for size in sizes]
-        found = [whole(one) for one in (first, *smaller)]
+        wanted_labels = labels if wanted is None else families(clusters, wanted)
+        cut_labels = [] if clusters.tree is None else [families(clusters, size) for size in sizes]
+        groupings = [whole(cluster_of) for cluster_of in (wanted_labels, *cut_labels)]
     else:
-        count = share or int(labels.max()) + 1
-        found = led(sums, decoder, labels, [count, *sizes])
-    return [_scaled(knobs, groups, sums, decoder) for groups in found]
+        count = wanted or int(labels.max()) + 1
+        groupings = led(sums, decoder, labels, [count, *sizes])
+    return [_scaled(knobs, groups, sums, decoder) for groups in groupings]
 
 
 def _scaled(knobs: Merge, groups: Groups, sums: Moments, decoder: Floats) -> Groups:
+    """Give the groups the shares that ``knobs.codes`` asks for: cosines, or 1 for every member."""
     return weighted(groups, sums, decoder) if knobs.codes == "cosine" else groups
 
 
 def _unchanged(sae: SAE, groups: Groups, living: int) -> bool:
-    """Whether the decoder stays as it is: latents only change places, or it ends in a bend, which no ridge fits."""
+    """Whether the decoder is not refitted: latents only change places, or it is not linear, which no ridge can fit."""
     return (groups.permutes and groups.count == living) or sae.mean is not None
 
 
 def decoder_of(sae: SAE, sums: Moments, groups: Groups, living: int, ridge: float) -> tuple[Tensor, Tensor]:
-    """Decoder (merged, width) and bias (width,) of a merging, float64."""
+    """Compute the decoder (merged, width) and the bias (width,) of a merging, float64.
+
+    ``living``: how many latents of ``sae`` are not dead. Where nothing is merged there is no refit.
+    """
     decoder = sae.decoder.double().cpu().numpy()
     if _unchanged(sae, groups, living):
         return torch.from_numpy(start(sums, groups, decoder)), sae.b_dec.double().cpu()
-    found, bias = refit(sums, groups, decoder, ridge)
-    return torch.from_numpy(found), torch.from_numpy(bias)
+    refitted, bias = refit(sums, groups, decoder, ridge)
+    return torch.from_numpy(refitted), torch.from_numpy(bias)
 
 
 def smaller(sae: SAE, groups: Groups, decoder: Tensor, bias: Tensor) -> SAE:
-    """The merged SAE; an ordinary one where every latent of it is one of ``sae``'s.
+    """Build the merged SAE: the parts of ``sae`` that count, in ``groups``, with a new ``decoder`` and ``bias``.
 
-    The bias is subtracted from what is read, too, so that ``b_enc`` takes up what it changed by. Parts that count
-    towards nothing are left out, but with topk, where they take others' places.
+    ``decoder``: (merged, width). ``bias``: (width,); the encoder subtracts it too, so that ``b_enc`` makes up for its
+    change. The result is an ordinary SAE, without groups, where every merged latent is one latent of ``sae``. Latents
+    that count towards nothing are left out. Topk keeps them, because there they take the places of others.
     """
     device = sae.decoder.device
     of, shares = torch.from_numpy(groups.of).to(device), torch.from_numpy(groups.shares).float().to(device)
     kept = torch.arange(sae.parts, device=device) if sae.k is not None else (of >= 0).nonzero().flatten()
     ordinary = groups.permutes and len(kept) == groups.count
     if ordinary:
-        kept = kept[of[kept].argsort()]
+        kept = kept[of[kept].argsort()]  # in the order of the merged latents
+
     shift = sae.encoder.double() @ (bias.to(device) - sae.b_dec.double())
     return replace(
         sae,
@@ -238,18 +269,18 @@ def smaller(sae: SAE, groups: Groups, decoder: Tensor, bias: Tensor) -> SAE:
 
 
 def without(sae: SAE, rest: Groups) -> SAE:
-    """``sae`` with the latents of ``rest`` alone, as they are."""
+    """Keep only the latents of ``rest``, each as it is in ``sae``."""
     return smaller(sae, rest, sae.decoder[torch.from_numpy(rest.of >= 0)].double(), sae.b_dec.double())
 
 
 def codes_of(codes: Codes, groups: Groups) -> Codes:
-    """z M."""
+    """Compute the groups' codes z M from the latents' codes z, where M is the merge matrix (see `groups.py`)."""
     of, shares = torch.from_numpy(groups.of), torch.from_numpy(groups.shares).float()
     return summed(codes, of, shares, groups.count)
 
 
 def firing(source: Source, groups: Groups) -> dict[str, Tensor]:
-    """On how many of all stored rows each latent is active, ``before`` (latent,), and each merged one, ``after``
+    """Count on how many stored rows each latent fires, as ``before`` (latent,), and each merged one, as ``after``
     (merged,)."""
     before = torch.zeros(len(groups.of), dtype=torch.long)
     after = torch.zeros(groups.count, dtype=torch.long)
@@ -261,19 +292,21 @@ def firing(source: Source, groups: Groups) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def measured(source: Source, lines: dict[str, list[tuple[Groups, SAE]]], device: torch.device) -> list[dict[str, Any]]:
-    """fvu, fvu_inlier and l0 on the test rows of each point of some lines, in one pass over the rows."""
+    """Measure fvu, fvu_inlier and l0 on the test rows for each point of each line, in one pass over the rows."""
     rows = source.activations
     points = [
-        (name, groups, one, Quality(rows.scale, rows.median_norm)) for name in lines for groups, one in lines[name]
+        (line, groups, sae, Quality(rows.scale, rows.median_norm)) for line in lines for groups, sae in lines[line]
     ]
-    groupings = {id(groups): groups for _, groups, _, _ in points}  # lines share them
+    groupings = {id(groups): groups for _, groups, _, _ in points}  # lines share groups: each is encoded once a block
+
     for block, codes in blocks(rows, source.latents.codes, *rows.split("test")):
         x = put(block, device).float()
-        own = sums_of(x)
-        found = {key: codes_of(codes, groups).to(device) for key, groups in groupings.items()}
-        for _, groups, one, quality in points:
-            quality.add(x, one.decode(found[id(groups)]), found[id(groups)].active(), own)
-    return [_point(name, groups.count, quality.values()) for name, groups, _, quality in points]
+        x_sums = sums_of(x)
+        group_codes = {key: codes_of(codes, groups).to(device) for key, groups in groupings.items()}
+        for _, groups, sae, quality in points:
+            z = group_codes[id(groups)]
+            quality.add(x, sae.decode(z), z.active(), x_sums)
+    return [_point(line, groups.count, quality.values()) for line, groups, _, quality in points]
 
 
 def _point(line: str, latents: int, values: dict[str, Any]) -> dict[str, Any]:
@@ -281,13 +314,13 @@ def _point(line: str, latents: int, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def curve_csv(curve: list[dict[str, Any]]) -> str:
-    """The curve as CSV: a row a size, the fvu of each line beside the others."""
+    """Write the curve as CSV: one row for each size, one column for the fvu of each line."""
     sizes = sorted({point["latents"] for point in curve})
     names = list(dict.fromkeys(["merged", "dropped", *(point["line"] for point in curve)]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["latents", *names])
     for size in sizes:
-        found = {point["line"]: point["fvu"] for point in curve if point["latents"] == size}
-        writer.writerow([size, *(found.get(name) for name in names)])
+        fvu = {point["line"]: point["fvu"] for point in curve if point["latents"] == size}
+        writer.writerow([size, *(fvu.get(name) for name in names)])
     return text.getvalue()

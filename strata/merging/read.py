@@ -17,7 +17,10 @@ SCHEMA = pa.schema([("latent", pa.int32()), ("merged", pa.int32()), ("share", pa
 
 
 def members(folder: Path) -> list[list[int]]:
-    """The latents that each latent of the smaller SAE is made of, ascending: of `data/merged/<L>/`."""
+    """List the latents that each latent of the smaller SAE is made of, in rising order.
+
+    ``folder``: `data/merged/<L>/`. Raises BadInput if the table is missing or broken.
+    """
     path = folder / GROUPS
     if not path.exists():
         raise BadInput(f"{path} is missing; run merge (`dvc repro`)")
@@ -25,6 +28,7 @@ def members(folder: Path) -> list[list[int]]:
         table = pq.read_table(path, schema=SCHEMA, filters=[("merged", ">=", 0)])
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); run merge again") from None
+
     latent, merged = (table[name].to_numpy() for name in ("latent", "merged"))
     order = np.lexsort((latent, merged))
     ends = np.cumsum(np.bincount(merged))[:-1] if len(merged) else []

@@ -1,2 +1,2 @@
-"""Room steer_eval: a language model, a layer's SAE and some of its latents in; what steering with each does to the
-model's predictions and to what it writes, what that costs, and whether a baseline does as well, out."""
+"""In: a language model, a layer's SAE and some of its latents. Out: what steering with each latent does to the model's
+predictions and to the texts that it writes, what that costs, and whether a baseline does as well."""

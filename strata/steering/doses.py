@@ -1,8 +1,8 @@
-"""What steering does to the model's predictions, text by text.
+"""Measure what steering does to the model's predictions, text by text.
 
 promoted   mean over the latent's promoted tokens and the scored positions of log p′(token) − log p(token)
-follows    the same over the tokens that follow where the latent is strongest
-kl         mean over the scored positions of KL(p ‖ p′), in nats: what it costs
+follows    the same mean over the tokens that follow where the latent is strongest
+kl         mean over the scored positions of KL(p ‖ p′), in nats: the cost of steering
 
 with p the model's own predictions and p′ those under steering.
 """
@@ -22,20 +22,21 @@ from strata.run import resume
 from strata.steering.conditions import Condition, Place
 from strata.steering.texts import Texts
 
-HEADED = 256  # predictions made at a time, each time reading the whole head: 256 × 262,144 × 2 bytes = 134 MB
-ROWS = 16  # of them compared at a time: 16 × 262,144 × 4 bytes = 17 MB
+# Predictions that are made at a time, for which the whole head is read once: 256 × 262,144 × 2 bytes = 134 MB.
+HEADED = 256
+ROWS = 16  # of these, predictions that are compared at a time: 16 × 262,144 × 4 bytes = 17 MB
 Floats = NDArray[np.float64]
 
 
 class Wanted(NamedTuple):
-    """Tokens whose probability is looked at, (token,) each."""
+    """The tokens whose probability is measured, (token,) each."""
 
     promoted: Tensor
     follows: Tensor
 
 
 class Dose(NamedTuple):
-    """(strength, text) of one condition; NaN where there are no such tokens."""
+    """The effects and the cost of one condition, (strength, text) each; NaN where there are no such tokens."""
 
     promoted: Floats
     follows: Floats
@@ -52,50 +53,68 @@ def doses(
     done: Callable[[int], object] = lambda passes: None,
     work: Path | None = None,
 ) -> list[Dose]:
-    """The doses of each condition, with the tokens that are looked at; ``done`` is told how many passes are done.
+    """Measure the doses of each condition, in the order of ``steered``.
 
-    Strength 0 is not run: it is 0 in all three. Blocks below the layer run once for all conditions of a batch. What a
-    condition does to a batch is kept in ``work``, and not made again where it is there.
+    ``steered``: conditions, each with the tokens whose probability is measured. ``batch``: texts that run together.
+    ``done``: called after each condition of a batch, with how many passes that took. ``work``: a folder where the
+    result of each condition and batch is kept, and from where it is taken if it is there.
+
+    Strength 0 is not run: its effects and its cost are 0. The blocks below the layer run once for all conditions of a
+    batch.
     """
-    run = [number for number, strength in enumerate(strengths) if strength]
+    nonzero = [number for number, strength in enumerate(strengths) if strength]
+    strengths_run = [strengths[number] for number in nonzero]
+
     shape = len(strengths), len(texts)
-    promoted, follows = (
-        [np.full(shape, 0.0 if len(wanted[side]) else np.nan) for _, wanted in steered] for side in (0, 1)
-    )
-    found = [Dose(*both, np.zeros(shape)) for both in zip(promoted, follows, strict=True)]
+    result = [
+        Dose(
+            promoted=np.full(shape, 0.0 if len(wanted.promoted) else np.nan),
+            follows=np.full(shape, 0.0 if len(wanted.follows) else np.nan),
+            kl=np.zeros(shape),
+        )
+        for _, wanted in steered
+    ]
+    if not nonzero:
+        return result
+
     for first in range(0, len(texts), batch):
         predictions = _Predictions(place, texts.part(first, first + batch))
         with shared_start(place.lm, place.layer):
-            for number, (dose, (condition, wanted)) in enumerate(zip(found, steered, strict=True) if run else ()):
+            for number, (dose, (condition, wanted)) in enumerate(zip(result, steered, strict=True)):
                 path = work / "doses" / f"{first}-{number}.safetensors" if work else None
-                steer = partial(predictions.steered, condition, wanted, [strengths[at] for at in run])
-                moved = resume.once_tensors(path, steer)["moved"].numpy()
+                steer = partial(predictions.steered, condition, wanted, strengths_run)
+                moved = resume.once_tensors(path, steer)["moved"].numpy()  # (strength, 3, text)
 
                 for side, values in enumerate(dose):
-                    values[run, first : first + batch] = moved[:, side]
-                done(len(run))
-    return found
+                    values[nonzero, first : first + batch] = moved[:, side]
+                done(len(nonzero))
+    return result
 
 
 class _Predictions:
-    """What the model says at the scored positions of some texts, and how that differs from it under steering."""
+    """The model's predictions at the scored positions of some texts, and how steering changes them."""
 
     def __init__(self, place: Place, texts: Texts) -> None:
-        self._place, self._tokens, self._scored = place, texts.tokens.to(place.lm.device), texts.scored
-        self._text, self._texts = texts.scored.nonzero()[:, 0], len(texts)
+        self._place, self._texts = place, len(texts)
+        self._tokens, self._scored = texts.tokens.to(place.lm.device), texts.scored
+        self._text = texts.scored.nonzero()[:, 0]  # (scored position,) the text that it is in
 
     @cached_property
     def _p(self) -> list[Tensor]:
-        """Without steering: run when it is first asked for, because what is kept of a batch needs no pass."""
+        """Log-probabilities without steering, in blocks (position, vocabulary).
+
+        Computed on first use, because a batch whose results were all kept needs no pass.
+        """
         return [scores.log_softmax(1) for scores in self._logits(final_states(self._place.lm, self._tokens))]
 
     def _logits(self, states: Tensor) -> Iterator[Tensor]:
+        """Yield the logits at the scored positions, ROWS positions at a time. ``states``: (text, position, width)."""
         for rows in states[self._scored.to(states.device)].split(HEADED):
             for scores in logits(self._place.lm, rows).split(ROWS):
                 yield scores.float()
 
     def steered(self, condition: Condition, wanted: Wanted, strengths: Sequence[float]) -> dict[str, Tensor]:
-        """``moved``: (strength, 3, text), what each strength of a condition does."""
+        """Return ``moved`` (strength, 3, text): what each strength of a condition does."""
         moved = []
         for strength in strengths:
             with condition.applied(self._place, strength):
@@ -104,13 +123,18 @@ class _Predictions:
         return {"moved": torch.from_numpy(np.stack(moved))}
 
     def compared(self, states: Tensor, wanted: Wanted) -> Floats:
-        """(3, text), as :class:`Dose` orders them."""
-        found: list[Tensor] = []
+        """Compare predictions from ``states`` (text, position, width) with those without steering.
+
+        Returns (3, text): promoted, follows and kl, as :class:`Dose` orders them.
+        """
+        by_position: list[Tensor] = []  # (3, position) each
         for p, scores in zip(self._p, self._logits(states), strict=True):
-            norm = scores.logsumexp(1)
-            moved = [(scores[:, tokens] - p[:, tokens]).mean(1) - norm for tokens in wanted]
+            norm = scores.logsumexp(1)  # log p′ = scores − norm
+            effects = [(scores[:, tokens] - p[:, tokens]).mean(1) - norm for tokens in wanted]
             kl = torch.linalg.vecdot(p.exp(), p - scores) + norm
-            found.append(torch.stack([*moved, kl.clamp(min=0)]).double().cpu())
-        values = torch.cat(found, 1).numpy()
+            by_position.append(torch.stack([*effects, kl.clamp(min=0)]).double().cpu())
+
+        # The mean over the scored positions of each text.
+        values = torch.cat(by_position, 1).numpy()
         scored = np.bincount(self._text, minlength=self._texts)
         return np.stack([np.bincount(self._text, row, self._texts) for row in values]) / scored

@@ -8,7 +8,7 @@ from strata.run.params import Chosen, EachOnce, Section, SomeLayers
 
 
 class Generate(Section):
-    """What the model writes when it is steered."""
+    """Which texts the model writes when it is steered."""
 
     prompts: int = Field(ge=0, le=100000)
     strengths: Annotated[list[float], EachOnce]
@@ -16,7 +16,7 @@ class Generate(Section):
 
 
 class SteerEval(Section):
-    """Which latents are steered with, how hard, on which texts. See params.yaml."""
+    """Which latents are steered with, how strongly, and on which texts. See params.yaml."""
 
     run: bool
     layers: SomeLayers | None  # null: the last of the top-level layers

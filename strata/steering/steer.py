@@ -1,6 +1,6 @@
-"""Interventions: what a latent says is changed while the model runs, and everything is as it was afterwards.
+"""Steer a model: change what latents say while it runs. Afterwards everything is as it was.
 
-    x′ = x + decode(z′) − decode(z)      what the SAE does not explain of x stays in it (the default)
+    x′ = x + decode(z′) − decode(z)      the part of x that the SAE does not explain stays (the default)
     x′ = decode(z′)                      `replace`: the reconstruction takes the place of x
 
 with z the codes of x and z′ the edited ones. Where z′ = z, x stays as it is, bit for bit. For a linear decoder the
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 At = Literal["all", "last"] | Sequence[int]
-Number = float | Tensor  # a tensor: (context,), one for each text of the batch
-Alter = Callable[[Tensor, Tensor], Tensor]  # rows (row, width) float32, the context of each (row,) -> rows
+Number = float | Tensor  # a tensor: (context,), one number for each text of the batch
+Alter = Callable[[Tensor, Tensor], Tensor]  # rows (row, width) float32, the context of each row (row,) -> new rows
 
 
 @dataclass(frozen=True)
 class Set:
-    """The latent's code becomes ``value``; 0 ablates it."""
+    """Set the latent's code to ``value``; 0 ablates it."""
 
     value: Number
 
@@ -39,12 +39,12 @@ class Set:
         _check_number("Set.value", self.value)
 
     def of(self, code: Tensor, context: Tensor) -> Tensor:
-        return torch.zeros_like(code) + _each(self.value, context)
+        return torch.zeros_like(code) + _by_row(self.value, context)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Its code is multiplied by ``factor``: it moves only where the latent is active."""
+    """Multiply the latent's code by ``factor``. Nothing changes where the latent is not active."""
 
     factor: Number
 
@@ -52,12 +52,12 @@ class Scale:
         _check_number("Scale.factor", self.factor)
 
     def of(self, code: Tensor, context: Tensor) -> Tensor:
-        return code * _each(self.factor, context)
+        return code * _by_row(self.factor, context)
 
 
 @dataclass(frozen=True)
 class Add:
-    """``strength`` is added to its code, active or not, below 0 too: a step along its direction."""
+    """Add ``strength`` to the latent's code, active or not: a step along its direction. The code may fall below 0."""
 
     strength: Number
 
@@ -65,14 +65,14 @@ class Add:
         _check_number("Add.strength", self.strength)
 
     def of(self, code: Tensor, context: Tensor) -> Tensor:
-        return code + _each(self.strength, context)
+        return code + _by_row(self.strength, context)
 
 
 Change = Set | Scale | Add
 
 
 def _check_number(name: str, number: Number) -> None:
-    """Refuse what is no finite number, and no list of them in a tensor."""
+    """Raise BadInput if ``number`` is neither a finite number nor a tensor of them, one for each text."""
     if not isinstance(number, Tensor):
         calls.finite(name, number)
     elif number.dim() > 1 or number.is_complex() or number.dtype == torch.bool or not torch.isfinite(number).all():
@@ -81,12 +81,13 @@ def _check_number(name: str, number: Number) -> None:
         )
 
 
-def _each(number: Number, context: Tensor) -> Number:
-    """The number that counts for each row; ``context``: (row,) the text that the row is of."""
+def _by_row(number: Number, context: Tensor) -> Number:
+    """Return the number for each row. ``context``: (row,) the text that each row belongs to."""
     return number.to(context.device)[context] if isinstance(number, Tensor) and number.dim() else number
 
 
 def _number(change: Change) -> Number:
+    """Return the number that a change holds."""
     match change:
         case Set(value):
             return value
@@ -106,15 +107,19 @@ def steer(
     at: At = "all",
     replace: bool = False,
 ) -> Iterator[None]:
-    """Inside the block, every pass of ``lm`` (also each step of ``generate``) runs with latents changed.
+    """Change latents in every pass of ``lm`` inside the block, also in each step of ``generate``.
 
-    ``changes``: latent -> what becomes of its code. ``at``: all tokens of the prompt and all that are generated; the
-    last real token of each pass, so again all that are generated; or positions in the prompt, counted from its first
-    real token, or, below 0, back from its last. Padding on either side is left alone where an attention mask marks it,
-    and so are special tokens unless their positions are named.
+    ``changes``: maps a latent to what becomes of its code. ``at``: the positions that are changed:
 
-    Raises BadInput, here, for a latent, layer, hook or word that there is not, a change that is none and an SAE of
-    another width than the model; and, in the pass, for a position that no text of the prompt has.
+    - "all": all tokens of the prompt, and all that are generated;
+    - "last": the last real token of each pass, and so all that are generated;
+    - a list: positions in the prompt, counted from its first real token, or, below 0, back from its last one.
+
+    Padding on either side is not changed where an attention mask marks it. Special tokens are changed only if their
+    positions are named.
+
+    Raises BadInput at once for a latent, layer, hook or word that does not exist, for a change that is not one, and for
+    an SAE of another width than the model; in the pass, for a position that no text of the prompt has.
     """
     calls.of_kind("sae", sae, SAE, "it must be an SAE, as strata.sae.disk.load gives")
     calls.of_kind("changes", changes, Mapping, "it must be a dict from latents to Set, Scale or Add")
@@ -123,25 +128,29 @@ def steer(
         if not isinstance(latent, Integral) or isinstance(latent, bool) or not 0 <= latent < sae.latents:
             raise BadInput(f"latent {latent!r} is out of range: the SAE has {sae.latents}, 0 to {sae.latents - 1}")
         calls.of_kind(f"the change of latent {latent}", change, Change, "it must be Set(…), Scale(…) or Add(…)")
+
     numbers = [number for change in changes.values() if isinstance(number := _number(change), Tensor) and number.dim()]
     lm = _opened(lm)
     if sae.width != lm.width:
         raise BadInput(f"the SAE reads vectors of {sae.width} numbers, but the model's are of {lm.width}")
     device = lm.device
     sae, ids = sae.to(device), torch.tensor(list(changes), dtype=torch.long, device=device)
-    # A step along a direction of a linear decoder does not depend on the codes.
+
+    # A step along a direction of a linear decoder does not depend on the codes, which need not be computed then.
     blind = sae.mean is None and not replace and all(isinstance(change, Add) for change in changes.values())
 
     def alter(x: Tensor, context: Tensor) -> Tensor:
+        # (row, changed latent) the codes before, and what each becomes; then what that moves, (row, width).
         codes = None if blind else sae.encode(x)
         before = x.new_zeros(len(x), len(ids)) if codes is None else columns(codes, ids)
         parts = [change.of(before[:, i], context) for i, change in enumerate(changes.values())]
         moved = (torch.stack(parts, 1) - before if parts else before) @ sae.decoder[ids]
         if codes is None or (sae.mean is None and not replace):
             return x + moved
+
         written = sae.written(codes)
         edited = sae.bent(written + moved)
-        # Where nothing moves the two are the same tensor, and their difference 0.
+        # Where nothing moves, both terms of the difference are equal, so that x stays as it is.
         return edited if replace else x + (edited - sae.bent(written))
 
     with altered(lm, alter, layer, hook, at, {len(number) for number in numbers}):
@@ -152,7 +161,10 @@ def steer(
 def push(
     lm: "LanguageModel | PreTrainedModel", offset: Tensor, layer: int, hook: Hook = "resid_post", at: At = "all"
 ) -> Iterator[None]:
-    """The same with ``offset`` added to the activations: (width,), or (context, width), one for each text."""
+    """Add ``offset`` to the activations in every pass of ``lm`` inside the block.
+
+    ``offset``: (width,), or (context, width), one row for each text. ``at``: the positions, as :func:`steer` has them.
+    """
     lm = _opened(lm)
     calls.of_kind("offset", offset, Tensor, "it must be a tensor of (width,), or (text, width)")
     if offset.dim() not in (1, 2) or offset.shape[-1] != lm.width:
@@ -170,13 +182,13 @@ def push(
 
 
 def columns(codes: Codes, latents: Tensor) -> Tensor:
-    """(row, latent) the codes of some ``latents`` (latent,), which differ, zeros among them."""
+    """Return the codes of some ``latents`` (latent,), no two of them the same, as a dense tensor (row, latent)."""
     place = torch.full((codes.pattern.width,), -1, device=latents.device)
     place[latents] = torch.arange(len(latents), device=latents.device)
-    where = place[codes.pattern.latents]
-    found = where >= 0
+    column = place[codes.pattern.latents]  # (entry,) the column of each code, or -1
+    wanted = column >= 0
     out = codes.values.new_zeros(codes.pattern.rows, len(latents))
-    out[codes.pattern.row_of[found], where[found]] = codes.values[found]
+    out[codes.pattern.row_of[wanted], column[wanted]] = codes.values[wanted]
     return out
 
 
@@ -189,24 +201,26 @@ def altered(
     at: At = "all",
     sizes: Collection[int] = (),
 ) -> Iterator[None]:
-    """Inside the block, ``alter`` changes the activations at the positions ``at``, and no others. ``sizes``: of what
-    has one number a text; the batch must have as many texts."""
+    """Let ``alter`` change the activations at the positions ``at``, and no others, inside the block.
+
+    ``sizes``: the lengths of all values that hold one number for each text; the batch must have as many texts.
+    """
     lm = _opened(lm)
-    now = _Passes(lm, _positions(at))
+    passes = _Passes(lm, _positions(at))
 
     def change(x: Tensor) -> Tensor:
         if wrong := [size for size in sizes if size != len(x)]:
             raise BadInput(f"{wrong[0]} numbers are given, one a text, but the batch has {len(x)} texts")
-        chosen = now.chosen(x)
+        chosen = passes.chosen(x)
         out = x.clone()
         context = chosen.nonzero()[:, 0]
         if len(context):
             out[chosen] = alter(x[chosen].float(), context).to(x.dtype)
         return out
 
-    # A pass begins with the whole model or with its trunk; OPT's head calls neither its trunk, but what lies in it.
+    # A pass begins with the whole model or with its trunk. (OPT's head does not call its trunk, but a part of it.)
     entrances = {id(module): module for module in (lm.model, lm.trunk)}
-    handles = [module.register_forward_pre_hook(now.begin, with_kwargs=True) for module in entrances.values()]
+    handles = [module.register_forward_pre_hook(passes.begin, with_kwargs=True) for module in entrances.values()]
     try:
         with edit(lm, hook, layer, change):
             yield
@@ -216,6 +230,7 @@ def altered(
 
 
 def _opened(lm: "LanguageModel | PreTrainedModel") -> LanguageModel:
+    """Wrap a model of transformers'; raise BadInput for anything that is not a model."""
     if isinstance(lm, LanguageModel):
         return lm
     if not (isinstance(lm, torch.nn.Module) and hasattr(lm, "config")):
@@ -226,7 +241,7 @@ def _opened(lm: "LanguageModel | PreTrainedModel") -> LanguageModel:
 
 
 def _positions(at: At) -> At:
-    """``at`` as one of its two words, or a list of whole numbers."""
+    """Check ``at``: one of its two words, or a list of whole numbers, which may come in a tensor."""
     if isinstance(at, str) or not isinstance(at, Iterable):
         calls.choice("at", at, ("all", "last"), " or a list of positions")
         return at
@@ -237,7 +252,7 @@ def _positions(at: At) -> At:
 
 
 class _Passes:
-    """Which positions of the pass under way are meant; a pass after the prompt's sees only what is new."""
+    """Finds the positions to change in the pass under way. A pass behind the prompt's sees only the new tokens."""
 
     def __init__(self, lm: LanguageModel, at: At) -> None:
         self._at = at
@@ -247,7 +262,7 @@ class _Passes:
         self._past = 0
 
     def begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called with what the model is called with."""
+        """Note the tokens, the mask and the number of past positions of a pass; called before the model runs."""
         past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         self._tokens = args[0] if args else kwargs.get("input_ids")
         self._past = 0 if past is None else int(past.get_seq_length())
@@ -256,33 +271,38 @@ class _Passes:
         self._mask = mask
 
     def chosen(self, x: Tensor) -> Tensor:
-        """(context, position) bool for activations ``x`` (context, position, width)."""
+        """Say which positions of ``x`` (context, position, width) to change, (context, position) bool."""
         contexts, positions = x.shape[:2]
         real = torch.ones(contexts, self._past + positions, dtype=torch.bool, device=x.device)
         if self._mask is not None:
             real = self._mask[:, : self._past + positions].to(x.device, torch.bool)
-        number = (real.cumsum(1) - 1)[:, self._past :]  # of each token among the real ones of its text
-        here = real[:, self._past :]
+
+        # For each position of this pass: its number among the real tokens of its text, and whether it is chosen. To
+        # begin with, all real tokens are.
+        number = (real.cumsum(1) - 1)[:, self._past :]
+        chosen = real[:, self._past :]
+
         if not isinstance(self._at, str):
             if self._past:
-                return torch.zeros_like(here)
+                return torch.zeros_like(chosen)
             length = real.sum(1, keepdim=True)
             longest = int(length.max())
             if beyond := [at for at in self._at if not -longest <= at < longest]:
                 raise BadInput(f"position {beyond[0]} is in no text of the batch: the longest has {longest} tokens")
             named = [number == (at if at >= 0 else length + at) for at in self._at]
-            return here & torch.stack(named).any(0) if named else torch.zeros_like(here)
+            return chosen & torch.stack(named).any(0) if named else torch.zeros_like(chosen)
+
         if self._at == "last":
-            here = here & (number == number.masked_fill(~here, -1).amax(1, keepdim=True))
-        if self._tokens is not None and self._tokens.shape == here.shape:
-            here = here & ~torch.isin(self._tokens.to(x.device), self._special.to(x.device))
-        return here
+            chosen = chosen & (number == number.masked_fill(~chosen, -1).amax(1, keepdim=True))
+        if self._tokens is not None and self._tokens.shape == chosen.shape:
+            chosen = chosen & ~torch.isin(self._tokens.to(x.device), self._special.to(x.device))
+        return chosen
 
 
 def _special_ids(lm: LanguageModel) -> Tensor:
-    """BOS, EOS and padding as the model's own config names them: asking the tokenizer would open it."""
-    config, found = lm.model.config.get_text_config(), []
+    """List BOS, EOS and padding as the model's own config names them, because the tokenizer would have to be opened."""
+    config, special = lm.model.config.get_text_config(), []
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
-        found += value if isinstance(value, list) else [] if value is None else [value]
-    return torch.tensor(sorted(set(found)), dtype=torch.long)
+        special += value if isinstance(value, list) else [] if value is None else [value]
+    return torch.tensor(sorted(set(special)), dtype=torch.long)

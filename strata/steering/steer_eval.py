@@ -1,4 +1,4 @@
-"""Steer with some latents of a layer, and hold each against what anyone might have tried instead."""
+"""Steer with some latents of a layer, and compare each with baselines that anyone might have tried instead."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +42,10 @@ WRITTEN = pa.schema(
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's rows, the text they are of, its latents, the model; ``chosen``: latent -> its largest code."""
+    """What a layer is steered with: its rows, the texts they come from, its latents, the model.
+
+    ``chosen``: maps each latent that is evaluated to its largest code.
+    """
 
     activations: Activations
     contexts: Contexts
@@ -52,7 +55,7 @@ class Source:
 
 
 def applicable(latents: Latents) -> bool:
-    """Whether interpret could tell what its latents promote: without that there is no effect to look for."""
+    """Whether interpret could tell which tokens the latents promote. Without these there is no effect to measure."""
     table = latents.table("logits", ["latent"])
     return table is not None and table.num_rows > 0
 
@@ -60,13 +63,23 @@ def applicable(latents: Latents) -> bool:
 def steer_eval(
     sae: SAE, source: Source, knobs: SteerEval, seed: int, folder: Path, work: Path | None = None
 ) -> dict[str, Any]:
-    """Write `data/steered/<L>/` into ``folder``; return the report's numbers. ``work``: where unfinished work is kept,
-    by latent."""
+    """Steer with each latent of ``source.chosen``. Write `data/steered/<L>/` into ``folder``, and return the
+    report's numbers.
+
+    ``work``: a folder where unfinished work is kept, by latent.
+    """
     meta, lm = source.latents.meta, source.lm
     place = Place(lm, sae, meta["layer"], meta["hook"])
-    count = len(knobs.texts) + knobs.generate.prompts
-    sizes = knobs.prompts, knobs.tokens, knobs.scored, knobs.generate.tokens if count else 0
-    prompts = prompts_of.prompts(lm, knobs.texts, source.contexts, *sizes)
+    prompts_to_continue = len(knobs.texts) + knobs.generate.prompts
+    prompts = prompts_of.prompts(
+        lm,
+        knobs.texts,
+        source.contexts,
+        knobs.prompts,
+        knobs.tokens,
+        knobs.scored,
+        knobs.generate.tokens if prompts_to_continue else 0,
+    )
 
     # Each latent's own direction, the baselines beside it, and the tokens that tell whether it had an effect.
     table = source.latents.table("statistics", ["dead"])
@@ -78,15 +91,16 @@ def steer_eval(
     }
     wanted = {j: _wanted(source.latents, j, knobs) for j in source.chosen}
 
-    found = _doses(place, prompts, steered, wanted, knobs, work)
+    # Run the model: its predictions at each strength, and the texts that it writes.
+    doses_of = _doses(place, prompts, steered, wanted, knobs, work)
     written = _written(place, prompts, source.chosen, steered, knobs, work)
-    _write(folder, steered, found, written, knobs.strengths)
+    _write(folder, steered, doses_of, written, knobs.strengths)
 
     results = [
         {
             "latent": j,
             "largest": largest,
-            **_judged(steered[j], found[j], knobs, np.random.default_rng([seed, j])),
+            **_judged(steered[j], doses_of[j], knobs, np.random.default_rng([seed, j])),
             **{name: [lm.tokenizer.decode([t]) for t in tokens.tolist()] for name, tokens in _named(wanted[j])},
             "written": written[j],
         }
@@ -102,17 +116,19 @@ def steer_eval(
         "prompts": len(prompts),
         "strengths": knobs.strengths,
         "kl": knobs.kl,
-        "beating_all": sum(one["beats_all"] for one in results) / len(results) if results else None,
+        "beating_all": sum(result["beats_all"] for result in results) / len(results) if results else None,
         "latents": results,
     }
 
 
 def _wanted(latents: Latents, latent: int, knobs: SteerEval) -> Wanted:
+    """Collect the tokens that tell whether steering with ``latent`` had an effect."""
     promoted = prompts_of.promoted_tokens(latents, latent, knobs.promoted)
     return Wanted(promoted, prompts_of.next_tokens(latents, latent, knobs.contexts))
 
 
 def _named(wanted: Wanted) -> list[tuple[str, torch.Tensor]]:
+    """Pair each list of tokens with its key in the report."""
     return [("promoted_tokens", wanted.promoted), ("following_tokens", wanted.follows)]
 
 
@@ -124,13 +140,16 @@ def _doses(
     knobs: SteerEval,
     work: Path | None,
 ) -> dict[int, list[Dose]]:
-    """Latent -> the doses of its conditions, in their order."""
-    everything = [(condition, wanted[j]) for j, some in steered.items() for condition in some]
-    passes = len(everything) * sum(strength != 0 for strength in knobs.strengths)
-    passes *= -(-len(prompts) // knobs.batch_size)
+    """Map each latent to the doses of its conditions, in their order.
+
+    All conditions of all latents run together, so that they share the blocks of the model below the layer.
+    """
+    pairs = [(condition, wanted[j]) for j, of_latent in steered.items() for condition in of_latent]
+    batches = -(-len(prompts) // knobs.batch_size)
+    passes = len(pairs) * sum(strength != 0 for strength in knobs.strengths) * batches
     with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
-        found = iter(doses(place, prompts, everything, knobs.strengths, knobs.batch_size, bar.update, work))
-    return {j: [next(found) for _ in some] for j, some in steered.items()}
+        in_order = iter(doses(place, prompts, pairs, knobs.strengths, knobs.batch_size, bar.update, work))
+    return {j: [next(in_order) for _ in of_latent] for j, of_latent in steered.items()}
 
 
 def _written(
@@ -141,9 +160,11 @@ def _written(
     knobs: SteerEval,
     work: Path | None,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Latent -> what was written: first without steering, then by condition, strength and prompt. What is written of a
-    latent is kept in ``work``."""
-    count, lm, size = len(knobs.texts) + knobs.generate.prompts, place.lm, knobs.generate.tokens
+    """Map each latent to the texts that the model writes: first without steering, then by condition, strength, prompt.
+
+    Each text comes with what :func:`read_back` measures. The texts of a latent are kept in ``work`` when they are done.
+    """
+    count, lm, length = len(knobs.texts) + knobs.generate.prompts, place.lm, knobs.generate.tokens
     starts = prompts.lists()[:count]
     if not starts:
         return {j: [] for j in chosen}
@@ -151,82 +172,95 @@ def _written(
     def kept(name: str) -> Path | None:
         return work / "written" / f"{name}.json" if work else None
 
-    plain = resume.once_json(kept("plain"), lambda: generate(place, starts, [(None, 0.0)], size))
+    plain = resume.once_json(kept("plain"), lambda: generate(place, starts, [(None, 0.0)], length))
 
-    def of(latent: int) -> list[dict[str, Any]]:
+    def texts_of(latent: int) -> list[dict[str, Any]]:
         strengths = [strength for strength in knobs.generate.strengths if strength]
         runs = [(condition, strength) for condition in steered[latent] for strength in strengths]
-        new = plain + (generate(place, starts, runs, size) if runs else [])
+        continuations = plain + (generate(place, starts, runs, length) if runs else [])
 
-        which = [("none", 0.0), *((condition.name, strength) for condition, strength in runs)]
-        named = [(name, strength, prompt) for name, strength in which for prompt in starts]
-        measured = read_back(place, [prompt for _, _, prompt in named], new, latent, chosen[latent])
+        # The same order as ``continuations``: all prompts without steering, then all prompts of each run.
+        settings = [("none", 0.0), *((condition.name, strength) for condition, strength in runs)]
+        origins = [(name, strength, prompt) for name, strength in settings for prompt in starts]
+        measured = read_back(place, [prompt for _, _, prompt in origins], continuations, latent, chosen[latent])
         return [
             {
                 "condition": name,
                 "strength": strength,
                 "prompt": lm.tokenizer.decode(prompt[1:]),
-                "text": lm.tokenizer.decode(text),
+                "text": lm.tokenizer.decode(tokens),
                 **numbers,
             }
-            for (name, strength, prompt), text, numbers in zip(named, new, measured, strict=True)
+            for (name, strength, prompt), tokens, numbers in zip(origins, continuations, measured, strict=True)
         ]
 
     bar = tqdm(chosen, desc=f"write {place.layer}", unit=" latents", disable=None)
-    return {j: resume.once_json(kept(str(j)), partial(of, j)) for j in bar}
+    return {j: resume.once_json(kept(str(j)), partial(texts_of, j)) for j in bar}
 
 
 def _write(
     folder: Path,
     steered: dict[int, list[Condition]],
-    found: dict[int, list[Dose]],
+    doses_of: dict[int, list[Dose]],
     written: dict[int, list[dict[str, Any]]],
     strengths: list[float],
 ) -> None:
-    """`doses.parquet`, a row a latent, condition, strength and prompt, and `written.parquet`."""
+    """Write `doses.parquet`, a row for each latent, condition, strength and prompt, and `written.parquet`."""
     rows: list[dict[str, Any]] = []
-    for j, some in found.items():
-        for condition, dose in zip(steered[j], some, strict=True):
-            for number, text in np.ndindex(dose.kl.shape):
-                head = {"latent": j, "condition": condition.name, "strength": strengths[number], "prompt": text}
-                rows.append(head | {name: getattr(dose, name)[number, text] for name in Dose._fields})
+    for j, of_latent in doses_of.items():
+        for condition, dose in zip(steered[j], of_latent, strict=True):
+            for number, prompt in np.ndindex(dose.kl.shape):
+                key = {"latent": j, "condition": condition.name, "strength": strengths[number], "prompt": prompt}
+                rows.append(key | {name: getattr(dose, name)[number, prompt] for name in Dose._fields})
     parquet.write(folder / "doses.parquet", {name: [row[name] for row in rows] for name in DOSES.names}, DOSES)
-    rows = [{"latent": j, **row} for j, some in written.items() for row in some]
+
+    rows = [{"latent": j, **text} for j, texts in written.items() for text in texts]
     parquet.write(folder / "written.parquet", {name: [row[name] for row in rows] for name in WRITTEN.names}, WRITTEN)
 
 
 def _judged(
-    steered: list[Condition], found: list[Dose], knobs: SteerEval, random: np.random.Generator
+    steered: list[Condition], measured: list[Dose], knobs: SteerEval, random: np.random.Generator
 ) -> dict[str, Any]:
-    """Of a latent: its dose-response, its best effect within the bound on cost, and that of each baseline."""
-    draws = drawn(found[0].kl.shape[1], knobs.bootstraps, random)
-    judged: dict[str, Any] = {"monotone": monotone(knobs.strengths, found[0].promoted)}
-    for name in ("promoted", "follows"):
-        pairs = {one.name: (getattr(dose, name), dose.kl) for one, dose in zip(steered, found, strict=True)}
-        own = pairs[LATENT]
-        if np.isnan(own[0]).any():
-            judged[name] = None
-            continue
-        others = [one for one in pairs if one != LATENT]
-        judged[name] = {
-            "best": {one: _best(*pair, knobs) for one, pair in pairs.items()},
-            "against": {one: compared(knobs.strengths, own, pairs[one], knobs.kl, draws) for one in others},
+    """Judge one latent: its dose-response, its best effect within the bound on cost, and that of each baseline.
+
+    ``steered``: its own direction first, then the baselines. ``measured``: the doses of each of these. An effect is
+    None where the latent has no tokens of that kind.
+    """
+    draws = drawn(measured[0].kl.shape[1], knobs.bootstraps, random)
+    judged: dict[str, Any] = {"monotone": monotone(knobs.strengths, measured[0].promoted)}
+
+    for effect in ("promoted", "follows"):
+        # Condition -> effect and cost, (strength, prompt) each.
+        curves = {
+            condition.name: (getattr(dose, effect), dose.kl) for condition, dose in zip(steered, measured, strict=True)
         }
-    judged["beats_all"] = all(line["beats"] for line in judged["promoted"]["against"].values())
+        own = curves[LATENT]
+        if np.isnan(own[0]).any():
+            judged[effect] = None
+            continue
+        baselines = [name for name in curves if name != LATENT]
+        judged[effect] = {
+            "best": {name: _best(values, cost, knobs) for name, (values, cost) in curves.items()},
+            "against": {name: compared(knobs.strengths, own, curves[name], knobs.kl, draws) for name in baselines},
+        }
+
+    judged["beats_all"] = all(comparison["beats"] for comparison in judged["promoted"]["against"].values())
     judged["doses"] = {
         condition.name: [
             {"strength": strength} | {name: _mean(getattr(dose, name)[number]) for name in Dose._fields}
             for number, strength in enumerate(knobs.strengths)
         ]
-        for condition, dose in zip(steered, found, strict=True)
+        for condition, dose in zip(steered, measured, strict=True)
     }
     return judged
 
 
 def _mean(values: np.ndarray) -> float | None:
+    """Return the mean, or None where there is nothing to measure."""
     return None if np.isnan(values).any() else float(values.mean())
 
 
 def _best(effect: np.ndarray, cost: np.ndarray, knobs: SteerEval) -> dict[str, float]:
-    found = best(knobs.strengths, effect.mean(1, keepdims=True), cost.mean(1, keepdims=True), knobs.kl)
-    return {name: float(value[0]) for name, value in found._asdict().items()}
+    """Find the best mean effect over prompts within the bound on cost. ``effect``, ``cost``: (strength, prompt)."""
+    optimum = best(knobs.strengths, effect.mean(1, keepdims=True), cost.mean(1, keepdims=True), knobs.kl)
+    return {name: float(value[0]) for name, value in optimum._asdict().items()}

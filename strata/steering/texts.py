@@ -1,4 +1,4 @@
-"""Prompts, held-out and the user's own, and the tokens that a latent should make more likely."""
+"""Make the prompts, held-out and the user's own, and find the tokens that a latent should make more likely."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,11 @@ from strata.run.door import BadInput
 
 @dataclass(frozen=True)
 class Texts:
-    """``tokens``: (text, position) int64, padded on the right with 0. ``lengths``: (text,), BOS counted.
-    ``scored``: (text, position) bool, after which tokens the prediction is looked at."""
+    """Texts as tokens.
+
+    ``tokens``: (text, position) int64, padded on the right with 0. ``lengths``: (text,), BOS included. ``scored``:
+    (text, position) bool, the tokens after which the prediction is measured.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -25,20 +28,21 @@ class Texts:
         return len(self.tokens)
 
     def part(self, first: int, end: int) -> "Texts":
-        """Texts ``first`` … ``end`` - 1."""
+        """Take the texts ``first`` to ``end`` - 1."""
         return Texts(self.tokens[first:end], self.lengths[first:end], self.scored[first:end])
 
     def lists(self) -> list[list[int]]:
-        """The tokens of each, without padding."""
+        """List the tokens of each text, without padding."""
         return [row[: int(n)].tolist() for row, n in zip(self.tokens, self.lengths, strict=True)]
 
 
 def padded(texts: list[list[int]], scored: int) -> Texts:
-    """The last ``scored`` tokens of each are scored, BOS never."""
+    """Pad ``texts``, which are lists of tokens. The last ``scored`` tokens of each are scored, but never BOS."""
     lengths = torch.tensor([len(text) for text in texts], dtype=torch.long)
     tokens = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
     for number, text in enumerate(texts):
         tokens[number, : len(text)] = torch.tensor(text)
+
     place, end = torch.arange(tokens.shape[1]), lengths[:, None]
     return Texts(tokens, lengths, (place < end) & (place >= (end - scored).clamp(min=1)))
 
@@ -46,9 +50,10 @@ def padded(texts: list[list[int]], scored: int) -> Texts:
 def prompts(
     lm: LanguageModel, texts: list[str], contexts: Contexts, count: int, tokens: int, scored: int, written: int = 0
 ) -> Texts:
-    """The user's ``texts``, then ``count`` beginnings of held-out contexts, ``tokens`` long, from all over the split.
+    """Make the prompts: the user's ``texts``, then ``count`` beginnings of held-out contexts, ``tokens`` long.
 
-    Their last ``scored`` tokens are scored. The model must have room for ``written`` tokens behind each.
+    The contexts come from all over the split. The last ``scored`` tokens of each prompt are scored. Raises BadInput if
+    the model has no room for ``written`` tokens behind a prompt.
     """
     if lm.positions is not None and 1 + tokens + written > lm.positions:
         raise BadInput(
@@ -59,51 +64,59 @@ def prompts(
 
 
 def _tokens_of(lm: LanguageModel, text: str, written: int) -> list[int]:
-    found = [lm.bos, *lm.read([text])[0]]
-    if len(found) == 1:
+    """Read one of the user's texts, with BOS in front. Raises BadInput if it is empty or too long."""
+    tokens = [lm.bos, *lm.read([text])[0]]
+    if len(tokens) == 1:
         raise BadInput(f"params.yaml: the prompt {text!r} of steer_eval.texts holds no token besides BOS")
-    if lm.positions is not None and len(found) + written > lm.positions:
+    if lm.positions is not None and len(tokens) + written > lm.positions:
         raise BadInput(
-            f"params.yaml: a prompt of steer_eval.texts has {len(found)} tokens, and {written} are written behind it; "
+            f"params.yaml: a prompt of steer_eval.texts has {len(tokens)} tokens, and {written} are written behind it; "
             f"the model reads {lm.positions}"
         )
-    return found
+    return tokens
 
 
 def held_out(contexts: Contexts, count: int, tokens: int) -> list[list[int]]:
-    """Beginnings of test contexts, BOS and ``tokens`` tokens of one document each."""
+    """Take ``count`` beginnings of test contexts, evenly spread: BOS and ``tokens`` tokens of one document each.
+
+    Raises BadInput if there are too few.
+    """
     ids, documents = contexts.read(*contexts.split("test"))
     if tokens >= ids.shape[1]:
         raise BadInput(
             f"params.yaml: steer_eval.tokens is {tokens}, but a context has {ids.shape[1]} tokens, BOS included"
         )
-    begins = documents[:, 1 : tokens + 1]
-    whole = np.flatnonzero((begins >= 0).all(1) & (begins == begins[:, :1]).all(1))
-    if len(whole) < count:
+
+    # The contexts whose beginning is of one document. A position of no document is below 0.
+    owners = documents[:, 1 : tokens + 1]
+    usable = np.flatnonzero((owners >= 0).all(1) & (owners == owners[:, :1]).all(1))
+    if len(usable) < count:
         raise BadInput(
-            f"params.yaml: steer_eval.prompts is {count}, but {len(whole)} test contexts begin with "
+            f"params.yaml: steer_eval.prompts is {count}, but {len(usable)} test contexts begin with "
             f"{tokens} tokens of one document; lower steer_eval.prompts or steer_eval.tokens"
         )
-    chosen = whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
+    chosen = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
     return ids[chosen, : tokens + 1].astype(int).tolist()
 
 
 def next_tokens(latents: Latents, latent: int, count: int) -> Tensor:
-    """(token,) what follows the peaks of the latent's ``count`` strongest examples; a token counts as often as it does.
+    """List the tokens that follow the peaks of the latent's ``count`` strongest examples, (token,).
 
-    An example that ends with its peak is passed over.
+    A token is listed each time it follows. An example that ends with its peak is passed over.
     """
     table = latents.table("examples", ["tokens", "values"], [("latent", "=", latent), ("kind", "=", "top")])
-    found = []
+    following = []
     for row in [] if table is None else table.to_pylist():
         after = int(np.argmax(row["values"])) + 1
         if after < len(row["tokens"]):
-            found.append(row["tokens"][after])
-    return torch.tensor(found[:count], dtype=torch.long)
+            following.append(row["tokens"][after])
+    return torch.tensor(following[:count], dtype=torch.long)
 
 
 def promoted_tokens(latents: Latents, latent: int, count: int) -> Tensor:
-    """(token,) the ``count`` tokens that its logit lens puts first; none where interpret could not read the model's
-    last steps."""
+    """List the ``count`` tokens that the latent's logit lens puts first, (token,).
+
+    There are none where interpret could not read the model's last steps.
+    """
     table = latents.table("logits", ["side", "token"], [("latent", "=", latent), ("side", "=", "promoted")])
     return torch.tensor([] if table is None else table["token"].to_pylist()[:count], dtype=torch.long)

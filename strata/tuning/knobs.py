@@ -1,4 +1,4 @@
-"""The section tune of params.yaml, and which points of its space there are."""
+"""The section tune of params.yaml, and the checks of its search space."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
@@ -24,7 +24,7 @@ FIXED = {
 
 
 class Range(Section):
-    """From ``min`` to ``max``, both included; ``log``: every factor is as likely as every other."""
+    """Numbers from ``min`` to ``max``, both included. ``log``: equal factors, not equal steps, are equally likely."""
 
     min: float
     max: float
@@ -32,7 +32,7 @@ class Range(Section):
 
 
 class Tune(Section):
-    """What is searched, how, and on what. See params.yaml. ``space``: knob -> a range, or a list of choices."""
+    """What is searched, how, and on which rows. See params.yaml. ``space``: knob -> a range, or a list of choices."""
 
     run: bool
     sampler: Sampler
@@ -48,7 +48,7 @@ class Tune(Section):
         if not space:
             raise ValueError("it is empty; name at least one knob of train, e.g. lr: {min: 0.001, max: 0.01}")
         try:
-            return {name: _spread(name, given) for name, given in space.items()}
+            return {name: _spread(name, entry) for name, entry in space.items()}
         except BadInput as refusal:
             raise ValueError(str(refusal)) from None
 
@@ -61,22 +61,27 @@ class Tune(Section):
         return self
 
 
-def _spread(name: str, given: Any) -> Range | list[Any]:
-    """A range or a list of choices, each of which the knob may have by itself."""
+def _spread(name: str, entry: Any) -> Range | list[Any]:
+    """Check the ``entry`` of a knob in tune.space: a range, or a list of choices, each of which the knob may have.
+
+    Raises BadInput if the knob cannot be tuned, or the entry is not such.
+    """
     if name not in Train.model_fields:
         others = near(name, Train.model_fields) or "; lr, k, latents, auxk, rule and others are"
         raise BadInput(f"{name!r} is no knob of train{others}")
     if name in FIXED:
         raise BadInput(f"{name} cannot be tuned: {FIXED[name]}")
-    if isinstance(given, list):
-        if len({repr(value) for value in given}) < max(len(given), 2):
-            raise BadInput(f"{name} has the choices {given}; give at least two, each once")
-        for value in given:
+
+    if isinstance(entry, list):
+        if len({repr(value) for value in entry}) < max(len(entry), 2):
+            raise BadInput(f"{name} has the choices {entry}; give at least two, each once")
+        for value in entry:
             _allowed(name, value)
-        return given
-    if not isinstance(given, dict):
-        raise BadInput(f"{name} is {given!r}; give {{min: …, max: …}}, with log: true if need be, or a list of choices")
-    spread = check(given, Range, name)
+        return entry
+
+    if not isinstance(entry, dict):
+        raise BadInput(f"{name} is {entry!r}; give {{min: …, max: …}}, with log: true if need be, or a list of choices")
+    spread = check(entry, Range, name)
     if _number(name) is None:
         raise BadInput(f"{name} has a range, but is no number; give a list of choices")
     if spread.min >= spread.max:
@@ -89,13 +94,14 @@ def _spread(name: str, given: Any) -> Range | list[Any]:
 
 
 def ends(name: str, spread: Range) -> tuple[float, float] | tuple[int, int]:
-    """Both bounds; as whole numbers, where the knob is one and they are."""
+    """Return both bounds of a range: as integers where the knob is an integer and they are whole, else as floats."""
     if _number(name) is int and spread.min.is_integer() and spread.max.is_integer():
         return int(spread.min), int(spread.max)
     return spread.min, spread.max
 
 
 def _allowed(name: str, value: Any) -> None:
+    """Raise BadInput if a knob of train may not have this value by itself."""
     try:
         knob(name).validate_python(value)
     except ValidationError as error:
@@ -104,27 +110,28 @@ def _allowed(name: str, value: Any) -> None:
 
 
 def knob(name: str) -> TypeAdapter[Any]:
-    """What one knob of train may be by itself."""
+    """Make the check of what one knob of train may be by itself."""
     field = Train.model_fields[name]
     kind: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm]
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _number(name: str) -> type[int] | type[float] | None:
+    """Say which kind of number a knob of train is; None: it is not a number."""
     annotation = Train.model_fields[name].annotation
     kinds = (annotation, *get_args(annotation))
     return int if int in kinds else float if float in kinds else None
 
 
 def extremes(tune: Tune) -> Iterator[tuple[str, Any]]:
-    """The ends of each range and every choice, with the knob's name."""
+    """Yield the ends of each range and every choice, with the knob's name."""
     for name, spread in tune.space.items():
         for value in spread if isinstance(spread, list) else ends(name, spread):
             yield name, value
 
 
 def check_taken(names: list[str], tune: Tune) -> None:
-    """Refuse a ``train.from_tune`` that the search could not fill."""
+    """Raise BadInput if ``names``, train.from_tune, holds a knob that is not searched."""
     if strange := [name for name in names if name not in tune.space]:
         raise BadInput(
             f"params.yaml: train.from_tune names {strange[0]!r}, which tune.space does not have; "

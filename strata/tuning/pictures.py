@@ -1,4 +1,4 @@
-"""The search as pictures: how fast it got better, and what each knob does by the model's belief."""
+"""Draw the search: how fast it got better, and what each knob does according to the model."""
 
 import math
 from typing import Any
@@ -19,11 +19,15 @@ KINDS = {
     "random": ("random", SOFT),
     "model": ("chosen by the model", "#2a6fc2"),
 }
-SAMPLES, POINTS = 200, 30  # of the other knobs, to average over; along a knob
+SAMPLES = 200  # points of the other knobs, over which a knob's dependence is averaged
+POINTS = 30  # along each knob
 
 
 def convergence(found: dict[str, Any]) -> bytes:
-    """The best score after so many trials (skopt.plots), every trial's own, and where the model took over."""
+    """Draw the best score against the number of trials (skopt.plots), and each trial's own score, coloured by its kind.
+
+    ``found``: the content of `trials.json`.
+    """
     trials = found["trials"]
     scores = [WORST if trial["score"] is None else min(trial["score"], WORST) for trial in trials]
 
@@ -31,10 +35,11 @@ def convergence(found: dict[str, Any]) -> bytes:
         points = [list(trial["knobs"].values()) for trial in trials]
         plot_convergence(OptimizeResult(x_iters=points, func_vals=scores), ax=axes, yscale="log")
         for kind, (label, colour) in KINDS.items():
-            chosen = [place for place, trial in enumerate(trials) if trial["kind"] == kind]
-            if chosen:
-                numbers, heights = [place + 1 for place in chosen], [scores[place] for place in chosen]
+            of_kind = [index for index, trial in enumerate(trials) if trial["kind"] == kind]
+            if of_kind:
+                numbers, heights = [index + 1 for index in of_kind], [scores[index] for index in of_kind]
                 axes.scatter(numbers, heights, s=14, c=colour, label=label, zorder=3)
+
         axes.set(title="", xlabel="trials", ylabel="held-out score, and the best so far")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _readable(axes)
@@ -44,32 +49,37 @@ def convergence(found: dict[str, Any]) -> bytes:
 
 
 def dependence(found: dict[str, Any], search: Search) -> bytes | None:
-    """What the score would be along each knob, averaged over the others, by the last model (skopt.plots), and the
-    trials; None for a search without a model."""
+    """Draw the score along each knob, averaged over the others, as the last model predicts it, and the trials.
+
+    The prediction is skopt.plots' partial dependence. ``found``: the content of `trials.json`. Returns None for a
+    search without a model.
+    """
     if search.model is None or not search.model.models:
         return None
+
     space, model = search.model.space, search.model.models[-1]
     samples = space.transform(space.rvs(SAMPLES, random_state=np.random.RandomState(0)))
-    told = [math.exp(value) for _, value in search.told]
+    scores = [math.exp(log_score) for _, log_score in search.told]
     best = search.told[found["best"]][0]
 
     def draw(*panels: Axes) -> None:
-        for place, (axes, dimension) in enumerate(zip(panels, space.dimensions, strict=True)):
-            values, predicted = partial_dependence_1D(space, model, place, samples, POINTS)
-            of_trials = [point[place] for point, _ in search.told]
+        for index, (axes, dimension) in enumerate(zip(panels, space.dimensions, strict=True)):
+            values, predicted = partial_dependence_1D(space, model, index, samples, POINTS)
+            tried = [point[index] for point, _ in search.told]
             if isinstance(dimension, Categorical):
                 names = [str(value) for value in dimension.categories]
-                where = {str(value): number for number, value in enumerate(dimension.categories)}
-                axes.plot(values, np.exp(predicted), "s-", color=INK, lw=1)  # values: the categories' numbers
-                axes.scatter([where[str(value)] for value in of_trials], told, s=12, c="#2a6fc2")
-                axes.axvline(where[str(best[place])], color=BEST, ls="--", lw=1)
+                number_of = {str(value): number for number, value in enumerate(dimension.categories)}
+                axes.plot(values, np.exp(predicted), "s-", color=INK, lw=1)  # values are numbers of categories
+                axes.scatter([number_of[str(value)] for value in tried], scores, s=12, c="#2a6fc2")
+                axes.axvline(number_of[str(best[index])], color=BEST, ls="--", lw=1)
                 axes.set_xticks(range(len(names)), names, rotation=20)
             else:
                 axes.plot(values, np.exp(predicted), color=INK, lw=1.2)
-                axes.scatter(of_trials, told, s=12, c="#2a6fc2", zorder=3)
-                axes.axvline(best[place], color=BEST, ls="--", lw=1)
+                axes.scatter(tried, scores, s=12, c="#2a6fc2", zorder=3)
+                axes.axvline(best[index], color=BEST, ls="--", lw=1)
                 if dimension.prior == "log-uniform":
                     axes.set_xscale("log")
+
             axes.set(xlabel=dimension.name, yscale="log")
             axes.grid(visible=True)
             _readable(axes)
@@ -80,7 +90,7 @@ def dependence(found: dict[str, Any], search: Search) -> bytes | None:
 
 
 def _readable(axes: Axes) -> None:
-    """Scores within one decade still have labels."""
+    """Label the scores' axis so that scores within one decade have labels too."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

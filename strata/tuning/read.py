@@ -1,4 +1,4 @@
-"""Read what tune wrote: `best.yaml`, the knobs that train takes, and `trials.json`, how they were found."""
+"""Read what tune wrote: `best.yaml`, the knobs for train, and `trials.json`, how they were found."""
 
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,33 @@ Trials = dict[str, Any]
 
 
 def taken(best: Path, names: list[str]) -> dict[str, Any]:
-    """The values that ``best`` (`best.yaml`) has for the knobs ``names``; none if tune was skipped.
+    """Read the values that ``best``, the path of `best.yaml`, has for the knobs ``names``; none if tune was skipped.
 
     Raises BadInput for a name that tune did not search.
     """
-    found = read_yaml(best)
-    if found.get("skipped"):
+    content = read_yaml(best)
+    if content.get("skipped"):
         return {}
-    if strange := [name for name in names if name not in found["knobs"]]:
+
+    if strange := [name for name in names if name not in content["knobs"]]:
         raise BadInput(
             f"params.yaml: train.from_tune names {strange[0]!r}, which tune.space does not have; "
-            f"{best} has {', '.join(found['knobs'])}"
+            f"{best} has {', '.join(content['knobs'])}"
         )
-    return {name: found["knobs"][name] for name in names}
+    return {name: content["knobs"][name] for name in names}
 
 
 def read_trials(folder: Path) -> Trials | None:
-    """What `trials.json` says; None if tune was skipped."""
-    found = read_json(folder / "trials.json")
-    return None if found.get("skipped") else found
+    """Read `trials.json`; None if tune was skipped."""
+    trials = read_json(folder / "trials.json")
+    return None if trials.get("skipped") else trials
 
 
 def numbers(found: Trials) -> dict[str, Any]:
-    """What the summary takes of it: the best trial, and beside it the one with the knobs of params.yaml."""
+    """Pick the numbers for the summary: the best trial, and the score with the knobs of params.yaml.
+
+    ``found``: the content of `trials.json`.
+    """
     best = found["trials"][found["best"]]
     first = found["trials"][0]
     return {
@@ -47,7 +51,10 @@ def numbers(found: Trials) -> dict[str, Any]:
 
 
 def curve(found: Trials) -> list[dict[str, float]]:
-    """A row a trial that did not fail: its number as ``step``, its score and parts, and the best score by then."""
+    """Make a row for each trial that did not fail: its number as ``step``, its score and parts, the best score so far.
+
+    ``found``: the content of `trials.json`.
+    """
     rows, best = [], None
     for trial in found["trials"]:
         if trial["score"] is not None:

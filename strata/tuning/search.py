@@ -1,7 +1,7 @@
-"""Which knobs to try next, by scikit-optimize: ask for a point, tell its score, ask again.
+"""Choose which knobs to try next, with scikit-optimize: ask for a point, tell its score, ask again.
 
-The same seed and the same scores give the same points, bit for bit: a search that was broken off is told its trials
-anew and goes on where it was.
+The same seed and the same scores give the same points, bit for bit. So a search that was interrupted is told its trials
+again, and goes on where it was.
 """
 
 import math
@@ -17,33 +17,39 @@ from threadpoolctl import threadpool_limits
 
 from strata.tuning.knobs import Range, Tune, ends
 
-WORST = 10.0  # of what is told, and what a failure counts: an error as large as the variance, and all latents dead
+WORST = 10.0  # the largest score that is told, also for failures: fvu 1, and all latents dead
 MODELS = {"gp": "GP", "forest": "ET"}
-DIGITS = 3  # of a number that is proposed
-CANDIDATES = 2000  # points whose expected improvement is computed; the best few are improved by gradient
+DIGITS = 3  # significant digits of a proposed number
+CANDIDATES = 2000  # points whose expected improvement is computed; the best few are then improved by gradient
 
 Point = dict[str, Any]
 
 
 def dimensions(tune: Tune) -> list[Any]:
-    """tune.space as scikit-optimize's, in its order."""
+    """Turn tune.space into the dimensions of scikit-optimize, in the same order."""
     return [_dimension(name, tune) for name in tune.space]
 
 
 def _dimension(name: str, tune: Tune) -> Any:
+    """Turn one range or list of choices into a dimension."""
     spread = tune.space[name]
     if not isinstance(spread, Range):
         return Categorical(spread, name=name)
+
     prior = "log-uniform" if spread.log else "uniform"
     low, high = ends(name, spread)
     return (Integer if isinstance(low, int) else Real)(low, high, prior=prior, name=name)
 
 
 class Search:
-    """``first``: a point to begin with, the knobs as params.yaml has them; left out where the space lacks it.
+    """A search over the knobs of tune.space.
 
-    ``gp``: a Gaussian process, ``forest``: extremely randomised trees; both model ln(score) and take the point of the
-    largest expected improvement after ``starts`` points of a Latin hypercube. ``dummy``: every point at random.
+    The sampler ``gp`` is a Gaussian process, ``forest`` extremely randomised trees. Both model ln(score). After
+    ``starts`` points of a Latin hypercube they take the point with the largest expected improvement. ``dummy`` takes
+    every point at random.
+
+    ``first``: a point to begin with, the knobs as params.yaml has them. It is left out if the space does not hold it.
+    ``told``: each point that was asked for, and the logarithm of its score.
     """
 
     def __init__(self, tune: Tune, seed: int, first: Point | None = None) -> None:
@@ -51,10 +57,12 @@ class Search:
         self.space = Space(dimensions(tune))
         point = None if first is None else [first[name] for name in self.names]
         self.first = point if point is not None and point in self.space else None
+
         self._asked: list[Any] = []
         self.told: list[tuple[list[Any], float]] = []
         self.model: Optimizer | None = None
         self._random = np.random.RandomState(seed)
+
         if tune.sampler in MODELS:
             self.model = Optimizer(
                 dimensions(tune),
@@ -67,7 +75,7 @@ class Search:
             )
 
     def ask(self) -> Point:
-        """The next point: knob -> value."""
+        """Choose the next point: knob -> value."""
         if self.first is not None and not self.told:
             self._asked = self.first
         elif self.model is None:
@@ -75,24 +83,26 @@ class Search:
         else:
             with _quiet():
                 self._asked = self.model.ask() or []
+
         if self._asked is not self.first:
             self._asked = [_rounded(value, part) for value, part in zip(self._asked, self.space, strict=True)]
         return {name: plain(value) for name, value in zip(self.names, self._asked, strict=True)}
 
     def tell(self, score: float | None) -> None:
-        """What came of the point that was asked for last; None: it failed."""
-        value = math.log(min(WORST if score is None else score, WORST))
-        self.told.append((self._asked, value))
+        """Take in the score of the point that was asked for last; None: it failed."""
+        log_score = math.log(min(WORST if score is None else score, WORST))
+        self.told.append((self._asked, log_score))
         if self.model is not None:
             with _quiet():
-                self.model.tell(self._asked, value)
+                self.model.tell(self._asked, log_score)
 
 
 def _rounded(value: Any, part: Any) -> Any:
-    """A real number with DIGITS significant digits, within its range; anything else as it is.
+    """Round a real number to DIGITS significant digits, within its range. Leave anything else as it is.
 
-    The last bits of a proposal hang on the kernels that BLAS takes (by the processor, or by OPENBLAS_CORETYPE), and
-    from one trial to the next they would grow: from 1e-12 of an lr to 6e-7 of another one two trials later.
+    The last bits of a proposal depend on the kernels that BLAS chooses (by the processor, or by OPENBLAS_CORETYPE).
+    From one trial to the next such a difference would grow: from 1e-12 of an lr to 6e-7 of another one two trials
+    later.
     """
     if not isinstance(part, Real):
         return value
@@ -100,13 +110,17 @@ def _rounded(value: Any, part: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A number or text of numpy as Python's own."""
+    """Turn a number or text of NumPy into Python's own."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """One thread: the matrices are tiny, and sums depend on it. Repeated points are no news; see tune.trials."""
+    """Run the model on one thread and without warnings inside the block.
+
+    The matrices are tiny, and sums depend on the number of threads. The warnings are about repeated points, which
+    `tune.search` does not train again.
+    """
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Try knobs of train in short trainings, each chosen by what came of those before, and keep the best."""
+"""Try knobs of train in short trainings, choose each by the results of those before, and keep the best."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +28,18 @@ def search(
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     work: Path | None = None,
 ) -> tuple[list[dict[str, Any]], Search]:
-    """``tune.calls`` trials, the first with the knobs as ``train`` has them, where the space has these.
+    """Make ``tune.calls`` trials; the first has the knobs of ``train`` itself, if the space holds them.
 
-    ``work``: a folder where each trial is kept when it is done. Those that are there already are told, not made.
-    A point that comes again is not trained again either, because the same would come of it.
+    ``attempt``: makes one trial from its knobs. ``watch``: called after each trial with its number and its scores.
+    ``work``: a folder where each trial is kept when it is done. Trials that are there already are told to the search,
+    but not made again. A point that was tried before is not trained again either, because the result would be the same.
+
+    Returns the trials, and the search as it ended.
     """
-    found = Search(tune, seed, {name: train[name] for name in tune.space})
+    state = Search(tune, seed, {name: train[name] for name in tune.space})
     trials: list[dict[str, Any]] = []
     for number in range(tune.calls):
-        knobs = found.ask()
+        knobs = state.ask()
         file = work / f"{number:04d}.json" if work else None
         trial = resume.kept_json(file) if file else None
         if file and trial is not None and trial["knobs"] != knobs:
@@ -46,27 +49,28 @@ def search(
         if trial is None:
             same = next((trial for trial in trials if trial["knobs"] == knobs), None)
             result = {name: same[name] for name in same if name not in ("trial", "kind")} if same else attempt(knobs)
-            trial = {"trial": number, "kind": _kind(found, number, tune), "knobs": knobs, **result}
+            trial = {"trial": number, "kind": _kind(state, number, tune), "knobs": knobs, **result}
             if file:
                 resume.keep_json(file, trial)
 
-        found.tell(trial["score"])
+        state.tell(trial["score"])
         trials.append(trial)
+
         numbers = {name: trial[name] for name in ("score", "fvu", "l0", "dead") if trial[name] is not None}
         if (best := best_of(trials)) is not None:
             watch(number, {**numbers, "best": best["score"]})
-    return trials, found
+    return trials, state
 
 
-def _kind(found: Search, number: int, tune: Tune) -> str:
-    """Where a trial's knobs come from: params.yaml, chance, or what the trials before it taught."""
-    if number == 0 and found.first is not None:
+def _kind(state: Search, number: int, tune: Tune) -> str:
+    """Say where a trial's knobs come from: params.yaml, chance, or the model of the trials before it."""
+    if number == 0 and state.first is not None:
         return "params"
-    return "random" if found.model is None or number < tune.starts + (found.first is not None) else "model"
+    return "random" if state.model is None or number < tune.starts + (state.first is not None) else "model"
 
 
 def best_of(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial with the lowest score, the earliest of equals; None if all failed."""
+    """Find the trial with the lowest score, the earliest of equal ones; None if all failed."""
     done = [trial for trial in trials if trial["score"] is not None]
     return min(done, key=lambda trial: trial["score"], default=None)
 
@@ -81,21 +85,24 @@ def tune(
     work: Path | None = None,
     device: torch.device = CPU,
 ) -> tuple[dict[str, Any], Search]:
-    """What `trials.json` says, and the search as it ended, for its pictures. ``train``: the section of params.yaml.
+    """Search the knobs; return the content of `trials.json`, and the search as it ended, for its pictures.
 
-    Raises BadInput where train.from_tune names what is not searched, or no trial came to an end.
+    ``train``: the section of params.yaml. ``watch`` and ``work``: see :func:`search`. Raises BadInput if
+    train.from_tune names a knob that is not searched, if there are no validation rows, or if all trials failed.
     """
     check_taken(check(train, Train, "params.yaml: train").from_tune, knobs)
     first, end = activations.split("validation")
     if first == end:
         raise BadInput("there are no validation rows to judge trials by; raise fetch.corpus.validation")
+
     rows = sliced(activations, knobs.rows)
-    trials, found = search(
+    trials, state = search(
         knobs, seed, train, lambda values: attempt(rows, train, values, knobs, targets, seed, device), watch, work
     )
     best = best_of(trials)
     if best is None:
         raise BadInput(f"all {len(trials)} trials of tune failed; the first: {trials[0]['reason']}")
+
     rows_seen = rows.split("train")[1] - rows.split("train")[0]
     return {
         "layer": activations.layer,
@@ -110,8 +117,9 @@ def tune(
         "from_tune": train["from_tune"],
         "best": best["trial"],
         "trials": trials,
-    }, found
+    }, state
 
 
 def _plain(spread: Any) -> Any:
+    """Turn a range or a list of choices into what JSON can hold."""
     return spread if isinstance(spread, list) else spread.model_dump()

@@ -21,19 +21,21 @@ PARTS = ("fvu", "fvu_inlier", "l0", "dead", "reason")
 
 
 def skip(folder: Path) -> None:
-    """Say that nothing was searched, so that train goes by params.yaml alone."""
+    """Write that nothing was searched, so that train goes by params.yaml alone."""
     write_json(folder / "trials.json", {"skipped": True})
     write_text(folder / "best.yaml", SKIPPED)
 
 
 def write(folder: Path, found: dict[str, Any], search: Search) -> None:
-    """Write all files of ``folder``, `best.yaml` last."""
+    """Write all files of ``folder``, `best.yaml` last. ``found``: the content of `trials.json`."""
     pictures = {"convergence": convergence(found), "dependence": dependence(found, search)}
     for name, png in pictures.items():
         if png is not None:
             write_bytes(folder / f"{name}.png", png)
+
     write_text(folder / "trials.csv", table(found["trials"], list(found["space"])))
     write_json(folder / "trials.json", found)
+
     result = numbers(found)
     facts = {"knobs": result.pop("best"), **result}
     facts |= {name: found[name] for name in ("layer", "sampler", "seed", "calls", "starts", "rows", "epochs")}
@@ -41,7 +43,7 @@ def write(folder: Path, found: dict[str, Any], search: Search) -> None:
 
 
 def table(trials: list[dict[str, Any]], names: list[str]) -> str:
-    """A line a trial as CSV; what a failed one has no value for is empty, and its reason is said."""
+    """Write a CSV line for each trial. A failed one has its reason, and empty fields where it has no value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "kind", *names, "score", "best", *PARTS])
