@@ -100,7 +100,7 @@ def _check_characters(query: str, where: str) -> None:
 
 
 def _engine(place: str | Path, where: str) -> "Engine":
-    """Create the engine for one database, whose connection is closed after use. Raises BadInput where it cannot be."""
+    """Create the engine, whose connection is closed after use. Raises BadInput for a URL or file that is none."""
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
     from sqlalchemy.pool import NullPool

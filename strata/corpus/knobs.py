@@ -70,6 +70,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _known_knobs(self) -> "Source":
+        """Refuse keys that mean nothing for this kind of source."""
         if self.kind != "auto":
             named = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
             if wrong := sorted(named - KNOBS[self.kind]):
@@ -98,6 +99,7 @@ class Corpus(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Corpus":
+        """Refuse values that leave no documents."""
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
         if isinstance(self.min_chars, int) and self.max_chars is not None and self.max_chars < self.min_chars:

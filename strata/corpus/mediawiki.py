@@ -71,15 +71,15 @@ def _events(path: Path, file: BinaryIO) -> Iterator[tuple[str, ET.Element]]:
     All that lies between the ends of two revisions or pages is in memory, so it has a bound. Raises BadInput past it.
     """
     parser = ET.XMLPullParser(events=("start", "end"))
-    held = 0  # bytes since the last end of a revision or page
+    unreleased = 0  # bytes since the last end of a revision or page
     while block := file.read(BLOCK):
-        held += len(block)
+        unreleased += len(block)
         parser.feed(block)
         for event, element in cast("Iterator[tuple[str, ET.Element]]", parser.read_events()):
             if event == "end" and _name(element) in ("revision", "page"):
-                held = 0
+                unreleased = 0
             yield event, element
-        if held > 4 * LONGEST:  # a character in UTF-8 has at the most four bytes
+        if unreleased > 4 * LONGEST:  # a character in UTF-8 has at the most four bytes
             raise BadInput(
                 f"{path} is no MediaWiki dump: more than {4 * LONGEST:,} bytes without the end of a revision"
             )

@@ -44,6 +44,8 @@ def resolved(source: Source) -> Source:
     """
     if source.kind != "auto":
         return source
+
+    # A prefix says the kind.
     prefix, colon, name = source.source.partition(":")
     if colon and prefix in ("hub", "kaggle"):
         return _as(source, prefix, source=name)
@@ -51,6 +53,7 @@ def resolved(source: Source) -> Source:
         return _as(source, "package")
     if colon and (name.startswith("//") or prefix == "env"):
         return _as(source, "sql")
+
     if path := find(source.source, SUFFIXES):
         return _as(source, _path_kind(path))
     if source.file:

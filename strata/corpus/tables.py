@@ -221,6 +221,7 @@ def _quoted(path: Path, line: str, rest: _Lines, separator: str) -> Iterator[tup
     csv.field_size_limit(LONGEST)  # the default of 131072 characters is shorter than many a document
     reader = csv.reader(chain([line], rest), delimiter=separator, strict=True)
     begin = rest.number  # `line` was taken from `rest`, so this is its number
+
     while True:
         try:
             values = next(reader, None)

@@ -31,9 +31,9 @@ def check_room(folder: Path, params: Extract, layers: int, width: int, weights: 
     files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
     needed, free = (weights + 10**9) * processes, psutil.virtual_memory().available
     if needed > free:
-        each = f" in each of {processes} processes" * (processes > 1)
+        times = f" in each of {processes} processes" * (processes > 1)
         raise BadInput(
-            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB{each}); {free / 1e9:.1f} are free"
+            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB{times}); {free / 1e9:.1f} are free"
         )
 
 

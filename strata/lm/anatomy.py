@@ -351,6 +351,7 @@ class _Block:
                 handle.remove()
 
     def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the stream before the block."""
         self.before = _Seen(stream_into(args, kwargs))
 
     def _keep(self, name: str, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -363,12 +364,13 @@ class _Block:
         # A norm right behind the attention belongs to it: blocks of Gemma and GLM add the norm's output to the stream.
         behind = any(
             seen.tensor is args[0]
-            for other, seen in self._outputs.items()
-            if args and seen is not None and any(word in ATTENTION for word in other.split("."))
+            for earlier, seen in self._outputs.items()
+            if args and seen is not None and any(word in ATTENTION for word in earlier.split("."))
         )
         self._outputs[name] = None if name in self._outputs else _Seen(tensor, inside or behind)
 
     def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """Find the parts of the block when it has run, and forget the outputs of its modules, which fill memory."""
         self.after = _Seen(stream_from(output))
         outputs = {name: seen for name, seen in self._outputs.items() if seen is not None}
         self._in_place = any(seen.written_over for seen in (self.before, *outputs.values()))

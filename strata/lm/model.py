@@ -355,7 +355,7 @@ def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor],
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal shape
         residual = stream_into(args, kwargs)
-        shape = residual.shape
+        shape = residual.shape  # for `after`
         new = visit(residual) if hook == "resid_pre" else None
         if new is None:
             return None
@@ -363,15 +363,17 @@ def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor],
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         tensor = stream_from(output).view(shape)  # OPT's MLP works on flattened rows
-        scaled = tensor if factor == 1 else tensor * factor
+        scaled = tensor if factor == 1 else tensor * factor  # the tensor that the block adds to the stream
         new = visit(scaled)
         if new is None:
             return None
+
         if factor != 1:  # unchanged numbers keep their bits, which a product and a division could change
             new = torch.where(new == scaled, tensor, new / factor)
         new = new.view(stream_from(output).shape)
         return type(output)([new, *output[1:]]) if isinstance(output, tuple | list) else new
 
+    # The block's input gives the shape also where the hook is one of its modules.
     handles = [block.register_forward_pre_hook(before, with_kwargs=True)]
     if hook != "resid_pre":
         handles.append(module.register_forward_hook(after))

@@ -226,8 +226,10 @@ def check_folder(folder: Path, where: str) -> None:
         raise BadInput(f"{where} holds no config.json, so it is no model that transformers could load")
     if not any(folder.glob(WEIGHTS)):
         unsafe = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
-        held = f"only {unsafe[0]}, which can run code when it is opened; convert it to" if unsafe else "no weights in"
-        raise BadInput(f"{where} holds {held} safetensors")
+        contents = "no weights in"
+        if unsafe:
+            contents = f"only {unsafe[0]}, which can run code when it is opened; convert it to"
+        raise BadInput(f"{where} holds {contents} safetensors")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise BadInput(f"{where} holds no tokenizer (none of {', '.join(TOKENIZERS)})")
 
