@@ -138,7 +138,7 @@ def test_what_is_kept_again_has_one_seal(tmp_path: Path):
 OVERWRITES = """
 import sys
 from pathlib import Path
-from stages import resume
+from strata.run import resume
 for number in range(10**9):
     resume.keep_bytes(Path(sys.argv[1]), str(number).encode() * 20_000)
 """
@@ -150,6 +150,7 @@ def test_a_kill_at_any_moment_leaves_something_whole(tmp_path: Path):
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", OVERWRITES, str(path)], cwd=resume.ROOT)
         while not path.exists() or path.read_bytes() in seen:
+            assert process.poll() is None
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,5 +1,5 @@
-"""Room fetch: brings the language model and the text in, once and pinned; after it nothing needs a network.
+"""The corpus: documents and vectors from files, databases and hubs, filtered, shuffled, split and written once.
 
-In:  `fetch` of params.yaml: a model (package, folder, .gguf file, hub name) and text sources, several of which mix.
-Out: `data/lm/` and `data/corpus/`. What they hold, and how later rooms open them, is in `read.py`.
+In:  `fetch.corpus` of params.yaml: text sources, several of which are mixed.
+Out: `data/corpus/`. `read.py` says what it holds and opens it, and also `data/lm/`, the model that fetch brings in.
 """

@@ -18,7 +18,7 @@ SUFFIXES = {".sqlite", ".sqlite3", ".db"}
 BUFFER = 1024  # rows that the driver fetches at a time
 VARIABLE = "env:"  # and the name of the environment variable that holds the URL: params.yaml is no place for passwords
 
-# Functions of PostgreSQL that are volatile (their value changes from call to call) and yet do nothing but answer.
+# Functions of PostgreSQL that are volatile (their value changes from call to call) and yet change nothing.
 ANSWERING = {
     *("random", "random_normal", "setseed", "normal_rand", "clock_timestamp", "timeofday", "gen_random_uuid"),
     *("gen_random_bytes", "uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4", "uuidv4", "uuidv7"),
@@ -26,14 +26,14 @@ ANSWERING = {
     *("pg_relation_size", "pg_table_size", "pg_total_relation_size", "pg_indexes_size", "pg_database_size"),
     *("bernoulli", "system"),  # of TABLESAMPLE
 }
-_NOT_CODE = re.compile(  # what of a PostgreSQL query is literal or comment: E'…\'…', '…', $tag$…$tag$, --…, /*…*/
+_NOT_CODE = re.compile(  # literals and comments of a PostgreSQL query: E'…\'…', '…', $tag$…$tag$, --…, /*…*/
     r"\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*.*?\*/", re.DOTALL
 )
 _CALL = re.compile(r'"?(\w+)"?\s*\(')
 
 
 def address(source: str) -> str:
-    """The URL that a source names: itself, or what the environment variable of `env:NAME` holds."""
+    """Return the URL of a source: the source itself, or for `env:NAME` the value of that environment variable."""
     if not source.startswith(VARIABLE):
         return source
     name = source.removeprefix(VARIABLE)
@@ -43,7 +43,7 @@ def address(source: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A source without the password that its URL may hold."""
+    """Return a source without the password that its URL may hold, for messages and meta.json."""
     if url.startswith(VARIABLE):
         return url
     from sqlalchemy import make_url  # a third of a second, and only this source needs it
@@ -56,13 +56,16 @@ def shown(url: str) -> str:
 
 
 def rows(place: str | Path, query: str, where: str) -> Generator[dict[str, Any], None, None]:
-    """The rows of ``query`` as column -> value. ``place``: a URL, or the file of a SQLite database; ``where``: what it
-    is called.
+    """Yield the rows of ``query`` as column -> value.
 
-    The query runs to the letter: no `:word` or `%` in it is a parameter. It cannot write: SQLite is opened read-only
-    and attaches nothing; PostgreSQL takes one SELECT in a read-only transaction, whose functions only answer; other
-    databases are rolled back. BadInput, without the password that the URL may hold, when the database cannot be
-    reached, refuses the query, or gives two columns of one name.
+    ``place``: a URL, or the file of a SQLite database. ``where``: what messages call it.
+
+    The query is sent as it is written: no `:word` or `%` in it is a parameter. It cannot write. SQLite is opened
+    read-only and cannot attach another file. PostgreSQL runs one SELECT in a read-only transaction, which may call no
+    function that does more than read. Other databases roll the transaction back.
+
+    Raises BadInput, without the password that the URL may hold, when the database cannot be reached or refuses the
+    query, or when two columns of the result have the same name.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -91,13 +94,13 @@ def rows(place: str | Path, query: str, where: str) -> Generator[dict[str, Any],
 
 
 def _check_characters(query: str, where: str) -> None:
-    """Refuse what no database takes: NUL, and half a character (a surrogate), which YAML can hold."""
+    """Refuse characters that no database accepts: NUL, and half a character (a surrogate), which YAML can hold."""
     if bad := re.search("[\0\ud800-\udfff]", query):
         raise BadInput(f"{where}: character {bad.start() + 1} of the query is {bad[0]!r}, which SQL cannot hold")
 
 
 def _engine(place: str | Path, where: str) -> "Engine":
-    """What connects to the database, by one connection that is closed when it is done."""
+    """Create the engine, whose connection is closed after use. Raises BadInput for a URL or file that is none."""
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
     from sqlalchemy.pool import NullPool
@@ -114,16 +117,22 @@ def _engine(place: str | Path, where: str) -> "Engine":
 
 
 def _reader(path: Path, where: str) -> Callable[[], sqlite3.Connection]:
-    """Connects to a SQLite file. ``as_uri`` quotes `#`, `?` and `%`, which would name another file in a URI."""
+    """Make the function that connects to a SQLite file, read-only."""
     if not path.is_file():
         raise BadInput(f"the database {where} cannot be opened: unable to open {path.name}, which is no file")
+    # `as_uri` quotes `#`, `?` and `%`, which would name another file in a URI.
     return lambda: sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
 
 
 def _reader_of_url(url: "URL", where: str) -> Callable[[], sqlite3.Connection]:
-    """Connects to what `sqlite:///…` names: a file, a URI of SQLite's own (`file:…?…&uri=true`) or nothing."""
+    """Make the function that connects to a `sqlite:///…` URL, read-only.
+
+    The URL may name a file, a URI of SQLite's own (`file:…?…&uri=true`), or nothing, which is an empty database in
+    memory.
+    """
     if not url.database or url.database == ":memory:":
         return lambda: sqlite3.connect(":memory:")
+
     query = dict(url.query)
     if query.pop("uri", None) == "true":
         return lambda: sqlite3.connect(f"{url.database}?{urlencode({**query, 'mode': 'ro'}, doseq=True)}", uri=True)
@@ -133,17 +142,18 @@ def _reader_of_url(url: "URL", where: str) -> Callable[[], sqlite3.Connection]:
 
 
 def _forbid_writing(connection: "Connection", query: str, where: str) -> None:
+    """Make the connection read-only. Raises BadInput for a PostgreSQL query that calls a function which may write."""
     match connection.dialect.name:
         case "sqlite":
             connection.exec_driver_sql("PRAGMA query_only = ON")
-            # ATTACH makes the file that it names, and so does VACUUM INTO, which attaches it
+            # ATTACH creates the file that it names. So does VACUUM INTO, which attaches it.
             attaching = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
             connection.connection.driver_connection.set_authorizer(  # pyright: ignore[reportOptionalMemberAccess]
                 lambda action, *_: sqlite3.SQLITE_DENY if action in attaching else sqlite3.SQLITE_OK
             )
         case "postgresql":
-            # A read-only transaction stops what is undone with it, but not a file that lo_export writes, nor what
-            # dblink does elsewhere. PostgreSQL marks such functions as volatile.
+            # A read-only transaction forbids all writes that a rollback could undo. But it does not forbid lo_export,
+            # which writes a file, or dblink, which writes to another database. Such functions are marked as volatile.
             called = {name.lower() for name in _CALL.findall(_NOT_CODE.sub(" ", query))}
             volatile = connection.exec_driver_sql(
                 "SELECT p.proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang "
@@ -159,7 +169,7 @@ def _forbid_writing(connection: "Connection", query: str, where: str) -> None:
 
 
 def _plain(error: Exception) -> str:
-    """The driver's own words, on one line, without SQLAlchemy's reference."""
+    """Return the driver's own message on one line, without the link that SQLAlchemy adds."""
     words = " ".join(str(getattr(error, "orig", None) or error).split())
     if words in ("not authorized", "authorization denied"):
         return "the query may read this database, but attach, make and load nothing"

@@ -1,12 +1,13 @@
-"""What every source yields."""
+"""The document: what every source yields."""
 
 from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A text with a name, and what it carries, if anything: a label, the id of its row, a vector.
+    """A text with a name, and where the source has them a label, the id of its row, and a vector.
 
-    ``vector``: float32, as bytes; or why the row has none although it should.
+    ``vector``: its float32 numbers as bytes; or a text that says why the row has no usable vector; or None where the
+    source has none.
     """
 
     title: str

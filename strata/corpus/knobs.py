@@ -38,7 +38,7 @@ class LM(Section):
 
 
 def check_source(lm: LM) -> None:
-    """Refuse a model that is not named, and vectors that are said to come from one."""
+    """Refuse a model without a name, and a name where the kind is vectors, which come from the corpus."""
     if lm.kind == "vectors" and lm.source is not None:
         raise BadInput(
             f"params.yaml: fetch.lm.source is {lm.source}, but with kind vectors it must be null: "
@@ -49,7 +49,7 @@ def check_source(lm: LM) -> None:
 
 
 class Source(Section):
-    """Where text comes from. Users write these one by one, so what does not apply may be left out (None)."""
+    """Where text comes from. Users write each source by hand, so keys that do not apply may be left out (None)."""
 
     source: str = Field(min_length=1)
     kind: Kind | Literal["auto"] = "auto"
@@ -70,9 +70,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _known_knobs(self) -> "Source":
+        """Refuse keys that mean nothing for this kind of source."""
         if self.kind != "auto":
-            given = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
-            if wrong := sorted(given - KNOBS[self.kind]):
+            named = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
+            if wrong := sorted(named - KNOBS[self.kind]):
                 raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
             units = UNITS.get(self.kind)
             if self.unit and units and self.unit not in units:
@@ -98,6 +99,7 @@ class Corpus(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Corpus":
+        """Refuse values that leave no documents."""
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
         if isinstance(self.min_chars, int) and self.max_chars is not None and self.max_chars < self.min_chars:
@@ -115,8 +117,10 @@ class Fetch(Section):
 
 
 def over(corpus: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
-    """The section corpus of another text: the keys of interpret.texts over its own. Nothing is held out, for nothing
-    is trained on it."""
+    """Make the section corpus of another text: the keys ``texts`` of interpret.texts replace those of ``corpus``.
+
+    No documents of it are held out, because nothing is trained on it. Raises BadInput where ``texts`` lacks sources.
+    """
     if "sources" not in texts:
         raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")
     return {**corpus, "validation": 0.0, "test": 0.0, **texts}

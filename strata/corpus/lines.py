@@ -1,4 +1,4 @@
-"""Files that may be packed -> bytes or lines, a bounded part of them in memory at a time, however far they unpack."""
+"""Files that may be packed -> bytes or lines. Memory is bounded, however large a file becomes when it is unpacked."""
 
 import bz2
 import codecs
@@ -21,8 +21,8 @@ PACKED: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
 }
-CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)  # what a packed file that is not whole raises
-_MARKS = {  # what a file may begin with, the longer ones first -> its encoding
+CUT = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException)  # raised by a packed file that is not whole
+_MARKS = {  # byte-order mark at the beginning of a file -> its encoding; the longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -31,34 +31,36 @@ _MARKS = {  # what a file may begin with, the longer ones first -> its encoding
 
 
 def kind(path: Path) -> str:
-    """The suffix that says what is inside: `.csv` for data.csv.gz."""
+    """Return the suffix that says what a file holds: `.csv` for data.csv.gz."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in PACKED else path.suffix.lower()
 
 
 def unpacked(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked as they are read. Raises one of CUT, now or while it is read."""
+    """Open a file, whose bytes are unpacked as they are read. Raises one of CUT, now or during the reading."""
     return cast(BinaryIO, PACKED.get(path.suffix.lower(), lambda plain: plain.open("rb"))(path))
 
 
 def lines(path: Path) -> Generator[str, None, None]:
-    """The lines of a text in UTF-8 (or UTF-16 or 32, if a mark at its beginning says so), each with its end.
+    """Yield the lines of a text in UTF-8 (or UTF-16 or 32, if its byte-order mark says so), each with its line end.
 
-    BadInput, with the line, for a line of more than LONGEST characters, for NUL, and for what is no such text or is
-    cut short.
+    Raises BadInput, with the number of the line, for a line of more than LONGEST characters, for the character NUL, for
+    bytes that are no text, and for a file that is cut short.
     """
-    number = 0  # of lines that were read
+    number = 0  # lines that were read
     encoding = "UTF-8"
     try:
         with unpacked(path) as file:
             head = file.read(4)
         encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
+
         with io.TextIOWrapper(cast(IO[bytes], unpacked(path)), encoding, newline="") as file:
             while line := file.readline(LONGEST + 1):
                 number += 1
                 _check(path, number, line)
                 yield line
     except UnicodeDecodeError as error:
-        number += 1 + error.object[: error.start].count(b"\n")  # those before it in the block that was being decoded
+        # The decoder works on a block: the lines of it before the error were not yielded yet.
+        number += 1 + error.object[: error.start].count(b"\n")
         name = encoding.removesuffix("-sig").upper()
         raise BadInput(f"{path} is not {name} text: {error.reason} in line {number}") from None
     except CUT as error:
@@ -66,6 +68,7 @@ def lines(path: Path) -> Generator[str, None, None]:
 
 
 def _check(path: Path, number: int, line: str) -> None:
+    """Refuse a line that is too long for a document, or holds NUL."""
     if len(line) > LONGEST:
         raise BadInput(f"{path}, line {number}, has more than {LONGEST:,} characters; cut it into documents")
     if "\0" in line:

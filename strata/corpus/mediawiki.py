@@ -1,4 +1,4 @@
-"""MediaWiki XML dump -> articles, read as a stream: memory stays at one page, whatever the dump's size."""
+"""MediaWiki XML dump -> articles, read as a stream: only one page is in memory, whatever the size of the dump."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Generator, Iterator
@@ -11,15 +11,16 @@ from strata.corpus.lines import CUT, LONGEST, PACKED, unpacked
 from strata.run.door import BadInput
 
 BLOCK = 2**16  # bytes that the parser takes at a time
-DEEPEST = 50  # elements that may stand one in the other; a dump has six
+DEEPEST = 50  # levels of nested elements; a dump has six
 FILE, MEDIA, CATEGORY = "6", "-2", "14"  # namespaces whose links show no text, by their keys
 
 
 def documents(path: Path, paragraphs: bool = False) -> Generator[Document, None, None]:
-    """Each section of each article, or each of its ``paragraphs``, is a document; its label is the article's title.
+    """Yield each section of each article, or each of its ``paragraphs``, as a document labelled by the article's title.
 
-    Redirects and pages outside the article namespace are dropped. A page's last revision in the dump counts.
-    BadInput for what is no whole dump, and for an element that no page of a wiki has: too long, or too deep.
+    Redirects and pages outside the article namespace are dropped. Of a page with several revisions the last one in the
+    dump is used. Raises BadInput for a file that is no whole dump, and for an element that is longer or nested more
+    deeply than any page of a wiki.
     """
     try:
         with unpacked(path) as file:
@@ -37,14 +38,18 @@ def documents(path: Path, paragraphs: bool = False) -> Generator[Document, None,
 
 
 def _documents(path: Path, file: BinaryIO) -> Iterator[Document]:
-    dropped = {"file", "image", "media", "category"}  # understood on a wiki of any language, beside its own names
+    """Yield each section of each article as a document, titled `Article / Section`."""
+    # Namespaces whose links show no text. These names hold in a wiki of any language, beside the names of its own.
+    dropped = {"file", "image", "media", "category"}
     opened: list[ET.Element] = []  # from the root to the element that is being read
+
     for event, element in _events(path, file):
         if event == "start":
             opened.append(element)
             if len(opened) > DEEPEST:
                 raise BadInput(f"{path} is no MediaWiki dump: {DEEPEST} elements stand one in the other")
             continue
+
         opened.pop()
         match _name(element):
             case "namespace" if element.get("key") in (FILE, MEDIA, CATEGORY) and element.text:
@@ -57,22 +62,24 @@ def _documents(path: Path, file: BinaryIO) -> Iterator[Document]:
                 for heading, plain in wikitext.sections(title, text, dropped) if text else ():
                     yield Document(heading, title, plain)
                 if opened:
-                    opened[0].clear()  # forgets the pages before this one, too
+                    opened[0].clear()  # the root: frees this page, and those before it
 
 
 def _events(path: Path, file: BinaryIO) -> Iterator[tuple[str, ET.Element]]:
-    """("start" or "end", element), as the file is read. What lies between the ends of two revisions or pages is in
-    memory, so that has a bound."""
+    """Yield ("start" or "end", element) as the file is read.
+
+    All that lies between the ends of two revisions or pages is in memory, so it has a bound. Raises BadInput past it.
+    """
     parser = ET.XMLPullParser(events=("start", "end"))
-    held = 0  # bytes
+    unreleased = 0  # bytes since the last end of a revision or page
     while block := file.read(BLOCK):
-        held += len(block)
+        unreleased += len(block)
         parser.feed(block)
         for event, element in cast("Iterator[tuple[str, ET.Element]]", parser.read_events()):
             if event == "end" and _name(element) in ("revision", "page"):
-                held = 0
+                unreleased = 0
             yield event, element
-        if held > 4 * LONGEST:  # a character in UTF-8 has at the most four bytes
+        if unreleased > 4 * LONGEST:  # a character in UTF-8 has at the most four bytes
             raise BadInput(
                 f"{path} is no MediaWiki dump: more than {4 * LONGEST:,} bytes without the end of a revision"
             )
@@ -80,7 +87,7 @@ def _events(path: Path, file: BinaryIO) -> Iterator[tuple[str, ET.Element]]:
 
 
 def _article(page: ET.Element) -> tuple[str, str]:
-    """Title and wikitext; no text for a redirect or a page of another namespace."""
+    """Return the title and the wikitext of a page; an empty text for a redirect or a page of another namespace."""
     title = text = ""
     for child in page:
         match _name(child):
@@ -96,4 +103,5 @@ def _article(page: ET.Element) -> tuple[str, str]:
 
 
 def _name(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]  # the XML namespace changes with every version of the format
+    """Return an element's name without its XML namespace, which changes with every version of the format."""
+    return element.tag.rpartition("}")[2]

@@ -26,11 +26,11 @@ TEXT = 32  # bytes of which each is a letter, digit or sign: no numbers
 
 
 def parsed(value: Any, blob: Blob | None = None) -> bytes | str:
-    """A vector as float32 bytes, or what is wrong with it.
+    """Read a vector; return it as float32 bytes, or a text that says what is wrong with it.
 
-    Lists, arrays, JSON (which pgvector's text is), what `np.save` wrote, and BLOBs of ``blob``, little-endian, are
-    understood. A BLOB is taken for float32 unless ``blob`` says more; one that another kind of numbers fits and this
-    does not is refused.
+    ``value`` may be a list, an array, JSON (pgvector writes its text in it), what `np.save` wrote, or a BLOB of
+    little-endian numbers. A BLOB holds float32 unless ``blob`` names another type. It is refused where its numbers make
+    no sense as that type, but do as another.
     """
     try:
         if isinstance(value, str):
@@ -41,29 +41,35 @@ def parsed(value: Any, blob: Blob | None = None) -> bytes | str:
             return value
         if missing(value):
             return NULL
+
         numbers = _numbers(value)
         if numbers.ndim != 1 or not numbers.size:
             return NOTHING
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-            found = numbers.astype("<f4")
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite
+            vector = numbers.astype("<f4")
     except (*arrays.BROKEN, OverflowError):
         return NOTHING
-    return found.tobytes() if np.isfinite(found).all() else WILD
+    return vector.tobytes() if np.isfinite(vector).all() else WILD
 
 
 def _numbers(value: Any) -> NDArray[Any]:
-    """A list or array of real numbers; None among them is NaN. Raises ValueError for texts, complex numbers and dates,
-    which numpy would turn into numbers."""
-    found = np.asarray(value)
-    if found.dtype.kind == "O" and not any(isinstance(one, str | bytes | complex) for one in found.flat):
-        found = found.astype(np.float64)
-    if found.dtype.kind not in "fiub":
-        raise ValueError(f"{found.dtype} is no kind of real number")
-    return found
+    """Make an array of a list or array of real numbers; None among them becomes NaN.
+
+    Raises ValueError for texts, complex numbers and dates, which numpy would turn into numbers.
+    """
+    numbers = np.asarray(value)
+    if numbers.dtype.kind == "O" and not any(isinstance(item, str | bytes | complex) for item in numbers.flat):
+        numbers = numbers.astype(np.float64)
+    if numbers.dtype.kind not in "fiub":
+        raise ValueError(f"{numbers.dtype} is no kind of real number")
+    return numbers
 
 
 def _of_bytes(content: bytes, blob: Blob | None) -> Any:
-    """What a BLOB holds: an array, a list, None, or the one of KINDS that fits it instead. Raises one of BROKEN."""
+    """Read a BLOB: an array, a list or None; or a sentence of KINDS, where another type of numbers fits it instead.
+
+    Raises one of BROKEN.
+    """
     if not content:
         return None
     if content.startswith(arrays.MAGIC):
@@ -79,21 +85,21 @@ def _of_bytes(content: bytes, blob: Blob | None) -> Any:
     numbers = np.frombuffer(content, kind)
     if len(numbers) >= JUDGED:
         if _wild(numbers) > 0.08:
-            others = (other for other in KINDS if other != kind and not len(content) % np.dtype(other).itemsize)
-            fits = next((other for other in others if _wild(np.frombuffer(content, other)) < 0.01), None)
-            if fits:
-                return KINDS[fits]
-        # whole numbers and those that were float16: the lower half of each float64 is zero
+            other_kinds = (other for other in KINDS if other != kind and not len(content) % np.dtype(other).itemsize)
+            fitting = next((other for other in other_kinds if _wild(np.frombuffer(content, other)) < 0.01), None)
+            if fitting:
+                return KINDS[fitting]
+        # Whole numbers, and numbers that were float16, leave the lower half of each float64 zero.
         if blob is None and not numbers[::2].any() and np.count_nonzero(numbers) >= 24 and not len(content) % 8:
             return KINDS["<f8"]
     return numbers
 
 
 def _wild(numbers: NDArray[Any]) -> float:
-    """The share of the numbers, zeros aside, that are over 2^16 times as large or small as the median one: of numbers
-    that are what they are taken for, next to none; 1 if one is not finite.
+    """Compute the share of the numbers, zeros aside, that are over 2^16 times as large or small as the median one.
 
-    Bytes of float64 taken for float32 are, every other time, a float32 whose exponent is any at all.
+    It is 1 if a number is not finite. It is near 0 where the bytes were read as the type that they have. Where bytes of
+    float64 are read as float32, every other number has a random exponent, and the share is large.
     """
     span = 2.0 ** (8 if numbers.dtype.itemsize == 2 else 16)  # float16 has not many exponents, so that more would fit
     with np.errstate(over="ignore", invalid="ignore"):

@@ -15,10 +15,11 @@ from strata.run.resume import main_root
 
 
 def find(source: str, suffixes: Collection[str]) -> Path | None:
-    """The file or folder that ``source`` names; None if it is no path but a hub name or the like.
+    """Find the file or folder that ``source`` names; None if it is no path but a hub name or the like.
 
-    A relative path is looked for here, then in the main checkout: a queued experiment runs in a workspace without the
-    user's untracked files. What looks like a path (one of ``suffixes``, a leading `.`, `/` or `~`) must be there.
+    A relative path is looked for in the working directory, then in the main checkout: a queued experiment runs in a
+    workspace without the user's untracked files. Raises BadInput where a source that looks like a path (one of
+    ``suffixes``, or a leading `.`, `/` or `~`) does not exist.
     """
     try:
         if "\0" in source:
@@ -27,9 +28,10 @@ def find(source: str, suffixes: Collection[str]) -> Path | None:
             if path.exists():
                 return path
     except (OSError, RuntimeError, ValueError) as error:  # too long; no such user's home (~name); NUL
-        said = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         shown = repr(source[:60]) + " …" * (len(source) > 60)
-        raise BadInput(f"{shown} cannot be looked for as a file: {said}; params.yaml names it as a source") from None
+        raise BadInput(f"{shown} cannot be looked for as a file: {reason}; params.yaml names it as a source") from None
+
     if source.startswith((".", "/", "~")) or Path(source).suffix.lower() in suffixes:
         raise BadInput(f"{source} is missing; params.yaml names it as a source")
     return None
@@ -37,7 +39,7 @@ def find(source: str, suffixes: Collection[str]) -> Path | None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``; it takes that name if the block ends well, else it is removed."""
+    """Yield a temporary folder beside ``folder``, which replaces it if the block ends well and is removed if not."""
     with temporary_folder(folder.parent, f".{folder.name}-") as temporary:
         try:
             yield temporary
@@ -54,9 +56,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yield a new folder in ``parent``, which is removed at the end.
+    """Yield a new, locked folder in ``parent``, which is removed at the end.
 
-    It is locked. One of that ``prefix`` without a lock was left by a process that was killed: it is removed first.
+    Folders with the same ``prefix`` that nobody has locked were left by a process that was killed; they are removed
+    first.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for path in sorted(parent.glob(f"{prefix}*")):
@@ -77,18 +80,21 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> int | None:
-    """Lock a folder for this process, until the number that is returned is closed or the process ends; None where
-    another holds it."""
-    number = os.open(folder, os.O_RDONLY)
+    """Lock a folder for this process; return the file descriptor that holds the lock.
+
+    Returns None if another process has the lock. It ends when the descriptor is closed or the process ends.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(number)
+        os.close(descriptor)
         return None
-    return number
+    return descriptor
 
 
 def _umask() -> int:
-    now = os.umask(0)
-    os.umask(now)
-    return now
+    """Return the process's umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

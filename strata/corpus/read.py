@@ -1,4 +1,4 @@
-"""Opens what fetch wrote; the only part of this room that others import.
+"""The readers of fetch's files.
 
 `data/lm/`      meta.json, and the model's files unless it is a hub model: those stay in the hub's cache.
 `data/corpus/`  meta.json and corpus.parquet: document, title, label, text, id, split, in shuffled order; where the
@@ -23,17 +23,20 @@ LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what m
 
 
 def lm_meta(folder: Path) -> dict[str, Any]:
-    """What is known of the model: kind (see params.yaml), stored (folder, hub or null), name, source, revision,
-    architecture, blocks, width, dtype, license, bytes of its weights, fingerprint, files with their sha256. Of a
-    language model also positions (tokens of a context at the most, or null) and hooks (hook -> ok, or why not)."""
+    """Read what is known of the model in ``folder``.
+
+    Keys: kind (see params.yaml), stored (folder, hub or null), name, source, revision, architecture, blocks, width,
+    dtype, license, bytes (of the weights), fingerprint, and files with their sha256. A language model also has
+    positions (tokens of a context at most, or null) and hooks (hook -> `ok`, or why it cannot be read).
+    """
     return read_meta(folder / "meta.json", {"kind": str, "fingerprint": str}, "fetch_lm")
 
 
 def lm_path(folder: Path, check: bool = True) -> tuple[str, dict[str, Any]]:
-    """What to give transformers' ``from_pretrained``: a name or path, and keywords. No network is reached for.
+    """Return the arguments of transformers' ``from_pretrained``: a name or path, and keywords that forbid the network.
 
-    Raises BadInput where a file that lies in ``folder`` is not as fetch left it, unless nobody wants that ``check``.
-    What lies in the hub's cache is not looked at: it is not Strata's, and may be hundreds of GB.
+    Raises BadInput where a file in ``folder`` is not as fetch left it; ``check=False`` skips this check. Files in the
+    hub's cache are never checked: they do not belong to Strata, and may be hundreds of GB.
     """
     meta = lm_meta(folder)
     if check and meta["stored"] == "folder":
@@ -47,58 +50,61 @@ def lm_path(folder: Path, check: bool = True) -> tuple[str, dict[str, Any]]:
 
 
 def speechless(meta: dict[str, Any]) -> str | None:
-    """Why nothing can be predicted or written by what :func:`lm_meta` describes; None of a language model."""
+    """Say why the model that :func:`lm_meta` describes cannot predict or write text; None for a language model."""
     if meta["kind"] == LANGUAGE:
         return None
     return f"not applicable: fetch.lm.kind is {meta['kind']}, so there is no language model"
 
 
 def model_facts(meta: dict[str, Any]) -> dict[str, Any]:
-    """The part of :func:`lm_meta` that says which model it is, for the artifacts made with it."""
+    """Take the part of :func:`lm_meta` that identifies the model, for the meta.json of artifacts made with it."""
     return {key: meta[key] for key in ("name", "revision", "fingerprint")}
 
 
 def corpus_meta(folder: Path) -> dict[str, Any]:
-    """What is known of the text: documents, splits (split -> documents), labels (their number), chars, read, dropped
-    (reason -> documents), sources, sha256 of corpus.parquet."""
+    """Read what is known of the text in ``folder``.
+
+    Keys: documents, splits (split -> number of documents), labels (number of labels), chars, read (documents that were
+    read), dropped (reason -> number of documents), sources, and the sha256 of corpus.parquet.
+    """
     return read_meta(folder / "meta.json", {"documents": int, "splits": dict, "sha256": str}, _stage(folder))
 
 
 def _stage(folder: Path) -> str:
-    """Who writes a corpus."""
+    """Name the stage that writes this corpus, for messages."""
     return "fetch_texts" if folder.parent.name == "texts" else "fetch_corpus"
 
 
 def _table(folder: Path) -> Path:
-    """corpus.parquet. Raises BadInput where it is not as fetch left it."""
+    """Return the path of corpus.parquet. Raises BadInput where the file is not as fetch left it."""
     check_hashes(folder, [{"file": CORPUS, "sha256": corpus_meta(folder)["sha256"]}], _stage(folder))
     return folder / CORPUS
 
 
 def titles(folder: Path) -> tuple[list[str | None], list[str | None]]:
-    """Title and label of every document, in the file's order."""
+    """Read the title and the label of every document, in the file's order."""
     table = pq.read_table(_table(folder), columns=["title", "label"])
     return table["title"].to_pylist(), table["label"].to_pylist()
 
 
 def vectors(folder: Path) -> NDArray[np.float32]:
-    """The vectors that the source brought, (document, width), memory-mapped."""
-    noted = corpus_meta(folder).get("vectors_sha256")
-    if noted is None:
+    """Map the vectors (document, width) that the source brought into memory. Raises BadInput where it brought none."""
+    sha256 = corpus_meta(folder).get("vectors_sha256")
+    if sha256 is None:
         raise BadInput(f"{folder} has no vectors: name the column in params.yaml: fetch.corpus.sources, as vector")
-    check_hashes(folder, [{"file": VECTORS, "sha256": noted}], _stage(folder))
+    check_hashes(folder, [{"file": VECTORS, "sha256": sha256}], _stage(folder))
     return np.load(folder / VECTORS, mmap_mode="r")
 
 
 def name(folder: Path, document: int) -> str:
-    """What a person knows a document by: its id where it has one, its title, and the beginning of its text."""
-    table = pq.read_table(_table(folder), columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
-    known = f"id {table['id']}" if table["id"] is not None else f"the document {table['title']!r}"
-    return f"{known} ({table['text'][:40]!r})"
+    """Describe a document for a message: its id, or else its title, and the beginning of its text."""
+    row = pq.read_table(_table(folder), columns=["id", "title", "text"]).slice(document, 1).to_pylist()[0]
+    label = f"id {row['id']}" if row["id"] is not None else f"the document {row['title']!r}"
+    return f"{label} ({row['text'][:40]!r})"
 
 
 class Texts:
-    """The texts of a corpus by document; a few row groups of its file are in memory."""
+    """The texts of a corpus by document. The four row groups of its file that were used last are in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._file = pq.ParquetFile(_table(folder))
@@ -110,17 +116,19 @@ class Texts:
         return int(self._starts[-1])
 
     def of(self, documents: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The text of each of ``documents``."""
-        where = np.searchsorted(self._starts, documents, side="right") - 1
+        """Read the text of each of ``documents``, which are rows of the file."""
+        groups = np.searchsorted(self._starts, documents, side="right") - 1
         return [
-            self._group(int(n))[int(document - self._starts[n])].as_py()
-            for n, document in zip(where, documents, strict=True)
+            self._group(int(group))[int(document - self._starts[group])].as_py()
+            for group, document in zip(groups, documents, strict=True)
         ]
 
 
 def documents(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
-    """The documents of one split, or all, in the file's order: document (its row in the file), title, label (or None),
-    text, split. One batch is in memory at a time."""
+    """Yield the documents of one split, or of all, in the file's order. One batch is in memory at a time.
+
+    Keys: document (its row in the file), title, label (or None), text, id (or None), split.
+    """
     expected, path = corpus_meta(folder)["documents"], _table(folder)
     with pq.ParquetFile(path) as file:
         if file.metadata.num_rows != expected:

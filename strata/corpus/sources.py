@@ -1,4 +1,4 @@
-"""A source of params.yaml -> its documents, whatever it is."""
+"""A source of params.yaml -> its documents: files, folders, packages, databases, datasets of the hub or of Kaggle."""
 
 import glob
 import tempfile
@@ -30,7 +30,7 @@ SUFFIXES = {*tables.SUFFIXES, *lines.PACKED, *vectors.SUFFIXES, *database.SUFFIX
 
 
 def resolved(source: Source) -> Source:
-    """``source`` with its kind found out, by the first of these that fits:
+    """Replace the kind `auto` of ``source`` by the first of these that fits:
 
     1. `package:NAME`: text that an installed package carries;
     2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves, and so does a database's URL, written out or in an
@@ -38,10 +38,14 @@ def resolved(source: Source) -> Source:
     3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), an array (.npy, .npz), a
        SQLite database (.sqlite, .db), a text (.txt) or a MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset
        in the hub's layout;
-    4. what has a `file` is a Kaggle dataset, what has a `revision` a hub dataset: both are needed to pin them.
+    4. a source with a `file` is a Kaggle dataset, one with a `revision` a hub dataset: these keys pin them.
+
+    A source of another kind is returned as it is. Raises BadInput where nothing fits.
     """
     if source.kind != "auto":
         return source
+
+    # A prefix says the kind.
     prefix, colon, name = source.source.partition(":")
     if colon and prefix in ("hub", "kaggle"):
         return _as(source, prefix, source=name)
@@ -49,6 +53,7 @@ def resolved(source: Source) -> Source:
         return _as(source, "package")
     if colon and (name.startswith("//") or prefix == "env"):
         return _as(source, "sql")
+
     if path := find(source.source, SUFFIXES):
         return _as(source, _path_kind(path))
     if source.file:
@@ -61,11 +66,13 @@ def resolved(source: Source) -> Source:
     )
 
 
-def _as(given: Source, kind: str, **changes: str) -> Source:
-    return check({**given.model_dump(), "kind": kind, **changes}, Source, "params.yaml: fetch.corpus.sources")
+def _as(original: Source, kind: str, **changes: str) -> Source:
+    """Copy a source with another kind and other ``changes``; check whether its keys mean something for that kind."""
+    return check({**original.model_dump(), "kind": kind, **changes}, Source, "params.yaml: fetch.corpus.sources")
 
 
 def _path_kind(path: Path) -> Kind:
+    """Tell the kind of an existing file or folder by its suffix. Raises BadInput for an unknown one."""
     suffix = lines.kind(path)
     if path.is_dir():
         return "hub"
@@ -83,8 +90,11 @@ def _path_kind(path: Path) -> Kind:
 
 
 def documents(source: Source) -> Generator[Document, None, None]:
-    """The documents of a resolved source, in its order, at most ``source.documents`` of them. Closed early, it leaves
-    no file or connection open. BadInput for a text that is too long for a document."""
+    """Yield the documents of a resolved source, in its order, at most ``source.documents`` of them.
+
+    If the generator is closed early, no file or connection stays open. Raises BadInput for a text that is too long for
+    a document.
+    """
     with closing(_all(source)) as stream:
         for document in islice(stream, source.documents):
             if len(document.text) > lines.LONGEST:
@@ -96,6 +106,7 @@ def documents(source: Source) -> Generator[Document, None, None]:
 
 
 def _all(source: Source) -> Generator[Document, None, None]:
+    """Open a resolved source with the reader of its kind; yield all documents."""
     if source.kind == "hub":
         return _hub(source)
     if source.kind == "sql":
@@ -111,19 +122,21 @@ def _all(source: Source) -> Generator[Document, None, None]:
 
 
 def facts(source: Source) -> dict[str, Any]:
-    """What meta.json says of a source: not where it lay on this machine, but what was in it."""
-    given = source.model_dump(exclude_none=True)
+    """Describe a source for meta.json: its keys, its name without the folder where it lay, and its file's SHA-256."""
+    keys = source.model_dump(exclude_none=True)
     if source.kind == "hub":
         folder = find(source.source, SUFFIXES)
-        return {**given, "source": folder.name} if folder else given
+        return {**keys, "source": folder.name} if folder else keys
     if source.kind == "sql" and _sqlite(source) is None:
-        return {**given, "source": database.shown(source.source)}
+        return {**keys, "source": database.shown(source.source)}
+
     path = _file(source)
     name = source.source if source.kind in ("package", "kaggle") else path.name
-    return {**given, "source": name, "sha256": sha256(path)}
+    return {**keys, "source": name, "sha256": sha256(path)}
 
 
 def _file(source: Source) -> Path:
+    """Find the file of a source that is one file; a Kaggle dataset is downloaded if need be."""
     match source.kind:
         case "package":
             return _packaged(source.source)
@@ -134,13 +147,16 @@ def _file(source: Source) -> Path:
 
 
 def _columns(source: Source, where: str) -> tables.Columns:
-    """Vectors may come without a text; everything else is a text's."""
+    """Say which columns hold what. The text is in the column `text` unless ``source`` names another.
+
+    Only a source that names a column of vectors may lack a text.
+    """
     text = source.text or (None if source.vector else "text")
     return tables.Columns(where, text, source.label, source.title, source.id, source.vector, source.blob)
 
 
 def _query(source: Source) -> Generator[Document, None, None]:
-    """The rows of a database: `id` and `vector`, unless other columns are named."""
+    """Yield a document for each row of a database query: `id` and `vector` are read unless other columns are named."""
     path = _sqlite(source)
     where = path.name if path else database.shown(source.source)
     columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
@@ -149,19 +165,21 @@ def _query(source: Source) -> Generator[Document, None, None]:
 
 
 def _sqlite(source: Source) -> Path | None:
-    """The file of a database that is one; None for a URL."""
+    """Find the file of a SQLite database that is named by its path; None where a URL names the database."""
     return None if "://" in source.source or source.source.startswith(database.VARIABLE) else _local(source)
 
 
 def _packaged(source: str) -> Path:
+    """Find the text file that an installed package carries. Raises BadInput where package or file is missing."""
     name = source.removeprefix("package:")
     if name not in PACKAGES:
         raise BadInput(f"{source} is not a known text; the packages with one are {', '.join(PACKAGES)}")
     module, file = PACKAGES[name]
-    found = find_spec(module)  # the module itself need not be imported for its file
-    if found is None or found.origin is None:
+    spec = find_spec(module)  # the module itself need not be imported for its file
+    if spec is None or spec.origin is None:
         raise BadInput(f"{source} needs the package {module}; `pip install {module}`")
-    path = Path(found.origin).parent / file
+
+    path = Path(spec.origin).parent / file
     if not path.exists():
         raise BadInput(
             f"the package {module} that is installed here does not carry {path.name}; reinstall it with its tests"
@@ -170,6 +188,7 @@ def _packaged(source: str) -> Path:
 
 
 def _local(source: Source) -> Path:
+    """Find the file that ``source`` names. Raises BadInput where it is missing."""
     path = find(source.source, SUFFIXES)
     if path is None or not path.is_file():
         raise BadInput(f"{source.source} is missing; params.yaml names it as a {source.kind} source")
@@ -177,7 +196,7 @@ def _local(source: Source) -> Path:
 
 
 def _hub(source: Source) -> Generator[Document, None, None]:
-    """Stream a dataset of the hub, or of a local folder in its layout; nothing is read past the last document."""
+    """Stream a dataset of the hub, or of a local folder in the hub's layout; read nothing past the last document."""
     folder = find(source.source, SUFFIXES)
     if folder is None and source.revision is None:
         raise BadInput(f"{source.source} is a hub dataset, which changes with time: pin its revision")
@@ -193,12 +212,15 @@ def _hub(source: Source) -> Generator[Document, None, None]:
                 for file in files:
                     yield from tables.documents(Path(file), columns, None)
                 return
+
             stream = datasets.load_dataset(
                 str(place), source.config, split=split, revision=source.revision, streaming=True
             )
             if stream.column_names:
                 columns.check(stream.column_names)
                 stream = stream.select_columns(sorted(set(columns.named.values())))
+
+            # A column of classes holds numbers, which stand for names.
             classes = {name: getattr(feature, "names", None) for name, feature in (stream.features or {}).items()}
             rows = (
                 {name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream
@@ -209,25 +231,32 @@ def _hub(source: Source) -> Generator[Document, None, None]:
 
 
 def _csv_files(place: str, config: str | None, split: str) -> list[str]:
-    """The files of a split of a local dataset, if they are CSV: the package datasets reads them by pandas, which makes
-    7 of 007, nothing of NA, and moves the values of a line that is too long under other names."""
+    """List the files of a split of a local dataset if they are CSV, for our own reader; else none.
+
+    The package datasets reads CSV by pandas, which turns 007 into 7 and NA into nothing, and moves the values of a line
+    that is too long under other names. A dataset whose card gives the types of its columns is left to it all the same.
+    """
     import datasets
     from datasets.packaged_modules.csv.csv import Csv
 
     builder = datasets.load_dataset_builder(place, config)
-    if not isinstance(builder, Csv) or builder.info.features is not None:  # a card says what its columns are
+    if not isinstance(builder, Csv) or builder.info.features is not None:
         return []
     return list((builder.config.data_files or {}).get(split, []))
 
 
 @contextmanager
 def _without_patterns(folder: Path) -> Iterator[Path]:
-    """A name for ``folder`` in which datasets sees no pattern: it takes `[`, `*` and `?` in a path for one."""
+    """Yield ``folder``, or a temporary folder of links to its files where its path holds `[`, `*` or `?`.
+
+    The package datasets takes a path with these characters for a pattern.
+    """
     if glob.escape(str(folder.resolve())) == str(folder.resolve()):
         yield folder
         return
+
     with tempfile.TemporaryDirectory(prefix="strata-") as home:
-        for file in folder.resolve().rglob("*"):  # each by itself: a link to the folder would be followed back
+        for file in folder.resolve().rglob("*"):  # one link a file: datasets would follow a link to the folder back
             if file.is_file():
                 link = Path(home) / file.relative_to(folder.resolve())
                 link.parent.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ ROWS = 1024  # of Parquet that are unpacked at once, unless they are long
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; all but ``text`` may be None, and ``text`` too where there is a ``vector``.
+    """Which columns hold what. All but ``text`` may be None, and ``text`` may be None too where there is a ``vector``.
 
-    ``where``: what the source is called. ``blob``: the numbers of a vector that is bytes;
-    None: they are found out.
+    ``where``: the name of the source, for messages. ``blob``: the type of the numbers in a vector that is stored as
+    bytes; None: float32, if that fits.
     """
 
     where: str
@@ -44,31 +44,38 @@ class Columns:
 
     @property
     def named(self) -> dict[str, str]:
-        """Use -> column."""
+        """Map each use to its column."""
         uses = ("text", "label", "title", "id", "vector")
         return {use: name for use in uses if (name := getattr(self, use)) is not None}
 
     def check(self, there: Iterable[str]) -> None:
-        """Refuse a column that is not among those that are ``there``, or is there twice."""
-        there = list(there)
+        """Refuse a source whose columns ``there`` lack a named column, or hold it twice."""
+        columns = list(there)
         for use, name in self.named.items():
-            if name not in there:
-                listed = ", ".join(there[:LISTED]) + (f" … ({len(there)} in all)" if len(there) > LISTED else "")
+            if name not in columns:
+                listed = ", ".join(columns[:LISTED]) + (f" … ({len(columns)} in all)" if len(columns) > LISTED else "")
                 raise BadInput(f"{self.where} has no column {name!r} (asked for as {use}); it has {listed}")
-            if there.count(name) > 1:
+            if columns.count(name) > 1:
                 raise BadInput(
-                    f"{self.where} has {there.count(name)} columns {name!r} (asked for as {use}); rename one"
+                    f"{self.where} has {columns.count(name)} columns {name!r} (asked for as {use}); rename one"
                 )
 
     def document(self, row: dict[str, Any], number: int) -> Document:
-        """One row as a document; without a title column it is named after its id or its place: `data.csv 12`."""
+        """Make a document of a row (column -> value), the ``number``-th of its source.
+
+        Without a title, the document is named after its id or its place: `data.csv 12`.
+        """
         title, label, id = (self._read(word, row, name, number) for name in (self.title, self.label, self.id))
-        said = self._read(text, row, self.text, number) or ""
-        return Document(title or id or f"{self.where} {number}", label, said, id, self._vector(row, number))
+        body = self._read(text, row, self.text, number) or ""
+        return Document(title or id or f"{self.where} {number}", label, body, id, self._vector(row, number))
 
     def _vector(self, row: dict[str, Any], number: int) -> bytes | str | None:
+        """Read a row's vector as float32 bytes; a text says why it is unusable, and None that no column holds vectors.
+
+        Raises BadInput where the bytes of one row look like another type of numbers: then all rows probably are.
+        """
         vector = parsed(row.get(self.vector), self.blob) if self.vector else None
-        if self.blob is None and vector in KINDS.values():  # what was guessed of one row holds for all
+        if self.blob is None and vector in KINDS.values():
             raise BadInput(
                 f"{self.where}: row {number} of column {self.vector!r} holds {vector}; if it is float32 all the same, "
                 "set blob: float32"
@@ -78,7 +85,7 @@ class Columns:
     def _read(
         self, reader: Callable[[Any], str | None], row: dict[str, Any], name: str | None, number: int
     ) -> str | None:
-        """The value of column ``name``; None if there is no such use or the row has no such key."""
+        """Read the value of column ``name``; None if no column has this use or the row has no such key."""
         if name is None:
             return None
         try:
@@ -87,7 +94,7 @@ class Columns:
             raise BadInput(f"{self.where}: row {number} of column {name!r} holds {error}") from None
 
     def documents(self, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
-        """All rows; the columns of the first are taken for those of the file."""
+        """Make a document of each row. The columns of the first row are checked for all."""
         for number, row in enumerate(rows, start=1):
             if number == 1:
                 self.check(row)
@@ -95,7 +102,10 @@ class Columns:
 
 
 def documents(path: Path, columns: Columns, separator: str | None) -> Generator[Document, None, None]:
-    """The rows of a table, by its suffix (what is packed on top is unpacked). ``separator`` None: found out."""
+    """Yield a document for each row of a table file, whose suffix says how it is read (`.csv.gz` as `.csv`).
+
+    ``separator``: of a CSV or TSV; None: the tab for .tsv, else the one that the line of column names holds most often.
+    """
     suffix = kind(path)
     if suffix == ".parquet":
         rows = _parquet(path, columns)
@@ -110,7 +120,7 @@ def documents(path: Path, columns: Columns, separator: str | None) -> Generator[
 
 
 def text_documents(path: Path, unit: Unit) -> Generator[Document, None, None]:
-    """A plain text file: a document a line, a paragraph (parted by blank lines), or the whole."""
+    """Yield the documents of a plain text file: each line, each paragraph (blank lines part them), or the whole."""
     with closing(lines(path)) as source:
         if unit == "line":
             pieces: Iterable[str] = (line.strip() for line in source if line.strip())
@@ -119,65 +129,70 @@ def text_documents(path: Path, unit: Unit) -> Generator[Document, None, None]:
             pieces = (_joined(path, unit, group) for blank, group in groups if not blank)
         else:
             pieces = [_joined(path, unit, source)]
+
         for number, piece in enumerate(pieces, start=1):
             yield Document(path.name if unit == "file" else f"{path.name} {number}", None, piece)
 
 
-def _joined(path: Path, unit: Unit, some: Iterable[str]) -> str:
-    """Lines as one text, which may not be too long for a document."""
-    held: list[str] = []
+def _joined(path: Path, unit: Unit, parts: Iterable[str]) -> str:
+    """Join the lines ``parts`` into one text. Raises BadInput as soon as it is too long for a document."""
+    joined: list[str] = []
     chars = 0
-    for line in some:
-        held.append(line)
+    for line in parts:
+        joined.append(line)
         chars += len(line)
         if chars > LONGEST:
             raise BadInput(f"{path}: a {unit} has more than {LONGEST:,} characters; set unit: line, or cut it")
-    return "".join(held)
+    return "".join(joined)
 
 
 # --- values between separators ----------------------------------------------------------------------------------------
 
 
 class _Lines:
-    """Lines one by one, how many were taken, and a look at the next one."""
+    """An iterator over lines that counts them in ``number`` and can look at the next line without taking it."""
 
     def __init__(self, source: Iterator[str]) -> None:
         self.source, self.number = source, 0
-        self.seen: list[str] = []  # the next line, if it was looked at
+        self.peeked: list[str] = []  # the next line, if it was looked at
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self.seen.pop() if self.seen else next(self.source)
+        line = self.peeked.pop() if self.peeked else next(self.source)
         self.number += 1
         return line
 
     def ahead(self) -> str | None:
-        """The next line, which stays the next; None at the end."""
-        if not self.seen:
-            self.seen = list(islice(self.source, 1))
-        return self.seen[0] if self.seen else None
+        """Return the next line without taking it; None at the end."""
+        if not self.peeked:
+            self.peeked = list(islice(self.source, 1))
+        return self.peeked[0] if self.peeked else None
 
 
 def _separated(path: Path, columns: Columns, separator: str | None) -> Generator[dict[str, Any], None, None]:
-    """Rows of a CSV or TSV. Every row has as many values as there are names, or it is refused with its line."""
+    """Yield the rows of a CSV or TSV as column -> value.
+
+    Raises BadInput, with the line, for a row that does not have exactly one value for each column name.
+    """
     with closing(lines(path)) as source:
         numbered = _Lines(source)
-        first = next((line for line in numbered if line.strip()), None)
-        if first is None:
+        header = next((line for line in numbered if line.strip()), None)
+        if header is None:
             raise BadInput(f"{path} is empty: it has no line of column names")
-        if first.lstrip().startswith(("[{", '{"')) or first.strip() in ("[", "{"):
+        if header.lstrip().startswith(("[{", '{"')) or header.strip() in ("[", "{"):
             raise BadInput(f"{path} is JSON, not CSV: write one object a line, and call the file .jsonl")
 
-        separator = separator or _separator(first)
-        records = (_tabbed if separator == "\t" else _quoted)(path, first, numbered, separator)
-        head, names = next(records)
+        separator = separator or _separator(header)
+        records = (_tabbed if separator == "\t" else _quoted)(path, header, numbered, separator)
+        header_line, names = next(records)
         columns.check(names)
-        for number, values in records:
+
+        for line_number, values in records:
             if len(values) != len(names):
                 raise BadInput(
-                    f"{path}, line {number}, has {_count(len(values), 'value')}, but line {head} has "
+                    f"{path}, line {line_number}, has {_count(len(values), 'value')}, but line {header_line} has "
                     f"{_count(len(names), 'name')}; a value that holds {separator!r} stands between quotes"
                 )
             yield dict(zip(names, values, strict=True))
@@ -187,22 +202,26 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
-def _separator(names: str) -> str:
-    """The separator that the line of column names holds most often. A single column has none: then a control character
-    that no text holds, so that a comma in it parts nothing.
+def _separator(header: str) -> str:
+    """Choose the separator that the line of column names holds most often.
 
-    The standard library's sniffer looks at the text as well, where a comma proves nothing.
+    The line of a single column holds none. Then a control character is returned that no text holds, so that a comma in
+    a value does not split it. The standard library's sniffer is not used: it also counts the commas of the values,
+    which may be text.
     """
-    separator = max(SEPARATORS, key=names.count)
-    return separator if separator in names else "\x1f"
+    separator = max(SEPARATORS, key=header.count)
+    return separator if separator in header else "\x1f"
 
 
-def _quoted(path: Path, first: str, rest: _Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, values) of each record, quotes as in RFC 4180: one that is never closed is an error, and
-    does not take the rest of the file for one value."""
+def _quoted(path: Path, line: str, rest: _Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line where it begins, values) of each record of ``line`` and the ``rest``, with quotes as in RFC 4180.
+
+    Raises BadInput for a quote that is never closed, rather than take the rest of the file for one value.
+    """
     csv.field_size_limit(LONGEST)  # the default of 131072 characters is shorter than many a document
-    reader = csv.reader(chain([first], rest), delimiter=separator, strict=True)
-    begin = rest.number  # the first line was taken
+    reader = csv.reader(chain([line], rest), delimiter=separator, strict=True)
+    begin = rest.number  # `line` was taken from `rest`, so this is its number
+
     while True:
         try:
             values = next(reader, None)
@@ -213,26 +232,30 @@ def _quoted(path: Path, first: str, rest: _Lines, separator: str) -> Iterator[tu
             ) from None
         if values is None:
             return
-        if values:
+        if values:  # a blank line is no record
             yield begin, values
         begin = rest.number + 1
 
 
-def _tabbed(path: Path, first: str, rest: _Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, values) of each record of a TSV.
+def _tabbed(path: Path, header: str, rest: _Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line where it begins, values) of each record of a TSV: the ``header``, then the ``rest``.
 
-    There a quote is a character like others, so that a line is a record. Some programs quote all the same: a value in
-    quotes whose inner ones are doubled loses them, and where a line or the one after it has too few or too many tabs,
-    a value that begins with a quote is read as :func:`_quoted` would: it may hold a tab or an end of line.
+    In a TSV a quote is a character like any other, and each line is a record. But some programs write quotes all the
+    same. So a value loses the quotes around it if those inside it are doubled. And where a line, or the line after it,
+    has too few or too many tabs, a value that begins with a quote is read as :func:`_quoted` reads it: it may hold a
+    tab or an end of line.
     """
-    width = first.count(separator) + 1
-    for line in chain([first], rest):
+    width = header.count(separator) + 1
+    for line in chain([header], rest):
         begin = rest.number
         values = line.rstrip("\r\n").split(separator)
+
+        # The last value may open a quote that a later line closes: then the following line has not its own width.
         whole = len(values) == width
         if whole and values[-1].startswith('"') and _without_quotes(values[-1]) == values[-1]:
             following = rest.ahead()
             whole = following is None or following.count(separator) + 1 == width
+
         if whole:
             yield begin, [_without_quotes(value) for value in values]
         elif any(value.startswith('"') for value in values):
@@ -242,6 +265,7 @@ def _tabbed(path: Path, first: str, rest: _Lines, separator: str) -> Iterator[tu
 
 
 def _without_quotes(value: str) -> str:
+    """Remove the quotes around a value whose inner quotes are doubled; return any other value as it is."""
     inner = value[1:-1]
     if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')
@@ -252,9 +276,11 @@ def _without_quotes(value: str) -> str:
 
 
 def _keys(path: Path, wanted: set[str]) -> list[str]:
-    """The keys of the file's objects, read until all ``wanted`` were seen: one may be missing wherever it has no
-    value."""
-    seen: dict[str, None] = {}
+    """List the keys of the file's objects, which are read until all ``wanted`` keys were seen.
+
+    More than one object may have to be read, because an object may leave a key out where it has no value.
+    """
+    seen: dict[str, None] = {}  # a set in the order of the file
     with closing(_json_lines(path)) as rows:
         for row in rows:
             seen.update(dict.fromkeys(row))
@@ -267,6 +293,7 @@ def _keys(path: Path, wanted: set[str]) -> list[str]:
 
 
 def _json_lines(path: Path) -> Generator[dict[str, Any], None, None]:
+    """Yield the object of each line. Raises BadInput, with the line, for anything else."""
     with closing(lines(path)) as source:
         for number, line in enumerate(source, start=1):
             if not line.strip():
@@ -278,6 +305,7 @@ def _json_lines(path: Path) -> Generator[dict[str, Any], None, None]:
             except ValueError as error:
                 why = f"{error}; each line holds a whole object"
                 raise BadInput(f"{path}, line {number}, is not JSON: {why}") from None
+
             if not isinstance(row, dict):
                 raise BadInput(
                     f"{path}, line {number}, is not a JSON object with columns, but {line.strip()[:40]}; write an "
@@ -287,20 +315,22 @@ def _json_lines(path: Path) -> Generator[dict[str, Any], None, None]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys must differ: of two values that stand under one key, Python would take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Make a JSON object. Raises ValueError for a key that stands twice, of which Python would keep the last value."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return found
+    return row
 
 
 def _parquet(path: Path, columns: Columns) -> Generator[dict[str, Any], None, None]:
+    """Yield the rows of a Parquet file, of which only the named columns are read."""
     try:
         with pq.ParquetFile(path) as file:
             columns.check(file.schema_arrow.names)
             names = list(dict.fromkeys(columns.named.values()))
             classes = _classes(file.schema_arrow.metadata or {})
+
             for batch in file.iter_batches(batch_size=_batch(path, file.metadata, names), columns=names):
                 for row in batch.to_pylist():
                     yield {name: class_name(value, classes.get(name)) for name, value in row.items()}
@@ -311,26 +341,33 @@ def _parquet(path: Path, columns: Columns) -> Generator[dict[str, Any], None, No
 
 
 def class_name(value: Any, names: list[str] | None) -> Any:
-    """What a number of a class column stands for, if ``names`` says so; -1, the class of what has none, is None."""
+    """Replace the number of a class by its name. -1 stands for no class, and becomes None.
+
+    Without ``names``, or for what is no number, ``value`` is returned as it is; so is a number that has no name.
+    """
     if names is None or not isinstance(value, int):
         return value
     return None if value == -1 else names[value] if 0 <= value < len(names) else value
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Column -> names of its classes, as the package datasets notes them in a Parquet file."""
-    noted = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return {name: kind["names"] for name, kind in noted.items() if kind.get("_type") == "ClassLabel"}
+    """Read column -> names of its classes, as the package datasets stores them in a Parquet file's metadata."""
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
 
 
 def _batch(path: Path, file: pq.FileMetaData, names: list[str]) -> int:
-    """How many rows to unpack at once, so that long ones do not fill the memory."""
-    largest = 1
+    """Choose how many rows to unpack at once, so that long rows do not fill the memory.
+
+    Raises BadInput for a file whose rows are too long for documents.
+    """
+    largest = 1  # bytes of a row of the columns ``names``, on average over the row group where that is largest
     for number in range(file.num_row_groups):
         group = file.row_group(number)
-        parts = (group.column(place) for place in range(group.num_columns))
-        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in names)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names)
         largest = max(largest, size // max(group.num_rows, 1))
+
     if largest > 4 * LONGEST:  # bytes: a character in UTF-8 has at the most four
         raise BadInput(f"{path} has rows of {largest:,} bytes; a document has at the most {LONGEST:,} characters")
     return max(1, min(ROWS, 2 * LONGEST // largest))

@@ -1,4 +1,4 @@
-"""What one value of a row means, wherever the row comes from: a file, an array, a database, a hub dataset."""
+"""The meaning of one value of a row, whether the row comes from a file, an array, a database or a hub dataset."""
 
 import re
 from datetime import date
@@ -11,7 +11,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON 
 
 
 def missing(value: Any) -> bool:
-    """Whether nothing is there: None, NaN, pandas' NaT and NA, a text without a character but white space."""
+    """Say whether ``value`` stands for nothing: None, NaN, pandas' NaT or NA, or a text of nothing but white space."""
     if value is None or type(value).__name__ == "NAType":  # pandas' NA: its name, so that pandas need not be imported
         return True
     if isinstance(value, str | bytes | bytearray | memoryview):
@@ -22,7 +22,10 @@ def missing(value: Any) -> bool:
 
 
 def text(value: Any) -> str:
-    """``value`` as a text, "" where it is missing. Bytes are UTF-8. Raises ValueError, which says what stands there."""
+    """Read ``value`` as a text; "" where it is missing. Bytes are UTF-8, and half a character becomes U+FFFD.
+
+    Raises ValueError, whose message describes the value, for anything but text.
+    """
     if missing(value):
         return ""
     if isinstance(value, bytes | bytearray | memoryview):
@@ -33,9 +36,10 @@ def text(value: Any) -> str:
 
 
 def word(value: Any) -> str | None:
-    """``value`` as a label, title or id; None where it is missing. A whole number is written as 3, not 3.0.
+    """Read ``value`` as a label, title or id; None where it is missing. A whole number is written as 3, not 3.0.
 
-    Raises ValueError, which says what stands there, for bytes that are not UTF-8 and for what is more than one value.
+    Raises ValueError, whose message describes the value, for bytes that are not UTF-8, and for a list, a dictionary or
+    an array.
     """
     if missing(value):
         return None
@@ -58,7 +62,7 @@ def _decoded(value: bytes) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message. What holds others is named by its type: it may be long, or deep."""
+    """Describe a value for a message: its first 40 characters, or only the type of a list, dictionary or array."""
     if isinstance(value, list | tuple | set | dict | np.ndarray):
         return f"a {type(value).__name__}"
     return repr(value)[:40]

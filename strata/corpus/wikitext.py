@@ -1,7 +1,7 @@
-"""Wikitext -> sections of plain text, with nothing left of the markup.
+"""Wikitext -> sections of plain text, without any markup.
 
-Templates are dropped, but for those that carry words of a sentence (`{{lang|el|ψ}}`, `{{convert|5|km}}`). So are
-tables, references, pictures with their captions, formulas, categories, and the sections that only list sources.
+Tables, references, pictures with their captions, formulas, categories, and the sections that only list sources are
+dropped. So are templates, except those that carry words of a sentence (`{{lang|el|ψ}}`, `{{convert|5|km}}`).
 """
 
 import html
@@ -13,7 +13,7 @@ from mwparserfromhell import nodes
 
 DOCUMENT_LEVEL = 3  # a heading of this level or above opens a section of its own; a deeper one stays a line of it
 
-# Sections that list sources and links rather than say something; with all that stands below them.
+# Titles of sections that only list sources and links. They are dropped together with their subsections.
 LISTS = {
     *("references", "external links", "see also", "further reading", "bibliography", "notes", "footnotes", "sources"),
     *("citations", "works cited", "notes and references", "references and notes", "notes and citations"),
@@ -27,7 +27,7 @@ DROPPED_TAGS = {
 }
 BREAKS = {"br": " ", "hr": "\n", "dd": ": ", "li": "", "dt": ""}
 
-# Templates whose words belong to the sentence: which of the positional arguments they show, or what they stand for.
+# Templates whose words belong to the sentence, by the positional argument that they show, or by what they stand for.
 FIRST = {
     *(
         "nowrap",
@@ -76,36 +76,38 @@ _TIDY = [
 def sections(
     title: str, wikitext: str, dropped: Iterable[str] = ("file", "image", "category", "media")
 ) -> Iterator[tuple[str, str]]:
-    """Cut an article into (title, plain text): `Anarchism` for its lead, `Anarchism / History` for a section.
+    """Cut an article into sections; yield (title, plain text) of each.
 
+    The title of the lead is `Anarchism`, that of a section `Anarchism / History`.
     ``dropped``: the namespaces, in lower case, whose links show no text (pictures and categories).
     """
     namespaces = frozenset(dropped)
-    path: dict[int, str] = {}
-    held: list[nodes.Node] = []
+    headings: dict[int, str] = {}  # level -> heading, of the section that is being read and those around it
+    body: list[nodes.Node] = []
     for node in mwparserfromhell.parse(wikitext).nodes:
         if isinstance(node, nodes.Heading) and node.level <= DOCUMENT_LEVEL:
-            yield from _section(title, path, held, namespaces)
-            path = {level: name for level, name in path.items() if level < node.level}
-            path[node.level] = tidy(_text(node.title.nodes, namespaces))
-            held = []
+            yield from _section(title, headings, body, namespaces)
+            headings = {level: name for level, name in headings.items() if level < node.level}
+            headings[node.level] = tidy(_text(node.title.nodes, namespaces))
+            body = []
         else:
-            held.append(node)
-    yield from _section(title, path, held, namespaces)
+            body.append(node)
+    yield from _section(title, headings, body, namespaces)
 
 
 def _section(
-    title: str, path: dict[int, str], held: list[nodes.Node], namespaces: frozenset[str]
+    title: str, headings: dict[int, str], body: list[nodes.Node], namespaces: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
-    if any(name.lower() in LISTS for name in path.values()):
+    """Yield (title, plain text) of one section; nothing for an empty section or one that only lists sources."""
+    if any(name.lower() in LISTS for name in headings.values()):
         return
-    lines = tidy(_text(held, namespaces)).split("\n")
+    lines = tidy(_text(body, namespaces)).split("\n")
     if text := "\n".join(line for line in lines if line.lower().rstrip(":") not in LISTS):
-        yield " / ".join([title, *filter(None, path.values())]), text
+        yield " / ".join([title, *filter(None, headings.values())]), text
 
 
 def tidy(text: str) -> str:
-    """Mend what dropped markup leaves behind: empty brackets, doubled spaces and commas, lines without a word.
+    """Clean up after dropped markup: empty brackets, doubled spaces and commas, lines without a word.
 
     Example: `Aikido ( ; ) , an  art` -> `Aikido, an art`.
     """
@@ -122,6 +124,7 @@ def _text(items: Iterable[nodes.Node], namespaces: frozenset[str]) -> str:
 
 
 def _plain(node: nodes.Node, namespaces: frozenset[str]) -> str:
+    """Return the text that a reader of the page sees of one piece of wikitext; "" for what is dropped."""
     match node:
         case nodes.Text():
             return str(node.value)
@@ -149,6 +152,7 @@ def _contents(tag: nodes.Tag) -> list[nodes.Node]:
 
 
 def _link(link: nodes.Wikilink, namespaces: frozenset[str]) -> str:
+    """Return the text of a link: its label or its target; "" for pictures, categories and links to other languages."""
     target = str(link.title).strip()
     prefix, colon, _ = target.partition(":")
     if colon and (
@@ -161,9 +165,11 @@ def _link(link: nodes.Wikilink, namespaces: frozenset[str]) -> str:
 
 
 def _template(template: nodes.Template, namespaces: frozenset[str]) -> str:
+    """Return the words that a template adds to its sentence; "" for the templates that are dropped."""
     name = " ".join(str(template.name).lower().replace("_", " ").split())
     if name in FIXED:
         return FIXED[name]
+
     shown = [_text(argument.value.nodes, namespaces).strip() for argument in template.params if not argument.showkey]
     match name:
         case "convert" | "cvt":
@@ -184,8 +190,8 @@ def _template(template: nodes.Template, namespaces: frozenset[str]) -> str:
 
 
 def _quantity(arguments: list[str]) -> str:
-    """`5, to, 10, km, mi` -> `5 to 10 km`: numbers and the words between them, then the first unit."""
-    for at, word in enumerate(arguments):
+    """Join the numbers, the words between them and the first unit: `5, to, 10, km, mi` -> `5 to 10 km`."""
+    for place, word in enumerate(arguments):
         if word not in JOINERS and not re.match(r"[-−+]?[\d.,]", word):
-            return " ".join(arguments[: at + 1])
+            return " ".join(arguments[: place + 1])
     return " ".join(arguments)

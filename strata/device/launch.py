@@ -1,8 +1,8 @@
-"""Several processes of one stage, through torch.distributed; with one process all of this does nothing.
+"""Several processes of one stage, through torch.distributed. With one process none of this does anything.
 
-The environment variable ``STRATA_LAUNCH`` (``torchrun --nproc-per-node 2``, ``srun torchrun …``) says what starts them.
-It is no param, because where a stage runs does not change what it writes. A process knows its number from what torchrun
-puts into its environment; the first has number 0.
+The environment variable ``STRATA_LAUNCH`` holds the command that starts the processes (``torchrun --nproc-per-node 2``,
+``srun torchrun …``). It is no param, because where a stage runs does not change what it writes. torchrun puts the
+number of a process (its rank) into its environment; the first process has number 0.
 """
 
 import os
@@ -20,14 +20,14 @@ from torch.nn.functional import pad
 
 from strata.run.door import BadInput, module
 
-PATIENCE = timedelta(days=1)  # the others wait while the first alone tokenises, measures or waits for a lock
-LONGEST = 4096  # bytes of a path
+PATIENCE = timedelta(days=1)  # the other processes wait while the first one tokenises, measures or waits for a lock
+LONGEST = 4096  # bytes of a path, or of another text that the first process tells
 
 
 def several(main: Callable[..., None]) -> Callable[..., None]:
-    """Let a stage's ``main`` run in the processes that STRATA_LAUNCH starts; they end together.
+    """Wrap a stage's ``main``: run it in the processes that STRATA_LAUNCH starts, which end together.
 
-    Raises BadInput when STRATA_LAUNCH names nothing that can be started.
+    Raises BadInput when STRATA_LAUNCH is no command that can be started.
     """
 
     @wraps(main)
@@ -36,7 +36,7 @@ def several(main: Callable[..., None]) -> Callable[..., None]:
             _become(command, words)
         try:
             main(*words)
-            barrier()  # so that no machine's launcher takes the end of its own processes for the stage's
+            barrier()  # no process ends early: a machine's launcher would think that the whole stage has ended
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
@@ -45,6 +45,7 @@ def several(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _become(command: str, words: tuple[str, ...]) -> NoReturn:
+    """Replace this process by the launcher ``command``, which runs the same module with the same ``words``."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun does, with a warning; machine.threads is what counts
     try:
         launcher = shlex.split(command)
@@ -58,35 +59,39 @@ def _become(command: str, words: tuple[str, ...]) -> NoReturn:
 
 
 def world() -> int:
-    """How many processes this stage has, on all machines."""
+    """Return how many processes this stage has, on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return the number of this process."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def local_world() -> int:
-    """How many processes this stage has on this machine."""
+    """Return how many processes this stage has on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world() > 1 else 1
 
 
 def local_device(device: torch.device) -> torch.device:
-    """What ``device`` is for this process: each on a machine has a CUDA device of its own."""
+    """Return the device of this process: each process on a machine has a CUDA device of its own.
+
+    Raises BadInput where there are fewer devices than processes.
+    """
     if device.type != "cuda" or world() == 1:
         return device
-    there = torch.cuda.device_count() if device.index is None else 1
-    if local_world() > there:
+
+    devices = torch.cuda.device_count() if device.index is None else 1
+    if local_world() > devices:
         raise BadInput(
             f"STRATA_LAUNCH starts {local_world()} processes here, each of which needs a CUDA device of its own, and "
-            f"machine.device ({device}) gives {there}; start fewer, or set machine.device to cuda"
+            f"machine.device ({device}) gives {devices}; start fewer, or set machine.device to cuda"
         )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.index is None else device
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes: over gloo for tensors on the CPU, NCCL for those on CUDA."""
+    """Connect to the other processes, by gloo for tensors on the CPU and by NCCL for tensors on CUDA."""
     if world() == 1:
         return
     if device.type == "cuda":
@@ -96,14 +101,14 @@ def join(device: torch.device) -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if world() > 1:
         with _in_touch():
             distributed.all_reduce(torch.zeros(1))
 
 
 def broadcast(*tensors: Tensor) -> None:
-    """Overwrite each tensor by the first process's."""
+    """Overwrite each tensor by that of the first process."""
     if world() > 1:
         with _in_touch():
             for tensor in tensors:
@@ -111,15 +116,15 @@ def broadcast(*tensors: Tensor) -> None:
 
 
 def told(text: str) -> str:
-    """What the first process says, in every one; at most ``LONGEST`` bytes."""
-    said = torch.frombuffer(bytearray(text.encode().ljust(LONGEST, b"\0")), dtype=torch.uint8)
-    broadcast(said)
-    return said.numpy().tobytes().rstrip(b"\0").decode()
+    """Return, in every process, the ``text`` of the first one; it may have at most ``LONGEST`` bytes."""
+    padded = torch.frombuffer(bytearray(text.encode().ljust(LONGEST, b"\0")), dtype=torch.uint8)
+    broadcast(padded)
+    return padded.numpy().tobytes().rstrip(b"\0").decode()
 
 
 @contextmanager
 def shared(block: AbstractContextManager[Path]) -> Iterator[Path]:
-    """Enter ``block`` in the first process alone. All get its folder, which must lie where every machine sees it."""
+    """Enter ``block`` in the first process only, and yield its folder in all. Every machine must see that folder."""
     if rank():
         yield Path(told(""))
         return
@@ -129,43 +134,47 @@ def shared(block: AbstractContextManager[Path]) -> Iterator[Path]:
 
 
 def share(parts: int, key: str) -> range:
-    """Which of ``parts`` this process has: neighbours, equally many in every process. ``key``: the param that says so.
+    """Return the share of this process in ``parts``: a range of neighbours, of the same length in every process.
 
-    Raises BadInput when they cannot be shared equally.
+    ``key``: the param that sets the number of parts. Raises BadInput when they cannot be shared equally.
     """
-    each, rest = divmod(parts, world())
-    if rest:
+    per_process, remainder = divmod(parts, world())
+    if remainder:
         raise BadInput(
             f"params.yaml: {key} is {parts}, which the {world()} processes of STRATA_LAUNCH cannot share equally; "
             f"set it to a multiple of {world()}, or start fewer processes"
         )
-    return range(rank() * each, (rank() + 1) * each)
+    return range(rank() * per_process, (rank() + 1) * per_process)
 
 
 def sum_in_order(parts: Iterable[Tensor]) -> Tensor:
-    """(n,): the sum of the vectors of all processes, each (n,) of float32, added one by one in the order of
-    :func:`share`; the first is overwritten.
+    """Sum the float32 vectors (n,) of all processes, one by one in the order of :func:`share`; return the sum (n,).
 
-    Floating-point sums depend on their order, so sums of sums would depend on the number of processes. Here each
-    process gets one slice of every vector, adds these up, and the slices are gathered.
+    The first vector is overwritten. Floating-point sums depend on their order, so the sum of each process's own sum
+    would depend on the number of processes. Here instead each process receives one slice of every vector and adds these
+    slices up. Then the sums of the slices are gathered.
     """
     if world() == 1:
         return reduce(Tensor.add_, parts)
-    own = list(parts)
-    size = len(own[0])
-    cut = torch.stack([pad(part, (0, -size % world())).view(world(), -1) for part in own], dim=1)
-    own.clear()  # as large as all that follows
-    received = torch.empty_like(cut)  # (process, its vectors, slice)
+
+    own_vectors = list(parts)
+    size = len(own_vectors[0])
+    # (process that gets the slice, own vectors, entries of a slice), padded so that all slices are equally long
+    slices = torch.stack([pad(vector, (0, -size % world())).view(world(), -1) for vector in own_vectors], dim=1)
+    own_vectors.clear()  # frees as much memory as the slices take
+
+    received = torch.empty_like(slices)  # (process that the vectors are of, its vectors, entries of the own slice)
     with _in_touch():
-        distributed.all_to_all_single(received, cut)
-        mine = reduce(Tensor.add_, received.flatten(0, 1))
-        whole = mine.new_empty(world() * len(mine))
-        distributed.all_gather_single(whole, mine)
-    return whole[:size]
+        distributed.all_to_all_single(received, slices)
+        slice_sum = reduce(Tensor.add_, received.flatten(0, 1))
+        total = slice_sum.new_empty(world() * len(slice_sum))
+        distributed.all_gather_single(total, slice_sum)
+    return total[:size]
 
 
 @contextmanager
 def _in_touch() -> Iterator[None]:
+    """Turn the error of a process that has lost the others into BadInput."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs."""
+"""The device and the threads on which a stage computes, and their memory."""
 
 import ctypes
 import os
@@ -17,12 +17,14 @@ CPU = torch.device("cpu")
 
 
 def start(machine: Machine) -> torch.device:
-    """Pin the threads, choose the device and meet the stage's other processes, if it has several.
+    """Pin the threads, choose the device, and connect to the stage's other processes if it has several.
 
-    ``auto`` is CUDA where there is one, else the CPU; ``cuda`` the first device, or one for each process.
+    ``auto`` means CUDA where there is a CUDA device, else the CPU. ``cuda`` means the first device, or one for each
+    process. Raises BadInput for a device that this machine does not have.
     """
     torch.set_num_threads(machine.threads)
-    numba.set_num_threads(min(machine.threads, NUMBA_NUM_THREADS))  # it has at the most as many as there are cores
+    numba.set_num_threads(min(machine.threads, NUMBA_NUM_THREADS))  # Numba allows no more threads than cores
+
     name = machine.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,6 +34,7 @@ def start(machine: Machine) -> torch.device:
         raise BadInput(f"params.yaml: machine.device is {name!r}; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("params.yaml: machine.device is cuda, but this machine has no CUDA device")
+
     device = launch.local_device(device)
     launch.join(device)
     if device.type == "cuda":
@@ -40,23 +43,26 @@ def start(machine: Machine) -> torch.device:
 
 
 def need_memory(needed: float, device: torch.device, what: str, remedy: str) -> None:
-    """Refuse to start what ``device`` has no memory for (``needed`` in bytes). Raises BadInput."""
+    """Refuse work that needs more memory than ``device`` has (``needed`` in bytes), by a BadInput.
+
+    ``what`` names the work, ``remedy`` says what the user can do.
+    """
     if needed > (free := free_memory(device)):
         raise BadInput(f"{what} needs {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; {remedy}")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on ``device`` now."""
+    """Return the bytes of memory that are free on ``device`` now."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def put(x: Tensor, device: torch.device) -> Tensor:
-    """``x``, which is on the CPU, on ``device``; from pinned memory, so that the CPU need not wait for a copy."""
+    """Move ``x`` from the CPU to ``device``, through pinned memory, so that the CPU need not wait for the copy."""
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _repeatable() -> None:
-    """Have CUDA sum in one order. An operation that cannot says so in a warning and goes on."""
+    """Make CUDA sum in a fixed order. An operation that cannot do that prints a warning and goes on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,9 +70,12 @@ def _repeatable() -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep large freed blocks. It gives each back by default, and faulting a new one in costs a fifth of a
-    training step. For what takes blocks of the same sizes again and again: where they grow, as in generating text, the
-    holes between them would fill the memory. Other C libraries are left alone."""
+    """Make glibc keep large freed blocks of memory for reuse.
+
+    By default it returns each block to the system, and getting a new one costs a fifth of a training step. Call this
+    only for work that takes blocks of the same sizes again and again. Where blocks grow, as in generating text, the
+    holes between them would fill the memory. Other C libraries are left as they are.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping

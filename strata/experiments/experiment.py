@@ -1,4 +1,4 @@
-"""What an experiment is called, where it comes from, and what there is to compare: all that tracking writes down."""
+"""An experiment: its name, its origin, and the numbers to compare; all that tracking writes down."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from strata.run.resume import main_root
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of the pipeline, as its files tell it."""
+    """One run of the pipeline, as its files describe it."""
 
     params: dict[str, Any]  # params.yaml
     summary: dict[str, float]  # "train.9.mse": 0.0046
@@ -24,16 +24,16 @@ class Experiment:
     histories: dict[str, list[dict[str, float]]]  # by DVC's name of the stage: "train@9"
     artifacts: list[Path]  # files and folders to show
     tuned: dict[str, Any] = field(default_factory=dict)  # knobs that train took from tune
-    trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and parts, curve
-    sizes: dict[int, auto.Size] = field(default_factory=dict)  # what each layer's SAE was trained on
+    trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and its parts, curve
+    sizes: dict[int, auto.Size] = field(default_factory=dict)  # layer -> size of the rows that its SAE was trained on
 
     def content_key(self) -> str:
-        """The same for two experiments exactly when all their params and numbers are."""
+        """Return a key that is the same for two experiments exactly when all their params and numbers are the same."""
         content = [flat(self.params), self.summary, self.scorecard, self.histories]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
-        """Every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``."""
+        """Return every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``."""
         targets = {
             f"target/{line['metric']}/{line['layer']}/{part}": line[part]
             for line in self.scorecard["targets"]
@@ -42,26 +42,29 @@ class Experiment:
         return {name: float(value) for name, value in {**self.summary, **targets}.items() if value is not None}
 
     def stage_params(self, stage: str) -> dict[str, Any]:
-        """The params of ``train@9``: the section train, with what it takes from tune and what ``by_layer`` says of
-        layer 9."""
+        """Return the params of a stage: for ``train@9`` the section train, as tune and ``by_layer`` change it.
+
+        `auto` becomes a number where the size of the rows is known.
+        """
         section, _, layer = stage.partition("@")
-        changes: dict[str, Any] = {"layer": int(layer)} if layer else {}
-        values = {**self.params[section], **changes, "seed": self.params["seed"]}
+        layer_param: dict[str, Any] = {"layer": int(layer)} if layer else {}
+        values = {**self.params[section], **layer_param, "seed": self.params["seed"]}
         if section != "train":
             return values
+
         by_layer = {str(key): knobs for key, knobs in self.params["by_layer"].items()}
         values |= {**self.tuned, **by_layer.get(layer, {})}
         size = self.sizes.get(int(layer)) if layer else None
         return auto.train(values, size) if size else values
 
     def stage_metrics(self, stage: str) -> dict[str, float]:
-        """The summary's numbers of ``train@9``, without their ``train.9.``."""
+        """Return the summary's numbers of a stage, without their prefix: those of ``train@9`` without ``train.9.``."""
         prefix = stage.replace("@", ".") + "."
         return {name.removeprefix(prefix): value for name, value in self.metrics().items() if name.startswith(prefix)}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested params as ``{"fetch.lm.source": "…"}``, each value as text of the length that MLflow takes."""
+    """Flatten nested params to ``{"fetch.lm.source": "…"}``, each value as text of a length that MLflow accepts."""
     leaves: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -72,20 +75,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
-    """At most ``most`` of ``rows``, evenly spaced, the first and the last among them."""
+    """Choose at most ``most`` of ``rows``, evenly spaced, with the first and the last."""
     if len(rows) <= most:
         return rows
     return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
 
 
 def experiment_name() -> str:
-    """DVC's name of the experiment; a plain ``dvc repro`` is named after the commit that it starts from."""
+    """Return DVC's name of the experiment. A plain ``dvc repro`` is named after the commit that it starts from."""
     commit = baseline()
     return os.environ.get("DVC_EXP_NAME") or (f"repro-{commit[:7]}" if commit else "repro")
 
 
 def baseline() -> str | None:
-    """The commit that the experiment starts from, or None outside of git."""
+    """Return the commit that the experiment starts from; None outside of git."""
     if known := os.environ.get("DVC_EXP_BASELINE_REV"):
         return known
     try:
@@ -96,5 +99,5 @@ def baseline() -> str | None:
 
 
 def checkout() -> str:
-    """A short name for this checkout on this machine, which tells its live runs from a colleague's."""
+    """Return a short name for this checkout on this machine, by which its live runs are told from a colleague's."""
     return hashlib.sha256(f"{socket.gethostname()}:{main_root().resolve()}".encode()).hexdigest()[:12]

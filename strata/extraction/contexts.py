@@ -1,4 +1,4 @@
-"""Documents -> contexts: rows of a fixed number of tokens that the model reads, BOS first, padding last."""
+"""Documents -> contexts: sequences of a fixed number of tokens that the model reads, BOS first, padding last."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,11 @@ FILE_CONTEXTS = 8192  # contexts in a file: 8 MB at 128 tokens
 
 @dataclass(frozen=True)
 class Layout:
-    """How tokens fill a context. ``padding`` is any token: what stands there is never looked at."""
+    """How tokens fill a context of ``context`` tokens.
+
+    ``pack``: a document may begin in the context of the one before. ``padding`` is any token, because no row depends on
+    it. ``special``: tokens that the model reads, but that are no rows.
+    """
 
     context: int
     pack: bool
@@ -26,21 +30,23 @@ class Layout:
     special: frozenset[int]
 
 
-Row = tuple[list[int], list[int]]  # tokens and documents of one context, equally long; document -1: not a row
+# Tokens of one context and the document of each, equally long. Document -1: the token is no activation row.
+Row = tuple[list[int], list[int]]
 
 
 def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator[Row]:
-    """Cut tokenised documents into contexts.
+    """Cut tokenised ``documents``, pairs of number and tokens, into contexts.
 
-    Each context opens with BOS. Without ``pack`` a document starts a context of its own and the last one stays short;
-    with it, documents follow one another, a BOS before each. The model reads the special tokens of a document, too, but
-    they are no rows.
+    Each context opens with BOS. Without ``pack`` each document starts a new context, and its last context stays short.
+    With ``pack`` documents follow one another, with a BOS before each. The model also reads the special tokens of a
+    document, but they are no rows.
 
     Example, context 4, documents 7: [a b c d], 8: [e]  ->  [BOS a b c], [BOS d], [BOS e];
     packed  ->  [BOS a b c], [BOS d BOS e].
     """
     tokens, owners = [layout.bos], [-1]
     for document, ids in documents:
+        # Begin the document: behind the one before it, or in a new context.
         if len(tokens) > 1:
             if layout.pack and len(tokens) < layout.context:
                 tokens.append(layout.bos)
@@ -48,12 +54,14 @@ def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator
             else:
                 yield tokens, owners
                 tokens, owners = [layout.bos], [-1]
+
         for token in ids:
             if len(tokens) == layout.context:
                 yield tokens, owners
                 tokens, owners = [layout.bos], [-1]
             tokens.append(token)
             owners.append(-1 if token in layout.special else document)
+
     if len(tokens) > 1:
         yield tokens, owners
 
@@ -61,23 +69,23 @@ def fill(documents: Iterable[tuple[int, list[int]]], layout: Layout) -> Iterator
 def tokenise(
     documents: Iterable[dict[str, Any]], read: Callable[[list[str]], list[list[int]]], batch: int = 64
 ) -> Iterator[tuple[int, list[int]]]:
-    """Number and token ids of each document; ``read`` gives those of some texts, without BOS in front."""
-    waiting: list[dict[str, Any]] = []
+    """Yield the number and the token ids of each document. ``read`` tokenises ``batch`` texts at once, without BOS."""
+    unread: list[dict[str, Any]] = []
 
     def flush() -> Iterator[tuple[int, list[int]]]:
-        ids = read([document["text"] for document in waiting])
-        yield from zip([document["document"] for document in waiting], ids, strict=True)
+        ids = read([document["text"] for document in unread])
+        yield from zip([document["document"] for document in unread], ids, strict=True)
 
     for document in documents:
-        waiting.append(document)
-        if len(waiting) == batch:
+        unread.append(document)
+        if len(unread) == batch:
             yield from flush()
-            waiting.clear()
+            unread.clear()
     yield from flush()
 
 
 def until(contexts: Iterable[Row], rows: int) -> Iterator[Row]:
-    """Whole contexts until ``rows`` activation rows are reached."""
+    """Yield whole contexts until they have ``rows`` activation rows or more."""
     for context in contexts:
         if rows <= 0:
             return
@@ -86,10 +94,16 @@ def until(contexts: Iterable[Row], rows: int) -> Iterator[Row]:
 
 
 def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, total: int) -> dict[str, Any]:
-    """Write the contexts of all splits, sealed, one after the other; return what meta.json says of them."""
+    """Write the contexts of all splits into sealed files, one split after the other; return what meta.json says.
+
+    ``total``: rows to expect, for the progress bar.
+    """
     files: list[dict[str, Any]] = []
+    # Split -> first and end of its contexts, and of its rows.
     ranges: dict[str, dict[str, list[int]]] = {"contexts": {}, "splits": {}}
-    contexts = rows = 0
+    contexts = rows = 0  # so far
+
+    # (context, position), of one file
     tokens = np.full((FILE_CONTEXTS, layout.context), layout.padding, np.int32)
     owners = np.full((FILE_CONTEXTS, layout.context), -1, np.int32)
 
@@ -102,16 +116,18 @@ def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, tot
 
     with tqdm(total=total, desc="tokens", unit=" tokens", disable=None) as bar:
         for split in SPLITS:
-            first = contexts, rows
+            first_context, first_row = contexts, rows
             for ids, documents in splits[split]:
-                at = contexts % FILE_CONTEXTS
-                tokens[at, : len(ids)], owners[at, : len(ids)] = ids, documents
-                kept = sum(document >= 0 for document in documents)
-                contexts, rows = contexts + 1, rows + kept
-                bar.update(kept)
-                if at == FILE_CONTEXTS - 1:
+                place = contexts % FILE_CONTEXTS
+                tokens[place, : len(ids)], owners[place, : len(ids)] = ids, documents
+                new_rows = sum(document >= 0 for document in documents)
+                contexts, rows = contexts + 1, rows + new_rows
+                bar.update(new_rows)
+                if place == FILE_CONTEXTS - 1:
                     flush(FILE_CONTEXTS)
-            ranges["contexts"][split], ranges["splits"][split] = [first[0], contexts], [first[1], rows]
+            ranges["contexts"][split] = [first_context, contexts]
+            ranges["splits"][split] = [first_row, rows]
+
     if contexts % FILE_CONTEXTS:
         flush(contexts % FILE_CONTEXTS)
     return {"context": layout.context, "file_contexts": FILE_CONTEXTS, "rows": rows, **ranges, "files": files}

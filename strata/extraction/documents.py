@@ -1,6 +1,6 @@
-"""One row a document: embeddings of its text, or the vector that its source brought.
+"""Rows of documents, one row each: the embedding of its text, or the vector that its source brought.
 
-A context is then one position, and the token on it the number of the document: what a person reads there is the text.
+A context then has one position, and the token there is the number of the document.
 """
 
 import sys
@@ -26,24 +26,28 @@ from strata.run.files import need_disk
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-LAYER = 0  # the only one
+LAYER = 0  # the only layer of such rows
 PLAN = Layout(context=1, pack=False, bos=0, padding=0, special=frozenset())
 BLOCK = 1024  # documents that are sorted by length and embedded in batches, or copied
 
 
 def check(folder: Path, layers: list[int], kind: str, rows: int, width: int) -> None:
-    """Refuse layers that such data do not have, and what the disk cannot hold."""
+    """Refuse layers other than [0], and more rows than the disk can hold. ``kind``: of fetch.lm."""
     if layers != [LAYER]:
         raise BadInput(f"params.yaml: layers is {layers}, but with fetch.lm.kind {kind} it must be [0]")
     need_disk(folder, rows * width * dtype_of({"hook": kind}).itemsize, "extract")
 
 
 def write_rows(most: int, corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
-    """Write which document each row is of, up to each split's share of ``most``; return what meta.json says."""
+    """Write the document of each row, for at most ``most`` rows; return what meta.json says.
+
+    ``corpus``: split -> its documents. ``counts``: split -> their number. Each split gets its share of ``most``.
+    """
     total = sum(counts.values())
     splits = {
         split: until(
-            (([one["document"]], [one["document"]]) for one in corpus[split]), round(most * counts[split] / total)
+            (([document["document"]], [document["document"]]) for document in corpus[split]),
+            round(most * counts[split] / total),
         )
         for split in SPLITS
     }
@@ -53,39 +57,42 @@ def write_rows(most: int, corpus: Corpus, counts: dict[str, int], folder: Path) 
 def write_read(
     model: "SentenceTransformer", texts: Texts, most: int, corpus: Corpus, counts: dict[str, int], folder: Path
 ) -> dict[str, Any]:
-    """As :func:`write_rows`; meta.json says, and the screen where there are some, how many of the texts are longer than
-    ``model`` reads, and by how many tokens."""
+    """Do the work of :func:`write_rows`, and count the texts that are longer than ``model`` reads.
+
+    meta.json says how many they are and how many tokens are not read. If there are any, a line on stderr says so too.
+    """
     meta = write_rows(most, corpus, counts, folder)
     contexts, limit = Contexts(folder, meta), most_tokens(model)
     if limit is None:
         return meta
 
-    lost: list[int] = []
-    for first in range(0, meta["rows"], BLOCK):
-        numbers, _ = contexts.read(first, min(first + BLOCK, meta["rows"]))
-        lost += [tokens for tokens in unread(model, texts.of(numbers[:, 0])) if tokens]
-    found = {"texts": len(lost), "total": meta["rows"], "tokens": sum(lost), "most": limit}
-    if lost:
-        sys.stderr.write(f"extract: {told(found)}\n")
-    return {**meta, "unread": found}
+    unread_tokens: list[int] = []  # of each text that is too long
+    for start in range(0, meta["rows"], BLOCK):
+        documents, _ = contexts.read(start, min(start + BLOCK, meta["rows"]))
+        unread_tokens += [tokens for tokens in unread(model, texts.of(documents[:, 0])) if tokens]
+
+    counted = {"texts": len(unread_tokens), "total": meta["rows"], "tokens": sum(unread_tokens), "most": limit}
+    if unread_tokens:
+        sys.stderr.write(f"extract: {told(counted)}\n")
+    return {**meta, "unread": counted}
 
 
 def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Extract) -> Reading:
-    """Embeddings by ``model``, of length 1 with ``params.normalize``.
+    """Read embeddings by ``model``; with ``params.normalize`` they have length 1.
 
-    A text is padded to the longest of its batch, which may move the last bits: batches therefore go by BLOCK and
-    ``params.batch_size`` alone.
+    A text is padded to the longest one of its batch, which may change the last bits of its embedding. Therefore the
+    batches depend on nothing but BLOCK and ``params.batch_size``.
     """
 
     def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
-        found = model.encode(
+        embeddings = model.encode(
             texts.of(tokens[:, 0]),
             batch_size=params.batch_size,
             normalize_embeddings=params.normalize,
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        return {LAYER: stored(found.cpu(), "vectors", first, params)}
+        return {LAYER: stored(embeddings.cpu(), "vectors", first, params)}
 
     return Reading(
         {"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
@@ -97,11 +104,13 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
 
 
 def given(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], str]) -> Reading:
-    """The rows of ``vectors`` (document, width), as they are. Raises BadInput where these cannot be trained on, and
-    says on stderr where one is far larger than the others; ``name``: what its document is called there."""
-    norms = np.concatenate(
-        [np.linalg.norm(vectors[at : at + BLOCK].astype(np.float64), axis=1) for at in range(0, len(vectors), BLOCK)]
-    )
+    """Read the rows of ``vectors`` (document, width), as they are.
+
+    Raises BadInput where they cannot be trained on. Says on stderr where a vector is far larger than the others;
+    ``name`` gives the name of its document.
+    """
+    blocks = (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))
+    norms = np.concatenate([np.linalg.norm(block.astype(np.float64), axis=1) for block in blocks])  # (document,)
     largest, where = float(norms.max()), f"the vector of {name(int(norms.argmax()))}"
     median = check_norms(norms, largest, "vectors", lambda: where)
     if largest > FAR * median:

@@ -24,19 +24,21 @@ from strata.run.door import BadInput
 
 
 def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:
-    """Refuse before the start what disk or memory cannot hold. ``weights``: bytes of the model, which each of the
-    ``processes`` on this machine loads."""
+    """Refuse, before any work is done, an extraction that disk or memory cannot hold.
+
+    ``weights``: bytes of the model, which each of the ``processes`` on this machine loads.
+    """
     files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
     needed, free = (weights + 10**9) * processes, psutil.virtual_memory().available
     if needed > free:
-        each = f" in each of {processes} processes" * (processes > 1)
+        times = f" in each of {processes} processes" * (processes > 1)
         raise BadInput(
-            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB{each}); {free / 1e9:.1f} are free"
+            f"extract needs {needed / 1e9:.1f} GB of memory (the model plus 1 GB{times}); {free / 1e9:.1f} are free"
         )
 
 
 def layout(lm: LanguageModel, params: Extract) -> Layout:
-    """How this model's contexts are built."""
+    """Say how this model's contexts are built. Raises BadInput for a context that is too long for the model."""
     limit = lm.positions
     if limit is not None and params.context > limit:
         raise BadInput(f"params.yaml: extract.context is {params.context}, but the model reads at most {limit} tokens")
@@ -50,28 +52,38 @@ def write_contexts(
     params: Extract,
     folder: Path,
 ) -> dict[str, Any]:
-    """Tokenise each split's documents up to its share of ``params.tokens`` (``counts``: its number of documents)."""
+    """Tokenise the documents of each split and write their contexts into ``folder``; return what meta.json says.
+
+    ``corpus``: split -> its documents. ``counts``: split -> their number. Each split gets its share of
+    ``params.tokens``, by its number of documents. Raises BadInput where there is no token but special ones.
+    """
     plan = layout(lm, params)
     total = sum(counts.values())
     splits = {
         split: until(fill(tokenise(corpus[split], lm.read), plan), round(params.tokens * counts[split] / total))
         for split in SPLITS
     }
+
     meta = write(splits, plan, folder, params.tokens)
     if meta["rows"] == 0:
         raise BadInput("the corpus gives no activation rows: it holds no tokens but special ones")
     return meta
 
 
-Forward = Callable[[np.ndarray, Tensor, int], dict[int, Tensor]]  # tokens, rows to keep, first context -> rows by layer
+# Tokens (context, position), places of the rows to keep in the flattened tokens (row,), number of the first context
+# -> rows (row, width) by layer.
+Forward = Callable[[np.ndarray, Tensor, int], dict[int, Tensor]]
 Corpus = dict[str, Iterator[dict[str, Any]]]  # split -> its documents
-Write = Callable[[Corpus, dict[str, int], Path], dict[str, Any]]  # and how many they are -> what meta.json says
+Write = Callable[[Corpus, dict[str, int], Path], dict[str, Any]]  # corpus, documents by split, folder -> meta.json
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How documents become rows of ``width``: ``write`` lays their contexts out, ``forward`` makes the rows of
-    ``batch_size`` contexts. ``facts``: what the artifacts say of it."""
+    """A way to turn documents into rows of ``width``.
+
+    ``write`` writes the documents' contexts. ``forward`` makes the rows of ``batch_size`` contexts. ``facts``: what
+    meta.json says of this way.
+    """
 
     facts: dict[str, Any]
     width: int
@@ -83,7 +95,7 @@ class Reading:
 def keep_contexts(
     reading: Reading, corpus: Corpus, counts: dict[str, int], facts: dict[str, Any], folder: Path
 ) -> None:
-    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an earlier try left them whole."""
+    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an interrupted run left them whole."""
     meta = resume.kept_json(folder / "meta.json")
     if meta is None or not all(resume.whole(folder / file["file"]) for file in meta["files"]):
         resume.keep_json(folder / "meta.json", {**facts, **reading.write(corpus, counts, folder)})
@@ -92,33 +104,39 @@ def keep_contexts(
 def write_shards(
     reading: Reading, contexts: Contexts, layers: Sequence[int], size: int, facts: dict[str, Any], folder: Path
 ) -> None:
-    """Write `<folder>/<L>/shard-*.safetensors`, of ``size`` rows, and, at the end, `<folder>/<L>/meta.json` for each
-    layer.
+    """Write the shards `<folder>/<L>/shard-*.safetensors` of each layer, and at the end its `<folder>/<L>/meta.json`.
 
-    Shards are sealed, and those that are whole are kept: a killed pass goes on after them. Several processes take
-    turns, a shard each, and the first writes meta.json. ``facts`` go into meta.json and, in part, into the shards'
-    headers.
+    ``size``: rows of a shard. ``facts`` go into meta.json and, in part, into the shards' headers. Shards are sealed,
+    and shards that are whole are kept, so a killed pass goes on after them. Several processes share the shards out in
+    turns, and the first process writes meta.json.
     """
     total, width = contexts.meta["rows"], reading.width
     metas = {layer: {**facts, "layer": layer, "width": width, "rows": total, "shard_rows": size} for layer in layers}
-    mine = {n: min(size, total - n * size) for n in range(launch.rank(), -(-total // size), launch.world())}
-    wanted = {number: rows for number, rows in mine.items() if not _is_whole(folder, layers, number)}
-    pieces = _pieces(reading, contexts, size, wanted)
-    share, done = sum(mine.values()), sum(mine.values()) - sum(wanted.values())
+
+    # Shard -> its rows: those of this process, and of these the ones that are still to be written.
+    shards = -(-total // size)
+    own_shards = {n: min(size, total - n * size) for n in range(launch.rank(), shards, launch.world())}
+    missing = {shard: rows for shard, rows in own_shards.items() if not _is_whole(folder, layers, shard)}
+
+    pieces = _pieces(reading, contexts, size, missing)
+    own_rows = sum(own_shards.values())
+    written_rows = own_rows - sum(missing.values())
     silent = None if launch.rank() == 0 else True
-    with tqdm(total=share, initial=done, desc="extract", unit=" rows", disable=silent) as bar:
-        for number, rows in wanted.items():
+    with tqdm(total=own_rows, initial=written_rows, desc="extract", unit=" rows", disable=silent) as bar:
+        for shard, shard_rows in missing.items():
             with ExitStack() as stack:
                 writers = {
-                    layer: stack.enter_context(_sealed(folder / str(layer), number, rows, meta))
+                    layer: stack.enter_context(_sealed(folder / str(layer), shard, shard_rows, meta))
                     for layer, meta in metas.items()
                 }
-                while rows:
-                    piece = next(pieces)
+                rows_left = shard_rows
+                while rows_left:
+                    piece = next(pieces)  # never crosses the end of a shard
                     for layer in layers:
                         writers[layer].append(piece[layer])
-                    rows -= len(piece[layers[0]])
+                    rows_left -= len(piece[layers[0]])
                     bar.update(len(piece[layers[0]]))
+
     launch.barrier()
     for layer, meta in metas.items() if launch.rank() == 0 else ():
         _finish(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
@@ -126,7 +144,7 @@ def write_shards(
 
 @contextmanager
 def _sealed(folder: Path, number: int, rows: int, meta: dict[str, Any]) -> Iterator[ShardWriter]:
-    """A shard for appending, which takes its name when whole."""
+    """Open shard ``number`` for appending its ``rows``; it takes its name when it is whole."""
     with (
         resume.sealing(folder / shard_name(number)) as temporary,
         writing(temporary, rows, meta["width"], identity(meta, number), dtype_of(meta)) as shard,
@@ -135,54 +153,63 @@ def _sealed(folder: Path, number: int, rows: int, meta: dict[str, Any]) -> Itera
 
 
 def _is_whole(folder: Path, layers: Sequence[int], number: int) -> bool:
-    """Whether every layer has that shard; one that only some layers have is written again."""
+    """Say whether every layer has shard ``number``. A shard that only some layers have is written again."""
     return all(resume.whole(folder / str(layer) / shard_name(number)) for layer in layers)
 
 
 def _pieces(reading: Reading, contexts: Contexts, size: int, wanted: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """The rows of the ``wanted`` shards of ``size`` rows in order, {layer: (row, width)}, cut where a batch or a shard
-    ends.
+    """Yield the rows of the ``wanted`` shards in order, {layer: (row, width)}, cut where a batch or a shard ends.
 
-    The model sees only batches of contexts that have such rows; batches are the same whatever is wanted.
+    ``size``: rows of a shard. Batches of contexts are the same whatever is wanted, but the model runs only on those
+    that have rows of a wanted shard.
     """
-    count, at = contexts.meta["contexts"][SPLITS[-1]][1], 0
-    for first in range(0, count, reading.batch_size):
-        tokens, documents = contexts.read(first, min(first + reading.batch_size, count))
-        kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()
-        end = at + len(kept)
-        here = [number for number in range(at // size, -(-end // size)) if number in wanted and end > at]
-        batch = reading.forward(tokens, kept, first) if here else {}
-        for number in here:
-            part = slice(max(number * size - at, 0), min((number + 1) * size, end) - at)
-            yield {layer: x[part] for layer, x in batch.items()}
-        at = end
+    context_count = contexts.meta["contexts"][SPLITS[-1]][1]
+    row = 0  # the first row of the batch
+    for context in range(0, context_count, reading.batch_size):
+        tokens, documents = contexts.read(context, min(context + reading.batch_size, context_count))
+        kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()  # (row,) places in the flattened tokens
+        end = row + len(kept)
+
+        shards = [shard for shard in range(row // size, -(-end // size)) if shard in wanted and end > row]
+        batch = reading.forward(tokens, kept, context) if shards else {}
+        for shard in shards:
+            part = slice(max(shard * size - row, 0), min((shard + 1) * size, end) - row)
+            yield {layer: activations[part] for layer, activations in batch.items()}
+        row = end
 
 
 def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Reading:
-    """Rows of a language model. They do not depend on the batch size or the number of processes, because a context
-    always has the same length. Raises BadInput for a hook that the model does not have at one of ``layers``."""
+    """Read the rows of a language model at ``params.hook`` of ``layers``.
+
+    The rows do not depend on the batch size or the number of processes, because a context always has the same length.
+    Raises BadInput for a hook that cannot be read at one of the layers.
+    """
     check_hook(lm, params.hook, layers)
 
     def write(corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
         return write_contexts(corpus, counts, lm, params, folder)
 
     def forward(tokens: np.ndarray, kept: Tensor, first: int) -> dict[int, Tensor]:
-        with torch.inference_mode(), capture(lm, params.hook, layers) as seen:
+        with torch.inference_mode(), capture(lm, params.hook, layers) as captured:
             forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
-        flat = {layer: seen[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
-        return {layer: stored(rows, f"activations of layer {layer}", first, params) for layer, rows in flat.items()}
+        kept_rows = {layer: captured[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
+        return {
+            layer: stored(rows, f"activations of layer {layer}", first, params) for layer, rows in kept_rows.items()
+        }
 
     return Reading({"hook": params.hook, "forward": params.dtype}, lm.width, params.batch_size, write, forward)
 
 
 def dtype_of(meta: dict[str, Any]) -> torch.dtype:
-    """What extract keeps rows of ``meta`` in: vectors are kept as they were given, what a model made in bfloat16."""
+    """Return the dtype of the stored rows: float32 for vectors of the corpus, bfloat16 for the rows of a model."""
     return torch.float32 if meta["hook"] == GIVEN else DTYPE
 
 
 def stored(rows: Tensor, what: str, first: int, params: Extract) -> Tensor:
-    """The rows as they are kept. ``what`` they are and the ``first`` context of theirs are for the sentence of the
-    BadInput that is raised where one is not finite."""
+    """Convert rows (row, width) to the stored dtype. Raises BadInput where one is not finite.
+
+    ``what`` the rows are, and the number of the ``first`` context of theirs, are for its message.
+    """
     rows = rows.to(DTYPE)
     if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():  # 25 times cheaper than isfinite of every element
         cure = "the model itself makes them" if params.dtype == "float32" else "try extract.dtype: float32"
@@ -192,23 +219,23 @@ def stored(rows: Tensor, what: str, first: int, params: Extract) -> Tensor:
 
 def _finish(folder: Path, meta: dict[str, Any]) -> None:
     """Write meta.json with each shard's hash and the statistics that training starts from."""
-    number = -(-meta["rows"] // meta["shard_rows"])
+    count = -(-meta["rows"] // meta["shard_rows"])
     shards = [
         {
-            "file": shard_name(i),
-            "rows": min(meta["shard_rows"], meta["rows"] - i * meta["shard_rows"]),
-            "sha256": resume.sealed_hash(folder / shard_name(i)),
+            "file": shard_name(number),
+            "rows": min(meta["shard_rows"], meta["rows"] - number * meta["shard_rows"]),
+            "sha256": resume.sealed_hash(folder / shard_name(number)),
         }
-        for i in range(number)
+        for number in range(count)
     ]
     meta = {**meta, "dtype": str(dtype_of(meta)).removeprefix("torch."), "shards": shards}
     files.write_json(folder / "meta.json", {**meta, **_statistics(mapped(folder, meta))})
 
 
 def _statistics(activations: Activations) -> dict[str, Any]:
-    """Mean, scale and median norm of the training rows, over fixed blocks: the same for any batch."""
-    first, end = activations.split("train")
+    """Compute mean, scale and median norm of the training rows, in fixed blocks: they are the same for any batch."""
+    start, end = activations.split("train")
     of_documents = activations.meta["hook"] in (GIVEN, SENTENCE)
     what = "vectors" if of_documents else f"activations of layer {activations.layer}"
-    found = spread(lambda: activations.blocks(first, end), what)
-    return {"scale": found.scale, "median_norm": found.median_norm, "mean": found.mean.tolist()}
+    statistics = spread(lambda: activations.blocks(start, end), what)
+    return {"scale": statistics.scale, "median_norm": statistics.median_norm, "mean": statistics.mean.tolist()}

@@ -1,4 +1,4 @@
-"""What a reader gives back, and how it turns a file's tensors into an SAE."""
+"""The result of reading an SAE of another tool, and how a file's tensors become an SAE."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from strata.sae.sae import SAE
 
 @dataclass(frozen=True)
 class Found:
-    """An SAE that was read. ``format`` and ``kind`` say what it was there: sparsify, topk.
+    """An SAE that was read. ``format`` and ``kind`` say what it was before, for example sparsify and topk.
 
-    ``metadata``: what is known of where it belongs, called as in `cfg.json`. ``notes``: what the user should know.
-    ``density``: (latent,) share of tokens on which each is active, where the source says so.
+    ``metadata``: its model, hook and the like, named as in `cfg.json`. ``notes``: sentences that the user should read.
+    ``density``: (latent,) the share of tokens on which each latent is active, where the source says so.
     """
 
     sae: SAE
@@ -40,9 +40,10 @@ def sae_of(
     k: int | None = None,
     threshold: Tensor | float = 0.0,
 ) -> SAE:
-    """An SAE of ``encoder`` and ``decoder``, (latent, width). ``threshold``: one, or one a latent; not with ``k``.
+    """Make an SAE of ``encoder`` and ``decoder`` (latent, width), ``b_enc`` (latent,) and ``b_dec`` (width,).
 
-    ``centred``: h = (x − b_dec) Wᵀ + b_enc, as here; else h = x Wᵀ + b_enc, and W b_dec goes into the bias.
+    ``threshold``: one number, or one for each latent (latent,); it is ignored with ``k``. ``centred``: the source
+    computes h = (x − b_dec) Wᵀ + b_enc, as an SAE here does; else h = x Wᵀ + b_enc, and W b_dec is added to the bias.
     """
     if not centred:
         b_enc = (b_enc.double() + encoder.double() @ b_dec.double()).float()
@@ -52,36 +53,38 @@ def sae_of(
 
 
 def take(tensors: Mapping[str, Any], shapes: Mapping[str, str], where: Path | str, **sizes: int) -> dict[str, Tensor]:
-    """The ``tensors``, which must be those of ``shapes``: floating-point ones as float32.
+    """Check that ``tensors`` have exactly the names and shapes of ``shapes``; return them, floats as float32.
 
-    A shape is in words, ``"latent width"``; a word stands for the same number everywhere, which ``sizes`` may give.
-    Raises BadInput for a tensor that is missing, not expected, of another shape, or not finite.
+    A shape is a text of words, ``"latent width"``. A word stands for the same number in all shapes, which ``sizes`` may
+    fix. Raises BadInput for a tensor that is missing, not expected, of another shape, or not finite.
     """
     if strange := [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
         raise BadInput(f"{where}: {strange[0]} is a {type(tensors[strange[0]]).__name__}, not a tensor")
     if wrong := [*(shapes.keys() - tensors.keys()), *(tensors.keys() - shapes.keys())]:
         raise BadInput(f"{where} {_compared(tensors, shapes)} ({', '.join(sorted(wrong))})")
-    known = dict(sizes)
+
+    known_sizes = dict(sizes)  # word -> number, learned from the first tensor that has the word
     for name, shape in shapes.items():
-        words, found = shape.split(), tuple(tensors[name].shape)
-        if len(words) != len(found) or any(
-            known.setdefault(word, n) != n for word, n in zip(words, found, strict=True)
+        words, lengths = shape.split(), tuple(tensors[name].shape)
+        if len(words) != len(lengths) or any(
+            known_sizes.setdefault(word, length) != length for word, length in zip(words, lengths, strict=True)
         ):
-            given = f", where {', '.join(f'{word} is {n}' for word, n in sizes.items())}" if sizes else ""
-            raise BadInput(f"{where} {_compared(tensors, shapes)} ({name}){given}")
+            fixed = f", where {', '.join(f'{word} is {size}' for word, size in sizes.items())}" if sizes else ""
+            raise BadInput(f"{where} {_compared(tensors, shapes)} ({name}){fixed}")
         if not bool(tensors[name].isfinite().all()):
             raise BadInput(f"{where}: {name} holds numbers that are not finite")
     return {name: tensors[name].float() if tensors[name].is_floating_point() else tensors[name] for name in shapes}
 
 
 def _compared(tensors: Mapping[str, Tensor], shapes: Mapping[str, str]) -> str:
+    """Write which tensors a file holds and which ones it should hold, for messages."""
     holds = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items()))
     wants = ", ".join(f"{name} ({shape.replace(' ', ', ')})" for name, shape in sorted(shapes.items()))
     return f"holds {holds or 'nothing'}, but such an SAE has {wants}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file whole."""
+    """Read a whole safetensors file. Raises BadInput where it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -91,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def whole(config: Mapping[str, Any], key: str, path: Path) -> int:
-    """A whole number above 0 of a configuration."""
+    """Read a whole number above 0 from a configuration, or refuse it."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise BadInput(f"{path}: {key} is {value!r}, not a whole number above 0")
@@ -99,7 +102,7 @@ def whole(config: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def top(k: int, latents: int, path: Path) -> int:
-    """``k``, if there are as many latents."""
+    """Return ``k`` if there are as many latents, or refuse it."""
     if not 0 < k <= latents:
         raise BadInput(f"{path}: k is {k}, but there are {latents} latents")
     return k

@@ -21,9 +21,16 @@ SHAPES = {
 
 
 def read(path: Path) -> Found:
-    """The file."""
+    """Read the file `params.npz`."""
     numbers = {name: array for name, array in npz.read(path).items() if array.dtype.kind in "fiu"}
     arrays = {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in numbers.items()}
-    found = take(arrays, SHAPES, path)
-    weights = (found["W_enc"].T, found["b_enc"], found["W_dec"], found["b_dec"])
-    return Found(sae_of(*weights, centred=False, threshold=found["threshold"]), "Gemma Scope", "jumprelu", {})
+    tensors = take(arrays, SHAPES, path)
+    sae = sae_of(
+        encoder=tensors["W_enc"].T,
+        b_enc=tensors["b_enc"],
+        decoder=tensors["W_dec"],
+        b_dec=tensors["b_dec"],
+        centred=False,
+        threshold=tensors["threshold"],
+    )
+    return Found(sae, "Gemma Scope", "jumprelu", {})

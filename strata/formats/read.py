@@ -1,4 +1,4 @@
-"""Which tool an SAE is of is seen in its files."""
+"""An SAE of any known tool, which is told by the names of its files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from strata.formats.found import Found
 from strata.run.door import BadInput
 from strata.sae import npz
 
-KNOWN = {  # files in a folder -> whose they are
+KNOWN = {  # files in a folder -> the tool that writes them
     (saelens.CONFIG, saelens.WEIGHTS): "SAELens",
     (sparsify.CONFIG, sparsify.WEIGHTS): "sparsify",
     (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS): "dictionary_learning",
@@ -17,7 +17,10 @@ KNOWN = {  # files in a folder -> whose they are
 
 
 def read(path: Path, ending: str | None = None) -> Found:
-    """The SAE in a folder or file. ``ending``: see :mod:`strata.formats.state_dicts`."""
+    """Read the SAE in a folder or file. ``ending``: what its decoder ends in, see :mod:`strata.formats.state_dicts`.
+
+    Raises BadInput for files of no known tool, and for an ``ending`` where the files themselves say it.
+    """
     if path.suffix in state.SUFFIXES and path.is_file() and not _of_dictionary_learning(path):
         return state_dicts.read(path, ending)
     if ending is not None:
@@ -34,18 +37,25 @@ def read(path: Path, ending: str | None = None) -> Found:
 
 
 def _of_dictionary_learning(path: Path) -> bool:
-    """A checkpoint stands in a folder beside the configuration."""
-    folder = path.absolute().parent  # a bare name has none; not resolved, since the hub's cache holds links
-    folders = [folder, *[folder.parent] * (folder.name == "checkpoints")]
+    """Say whether a `.pt` is dictionary_learning's: an `ae….pt` in a folder with the configuration.
+
+    A checkpoint is in the folder `checkpoints` beside the configuration.
+    """
+    folder = path.absolute().parent  # not resolved, because the hub's cache consists of links
+    folders = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
     return path.stem.startswith("ae") and any((folder / dictionary_learning.CONFIG).is_file() for folder in folders)
 
 
 def _folder(folder: Path) -> Found:
+    """Read the SAE in a folder, by the first tool of KNOWN whose files are all there."""
     names = next((names for names in KNOWN if all((folder / name).is_file() for name in names)), None)
     if names is None:
         wanted = "; ".join(f"{tool}: {', '.join(names)}" for names, tool in KNOWN.items())
-        held = sorted(path.name for path in folder.iterdir())[:8]
-        raise BadInput(f"{folder} holds {', '.join(held) or 'nothing'}, which is no SAE that is known here ({wanted})")
+        present = sorted(path.name for path in folder.iterdir())[:8]
+        raise BadInput(
+            f"{folder} holds {', '.join(present) or 'nothing'}, which is no SAE that is known here ({wanted})"
+        )
+
     match KNOWN[names]:
         case "SAELens":
             return saelens.read(folder)
@@ -60,6 +70,7 @@ def _folder(folder: Path) -> Found:
 
 
 def _arrays(path: Path) -> Found:
+    """Read an `encoder.npz`, with the `decoder.npz` beside it if there is one."""
     sae, config = npz.load(path)
     notes = () if path.with_name(npz.DECODER).exists() else ("there is no decoder.npz, so the encoder's rows decode",)
     return Found(sae, "npz", "topk" if sae.k is not None else "jumprelu", config["metadata"], notes)

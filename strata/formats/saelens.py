@@ -1,13 +1,13 @@
-"""SAELens's folders, of versions 3 to 6: finished SAEs and the checkpoints of a training.
+"""Folders of SAELens, versions 3 to 6: finished SAEs and the checkpoints of a training.
 
 h = (x − b_dec) W_enc + b_enc, or x W_enc + b_enc where ``apply_b_dec_to_input`` is false
 
 standard: relu(h)        topk: the k largest of relu(h)        jumprelu: h · 1[h > threshold]·1[h > 0]
 gated: with u = h without its bias, (u eʳ + b_mag) · 1[u + b_gate > 0]·1[u eʳ + b_mag > 0]
 
-A gated one is a jumprelu one: with h = u eʳ + b_mag, the gate u + b_gate > 0 is h > b_mag − b_gate eʳ.
+A gated SAE is read as a jumprelu one: with h = u eʳ + b_mag, the gate u + b_gate > 0 is h > b_mag − b_gate eʳ.
 
-``rescale_acts_by_decoder_norm``: codes are h times the norms n of W_dec's rows, and write W_dec / n.
+``rescale_acts_by_decoder_norm``: codes are h times the norms n of the rows of W_dec, and the decoder is W_dec / n.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ CONFIG, WEIGHTS, DENSITY, SCALER = (
     "sparsity.safetensors",
     "activation_scaler.json",
 )
-TRAINED = ("batchtopk", "matryoshka_batchtopk")  # a checkpoint's; a finished one is jumprelu
+TRAINED = ("batchtopk", "matryoshka_batchtopk")  # architectures of checkpoints; the finished SAE is a jumprelu one
 BASE = {"W_enc": "width latent", "b_enc": "latent", "W_dec": "latent width", "b_dec": "width"}
 MORE = {
     "standard": {},
@@ -41,7 +41,7 @@ KEPT = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_b
 
 
 def read(folder: Path) -> Found:
-    """A folder with `cfg.json` and `sae_weights.safetensors`."""
+    """Read a folder with `cfg.json` and `sae_weights.safetensors`. An SAE of ours has this layout too."""
     path = folder / CONFIG
     config = read_json(path)
     if not isinstance(config, dict):
@@ -49,42 +49,51 @@ def read(folder: Path) -> Found:
     if str(config.get("architecture")).startswith("strata_"):
         sae, config = disk.load(folder)
         return Found(sae, "Strata", config["architecture"], config["metadata"], density=_density(folder, sae.latents))
-    config = _named(config)
+
+    config = _as_version_6(config)
     kind = config["architecture"]
     _check(config, path)
+
     tensors = read_tensors(folder / WEIGHTS)
     _drop_ones(tensors, folder / WEIGHTS)
     if kind == "jumprelu" and "log_threshold" in tensors:  # checkpoints of older versions
         tensors["threshold"] = tensors.pop("log_threshold").exp()
+
     shapes = BASE | MORE[kind]
     if kind == "gated":
         shapes = {name: shape for name, shape in shapes.items() if name != "b_enc"}
-    sizes = {"width": whole(config, "d_in", path), "latent": whole(config, "d_sae", path)}
-    found = take(tensors, shapes, folder / WEIGHTS, **sizes)
-    sae = _made(_scaled(found, config, folder), config, path)
+    width, latents = whole(config, "d_in", path), whole(config, "d_sae", path)
+    tensors = take(tensors, shapes, folder / WEIGHTS, width=width, latent=latents)
+
+    sae = _made(_scaled(tensors, config, folder), config, path)
     notes = ("rows are heads side by side, [head × d_head]",) if config.get("reshape_activations") == "hook_z" else ()
     return Found(sae, "SAELens", kind, config["metadata"], notes, _density(folder, sae.latents))
 
 
-def _named(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as version 6 has it; before, facts stood beside the sizes, and topk was a function's name."""
+def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration in the form of version 6.
+
+    In older versions, what is now `metadata` stood beside the sizes, and topk was the name of an activation function.
+    """
     metadata = config.get("metadata") or {}
-    new = {"architecture": "standard", **config, "metadata": metadata}
+    converted = {"architecture": "standard", **config, "metadata": metadata}
     if metadata.get("sae_lens_version"):
-        return new
+        return converted
+
     function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
     if function == "topk":
-        new |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+        converted |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
     elif function != "relu":
-        new["architecture"] = f"standard with {function}"
+        converted["architecture"] = f"standard with {function}"
     if config.get("normalize_activations") is True:
-        new["normalize_activations"] = "expected_average_only_in"
+        converted["normalize_activations"] = "expected_average_only_in"
+
     facts = {"hook_name": config.get("hook_point"), **config}
-    return {**new, "metadata": {name: facts[name] for name in KEPT if facts.get(name) is not None} | metadata}
+    return {**converted, "metadata": {name: facts[name] for name in KEPT if facts.get(name) is not None} | metadata}
 
 
 def _check(config: dict[str, Any], path: Path) -> None:
-    """Refuse what no SAE here can say."""
+    """Refuse a configuration that no SAE here can express."""
     if (kind := config["architecture"]) not in MORE:
         raise BadInput(
             f"{path} is of architecture {kind!r}, which cannot be said here; {', '.join(MORE)} of SAELens can"
@@ -102,48 +111,60 @@ def _check(config: dict[str, Any], path: Path) -> None:
 
 
 def _drop_ones(tensors: dict[str, Tensor], path: Path) -> None:
+    """Remove ``scaling_factor`` from the tensors. Raises BadInput unless it is 1 everywhere."""
     scaling = tensors.pop("scaling_factor", None)
     if scaling is not None and not torch.allclose(scaling.float(), torch.ones_like(scaling, dtype=torch.float32)):
         raise BadInput(f"{path}: scaling_factor is not 1 everywhere; fold it into W_dec with the SAELens that made it")
 
 
-def _scaled(found: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The weights on raw activations: a checkpoint's see s x, with s in a file beside it."""
+def _scaled(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Change the weights so that they act on raw activations.
+
+    The weights of a checkpoint act on s x, where the scale s is in a file beside them.
+    """
     scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
     if scaler.get("has_whitening"):
         raise BadInput(f"{folder / SCALER}: the activations were whitened; save the SAE with save_inference_model")
     if (s := scaler.get("scaling_factor")) is None:
-        return found
+        return tensors
     if not isinstance(s, int | float) or not s > 0:
         raise BadInput(f"{folder / SCALER}: scaling_factor is {s!r}, not a number above 0")
-    changed = {"W_enc": found["W_enc"] * s, "W_dec": found["W_dec"] / s, "b_dec": found["b_dec"] / s}
-    if "topk_threshold" in found and config.get("rescale_acts_by_decoder_norm"):
-        changed["topk_threshold"] = found["topk_threshold"] / s
-    return found | changed
+
+    changed = {"W_enc": tensors["W_enc"] * s, "W_dec": tensors["W_dec"] / s, "b_dec": tensors["b_dec"] / s}
+    # The threshold is compared with h times the norms of W_dec, which have become smaller by s.
+    if "topk_threshold" in tensors and config.get("rescale_acts_by_decoder_norm"):
+        changed["topk_threshold"] = tensors["topk_threshold"] / s
+    return tensors | changed
 
 
-def _made(found: dict[str, Tensor], config: dict[str, Any], path: Path) -> SAE:
-    kind, encoder, decoder = config["architecture"], found["W_enc"].T, found["W_dec"]
-    k, threshold = None, found.get("threshold", found.get("topk_threshold", 0.0))
+def _made(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> SAE:
+    """Make an SAE of the tensors of any architecture that :func:`_check` lets pass."""
+    kind, encoder, decoder = config["architecture"], tensors["W_enc"].T, tensors["W_dec"]  # both (latent, width)
+    k, threshold = None, tensors.get("threshold", tensors.get("topk_threshold", 0.0))
     if kind == "gated":
-        grown = found["r_mag"].exp()
-        encoder, bias = encoder * grown[:, None], found["b_mag"]
-        threshold = bias - found["b_gate"] * grown
+        magnitude = tensors["r_mag"].exp()  # eʳ
+        encoder, bias = encoder * magnitude[:, None], tensors["b_mag"]
+        threshold = bias - tensors["b_gate"] * magnitude
     else:
-        bias = found["b_enc"]
+        bias = tensors["b_enc"]
     if kind == "topk":
         k = top(whole(config, "k", path), len(decoder), path)
+
     if config.get("rescale_acts_by_decoder_norm") and kind in ("topk", *TRAINED):
         norm = decoder.norm(dim=1)
         if not bool((norm > 0).all()):
             raise BadInput(f"{path}: rescale_acts_by_decoder_norm divides by the norm of W_dec's rows, and one is 0")
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
+
     centred = bool(config.get("apply_b_dec_to_input", True))
-    return sae_of(encoder, bias, decoder, found["b_dec"], centred=centred, k=k, threshold=threshold)
+    return sae_of(encoder, bias, decoder, tensors["b_dec"], centred=centred, k=k, threshold=threshold)
 
 
 def _density(folder: Path, latents: int) -> Tensor | None:
-    """The share of tokens on which each latent is active, of which the file holds the logarithm."""
+    """Read the share of tokens on which each latent is active (latent,); None where no file says it.
+
+    The file holds its logarithm to base 10, to which SAELens adds 1e-10 before.
+    """
     path = folder / DENSITY
     if not path.is_file():
         return None

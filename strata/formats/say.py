@@ -1,11 +1,11 @@
-"""An SAE in a line."""
+"""A description of an SAE in one line."""
 
 from strata.formats.found import Found
 from strata.sae.sae import SAE
 
 
 def line(found: Found) -> str:
-    """What was read: whose it was, of which kind, its size, and what decides which latents are active."""
+    """Describe an SAE that was read: its tool, its kind, its size, and what decides which latents are active."""
     sae = found.sae
     return "; ".join(
         [f"{found.format} ({found.kind}), {sae.latents} latents of width {sae.width}, {rule(sae)}", *found.notes]
@@ -13,7 +13,7 @@ def line(found: Found) -> str:
 
 
 def rule(sae: SAE) -> str:
-    """k, or the thresholds."""
+    """Describe what decides which latents are active: k, or the thresholds."""
     if sae.k is not None:
         return f"k = {sae.k}"
     assert sae.threshold is not None

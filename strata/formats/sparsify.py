@@ -1,4 +1,4 @@
-"""sparsify's folders: `cfg.json`, `sae.safetensors`, in a folder named after the hookpoint.
+"""Folders of sparsify: `cfg.json` and `sae.safetensors`, in a folder that is named after the hookpoint.
 
 f = the k largest of relu((x − b_dec) encoder.weightᵀ + encoder.bias)        x̂ = f W_dec + b_dec
 
@@ -15,7 +15,7 @@ from strata.run.files import read_json, write_json, write_tensors
 from strata.sae.sae import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-OURS = "metadata.json"  # what sparsify has no place for, and would tell of in cfg.json
+OURS = "metadata.json"  # our metadata: sparsify has no place for it, and would complain about it in cfg.json
 SHAPES = {"encoder.weight": "latent width", "encoder.bias": "latent", "W_dec": "latent width", "b_dec": "width"}
 CANNOT = {
     "transcode": "it predicts another activation than it reads",
@@ -26,7 +26,7 @@ HOOKS = {"": "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn":
 
 
 def read(folder: Path) -> Found:
-    """A hookpoint's folder."""
+    """Read the folder of a hookpoint. Raises BadInput for an SAE that cannot be expressed here."""
     path = folder / CONFIG
     config = read_json(path)
     for name, why in CANNOT.items():
@@ -34,22 +34,33 @@ def read(folder: Path) -> Found:
             raise BadInput(f"{path}: {name} is {config[name]!r}: {why}, which an SAE here cannot say")
     if (activation := config.get("activation", "topk")) != "topk":
         raise BadInput(f"{path}: activation is {activation!r}; only topk can be said here")
+
     width, k = whole(config, "d_in", path), whole(config, "k", path)
     latents = config.get("num_latents") or width * whole(config, "expansion_factor", path)
-    found = take(read_tensors(folder / WEIGHTS), SHAPES, folder / WEIGHTS, latent=latents, width=width)
-    weights = [found[name] for name in SHAPES]
-    sae = sae_of(*weights, centred=True, k=top(k, latents, path))
+    tensors = take(read_tensors(folder / WEIGHTS), SHAPES, folder / WEIGHTS, latent=latents, width=width)
+    sae = sae_of(
+        encoder=tensors["encoder.weight"],
+        b_enc=tensors["encoder.bias"],
+        decoder=tensors["W_dec"],
+        b_dec=tensors["b_dec"],
+        centred=True,
+        k=top(k, latents, path),
+    )
     return Found(sae, "sparsify", "topk", _place(folder))
 
 
 def _place(folder: Path) -> dict[str, Any]:
-    """The hook, as far as the folder's name says it, and the model that the run's own configuration names; or ours."""
+    """Return our own metadata if the folder has it; else the hook and the model, as far as sparsify says them.
+
+    The hook is in the folder's name, and the model in the configuration of the run, one folder up.
+    """
     if (folder / OURS).is_file():
         return read_json(folder / OURS)
+
     metadata: dict[str, Any] = {}
-    place = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)
-    if place and place.group(2) in HOOKS:
-        metadata["hook_name"] = f"blocks.{place.group(1)}.hook_{HOOKS[place.group(2)]}"
+    hookpoint = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)  # layers.3.mlp
+    if hookpoint and hookpoint.group(2) in HOOKS:
+        metadata["hook_name"] = f"blocks.{hookpoint.group(1)}.hook_{HOOKS[hookpoint.group(2)]}"
     if (run := folder.parent / "config.json").is_file() and isinstance(model := read_json(run).get("model"), str):
         metadata["model_name"] = model
     return metadata
@@ -59,8 +70,10 @@ def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     """Write an SAE with top-k. Raises BadInput for one with thresholds."""
     if sae.k is None:
         raise BadInput("sparsify has no thresholds, only top-k; write it as saelens or dictionary_learning")
-    weights = (sae.encoder, sae.b_enc, sae.decoder, sae.b_dec)
-    write_tensors(folder / WEIGHTS, dict(zip(SHAPES, (tensor.float().cpu() for tensor in weights), strict=True)))
+
+    weights = {"encoder.weight": sae.encoder, "encoder.bias": sae.b_enc, "W_dec": sae.decoder, "b_dec": sae.b_dec}
+    write_tensors(folder / WEIGHTS, {name: tensor.float().cpu() for name, tensor in weights.items()})
+
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.latents // sae.width),

@@ -1,4 +1,5 @@
-"""The one place where a foreign `.pt` is opened: tensors, numbers, text and containers of them, nothing that runs."""
+"""The only place where a foreign `.pt` is opened. Only tensors, numbers, text and containers of them are read: a file
+that could run code is refused."""
 
 import re
 from pathlib import Path
@@ -13,9 +14,9 @@ SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What is in the file, on the CPU, by name. Raises BadInput for a file that would run code, or is none."""
+    """Read what a file holds, by name, to the CPU. Raises BadInput for a file that could run code, or is no `.pt`."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
     except UnpicklingError as error:
@@ -29,6 +30,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path} is no file of tensors: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds a {type(found).__name__}, not tensors by name")
-    return {str(name): value for name, value in found.items()}
+
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a {type(content).__name__}, not tensors by name")
+    return {str(name): value for name, value in content.items()}

@@ -1,9 +1,11 @@
-"""Bare state dicts of four older systems, told apart by their names. All read x as it is: h = x Wᵀ + b.
+"""Bare state dicts of four older systems, told apart by the names of their tensors. None centres x: h = x Wᵀ + b.
 
-Spindle: enc, dec; relu(h), or beside a ``k`` the k largest of h as they are. Integral Superposition: the same without a
-bias in dec. Growth Signals: encoder.0, decoder.0; relu(h); the decoder may end in tanh or sigmoid, which the file does
-not say. GhostTrack: W_enc, W_dec; h · 1[h > threshold], one threshold. Linear's weights are (out, in), so that a
-decoder is (width, latent).
+Spindle: enc, dec; relu(h), or with a ``k`` in the checkpoint the k largest of h, also negative ones.
+Integral Superposition: the same without a bias in dec.
+Growth Signals: encoder.0, decoder.0; relu(h). The decoder may end in tanh or sigmoid, which the file does not say.
+GhostTrack: W_enc, W_dec; h · 1[h > threshold] with one threshold.
+
+The weights of a torch Linear are (out, in), so the decoder is (width, latent).
 """
 
 from dataclasses import replace
@@ -17,9 +19,9 @@ from strata.formats.found import Found, sae_of, take, top
 from strata.run.door import BadInput
 from strata.sae.engine.nonlinearity import Nonlinearity
 
-INSIDE = ("model_state_dict", "state_dict")  # where a checkpoint keeps it
-PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DataParallel put before a name
-SYSTEMS = {
+INSIDE = ("model_state_dict", "state_dict")  # keys under which a checkpoint holds the state dict
+PREFIXES = ("_orig_mod.", "module.")  # torch.compile and DataParallel put these before a name
+SYSTEMS = {  # system -> its encoder, its decoder, its other tensors
     "Spindle": ("enc", "dec", ("dec.bias",)),
     "Integral Superposition": ("enc", "dec", ()),
     "Growth Signals": ("encoder.0", "decoder.0", ("decoder.0.bias",)),
@@ -29,38 +31,52 @@ NEGATIVE = "where a row has fewer than k positive pre-activations, Spindle keeps
 
 
 def read(path: Path, ending: str | None) -> Found:
-    """A `.pt`. ``ending``: what Growth Signals' decoder ends in: identity, tanh or sigmoid."""
-    held = state.read(path)
-    inside = next((held[name] for name in INSIDE if isinstance(held.get(name), dict)), held)
-    tensors = {_bare(str(name)): tensor for name, tensor in inside.items()}
+    """Read a `.pt`. ``ending``: what the decoder of Growth Signals ends in: identity, tanh or sigmoid.
+
+    Raises BadInput for tensors of no known system, and for an ``ending`` that is missing or means nothing.
+    """
+    checkpoint = state.read(path)
+    state_dict = next((checkpoint[name] for name in INSIDE if isinstance(checkpoint.get(name), dict)), checkpoint)
+    tensors = {_bare(str(name)): tensor for name, tensor in state_dict.items()}
     system = _system(set(tensors), path)
-    enc, dec, more = SYSTEMS[system]
-    shapes = {f"{enc}.weight": "latent width", f"{enc}.bias": "latent", f"{dec}.weight": "width latent"}
-    shapes |= {name: "width" for name in more if name.endswith(".bias")}
+
+    encoder_name, decoder_name, other_names = SYSTEMS[system]
+    shapes = {
+        f"{encoder_name}.weight": "latent width",
+        f"{encoder_name}.bias": "latent",
+        f"{decoder_name}.weight": "width latent",
+        **{name: "width" for name in other_names if name.endswith(".bias")},
+    }
     threshold = tensors.pop("threshold", 0.0)
-    found = take(tensors, shapes, path)
-    encoder, b_enc, decoder = (found[f"{name}"] for name in list(shapes)[:3])
-    b_dec = found.get(f"{dec}.bias", torch.zeros(len(decoder)))
-    k = held.get("k") if inside is not held else None
+    tensors = take(tensors, shapes, path)
+    encoder, b_enc = tensors[f"{encoder_name}.weight"], tensors[f"{encoder_name}.bias"]
+    decoder = tensors[f"{decoder_name}.weight"]
+    b_dec = tensors.get(f"{decoder_name}.bias", torch.zeros(len(decoder)))
+
+    k = checkpoint.get("k") if state_dict is not checkpoint else None
     if k is not None:
         k = top(int(k), len(encoder), path)
-    sae = sae_of(encoder, b_enc, decoder.T, b_dec, centred=False, k=k, threshold=_one(threshold, path))
+    sae = sae_of(encoder, b_enc, decoder.T, b_dec, centred=False, k=k, threshold=_threshold(threshold, path))
+
     kind = "topk" if k is not None else "jumprelu" if system == "GhostTrack" else "relu"
     if system == "Growth Signals":
-        if (bend := _ending(ending, path)) != "identity":
-            sae, kind = replace(sae, decoder_activation=bend, mean=torch.zeros(sae.width)), f"relu, {bend}"
+        if (nonlinearity := _ending(ending, path)) != "identity":
+            sae = replace(sae, decoder_activation=nonlinearity, mean=torch.zeros(sae.width))
+            kind = f"relu, {nonlinearity}"
     elif ending is not None:
         raise BadInput(f"{path} is of {system}, whose decoder ends in nothing; leave out {ending!r}")
     return Found(sae, system, kind, {}, (NEGATIVE,) if k is not None else ())
 
 
 def _bare(name: str) -> str:
+    """Remove the PREFIXES of a tensor's name."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
 
 
 def _system(names: set[str], path: Path) -> str:
+    """Find the system whose tensors have exactly these names, or refuse them."""
     for system, (enc, dec, more) in SYSTEMS.items():
         if names == {f"{enc}.weight", f"{enc}.bias", f"{dec}.weight", *more}:
             return system
@@ -68,8 +84,8 @@ def _system(names: set[str], path: Path) -> str:
     raise BadInput(f"{path} holds {', '.join(sorted(names)[:8]) or 'nothing'}, which no known system does ({known})")
 
 
-def _one(threshold: Any, path: Path) -> float:
-    """GhostTrack's threshold. One below 0 would let negative codes through."""
+def _threshold(threshold: Any, path: Path) -> float:
+    """Read GhostTrack's threshold, one number. Refuses one below 0, which would let negative codes through."""
     value = float(threshold) if not isinstance(threshold, torch.Tensor) or threshold.numel() == 1 else float("nan")
     if not value >= 0:
         raise BadInput(f"{path}: threshold must be one number, 0 or above; a lower one keeps codes below 0")
@@ -77,6 +93,7 @@ def _one(threshold: Any, path: Path) -> float:
 
 
 def _ending(ending: str | None, path: Path) -> Nonlinearity:
+    """Return the nonlinearity that ``ending`` names, or refuse it."""
     for known in get_args(Nonlinearity):
         if ending == known:
             return known

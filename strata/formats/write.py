@@ -1,4 +1,4 @@
-"""An SAE in the format of one tool or another, into a folder that is new."""
+"""An SAE -> a new folder, in the format of one tool or another."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ def check_format(form: str) -> None:
 
 
 def check_new(target: Path) -> None:
-    """Refuse a folder that is not empty: nothing is written over."""
+    """Refuse a folder that is not empty: nothing is overwritten."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} is there already, and nothing is written over; name another folder, or remove it")
 
 
 def write(folder: Path, found: Found, form: str) -> None:
-    """Write in a format of FORMATS. Raises BadInput for an SAE that it cannot say.
+    """Write an SAE in a format of FORMATS. Raises BadInput for an SAE that this format cannot express.
 
-    strata is SAELens's layout, too, with architectures of our own for what SAELens cannot say.
+    The format strata is SAELens's layout too, with architectures of our own for what SAELens cannot express.
     """
     if form != "strata":
         _sayable(found.sae, form)
@@ -41,6 +41,7 @@ def write(folder: Path, found: Found, form: str) -> None:
 
 
 def _sayable(sae: SAE, form: str) -> None:
+    """Refuse an SAE of sums of parts, or one whose decoder ends in a nonlinearity: only strata can express these."""
     if sae.groups is not None:
         raise BadInput(
             f"its latents are sums of parts, which {form} cannot say; merge with merge.encoder: mean, or write strata"

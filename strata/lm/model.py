@@ -1,7 +1,7 @@
 """A language model whose residual stream can be read (`capture`) and changed (`edit`).
 
-A model is checked when it is opened: `strata/lm/anatomy.py` finds its blocks and their parts, and refuses what cannot
-be read rightly. The identity that pins the four hooks down:  resid_pre + attn_out + mlp_out = resid_post.
+A model is checked when it is opened: `strata/lm/anatomy.py` finds its blocks and their parts, and refuses a model that
+cannot be read rightly. This identity defines the four hooks:  resid_pre + attn_out + mlp_out = resid_post.
 """
 
 import gc
@@ -40,7 +40,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder-only model, its tokenizer and its blocks in order."""
+    """A decoder-only model, its blocks in order, and the function that opens its tokenizer."""
 
     model: "PreTrainedModel"
     blocks: nn.ModuleList
@@ -58,22 +58,23 @@ class LanguageModel:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Opened when asked for: a large vocabulary takes seconds, and stages that only run the model do without."""
+        """The tokenizer, opened at first use: a large vocabulary takes seconds, and not all stages need it."""
         name = self.model.name_or_path
-        with _told(str(name)):
-            found = self.open_tokenizer()
-        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes up where there are no files
+        with _refused(str(name)):
+            tokenizer = self.open_tokenizer()
+        # Without files transformers makes up a tokenizer that has special tokens alone.
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             raise BadInput(f"no language model could be loaded from {name}: its tokenizer has no words")
-        return found
+        return tokenizer
 
     @property
     def width(self) -> int:
-        """Of the residual stream."""
+        """The width of the residual stream."""
         return self.anatomy.width
 
     @property
     def positions(self) -> int | None:
-        """Tokens of a context at the most, BOS included; None where nothing bounds them."""
+        """The most tokens of a context, BOS included; None where nothing bounds them."""
         return self.anatomy.positions
 
     @property
@@ -82,30 +83,30 @@ class LanguageModel:
 
     @property
     def bos(self) -> int:
-        """The token that opens every context: BOS, else the end-of-text token that GPT-2's kin use for it."""
+        """The token that opens every context: BOS, else the end-of-text token, which GPT-2 and its like use for it."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if isinstance(token, int):
                 return token
         raise BadInput(f"the tokenizer of {self.model.name_or_path} has neither a BOS nor an EOS token")
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each of ``texts``, without the BOS and the like that a tokenizer puts around them.
+        """Tokenise each of ``texts``, without the special tokens that a tokenizer puts around a text, such as BOS.
 
-        Nor with a BOS that a text itself begins with, written out or from a chat template: whoever runs the model puts
-        one in front of every text.
+        A BOS at the beginning of the text itself, written out or from a chat template, is removed too: the code that
+        runs the model puts one in front of every text.
         """
         bos, mark = self.bos, self.tokenizer.bos_token or self.tokenizer.eos_token
-        begun = [_without(text, str(mark)) if mark else text for text in texts]
-        found = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"] if begun else []
-        return [list(dropwhile(lambda token: token == bos, tokens)) for tokens in found]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        bare = [_without(text, str(mark)) if mark else text for text in texts]
+        ids = self.tokenizer(bare, add_special_tokens=False, verbose=False)["input_ids"] if bare else []
+        return [list(dropwhile(lambda token: token == bos, tokens)) for tokens in ids]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
 
     def special_ids(self) -> Tensor:
-        """Token ids that are never trained on, counted or replaced (BOS, padding …), sorted."""
+        """Return the token ids that are never trained on, counted or replaced (BOS, padding …), sorted."""
         return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), device=self.device)
 
 
 def _without(text: str, mark: str) -> str:
-    """``text`` without the ``mark`` that it begins with, once or more often."""
+    """Remove every ``mark`` that ``text`` begins with."""
     while text.lstrip().startswith(mark):
         text = text.lstrip().removeprefix(mark)
     return text
@@ -114,17 +115,21 @@ def _without(text: str, mark: str) -> str:
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
     """Load a folder (or a name in the hub's cache) for inference, in ``dtype``, and check it by a short pass.
 
-    Raises BadInput for what cannot be loaded whole, and for what :func:`strata.lm.anatomy.examine` refuses.
+    ``kwargs`` go to transformers' ``from_pretrained``. Raises BadInput for a model that cannot be loaded whole, and for
+    one that :func:`strata.lm.anatomy.examine` refuses.
     """
-    with _uncollected():  # takes two seconds, which a stage that stops at the door, or only trains, does without
+    with _uncollected():  # imported here, because it takes two seconds and many stages do not need it
         import transformers
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    bar = transformers.logging.enable_progress_bar if sys.stderr.isatty() else transformers.logging.disable_progress_bar
-    bar()
-    with _told(source), _uncollected(), _no_report():
+    log = transformers.logging
+    set_progress_bar = log.enable_progress_bar if sys.stderr.isatty() else log.disable_progress_bar
+    set_progress_bar()
+    with _refused(source), _uncollected(), _no_report():
         options = {**kwargs, "dtype": dtype, "output_loading_info": True}
         model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)  # pyright: ignore[reportGeneralTypeIssues]
+
+    # Files and model must fit: weights may be left over, but none may be missing.
     if absent := sorted(loaded["missing_keys"]):
         raise BadInput(
             f"{source} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} for one, "
@@ -133,12 +138,13 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
     if unread := sorted(loaded["unexpected_keys"]):
         kind = type(model).__name__
         sys.stderr.write(f"{source}: {kind} has no place for {len(unread)} of the weights, {unread[0]} for one\n")
+
     model.requires_grad_(False)
     model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
     examine(model, find_blocks(model))
 
-    # generate() hands the head a slice of its states; torch multiplies that on a CPU as one product a text, each with
-    # its own copy of the head: 32 texts of Gemma's are 11 GB and half a minute where a step takes 0.1 s.
+    # generate() hands the head a slice of its states. On a CPU torch multiplies a slice by one product a text, each
+    # with a copy of the head: 32 texts of Gemma's take 11 GB and half a minute, where a step should take 0.1 s.
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
     model.get_input_embeddings().register_forward_pre_hook(_refuse_unknown)
@@ -146,14 +152,14 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
 
 
 def _refuse_unknown(table: nn.Module, args: tuple[Any, ...]) -> None:
-    """Refuse tokens behind the end of the embeddings, which a tokenizer with later additions can give."""
+    """Refuse tokens behind the end of the embeddings ``table``, which a tokenizer with later additions can make."""
     rows = len(table.weight) if isinstance(table.weight, Tensor) else 0
     if len(args) and args[0].numel() and (last := int(args[0].max())) >= rows:
         raise BadInput(f"the text holds token {last}, but the model has embeddings of 0 to {rows - 1} alone")
 
 
 def wrapped(model: "PreTrainedModel") -> LanguageModel:
-    """A model of transformers' that is loaded already, checked the first time that it is seen."""
+    """Wrap a model that transformers has loaded already; check it the first time that it is seen."""
     from transformers import AutoTokenizer
 
     blocks = find_blocks(model)
@@ -162,7 +168,7 @@ def wrapped(model: "PreTrainedModel") -> LanguageModel:
 
 
 def mute(lm: LanguageModel) -> str | None:
-    """Why nothing can be asked of a model that writes no text; None of one that does."""
+    """Say why a model that writes no text cannot be asked questions; None for a model that writes text."""
     if lm.model.can_generate():
         return None
     return f"not applicable: {type(lm.model).__name__} does not generate text"
@@ -170,7 +176,7 @@ def mute(lm: LanguageModel) -> str | None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Inside the block Python looks for no cycles: among what a large import makes that takes a fifth of the time."""
+    """Switch off Python's search for reference cycles inside the block: it takes a fifth of the time of an import."""
     gc.disable()
     try:
         yield
@@ -180,19 +186,20 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Inside the block transformers prints no table of weights that do not fit: :func:`load` says it in a sentence."""
+    """Keep transformers from printing a table of weights that do not fit: :func:`load` says so in a sentence."""
     import transformers
 
-    before = transformers.logging.get_verbosity()
+    verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        transformers.logging.set_verbosity(verbosity)
 
 
 @contextmanager
-def _told(source: str | Path) -> Iterator[None]:
+def _refused(source: str | Path) -> Iterator[None]:
+    """Turn the errors of loading ``source`` into BadInput, in one sentence."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -200,12 +207,12 @@ def _told(source: str | Path) -> Iterator[None]:
         yield
     except (OSError, ImportError, SafetensorError, StrictDataclassError, *FOREIGN) as error:
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # a KeyError is a word
-        said = " ".join(str(error).split())
-        raise BadInput(f"no language model could be loaded from {source}: {kind}{said}") from error
+        reason = " ".join(str(error).split())
+        raise BadInput(f"no language model could be loaded from {source}: {kind}{reason}") from error
 
 
 def check_layers(layers: Sequence[int], depth: int, where: str = "params.yaml: layers") -> None:
-    """Refuse layers that the model does not have, twice the same, or none."""
+    """Refuse an empty list of layers, a repeated layer, and a layer that a model of ``depth`` blocks does not have."""
     if not layers:
         raise BadInput(f"{where} is empty; name at least one layer from 0 to {depth - 1}")
     if len(set(layers)) < len(layers):
@@ -216,14 +223,17 @@ def check_layers(layers: Sequence[int], depth: int, where: str = "params.yaml: l
 
 
 def check_hook(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> None:
-    """Refuse a hook of which some of ``layers`` have nothing that adds up."""
+    """Refuse a hook that cannot be read at one of ``layers``."""
     for layer in layers:
         module_at(lm, hook, layer)
 
 
 def module_at(lm: LanguageModel, hook: Hook, layer: int) -> tuple[nn.Module, float]:
-    """The module whose output is what flows at ``hook``, and the factor that it is added with. Of resid_pre: the block,
-    whose input it is."""
+    """Return the module whose output is the tensor at ``hook``, and the factor with which it is added to the stream.
+
+    For resid_pre the module is the block, whose input is that tensor. Raises BadInput where the parts of the block are
+    not known.
+    """
     block, parts = lm.blocks[layer], lm.anatomy.parts[layer]
     if hook in ("resid_pre", "resid_post"):
         return block, 1.0
@@ -237,30 +247,30 @@ def module_at(lm: LanguageModel, hook: Hook, layer: int) -> tuple[nn.Module, flo
 
 @contextmanager
 def capture(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Inside the block, a forward pass leaves {layer: (context, position, width)} in the yielded dict.
+    """Yield a dict which a forward pass inside the block fills with {layer: (context, position, width)}.
 
-    The pass goes on to the end; :func:`forward_until` stops it after the last layer. Raises BadInput for a layer or a
-    hook that there is not.
+    The pass goes on to the end of the model, unless :func:`forward_until` stops it after the last layer. Raises
+    BadInput for a layer or a hook that does not exist.
     """
     check_layers(layers, len(lm.blocks), "layers")
     calls.choice("hook", hook, get_args(Hook))
-    seen: dict[int, Tensor] = {}
+    captured: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
-        seen[layer] = activations.clone() if lm.anatomy.in_place else activations
+        captured[layer] = activations.clone() if lm.anatomy.in_place else activations
 
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(_hooked(lm, layer, hook, partial(keep, layer)))
-        yield seen
+        yield captured
 
 
 @contextmanager
 def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block, what flows through ``hook`` of ``layer`` is replaced by ``change`` of it.
+    """Inside the block, replace the tensor at ``hook`` of ``layer`` by what ``change`` makes of it.
 
-    ``change`` must return a new tensor (context, position, width); hooks are gone after the block, also after an error.
-    Raises BadInput for a layer or hook that there is not.
+    ``change`` takes the tensor (context, position, width) and must return a new one. The hooks are removed after the
+    block, also after an error. Raises BadInput for a layer or a hook that does not exist.
     """
     calls.whole("layer", layer, 0, len(lm.blocks) - 1)
     calls.choice("hook", hook, get_args(Hook))
@@ -270,16 +280,20 @@ def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], T
 
 @contextmanager
 def shared_start(lm: LanguageModel, layer: int) -> Iterator[None]:
-    """Inside the block, forward passes must be of the same tokens: blocks before ``layer`` run in the first alone, but
-    for models that write over what a block returned."""
+    """Inside the block, run the blocks before ``layer`` only in the first forward pass, and reuse their outputs after.
+
+    All passes inside the block must read the same tokens. For a model that writes over the output of a block, every
+    pass runs all blocks.
+    """
     with ExitStack() as stack:
         for block in lm.blocks[:layer] if not lm.anatomy.in_place else ():
             block.forward = _once(block.forward)
-            stack.callback(delattr, block, "forward")  # the class's own is seen again
+            stack.callback(delattr, block, "forward")  # uncovers the forward of the class again
         yield
 
 
 def _once(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that calls ``run`` once and then always returns its output."""
     outputs: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -297,10 +311,10 @@ class _Stop(Exception):
 def forward_until(
     lm: LanguageModel, layer: int, *, tokens: Tensor | None = None, embeddings: Tensor | None = None
 ) -> None:
-    """Run the model up to and with block ``layer``: no later block, no LM head.
+    """Run the model up to and including block ``layer``, without the later blocks and the LM head.
 
-    It reads ``tokens`` (context, position), or ``embeddings`` (context, position, width) in their place. There is no
-    attention mask: padding stands to the right, and causal attention never looks there.
+    It reads ``tokens`` (context, position), or ``embeddings`` (context, position, width) instead. No attention mask is
+    needed: padding stands to the right, and causal attention never looks there.
     """
 
     def stop(*_: Any) -> None:
@@ -316,22 +330,24 @@ def forward_until(
 
 
 def final_states(lm: LanguageModel, tokens: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
-    """What the LM head reads, (context, position, width): the logits of a position are :func:`logits` of its row.
+    """Compute the input of the LM head, (context, position, width), of which :func:`logits` makes logits.
 
-    ``tokens`` (context, position), or ``embeddings`` (context, position, width) in their place.
+    The model reads ``tokens`` (context, position), or ``embeddings`` (context, position, width) instead.
     """
     return last_states(lm.trunk(input_ids=tokens, inputs_embeds=embeddings, use_cache=False))
 
 
 def logits(lm: LanguageModel, states: Tensor) -> Tensor:
-    """The model's own LM head, its scales and caps included, on rows of :func:`final_states`: (row, width) -> (row,
-    vocabulary), in the model's dtype."""
+    """Apply the model's own LM head, with its scales and caps, to rows of :func:`final_states`.
+
+    (row, width) -> (row, vocabulary), in the model's dtype.
+    """
     return logits_of(lm.model, lm.blocks, states)
 
 
 @contextmanager
 def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call ``visit`` on the tensor at ``hook``; if it returns one, that takes the place of the first."""
+    """Inside the block, call ``visit`` on the tensor at ``hook``; a tensor that it returns takes that one's place."""
     block = lm.blocks[layer]
     module, factor = module_at(lm, hook, layer)
     shape = torch.Size()
@@ -339,7 +355,7 @@ def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor],
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal shape
         residual = stream_into(args, kwargs)
-        shape = residual.shape
+        shape = residual.shape  # for `after`
         new = visit(residual) if hook == "resid_pre" else None
         if new is None:
             return None
@@ -347,15 +363,17 @@ def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor],
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         tensor = stream_from(output).view(shape)  # OPT's MLP works on flattened rows
-        scaled = tensor if factor == 1 else tensor * factor
+        scaled = tensor if factor == 1 else tensor * factor  # the tensor that the block adds to the stream
         new = visit(scaled)
         if new is None:
             return None
-        if factor != 1:  # what is left as it was stays so to the bit, which a product and a division would not do
+
+        if factor != 1:  # unchanged numbers keep their bits, which a product and a division could change
             new = torch.where(new == scaled, tensor, new / factor)
         new = new.view(stream_from(output).shape)
         return type(output)([new, *output[1:]]) if isinstance(output, tuple | list) else new
 
+    # The block's input gives the shape also where the hook is one of its modules.
     handles = [block.register_forward_pre_hook(before, with_kwargs=True)]
     if hook != "resid_pre":
         handles.append(module.register_forward_hook(after))
@@ -367,7 +385,7 @@ def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor],
 
 
 def pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> list[str]:
-    """The text of each token by itself, with the space before it where it has one."""
+    """Decode each token by itself, with the space before it where it has one."""
     texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
     marks = tokenizer.convert_ids_to_tokens(list(tokens))
     return [

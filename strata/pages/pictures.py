@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: no clock, no version and no path in them, so that they repeat bit for bit."""
+"""Pictures as PNG bytes. They hold no time, version or path, so that the same picture has the same bytes."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -25,13 +25,16 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-SIZE = 4.0, 2.9  # inches: in a column of 350 CSS pixels, a phone's width, the text is still 11 pixels high
+SIZE = 4.0, 2.9  # inches: in a column of 350 CSS pixels, as on a phone, the text is still 11 pixels high
 
 
 def drawn(
     draw: Callable[..., None], size: tuple[float, float] = SIZE, dpi: int = 100, panels: int = 1, apart: bool = False
 ) -> Figure:
-    """What ``draw`` puts on ``panels`` axes side by side, in today's style. ``apart``: each has its own scale."""
+    """Draw a figure: call ``draw`` with ``panels`` axes side by side, in matplotlib's current style.
+
+    ``size`` in inches. ``apart``: each panel has its own vertical scale.
+    """
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     draw(*np.atleast_1d(figure.subplots(1, panels, sharey=panels > 1 and not apart)))
     return figure
@@ -45,7 +48,10 @@ def png(
     apart: bool = False,
     **style: Any,
 ) -> bytes:
-    """The same as PNG, in our style. ``style``: what differs, `_` in place of the dot."""
+    """Draw a figure as :func:`drawn` does, in our style, and return it as PNG.
+
+    ``style``: settings that differ from our style, with `_` in place of the first dot (``font_size=12``).
+    """
     changes: dict[Any, Any] = {name.replace("_", ".", 1): value for name, value in style.items()}
     with rc_context({**STYLE, **changes}):
         figure = drawn(draw, size, dpi, panels, apart)

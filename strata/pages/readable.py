@@ -1,4 +1,4 @@
-"""Numbers, tokens and what is known of a latent as a person reads them, on a page and in a terminal alike."""
+"""Numbers, tokens and facts about a latent in the form that people read, on a page and in a terminal."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 Row = dict[str, Any]
 
-SCORES = {
+SCORES = {  # score of an explanation -> its name for people
     "f1": "detection F1",
     "balanced_accuracy": "balanced accuracy",
     "pearson": "Pearson r",
@@ -19,7 +19,7 @@ BLANKS = {"▁": " ", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
 def number(value: float | int | None) -> str:
-    """Three significant digits, or all of an integer's: 0.00412, 63.8, 160,000."""
+    """Write a number with three significant digits, or all digits of an integer: 0.00412, 63.8, 160,000."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000:
@@ -28,44 +28,50 @@ def number(value: float | int | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage: 0.0312 -> 3.12 %."""
+    """Write a share as a percentage: 0.0312 -> 3.12 %."""
     return "–" if share is None else f"{number(100 * share)} %"
 
 
 def visible(token: str) -> str:
-    """A token by itself, its white space made visible: newline -> ``\\n``, a leading space -> ``␣``."""
+    """Write a token by itself, with its white space made visible: newline -> ``\\n``, a space -> ``␣``."""
     for blank, name in (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r"), (" ", "␣"), ("▁", "␣")):
         token = token.replace(blank, name)
     return _printable(token)
 
 
 def inline(token: str) -> str:
-    """A token within a text: spaces stay spaces, a newline is an arrow on the line."""
-    return _printable("".join(BLANKS.get(sign, sign) for sign in token))
+    """Write a token within a text on one line: spaces stay spaces, a newline becomes an arrow."""
+    return _printable("".join(BLANKS.get(character, character) for character in token))
 
 
 def _printable(text: str) -> str:
-    """What cannot be printed, as hexadecimal: a terminal would obey it."""
+    """Write characters that cannot be printed as hexadecimal numbers: a terminal would obey them."""
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def marked(token: str) -> tuple[str, str]:
-    """The same for a token that is pointed at: the space before it, which is left unmarked, and what is marked. A
-    token of spaces alone is shown as ``␣``."""
+    """Write a token that is marked within a text; return the space before it, which is not marked, and the marked part.
+
+    A token of nothing but spaces is written as ``␣``.
+    """
     text = inline(token)
     word = text.lstrip(" ")
     return (text[: len(text) - len(word)], word) if word else ("", "␣" * len(text))
 
 
 def excerpt(pieces: list[str], peak: int, before: int = 8, after: int = 7) -> tuple[str, str, str]:
-    """What stands before the token at ``peak``, that token, and what stands after, each on one line."""
+    """Write the text before the token at ``peak``, that token, and the text after it, all on one line.
+
+    ``pieces``: the text of each token. ``before`` and ``after``: how many tokens to show on each side.
+    """
     left = "".join(map(inline, pieces[max(0, peak - before) : peak])).lstrip(" ")
+    right = "".join(map(inline, pieces[peak + 1 : peak + 1 + after])).rstrip(" ")
     space, word = marked(pieces[peak])
-    return left + space * bool(left), word, "".join(map(inline, pieces[peak + 1 : peak + 1 + after])).rstrip(" ")
+    return left + space * bool(left), word, right
 
 
 def best_first(explanations: Sequence[Row]) -> list[Row]:
-    """A latent's explanations by how far their detection is above chance; those that were not scored come last."""
+    """Sort a latent's explanations by how far their balanced accuracy is above chance; unscored ones come last."""
 
     def above(row: Row) -> float:
         value, chance = row["balanced_accuracy"], row["balanced_accuracy_chance"]
@@ -75,34 +81,39 @@ def best_first(explanations: Sequence[Row]) -> list[Row]:
 
 
 def explained(explanations: Iterable[Row]) -> dict[int, list[Row]]:
-    """Latent -> its explanations, the best first; their ``text`` may be None."""
-    found: dict[int, list[Row]] = {}
+    """Group explanations by latent, the best one first; their ``text`` may be None."""
+    by_latent: dict[int, list[Row]] = {}
     for row in explanations:
-        found.setdefault(row["latent"], []).append(row)
-    return {latent: best_first(rows) for latent, rows in found.items()}
+        by_latent.setdefault(row["latent"], []).append(row)
+    return {latent: best_first(rows) for latent, rows in by_latent.items()}
 
 
 def by_label(enrichment: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:
-    """Label -> its test on documents and on tokens, the surest label first: by documents, which do not repeat."""
-    found: dict[str, dict[str, Row]] = {}
+    """Group enrichment tests by label: (label, level -> its test), the label with the smallest q first.
+
+    The level is "document" or "token". Labels are sorted by their test on documents first, because documents do not
+    repeat one another as tokens do.
+    """
+    tests: dict[str, dict[str, Row]] = {}
     for row in enrichment:
-        found.setdefault(row["label"], {})[row["level"]] = row
+        tests.setdefault(row["label"], {})[row["level"]] = row
 
-    def sure(item: tuple[str, dict[str, Row]]) -> tuple[float, float, str]:
-        document, token = (item[1][level]["q"] if level in item[1] else 1.0 for level in ("document", "token"))
-        return document, token, item[0]
+    def certainty(item: tuple[str, dict[str, Row]]) -> tuple[float, float, str]:
+        label, by_level = item
+        document, token = (by_level[level]["q"] if level in by_level else 1.0 for level in ("document", "token"))
+        return document, token, label
 
-    return sorted(found.items(), key=sure)
+    return sorted(tests.items(), key=certainty)
 
 
 def shade(value: float, strongest: float, shades: int) -> int:
-    """1 … ``shades``: how much of its ``strongest`` activation a latent reaches."""
+    """Return a shade from 1 to ``shades``: how much of its ``strongest`` activation a latent reaches by ``value``."""
     return min(shades, max(1, -int(-shades * value // strongest)))
 
 
 def inert(value: Any) -> Markup:
-    """JSON that may stand in a script element: no `<`, so that nothing in it can end the element or open a comment."""
+    """Write JSON for a script element of a page: without `<`, so that it cannot end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)

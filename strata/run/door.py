@@ -1,4 +1,4 @@
-"""Where bad input is turned away: one clear sentence, a non-zero exit, nothing lost."""
+"""The door, where bad input is refused: one clear sentence, a non-zero exit code, and nothing is lost."""
 
 import difflib
 import errno
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 VALUE = re.compile(r"-?$|-[\d.]")  # words that begin with - and are no options: -1, -.5, and - itself
-# What the system says of a path that it was given. Other errors are mistakes of ours, and keep their traceback.
+# Errors of the system that are about a path of the user's. Other errors are mistakes of ours, and keep their traceback.
 OF_PATHS = {
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
 }
-LONGEST = 80  # signs of a word that a sentence quotes
+LONGEST = 80  # characters of a word that a sentence quotes
 WRONG, USAGE, INTERRUPTED, UNREAD = 1, 2, 130, 141  # exit codes; the last two as a shell counts signals
 
 
@@ -32,21 +32,21 @@ class BadUsage(BadInput):
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean train?``, with the one of ``known`` that is most like ``word``; nothing where none is."""
-    by_sound = {name.lower(): name for name in known}
-    likely = difflib.get_close_matches(word.lower(), by_sound, 1, 0.6)
-    return f"; did you mean {by_sound[likely[0]]}?" if likely else ""
+    """Write ``; did you mean train?``, with the word of ``known`` that is most like ``word``; "" where none is."""
+    by_lower_case = {name.lower(): name for name in known}
+    similar = difflib.get_close_matches(word.lower(), by_lower_case, 1, 0.6)
+    return f"; did you mean {by_lower_case[similar[0]]}?" if similar else ""
 
 
 def one_of(word: str, known: Sequence[str], what: str) -> str:
-    """``word``, which must be one of ``known``. Raises BadUsage; ``what`` names it: the format."""
+    """Return ``word`` if it is one of ``known``, else raise BadUsage. ``what`` names it there, as in "the format"."""
     if word not in known:
         raise BadUsage(f"{what} is {word!r}, not {', '.join(known[:-1])} or {known[-1]}{near(word, known)}")
     return word
 
 
 def whole_number(word: str, what: str, least: int = 0, most: int = 10**9) -> int:
-    """A word as a whole number within bounds. Raises BadUsage; ``what`` names it: the port."""
+    """Read a word as a whole number from ``least`` to ``most``, else raise BadUsage. ``what`` names it: "the port"."""
     if not (word.isascii() and word.isdecimal() and len(word) <= len(str(most)) and least <= int(word) <= most):
         shown = word if len(word) <= LONGEST else f"{word[:LONGEST]}…"
         raise BadUsage(f"{what} is {shown!r}, not a whole number from {least} to {most}")
@@ -54,16 +54,17 @@ def whole_number(word: str, what: str, least: int = 0, most: int = 10**9) -> int
 
 
 def run(main: Callable[..., None], options: bool = False) -> None:
-    """Call ``main`` with the command line's words, each of which is text, and end as a command should.
+    """Call ``main`` with the words of the command line, as texts, and end as a command should.
 
+    The usage line is made of the parameters of ``main``, the help is its docstring. :class:`BadInput`, and an error of
+    the system about a path, become one sentence on stderr and exit code 1. The exit code is 2 where the words
+    themselves are wrong, 130 after Ctrl-C, and 141 where the reader of the output has gone away.
     ``options``: whether ``main`` itself reads words that begin with -.
-
-    :class:`BadInput`, and what the system says of a path, are one sentence on stderr and exit code 1; 2 where the words
-    themselves are wrong; 130 after Ctrl-C; 141 where nobody reads on. ``main``'s parameters are the usage line, its
-    docstring is the help.
     """
-    gc.freeze()  # what was imported, while src/__init__.py kept it from being looked through
+    # src/__init__.py switched the collector off during the imports. Freezing exempts their objects from its searches.
+    gc.freeze()
     gc.enable()
+
     words = sys.argv[1:]
     try:
         if {"-h", "--help"}.intersection(words):
@@ -88,31 +89,33 @@ def run(main: Callable[..., None], options: bool = False) -> None:
             raise
         _end(refused(error), WRONG)
     finally:
-        gc.freeze()  # or Python, as it ends, looks for cycles among what was imported meanwhile: up to a second
+        gc.freeze()  # else Python searches for cycles among later imports when it ends, which takes up to a second
 
 
 def usage(main: Callable[..., None]) -> str:
-    """`python -m src.show LAYER LATENT [ROOT]`."""
-    shapes = {True: "[{}]", False: "{}"}
-    parts = [
-        f"[{name.upper()} …]"
-        if part.kind is part.VAR_POSITIONAL
-        else shapes[part.default is not part.empty].format(name.upper())
-        for name, part in inspect.signature(main).parameters.items()
-    ]
-    return " ".join([f"python -m {module()}", *parts])
+    """Write the usage line of ``main``: `python -m src.show LAYER LATENT [ROOT]`."""
+    words = []
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            words.append(f"[{name.upper()} …]")
+        elif parameter.default is not parameter.empty:
+            words.append(f"[{name.upper()}]")
+        else:
+            words.append(name.upper())
+    return " ".join([f"python -m {module()}", *words])
 
 
 def check_words(main: Callable[..., None], words: Sequence[str]) -> None:
-    """Refuse words that ``main`` has no place for. Raises BadUsage."""
+    """Refuse words that do not fit the parameters of ``main``: options, too few, too many, empty. Raises BadUsage."""
     parameters = inspect.signature(main).parameters
+
     for word in words:
         if word.startswith("-") and not VALUE.match(word):
             name = word.lstrip("-").partition("=")[0].replace("-", "_")
             if name in parameters:
                 raise BadUsage(f"{word} is no option; {name.upper()} is given by its place: {usage(main)}")
-            meant = near(word, ["--help", "--version"])
-            raise BadUsage(f"{word} is no option{meant or f'; a path that begins so is written ./{word}'}")
+            suggestion = near(word, ["--help", "--version"])
+            raise BadUsage(f"{word} is no option{suggestion or f'; a path that begins so is written ./{word}'}")
 
     single = [part for part in parameters.values() if part.kind is not part.VAR_POSITIONAL]
     if missing := [part.name.upper() for part in single[len(words) :] if part.default is part.empty]:
@@ -125,30 +128,33 @@ def check_words(main: Callable[..., None], words: Sequence[str]) -> None:
 
 
 def refused(error: OSError) -> str:
-    """What the system says of a path, as a sentence."""
+    """Write an error of the system about a path as a sentence: the path, or both of a move, and the reason."""
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if path is not None and path != ""]
-    said = (error.strerror or errno.errorcode.get(error.errno or 0, "it cannot be used")).lower()
-    return f"{' -> '.join(paths)}: {said}"
+    reason = (error.strerror or errno.errorcode.get(error.errno or 0, "it cannot be used")).lower()
+    return f"{' -> '.join(paths)}: {reason}"
 
 
 def version() -> str:
-    """The commit of this checkout, and whether it was changed since."""
+    """Return the commit of this checkout, and whether its files have changed since."""
     try:
-        described = ["git", "describe", "--tags", "--always", "--dirty"]
+        command = ["git", "describe", "--tags", "--always", "--dirty"]
         root = Path(__file__).resolve().parents[2]
-        return subprocess.run(described, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "of no known commit"
 
 
 def module() -> str:
-    """The module that runs, by the name that `python -m` knows it by."""
+    """Return the name of the module that runs, as `python -m` takes it."""
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else sys.argv[0]
 
 
 def _end(sentence: str, code: int) -> None:
-    """Say it on one line, whatever signs a name in it has, and exit."""
+    """Write ``sentence`` on one line of stderr and exit with ``code``.
+
+    A name in the sentence may hold any character: white space becomes a space, and what cannot be printed is escaped.
+    """
     line = "".join(
         sign if sign.isprintable() else " " if sign.isspace() else f"\\x{ord(sign):02x}" for sign in sentence
     )
@@ -157,7 +163,7 @@ def _end(sentence: str, code: int) -> None:
 
 
 def _unread() -> bool:
-    """Whether it is stdout that nobody reads any longer (`| head`); what is still to be written is then dropped."""
+    """Say whether the reader of stdout has gone away (`| head`); if so, drop what is still to be written."""
     stdout = select.poll()
     stdout.register(sys.stdout.fileno(), 0)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in stdout.poll(0)):

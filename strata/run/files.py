@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: written under a temporary name, brought to the disk, then renamed.
+"""Files that are either whole or absent: they are written under a temporary name, synced to the disk, then renamed.
 
-A directory artifact is complete when its ``meta.json`` is there, because that is written last. The rename also
-matters to DVC: with a linked cache, writing in place would change the cached object itself.
+A folder of outputs is complete when its ``meta.json`` is there, because that is written last. The rename also matters
+to DVC: where its cache consists of links, writing in place would change the cached object itself.
 """
 
 import errno
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LAST = ("meta.json", "cfg.json")  # what says that a folder is complete
-WRITERS = 8  # files that wait for the disk at once: 300 small ones take 0.1 s instead of 1.2
+LAST = ("meta.json", "cfg.json")  # the file that is written last says that a folder is complete
+WRITERS = 8  # files that are synced at the same time: 300 small ones take 0.1 s instead of 1.2
 
 
 @contextmanager
@@ -32,7 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there if the block ends well, remove it if not.
 
     The bytes are on the disk before the file takes its name: after a power cut there is the old file or the new one,
-    never an empty one. Before a file of ``LAST`` takes its name, the names of the folder's other files are there, too.
+    never an empty one. Before a file of ``LAST`` takes its name, the names of the folder's other files are on the disk
+    too. Raises BadInput where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -50,12 +51,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until the disk has a file's bytes, or a folder's names."""
-    number = os.open(path, os.O_RDONLY)
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,31 +66,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Iterable[tuple[Path, str]]) -> None:
-    """Write many small files, several at a time, because each waits for the disk."""
+    """Write many small files, several at a time, because each one waits for the disk."""
     with ThreadPoolExecutor(WRITERS) as pool:
-        waiting = [pool.submit(write_text, path, text) for path, text in texts]
-    for written in waiting:
-        written.result()
+        writes = [pool.submit(write_text, path, text) for path, text in texts]
+    for write in writes:
+        write.result()  # raises what the write raised
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write what is there already as bytes, a picture."""
+    """Write bytes, of a picture for example."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON: NaN and infinity are refused, because no other reader takes them."""
+    """Write strict JSON. Raises ValueError for NaN and infinity, which other readers refuse."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """What :func:`write_json` writes."""
+    """Return the text that :func:`write_json` writes."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_skipped(folder: Path, report: Path, why: str | None = None) -> None:
-    """Say in a stage's outputs, and on the screen, that it did not run. ``why``: if not because params.yaml says so."""
+    """Say in a stage's outputs, and on stderr, that it did not run. ``why``: the reason, if it is not `run: false`."""
     for path in (folder / "meta.json", report):
         write_json(path, {"skipped": True} | ({"why": why} if why else {}))
     stage = report.parent.name
@@ -97,7 +98,7 @@ def write_skipped(folder: Path, report: Path, why: str | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, or say which file is missing or broken."""
+    """Read a JSON file. Raises BadInput, with its name, where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -107,10 +108,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_meta(path: Path, keys: Mapping[str, type], stage: str) -> dict[str, Any]:
-    """Read a meta.json that ``stage`` wrote: an object with ``keys`` of these types, or one that says "skipped"."""
+    """Read a meta.json that ``stage`` wrote.
+
+    Raises BadInput unless it is an object that says "skipped", or has all ``keys`` with values of these types.
+    """
     meta = read_json(path)
     if not isinstance(meta, dict):
         raise BadInput(f"{path} is no object, so {stage} did not write it; {again(stage)}")
+
     wrong = next((key for key, kind in keys.items() if not isinstance(meta.get(key), kind)), None)
     if wrong and not meta.get("skipped"):
         raise BadInput(f"{path}: {wrong} is {meta.get(wrong)!r}, which {stage} does not write; {again(stage)}")
@@ -118,7 +123,7 @@ def read_meta(path: Path, keys: Mapping[str, type], stage: str) -> dict[str, Any
 
 
 def again(stage: str) -> str:
-    """How to make a stage's outputs anew."""
+    """Say how to make a stage's outputs anew, for messages."""
     return f"run {stage} again (`dvc repro -f -s {stage}`)"
 
 
@@ -129,12 +134,12 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
 
 
 def save_tensors(temporary: Path, tensors: dict[str, "Tensor"], facts: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in place, which only a temporary path can take.
+    """Write a safetensors file in place, so ``temporary`` must be a temporary path, as of :func:`replacing`.
 
-    ``facts``: one entry of header metadata; with two or more, safetensors orders them at random, and the bytes would
-    not repeat.
+    ``facts``: one entry of header metadata. Two or more are written by safetensors in random order, so that the bytes
+    would not repeat.
     """
-    from safetensors.torch import save_file  # torch takes a second, which the stages without tensors do without
+    from safetensors.torch import save_file  # imported here, because torch takes a second and not all stages use it
 
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, facts)
@@ -160,13 +165,13 @@ def sha256(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The files of a folder and their SHA-256, as its meta.json notes them before it is written."""
+    """Hash the files of a folder, name -> SHA-256, for its meta.json, which is not among them."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "meta.json")
     return {name: sha256(folder / name) for name in names}
 
 
 def check_hash(folder: Path, name: str, noted: Mapping[str, str], stage: str) -> None:
-    """The same as :func:`check_hashes` for one file, by what :func:`hashes` gave."""
+    """Check one file as :func:`check_hashes` does. ``noted``: name -> SHA-256, as of :func:`hashes`."""
     if not isinstance(noted, Mapping):
         raise BadInput(
             f"{folder / 'meta.json'}: files has no hashes, so {stage} of today did not write it; {again(stage)}"
@@ -175,40 +180,47 @@ def check_hash(folder: Path, name: str, noted: Mapping[str, str], stage: str) ->
 
 
 def check_hashes(folder: Path, listed: Sequence[Mapping[str, Any]], stage: str) -> None:
-    """Raise BadInput for the first file of ``folder`` that is not as ``stage`` left it: each of ``listed`` has the
-    keys file and, unless it was made by hand, sha256.
+    """Refuse the first file of ``folder`` that is missing, or is not as ``stage`` left it.
 
-    Several are hashed at once, each the first time that this process meets it as it stands now.
+    ``listed``: entries with the keys file and sha256. An entry without sha256, which was made by hand, is not checked.
+    Several files are hashed at the same time. A file that this process has checked already is hashed again only if it
+    has changed since.
     """
-    noted = [entry for entry in listed if "sha256" in entry]
-    unknown = [entry for entry in noted if _as_it_stands(folder / entry["file"], entry, stage) not in _right]
-    if not unknown:
+    entries = [entry for entry in listed if "sha256" in entry]
+    unchecked = [entry for entry in entries if _stamp(folder / entry["file"], entry, stage) not in _checked]
+    if not unchecked:
         return
-    with ThreadPoolExecutor(min(len(unknown), os.cpu_count() or 1)) as pool:  # hashing leaves other threads alone
-        hashes = pool.map(lambda entry: sha256(folder / entry["file"]), unknown)
-    for entry, found in zip(unknown, hashes, strict=True):
+
+    with ThreadPoolExecutor(min(len(unchecked), os.cpu_count() or 1)) as pool:  # hashing does not block other threads
+        hashes = pool.map(lambda entry: sha256(folder / entry["file"]), unchecked)
+    for entry, actual in zip(unchecked, hashes, strict=True):
         path = folder / entry["file"]
-        if found != entry["sha256"]:
+        if actual != entry["sha256"]:
             raise BadInput(f"{path} does not have the hash that was noted when it was written; {again(stage)}")
-        _right.add(_as_it_stands(path, entry, stage))
+        _checked.add(_stamp(path, entry, stage))
 
 
-_right: set[tuple[str | int, ...]] = set()  # files as they stood when they had the right hash
+_checked: set[tuple[str | int, ...]] = set()  # stamps of the files that had the right hash
 
 
-def _as_it_stands(path: Path, entry: Mapping[str, Any], stage: str) -> tuple[str | int, ...]:
-    """A file's place, the hash that it should have, and what changes with its content; BadInput if it is missing."""
+def _stamp(path: Path, entry: Mapping[str, Any], stage: str) -> tuple[str | int, ...]:
+    """Return a file's path, the hash that it should have, and numbers that change with its content.
+
+    Raises BadInput if the file is missing.
+    """
     if not path.is_file():
         raise BadInput(f"{path} is missing; {again(stage)}")
-    now = path.stat()
-    return str(path.resolve()), entry["sha256"], now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+    stat = path.stat()
+    return str(path.resolve()), entry["sha256"], stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def need_disk(folder: Path, needed: int, what: str, fewer: str = "fewer tokens or layers") -> None:
-    """Refuse to start what would fill the disk that holds ``folder`` (``needed`` in bytes). ``fewer``: what to ask
-    for instead."""
-    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
-    free = shutil.disk_usage(there).free
+    """Refuse to start work that would fill the disk of ``folder``, which need not exist yet.
+
+    ``needed``: bytes. ``what`` names the work in the message, ``fewer`` what the user may ask for instead.
+    """
+    existing = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise BadInput(
             f"{what} needs {needed / 1e9:.2f} GB of disk in {folder}, and {free / 1e9:.2f} GB are free; "

@@ -1,9 +1,10 @@
-"""Outputs of a stage that DVC has not taken over yet: what a kill in DVC's own commit would cost is put back instead.
+"""Outputs of a finished stage, kept until DVC has taken them over, so that a kill in between does not cost a rerun.
 
-DVC deletes a stage's outputs before it runs the stage, and locks them when it has hashed them. Killed in between, it
-knows nothing of them, and runs the stage over. So what a stage that DVC started has written is linked, not copied, into
-`.scratch/finished/`, beside a sealed list of hashes. If the same stage starts again with the same dependencies and
-params, and DVC has locked nothing since, the links take their places. They go when any other stage starts.
+DVC deletes a stage's outputs before it runs the stage, and records them in dvc.lock after it has hashed them. If it is
+killed in between, it does not know that they are there, and runs the stage again. So the outputs of a stage that DVC
+started are hard-linked (not copied) into `.scratch/finished/`, beside a sealed list of their hashes. If the same stage
+starts again with the same dependencies and params, and dvc.lock has not changed since, the links are put in the places
+of the outputs. When any other stage starts, they are deleted.
 """
 
 import errno
@@ -22,23 +23,29 @@ from typing import Any
 from strata.run import files, params, resume
 
 HOME = Path(".scratch/finished")  # in the workspace where DVC runs, on the disk of its outputs
-NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK}
+NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK}  # errors of a file system without hard links
 
 
 def kept(main: Callable[..., None]) -> Callable[..., None]:
-    """A stage's ``main`` that is not called where DVC was killed after an earlier call, before it had the outputs."""
+    """Wrap a stage's ``main``: skip the call and put its outputs back if DVC was killed after an earlier call.
+
+    Nothing is kept or put back where DVC did not start the stage.
+    """
 
     @wraps(main)
     def run(*words: str) -> None:
-        stage, first = os.environ.get("DVC_STAGE"), os.environ.get("RANK", "0") == "0"
-        if stage is None or not first:
+        stage, is_first_process = os.environ.get("DVC_STAGE"), os.environ.get("RANK", "0") == "0"
+        if stage is None or not is_first_process:
             main(*words)
             return
 
+        # The key says that nothing has changed: not the inputs, the params, nor dvc.lock.
         entry = _resolved(stage)
         facts = {"stage": stage, "inputs": _inputs(entry), "params": _params(entry), "lock": _stamp(Path("dvc.lock"))}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        if "RANK" not in os.environ:  # else it is one of several processes, which the first of all has started
+
+        # With RANK, this process is one of several that were started by one without, which has looked already.
+        if "RANK" not in os.environ:
             if _put_back(key):
                 sys.stderr.write(f"{stage}: it had finished when DVC was stopped; its outputs are put back\n")
                 return
@@ -51,42 +58,47 @@ def kept(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _resolved(stage: str) -> dict[str, Any]:
-    """A stage's entry in dvc.yaml, with the values of its `${…}`."""
+    """Read a stage's entry in dvc.yaml, and replace each `${…}` in it by its value.
+
+    `${item.…}` is the part of the stage's name behind the @; any other key stands for a value in params.yaml.
+    """
     name, _, item = stage.partition("@")
     values = params.read_yaml(Path("params.yaml"))
 
-    def value(place: re.Match[str]) -> str:
-        key, index = place[1], place[2]
+    def value(placeholder: re.Match[str]) -> str:
+        key, index = placeholder[1], placeholder[2]
         if key.startswith("item."):
             return item
-        found = reduce(lambda part, word: part[word], key.split("."), values)
-        return str(found if index is None else found[int(index)])
+        entry = reduce(lambda section, word: section[word], key.split("."), values)
+        return str(entry if index is None else entry[int(index)])
 
     entry = params.read_yaml(Path("dvc.yaml"))["stages"][name]
     return json.loads(re.sub(r"\$\{([\w.]+)(?:\[(-?\d+)\])?\}", value, json.dumps(entry)))
 
 
 def _inputs(entry: dict[str, Any]) -> list[Any]:
-    """The command, and every file that it depends on, by what DVC itself takes for unchanged."""
+    """List the command and every file that it depends on, each with the stamp by which DVC itself sees a change."""
     return [entry["cmd"], *([str(path), *_stamp(path)] for dep in entry["deps"] for path in _files(Path(dep)))]
 
 
 def _params(entry: dict[str, Any]) -> dict[str, Any]:
-    """The value of each param that the stage depends on; None of one that is not there."""
+    """Read the value of each param that the stage depends on; None for a param that params.yaml does not have."""
     values = params.read_yaml(Path("params.yaml"))
-    return {
-        key: reduce(lambda part, word: part.get(word) if isinstance(part, dict) else None, key.split("."), values)
-        for key in entry.get("params", [])
-    }
+
+    def child(section: Any, word: str) -> Any:
+        return section.get(word) if isinstance(section, dict) else None
+
+    return {key: reduce(child, key.split("."), values) for key in entry.get("params", [])}
 
 
 def _outputs(entry: dict[str, Any]) -> list[str]:
+    """List the paths of a stage's outputs, metrics and plots; each is a path, or a path with options."""
     outs = [out for kind in ("outs", "metrics", "plots") for out in entry.get(kind, [])]
     return [out if isinstance(out, str) else next(iter(out)) for out in outs]
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or those of a folder; not what Python compiles."""
+    """Yield a file, or all files of a folder at any depth, except Python's compiled ones."""
     if path.is_file():
         yield path
     for inner in sorted(path.rglob("*")):
@@ -95,14 +107,15 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file does; nothing of one that is missing."""
-    return [(now := path.stat()).st_ino, now.st_size, now.st_mtime_ns] if path.exists() else []
+    """Return numbers that change when a file changes (inode, size, time of change); none for a missing file."""
+    return [(stat := path.stat()).st_ino, stat.st_size, stat.st_mtime_ns] if path.exists() else []
 
 
 def _keep(key: str, outputs: list[Path]) -> None:
-    """Link the ``outputs``, and note their hashes."""
+    """Link the ``outputs`` into HOME, and write their hashes there together with ``key``."""
     if not outputs:
         return
+
     for path in outputs:
         link = HOME / "files" / path
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -113,21 +126,25 @@ def _keep(key: str, outputs: list[Path]) -> None:
                 raise
             shutil.rmtree(HOME)  # this disk has no links, so nothing is kept: copies would fill it
             return
+
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip(map(str, outputs), pool.map(files.sha256, outputs), strict=True))
     resume.keep_json(HOME / "outputs.json", {"key": key, "files": hashes})
 
 
 def _put_back(key: str) -> bool:
-    """Put every output back that was kept under ``key``, if all are there to the byte."""
-    note = resume.kept_json(HOME / "outputs.json")
-    if note is None or note["key"] != key:
+    """Put back all outputs that were kept under ``key``; return False if there are none, or one is not whole."""
+    record = resume.kept_json(HOME / "outputs.json")
+    if record is None or record["key"] != key:
         return False
-    links = {Path(path): HOME / "files" / path for path in note["files"]}
+
+    # Check all links before the first is used.
+    links = {Path(path): HOME / "files" / path for path in record["files"]}
     for path, link in links.items():
-        if not link.is_file() or files.sha256(link) != note["files"][str(path)]:
+        if not link.is_file() or files.sha256(link) != record["files"][str(path)]:
             resume.drop(HOME, f"is damaged ({path})")
             return False
+
     for path, link in links.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

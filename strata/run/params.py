@@ -1,7 +1,7 @@
 """A section of params.yaml -> a frozen, typed model; an unknown, missing or mistyped key is an error.
 
-Each model lives beside the function that uses it. params.yaml is the only home of the values, so models have no
-defaults: what is not written there is a mistake.
+Each model stands beside the function that uses it. Models have no defaults, because params.yaml is the only home of the
+values: a key that is missing there is a mistake.
 """
 
 import math
@@ -30,8 +30,8 @@ SECTIONS = (
     *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
     *("targets", "report"),
 )
-LONGEST = 80  # signs of a value that a sentence quotes
-LISTED = 6  # keys that a sentence names all of
+LONGEST = 80  # characters of a value that a sentence quotes
+LISTED = 6  # a sentence names all known keys of a section if it has at most so many
 
 
 class Section(BaseModel):
@@ -44,19 +44,21 @@ class Section(BaseModel):
     def _known_keys(cls, values: Any) -> Any:
         if not isinstance(values, dict) or cls.model_config.get("extra") != "forbid":
             return values
+
         known = [field.alias or name for name, field in cls.model_fields.items()]
         for key in values:
             if key not in known:
-                every = f"; the known ones are {', '.join(known)}" if len(known) <= LISTED else ""
-                meant = every or near(str(key), known)
+                all_known = f"; the known ones are {', '.join(known)}" if len(known) <= LISTED else ""
+                meant = all_known or near(str(key), known)
                 raise PydanticCustomError("unknown_key", "unknown", {"key": str(key), "meant": meant})
         return values
 
 
 class Machine(Section):
-    """``device``: auto, cpu, cuda, cuda:1 …; ``threads``: pinned, because floating-point sums depend on it.
+    """Where stages compute.
 
-    ``save_every``: seconds between the states that an interrupted training goes on from.
+    ``device``: auto, cpu, cuda, cuda:1 … ``threads``: their number is pinned, because floating-point sums depend on it.
+    ``save_every``: seconds between two saved states of a training, from which it goes on after an interruption.
     """
 
     device: str
@@ -72,7 +74,7 @@ class Machine(Section):
 
 
 def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Layer -> its knobs. DVC writes a number that `-S` adds as text."""
+    """Turn the layers of by_layer into numbers: a layer that `-S` adds is written by DVC as text."""
     layers: dict[int, dict[str, Any]] = {}
     for name, knobs in values.items():
         if not str(name).isdecimal():
@@ -84,13 +86,13 @@ def _by_number(values: dict[int | str, dict[str, Any]]) -> dict[int, dict[str, A
 
 
 def _each_once(values: list[Any]) -> list[Any]:
-    """Refuse a list in which something is there twice."""
-    if double := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"{shown(double[0])} is there twice; write it once")
+    """Refuse a list with a repeated value."""
+    if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{shown(repeated[0])} is there twice; write it once")
     return values
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the seeds that NumPy and scikit-learn take
 Layer = Annotated[int, Field(ge=0, lt=1000)]
 EachOnce = AfterValidator(_each_once)
 Layers = Annotated[list[Layer], Field(min_length=1), EachOnce]
@@ -116,7 +118,7 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
 
 
 def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Refuse ``values`` that lack a section, or have one that is not known."""
+    """Return the ``values`` of params.yaml; refuse them if a section is missing or unknown."""
     if unknown := [str(name) for name in values if name not in SECTIONS]:
         meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
         raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
@@ -148,7 +150,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
-    """Read a mapping; ``remedy``: what helps when the file is missing."""
+    """Read a YAML file that holds a mapping. ``remedy``: what helps when the file is missing, for the message."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
@@ -161,7 +163,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     """The mapping that ``text``, which is that of ``path``, says. Raises BadInput."""
     try:
         values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # a date or a number that is none is a ValueError
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that does not exist
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise BadInput(f"{path} is not valid YAML: it is nested too deeply") from None
@@ -192,12 +194,15 @@ def lines_of(text: str) -> dict[tuple[str, ...], int]:
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """Plain ``values`` as YAML, in their order."""
+    """Write plain ``values`` as YAML, in their order."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def check(value: Any, kind: type[T] | Any, where: str) -> T:
-    """Turn plain ``value`` into ``kind``; the first thing wrong with it becomes one sentence."""
+    """Turn a plain ``value`` into ``kind``. Raises BadInput, with one sentence on the first mistake in ``value``.
+
+    ``where``: what the sentence calls the value, such as "params.yaml: train".
+    """
     try:
         return TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
@@ -205,47 +210,59 @@ def check(value: Any, kind: type[T] | Any, where: str) -> T:
 
 
 def _sentence(value: Any, errors: Sequence[Any], where: str) -> str:
-    """What is wrong with ``value``, by the first of pydantic's ``errors`` and those of the same place."""
+    """Write what is wrong with ``value``, by the first of pydantic's ``errors`` and the others at the same place."""
     paths = [_path(value, error) for error in errors]
-    # Where several types are allowed, each of them has its error. The one that looked deepest knows most.
-    inside = [path for path in paths if path[: len(paths[0])] == paths[0]]
-    deepest = max(inside, key=len)
-    same = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
-    place, first = ".".join([where, *map(str, deepest)]), same[0]
-    got = first["input"]
-    match first["type"]:
+
+    # Where several types are allowed, each of them has its error. The error that is nested deepest knows most.
+    nested = [path for path in paths if path[: len(paths[0])] == paths[0]]
+    deepest = max(nested, key=len)
+    errors_there = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    error = errors_there[0]
+    place = ".".join([where, *map(str, deepest)])  # "params.yaml: train.k"
+    wrong_value = error["input"]
+
+    match error["type"]:
         case "unknown_key":
-            inside = place.rpartition(" ")[2]
-            meant = first["ctx"]["meant"].replace("did you mean ", f"did you mean {inside}.")
-            return f"{place}.{first['ctx']['key']} is not a known key{meant}"
+            key_path = place.rpartition(" ")[2]
+            meant = error["ctx"]["meant"].replace("did you mean ", f"did you mean {key_path}.")
+            return f"{place}.{error['ctx']['key']} is not a known key{meant}"
+
         case "missing":
             return f"{place} is missing"
+
         case "value_error":
-            return f"{place}: {first['ctx']['error']!s}"
-        case "float_type" | "int_type" if len(same) == 1 and isinstance(got, str):
-            hint = "; write it without quotes" if _is_number(got) else ""
-            return f"{place} is the text {shown(got)}, not a number{hint}"
+            return f"{place}: {error['ctx']['error']!s}"
+
+        case "float_type" | "int_type" if len(errors_there) == 1 and isinstance(wrong_value, str):
+            hint = "; write it without quotes" if _is_number(wrong_value) else ""
+            return f"{place} is the text {shown(wrong_value)}, not a number{hint}"
+
         case _:
-            wanted = dict.fromkeys(error["msg"].replace("Input should", "it should") for error in same)
-            wanted = " or ".join(wanted).replace(" or it should be ", " or ")
+            # pydantic's own words of all allowed types: "Input should be 'a'", "Input should be null"
+            wishes = dict.fromkeys(error["msg"].replace("Input should", "it should") for error in errors_there)
+            wish = " or ".join(wishes).replace(" or it should be ", " or ")
             choices = [
-                choice for error in same for choice in re.findall("'(.*?)'", error.get("ctx", {}).get("expected", ""))
+                choice
+                for error in errors_there
+                for choice in re.findall("'(.*?)'", error.get("ctx", {}).get("expected", ""))
             ]
-            return f"{place} is {shown(got)}, but {wanted[0].lower()}{wanted[1:]}{near(str(got), choices)}"
+            suggestion = near(str(wrong_value), choices)
+            return f"{place} is {shown(wrong_value)}, but {wish[0].lower()}{wish[1:]}{suggestion}"
 
 
 def _path(value: Any, error: Any) -> list[Any]:
-    """The keys and places in ``value`` that lead to an error, without pydantic's names of types."""
+    """List the keys and places in ``value`` that lead to an error, without pydantic's names of types."""
     path: list[Any] = []
     for step in error["loc"]:
-        there = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
-        if there:
+        exists = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
+        if exists:
             path.append(step)
             value = value[step]
     return [*path, error["loc"][-1]] if error["type"] == "missing" else path
 
 
 def _is_number(text: str) -> bool:
+    """Say whether Python reads ``text`` as a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -253,6 +270,6 @@ def _is_number(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence quotes it, cut where it is long."""
+    """Quote a value for a sentence, cut where it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

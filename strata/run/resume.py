@@ -1,11 +1,13 @@
-"""A place for unfinished work, so that a killed stage goes on where it was and ends with the same bytes.
+"""A place for unfinished work, so that a killed stage goes on where it stopped and ends with the same bytes.
 
-It lies outside DVC's outputs (DVC deletes those before each run) in `.scratch/<stage>-<hash>/` of the main checkout.
-The hash covers all that the result depends on: inputs, params and the parsed code, so that a comment does not count.
+The place is `.scratch/<stage>-<hash>/` of the main checkout, outside DVC's outputs, which DVC deletes before each run.
+The hash covers all that the result depends on: inputs, params and the parsed code, so that a changed comment does not
+count.
 
-What is kept there is sealed. A seal is an empty file `.sealed/<name>/<SHA-256>` beside the file `<name>`;
-it is there before the file takes its name. What does not have the hash of its seal (cut, empty, flipped, put there by
-somebody else) is told in one line on stderr, deleted, and counts as not there, so that its part is done again:
+Files that are kept there are sealed. A seal is an empty file `.sealed/<name>/<SHA-256>` beside the file `<name>`; it is
+written before the file takes its name. A file whose hash is not that of its seal (it is cut, empty, changed, or put
+there by somebody else) is reported in one line on stderr, deleted, and counts as missing, so that its part of the work
+is done again:
 
     with resume.scratch("stage-9", facts) as work:
         result = resume.kept_json(work / "42.json")         # or kept_bytes, or kept_tensors(path, device)
@@ -20,8 +22,8 @@ somebody else) is told in one line on stderr, deleted, and counts as not there, 
 
 :func:`once_json` and :func:`once_tensors` are the first four lines as one call.
 
-A file is sealed for its place: the content of another place is foreign there. What is whole and yet not what is asked
-for goes by :func:`drop`.
+A seal holds for one path: the file does not count as whole under another path. A file that is whole but unusable for
+another reason is deleted by :func:`drop`.
 """
 
 import ast
@@ -47,7 +49,7 @@ SEALS = ".sealed"
 
 
 def main_root() -> Path:
-    """The user's checkout, also from inside the temporary workspace of a queued experiment (DVC tells)."""
+    """Return the user's checkout, also inside the temporary workspace of a queued experiment, where DVC names it."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
@@ -65,24 +67,28 @@ def code_hash() -> str:
 def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
     """Yield the folder of unfinished work that belongs to ``facts`` (plain JSON values) and today's code.
 
-    It is locked while in use and removed when the block ends well; after an error or a kill it stays, but for files
-    that were not whole. Two queued experiments may want the same: the second waits, then does it for itself.
+    The folder is locked while it is in use, and removed when the block ends well. After an error or a kill it stays,
+    without the files that were not whole. If two queued experiments want the same folder, the second one waits for the
+    first, and then does the work for itself.
     """
     key = hashlib.sha256(json.dumps([facts, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = main_root() / ".scratch" / f"{stage}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
         _tell_of_others(folder, stage)
+
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         sys.stderr.write(f"{stage}: another process is running it on the same inputs; waiting for that one\n")
         lock.acquire()
+
     try:
         folder.mkdir(exist_ok=True)
-        for half in folder.rglob(".*.tmp"):  # what `files.replacing` had begun; delivered, it would change the bytes
-            half.unlink()
+        # A kill leaves the temporary files of `files.replacing`, which must not be delivered with the outputs.
+        for unfinished in folder.rglob(".*.tmp"):
+            unfinished.unlink()
         yield folder
         shutil.rmtree(folder)
     finally:
@@ -92,16 +98,17 @@ def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
 
 
 def _tell_of_others(folder: Path, stage: str) -> None:
-    """Say that there is unfinished work which cannot be used, so that nobody waits for it to go on."""
-    for other in sorted(folder.parent.glob(f"{stage}-{'[0-9a-f]' * 16}")):
-        with suppress(Timeout), FileLock(other.with_suffix(".lock"), timeout=0):
-            name = other.relative_to(main_root())
+    """Say on stderr that there is unfinished work of this stage which cannot be used, so that nobody waits for it."""
+    for unusable in sorted(folder.parent.glob(f"{stage}-{'[0-9a-f]' * 16}")):
+        # A folder that another process has locked is in use, and is not mentioned.
+        with suppress(Timeout), FileLock(unusable.with_suffix(".lock"), timeout=0):
+            name = unusable.relative_to(main_root())
             sys.stderr.write(f"{stage}: starts anew; {name} is of other inputs, params or code, and may be deleted\n")
 
 
 @contextmanager
 def sealing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what is written there by the end of the block is sealed and takes the name ``path``."""
+    """Yield a temporary path; at the end of the block, seal the file that was written there and name it ``path``."""
     with files.replacing(path) as temporary:
         yield temporary
         seal = _seal(path, files.sha256(temporary))
@@ -111,24 +118,24 @@ def sealing(path: Path) -> Iterator[Path]:
 
 
 def keep_bytes(path: Path, content: bytes) -> None:
-    """Keep ``content`` under ``path``."""
+    """Keep ``content`` under ``path``, sealed."""
     with sealing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def keep_json(path: Path, value: Any) -> None:
-    """Keep what strict JSON can say."""
+    """Keep a value of strict JSON under ``path``, sealed."""
     keep_bytes(path, files.json_text(value).encode())
 
 
 def keep_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
-    """Keep tensors, which are on the CPU, as a safetensors file."""
+    """Keep tensors on the CPU as a sealed safetensors file."""
     with sealing(path) as temporary:
         files.save_tensors(temporary, tensors)
 
 
 def whole(path: Path) -> bool:
-    """Whether ``path`` holds what was sealed there; if it holds something else, that is told and deleted."""
+    """Say whether ``path`` holds what was sealed there. If it holds something else, report and delete that."""
     if not path.exists():
         return False
     if path.is_file() and (seal := _seal(path, files.sha256(path))).exists():
@@ -139,27 +146,28 @@ def whole(path: Path) -> bool:
 
 
 def kept_bytes(path: Path) -> bytes | None:
-    """The content of ``path``; None if nothing whole is there."""
+    """Read the content of ``path``; None if no whole file is there."""
     return path.read_bytes() if whole(path) else None
 
 
 def kept_json(path: Path) -> Any:
-    """The value of ``path``; None if nothing whole is there."""
+    """Read the JSON value of ``path``; None if no whole file is there."""
     content = kept_bytes(path)
     return None if content is None else json.loads(content)
 
 
 def kept_tensors(path: Path, device: str = "cpu") -> dict[str, "Tensor"] | None:
-    """The tensors of ``path`` on ``device``; None if nothing whole is there."""
-    from safetensors.torch import load_file  # torch takes a second, which the stages without tensors do without
+    """Read the tensors of ``path`` to ``device``; None if no whole file is there."""
+    from safetensors.torch import load_file  # imported here, because torch takes a second and not all stages use it
 
     return load_file(path, device) if whole(path) else None
 
 
 def once_json(path: Path | None, make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, a value of strict JSON: kept under ``path``, and not made again where it is whole there.
+    """Return what ``make`` returns, a value of strict JSON; keep it under ``path``, and read it there the next time.
 
-    Without a ``path`` nothing is kept."""
+    Without a ``path`` nothing is kept.
+    """
     if path is not None and whole(path):
         return json.loads(path.read_bytes())
     value = make()
@@ -169,7 +177,7 @@ def once_json(path: Path | None, make: Callable[[], Any]) -> Any:
 
 
 def once_tensors(path: Path | None, make: Callable[[], dict[str, "Tensor"]]) -> dict[str, "Tensor"]:
-    """The same of tensors on the CPU."""
+    """Do the work of :func:`once_json` for tensors on the CPU."""
     kept = None if path is None else kept_tensors(path)
     if kept is not None:
         return kept
@@ -180,13 +188,16 @@ def once_tensors(path: Path | None, make: Callable[[], dict[str, "Tensor"]]) -> 
 
 
 def sealed_hash(path: Path) -> str:
-    """The SHA-256 of a file that is :func:`whole`, without reading it again."""
+    """Return the SHA-256 of a file that is :func:`whole`, without reading it again."""
     (seal,) = _seals(path)
     return seal.name
 
 
 def drop(path: Path, why: str) -> None:
-    """Delete what is kept under ``path``, and say so in a line: what is kept there ``why``, its part is done again."""
+    """Delete what is kept under ``path``, and say so in a line on stderr.
+
+    ``why`` completes the sentence "<path> …; its part is done again", for example "is damaged".
+    """
     name = path.relative_to(main_root()) if path.is_relative_to(main_root()) else path
     sys.stderr.write(f"{door.module().rpartition('.')[2]}: {name} {why}; its part is done again\n")
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -195,22 +206,24 @@ def drop(path: Path, why: str) -> None:
 
 
 def _seal(path: Path, sha256: str) -> Path:
+    """Name the seal of a file with this hash."""
     return path.parent / SEALS / path.name / sha256
 
 
 def _only(seal: Path) -> None:
-    """Remove the seals of what stood there before, or was to stand there when a kill came."""
-    for other in seal.parent.iterdir():
-        if other != seal:
-            other.unlink()
+    """Remove all other seals of the same path: those of earlier files, and of files that a kill kept from it."""
+    for old_seal in seal.parent.iterdir():
+        if old_seal != seal:
+            old_seal.unlink()
 
 
 def _seals(path: Path) -> list[Path]:
+    """List the seals of a path."""
     return list((path.parent / SEALS / path.name).glob("*"))
 
 
 def deliver(work: Path, target: Path, names: list[str]) -> None:
-    """Move finished folders out of ``work`` into ``target``, without seals, taking the place of what was there."""
+    """Move the finished folders ``names`` from ``work`` to ``target``, without seals; replace the old ones there."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (target / name).exists():

@@ -1,4 +1,4 @@
-"""Tables as Parquet files, which take their names only when whole."""
+"""Tables as Parquet files, which take their names only when they are whole."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 
 from strata.run.files import replacing
 
-GROUP = 4096  # rows in a row group: what is read to find one latent's
+GROUP = 4096  # rows in a row group: to find the rows of one latent, whole row groups are read
 
 
 def table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """``columns`` in the order and types of ``schema``; NaN becomes null."""
+    """Make a table of ``columns``, in the order and types of ``schema``; NaN becomes null."""
     arrays = []
     for field in schema:
         column = columns[field.name]
         if isinstance(column, np.ndarray) and column.ndim == 2:
-            column = list(column)
+            column = list(column)  # a column of lists: pyarrow takes no matrices
         array = column if isinstance(column, pa.Array) else pa.array(column, from_pandas=True)
         arrays.append(array.cast(field.type))  # pyright: ignore[reportAttributeAccessIssue]
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -28,7 +28,7 @@ def table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
 
 @contextmanager
 def writing(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A file for tables that are written one after the other."""
+    """Open a Parquet file, for tables that are written one after the other."""
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         yield writer
 

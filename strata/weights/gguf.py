@@ -1,4 +1,4 @@
-"""A GGUF file -> a folder that transformers loads in seconds: bfloat16 safetensors and a fast tokenizer."""
+"""GGUF file -> a folder that transformers loads in seconds: bfloat16 safetensors and a fast tokenizer."""
 
 import os
 import struct
@@ -21,7 +21,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from strata.run.door import BadInput
 from strata.run.files import need_disk
 
-# The GGUF format, version 2 and 3: how struct reads a value of each type.
+# Number of a type in the GGUF format, version 2 and 3 -> format by which struct reads a value of it.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MOST = 2**24  # bytes that one entry of a header may take
@@ -29,11 +29,12 @@ QUANT_SIZES = {kind.value: sizes for kind, sizes in GGML_QUANT_SIZES.items()}  #
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Dequantise the model in ``path`` and save it and its tokenizer into ``folder``, which is there.
+    """Dequantise the model in ``path``; save it and its tokenizer into the existing ``folder``.
 
-    BadInput for what is not a GGUF, is cut short, or holds an architecture that transformers cannot read.
+    Raises BadInput for a file that is no GGUF or is cut short, and for an architecture that transformers cannot read.
     """
     need_disk(folder, check(path) * torch.bfloat16.itemsize, f"unpacking {path.name}")
+
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
     with _read_once(), tqdm(total=3, desc="unpack the model", unit=" steps", disable=None) as bar:
         try:
@@ -44,7 +45,7 @@ def unpack(path: Path, folder: Path) -> None:
                 **where, **({"tokenizer_type": config.model_type} if known else {})
             )
             bar.update()
-            # `dequantize` also keeps the mark of quantisation out of the config, which would spoil later loads.
+            # `dequantize` also keeps the entry on quantisation out of the config, where it would spoil later loads.
             model = AutoModelForCausalLM.from_pretrained(
                 **where, config=config, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
@@ -53,6 +54,7 @@ def unpack(path: Path, folder: Path) -> None:
             raise BadInput(
                 f"transformers cannot read the model in {path.name}: {' '.join(str(error).split())}"
             ) from None
+
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
@@ -60,7 +62,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 class _Reader(gguf.GGUFReader):
-    """gguf's reader on a plain array: it slices once a token, and slices of a memmap cost three times as much."""
+    """gguf's reader on a plain array. It slices once a token, and a slice of a memmap costs three times as much."""
 
     @property
     def data(self) -> np.ndarray:
@@ -73,7 +75,7 @@ class _Reader(gguf.GGUFReader):
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Inside the block transformers reads a file's header once, not for the config and again for the weights."""
+    """Inside the block, let transformers read a file's header once: not for the config and again for the weights."""
     with patch.object(gguf, "GGUFReader", cache(_Reader)):
         yield
 
@@ -86,7 +88,7 @@ def check(path: Path) -> int:
             raise BadInput(f"{path.name} is not a GGUF file: it does not begin with the letters GGUF")
         try:
             tensors, data = _tensors(file)
-            end = max((data + offset + nbytes for _, nbytes, offset in tensors), default=0)
+            end = max((data + offset + length for _, length, offset in tensors), default=0)
         except struct.error:
             raise BadInput(f"{path.name} is truncated: its {size} bytes end inside the header") from None
         except KeyError as error:
@@ -97,33 +99,39 @@ def check(path: Path) -> int:
 
 
 def _tensors(file: BinaryIO) -> tuple[list[tuple[int, int, int]], int]:
-    """(elements, bytes, offset) of every tensor, and where the tensors begin. ``file`` stands behind the magic letters.
+    """Read (elements, bytes, offset) of every tensor, and the byte of the file from which the offsets count.
 
-    The gguf package's own reader makes an object of each of a million tokens and takes ten seconds for this.
+    ``file`` is read from behind the letters GGUF. The gguf package's own reader makes an object of each of a million
+    tokens, which takes ten seconds.
     """
-    _, tensors, pairs = _read(file, "<IQQ")
+    _version, tensors, pairs = _read(file, "<IQQ")
+
+    # Key-value pairs, of which only the alignment is needed.
     alignment = 32
     for _ in range(pairs):
         key = _string(file)
         value = _value(file, _read(file, "<I")[0])
         if key == b"general.alignment" and isinstance(value, int):
             alignment = value
-    found = []
+
+    # Of each tensor: its name, its dimensions, its type, and its offset.
+    infos = []
     for _ in range(tensors):
         _string(file)
         elements = prod(_read(file, f"<{_read(file, '<I')[0]}Q"))
         kind, offset = _read(file, "<IQ")
-        block, nbytes = QUANT_SIZES[kind]
-        found.append((elements, elements // block * nbytes, offset))
-    return found, -(-file.tell() // alignment) * alignment
+        block_elements, block_bytes = QUANT_SIZES[kind]
+        infos.append((elements, elements // block_elements * block_bytes, offset))
+    return infos, -(-file.tell() // alignment) * alignment
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
-    """One value of the header; arrays are passed over."""
+    """Read one value of the header, of the type ``kind``; an array is skipped and gives None."""
     if kind == STRING:
         return _string(file)
     if kind != ARRAY:
         return _read(file, f"<{SCALARS[kind]}")[0]
+
     inner, count = _read(file, "<IQ")
     if inner in SCALARS:
         file.seek(count * struct.calcsize(f"<{SCALARS[inner]}"), os.SEEK_CUR)
@@ -134,11 +142,13 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 
 def _string(file: BinaryIO) -> bytes:
+    """Read a string: its length, then its bytes."""
     return _read(file, f"<{_read(file, '<Q')[0]}s")[0]
 
 
 def _read(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    """Read values by a format of struct. Raises struct.error at the end of the file, and for more than MOST bytes."""
     size = struct.calcsize(form)
-    if size > MOST:  # nonsense: a damaged length would ask for all memory
+    if size > MOST:  # only a damaged file asks for so much, and could ask for all memory
         raise struct.error
     return struct.unpack(form, file.read(size))
