@@ -56,10 +56,6 @@ all: setup ## everything: environment, model, text, SAEs, report (13 to 18 minut
 	@echo "$$NEXT"
 	@git config user.email > /dev/null && git config user.name > /dev/null || echo "$$NO_NAME"
 
-# RECIPE=recipes/sentences.yaml, and WORDS='-S train.k=64' for what goes over it
-run: setup ## a recipe, that is a YAML file of changes to params.yaml, e.g. RECIPE=recipes/sentences.yaml
-	@python -m src.run $(RECIPE) $(WORDS)
-
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  PYTHON=python3.12 chooses a Python for setup; LAYER=9 and PORT=8000 go with serve."
@@ -74,6 +70,10 @@ setup: .venv/installed ## the environment .venv, with what requirements.txt pins
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	$(BIN)/python -c '$(COMPILE)'
 	touch $@
+
+# RECIPE=recipes/sentences.yaml, and WORDS='-S train.k=64' for what goes over it
+run: setup ## a recipe, that is a YAML file of changes to params.yaml, e.g. RECIPE=recipes/sentences.yaml
+	@python -m src.run $(RECIPE) $(WORDS)
 
 # Two processes of tests, a file each at a time, in the order of tests/conftest.py; types are checked meanwhile.
 test: lint ## lint, types and all tests (about 10 minutes on 2 cores)

@@ -21,14 +21,14 @@ def main(*words: str) -> None:
         raise BadUsage(f"{named[1]} is one recipe too many; a run has one")
     if not words:
         raise BadUsage(f"a recipe is missing: {', '.join(recipe.there())}")
-    mine = recipe.read(Path(named[0])) if named else recipe.NONE
+    overlay = recipe.read(Path(named[0])) if named else recipe.NONE
     line = experiment.parsed(word for word in words if word not in named)
 
     checkout.check()
     text = checkout.base()
-    found = asked(known(parse_yaml(text, checkout.PARAMS)), mine, line.changes, depth)
-    name = line.name or (checkout.free_name(mine.name) if named else None)
-    experiment.run(found, line, name, text)
+    checked = asked(known(parse_yaml(text, checkout.PARAMS)), overlay, line.changes, depth)
+    name = line.name or (checkout.free_name(overlay.name) if named else None)
+    experiment.run(checked, line, name, text)
 
 
 if __name__ == "__main__":

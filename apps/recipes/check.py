@@ -26,8 +26,8 @@ class Asked:
     values: list[Values]
 
 
-def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM], int]) -> Asked:
-    """Put ``recipe`` and then ``own``, the user's words of `-S`, over ``base``, the values of params.yaml.
+def asked(base: Values, recipe: Recipe, user_words: Sequence[str], depth: Callable[[LM], int]) -> Asked:
+    """Put ``recipe`` and then ``user_words``, the user's words of `-S`, over ``base``, the values of params.yaml.
 
     ``depth``: how many blocks a model has. Raises BadInput, with the line of the recipe or the word that is wrong.
     """
@@ -36,25 +36,25 @@ def asked(base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM]
             sentence = f"{name} is no section of params.yaml{near(str(name), SECTIONS)}"
             raise _refusal(recipe, [(str(name),)], [], sentence)
 
-    for word in own:
+    for word in user_words:
         try:
             swept([word])
         except BadInput as refusal:
             raise _refusal(recipe, [], [word], str(refusal)) from None
 
-    recipe = _but_for(recipe, [tuple(_key(word).split(".")) for word in own])
-    recipe, own = _with_numbers(base, recipe, own, depth)
-    found = []
+    recipe = _but_for(recipe, [tuple(_key(word).split(".")) for word in user_words])
+    recipe, user_words = _with_numbers(base, recipe, user_words, depth)
+    variants: list[Values] = []
     for fixed in _fixed(recipe):
-        for changes in swept(own):
+        for changes in swept(user_words):
             values = _applied(base, fixed, changes)
             if sentence := _complaint(values):
                 raise _blamed(base, fixed, changes, sentence)
-            found.append(values)
+            variants.append(values)
 
-    every = [*words(base, over(base, recipe.values)), *own]
-    _check_reading(base, every, found)
-    return Asked(every, found)
+    every = [*words(base, over(base, recipe.values)), *user_words]
+    _check_reading(base, every, variants)
+    return Asked(every, variants)
 
 
 def _but_for(recipe: Recipe, keys: Sequence[Key]) -> Recipe:
@@ -73,18 +73,18 @@ def differences(several: Sequence[Values]) -> list[str]:
 
 
 def _with_numbers(
-    base: Values, recipe: Recipe, own: Sequence[str], depth: Callable[[LM], int]
+    base: Values, recipe: Recipe, user_words: Sequence[str], depth: Callable[[LM], int]
 ) -> tuple[Recipe, list[str]]:
     """The recipe and the words with numbers where they say `layers: all`."""
-    values = _applied(base, recipe, swept(own)[0])
+    values = _applied(base, recipe, swept(user_words)[0])
     try:
         numbers = written_out(values, depth)
     except BadInput as refusal:
-        raise _blamed(base, recipe, list(own), str(refusal), lambda values: _of_layers(values, depth)) from None
+        raise _blamed(base, recipe, list(user_words), str(refusal), lambda values: _of_layers(values, depth)) from None
     if not numbers:
-        return recipe, list(own)
+        return recipe, list(user_words)
 
-    spelled = [f"{_key(word)}={_listed(numbers[_key(word)])}" if _key(word) in numbers else word for word in own]
+    spelled = [f"{_key(word)}={_listed(numbers[_key(word)])}" if _key(word) in numbers else word for word in user_words]
     changes = recipe.values
     for key, listed in numbers.items():
         path = tuple(key.split("."))
@@ -115,10 +115,10 @@ def _fixed(recipe: Recipe) -> Iterator[Recipe]:
         yield replace(recipe, values=values)
 
 
-def _applied(base: Values, recipe: Recipe, own: Sequence[str]) -> Values:
+def _applied(base: Values, recipe: Recipe, user_words: Sequence[str]) -> Values:
     """The values of params.yaml with both over them. Raises BadInput for a word that DVC would refuse."""
     values = over(base, recipe.values)
-    for number, word in enumerate(own):
+    for number, word in enumerate(user_words):
         try:
             key = word.partition("=")[0]
             if not key.startswith("~"):
@@ -143,7 +143,7 @@ def _complaint(values: Values) -> str | None:
 def _blamed(
     base: Values,
     recipe: Recipe,
-    own: Sequence[str],
+    user_words: Sequence[str],
     sentence: str,
     complaint: Callable[[Values], str | None] = _complaint,
 ) -> BadInput:
@@ -156,11 +156,12 @@ def _blamed(
         except BadInput:
             return False  # it leads to another mistake
 
-    wrong_words = [word for place, word in enumerate(own) if cures(recipe.values, [*own[:place], *own[place + 1 :]])]
-    keys = [key for key in recipe.leaves() if cures(recipe.without(key), own)]
+    others = [[*user_words[:place], *user_words[place + 1 :]] for place in range(len(user_words))]
+    wrong_words = [word for word, kept in zip(user_words, others, strict=True) if cures(recipe.values, kept)]
+    keys = [key for key in recipe.leaves() if cures(recipe.without(key), user_words)]
     if not keys and not wrong_words:
         inner = {key[:length] for key in recipe.leaves() for length in range(1, len(key))}
-        keys = [key for key in sorted(inner, key=len, reverse=True) if cures(recipe.without(key), own)][:1]
+        keys = [key for key in sorted(inner, key=len, reverse=True) if cures(recipe.without(key), user_words)][:1]
     return _refusal(recipe, [_named(recipe, key, sentence) for key in keys], wrong_words, sentence)
 
 
@@ -170,15 +171,15 @@ def _named(recipe: Recipe, key: Key, sentence: str) -> Key:
     for token in re.findall(r"\w+(?:\.\w+)+", sentence):
         parts = tuple(token.split("."))
         for length in range(len(parts), 1, -1):
-            near_by = parts[:length]
-            if near_by in recipe.lines and (near_by[: len(key)] == key or key[:length] == near_by):
-                return next((inner for name in quoted if (inner := (*near_by, name)) in recipe.lines), near_by)
+            candidate = parts[:length]
+            if candidate in recipe.lines and (candidate[: len(key)] == key or key[:length] == candidate):
+                return next((inner for name in quoted if (inner := (*candidate, name)) in recipe.lines), candidate)
     return key
 
 
-def _refusal(recipe: Recipe, keys: Sequence[Key], own: Sequence[str], sentence: str) -> BadInput:
+def _refusal(recipe: Recipe, keys: Sequence[Key], user_words: Sequence[str], sentence: str) -> BadInput:
     """`recipes/mine.yaml:7: train.k is …`, and `-S train.k=0: train.k is …`."""
-    places = [f"-S {word}" for word in own]
+    places = [f"-S {word}" for word in user_words]
     if numbers := sorted({recipe.lines[key] for key in keys}):
         places.append(f"{recipe.path}:{', '.join(map(str, numbers))}")
     if not places:

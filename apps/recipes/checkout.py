@@ -85,9 +85,9 @@ def free_name(name: str) -> str:
     taken |= {line.rpartition(":")[2] for line in queued.splitlines()}
     taken |= {name.rpartition("-")[0] for name in taken}  # a sweep calls its experiments sweep-1, sweep-2 …
     number = 1
-    while (found := name if number == 1 else f"{name}-{number}") in taken:
+    while (candidate := name if number == 1 else f"{name}-{number}") in taken:
         number += 1
-    return found
+    return candidate
 
 
 def unstage() -> None:

@@ -7,11 +7,19 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from apps.recipes.words import alike
 from strata.run.params import parse_yaml
 
 WIDEST = 4096  # signs of a line, so that none is broken
+
+
+class _Writer(RoundTripRepresenter):
+    """Writes null as null, not as nothing."""
+
+
+_Writer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def changed(text: str, values: Mapping[str, Any], path: Path) -> str | None:
@@ -24,8 +32,8 @@ def changed(text: str, values: Mapping[str, Any], path: Path) -> str | None:
     _change(document, values)
     stream = io.StringIO()
     file.dump(document, stream)
-    found = stream.getvalue()
-    return found if alike(parse_yaml(found, path)) == alike(values) else None
+    rewritten = stream.getvalue()
+    return rewritten if alike(parse_yaml(rewritten, path)) == alike(values) else None
 
 
 def _file() -> YAML:
@@ -34,9 +42,7 @@ def _file() -> YAML:
     file.width = WIDEST
     file.preserve_quotes = True
     file.indent(mapping=2, sequence=4, offset=2)
-    file.representer.add_representer(
-        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    file.Representer = _Writer
     return file
 
 
@@ -54,12 +60,12 @@ def _change(document: CommentedMap, values: Mapping[Any, Any]) -> None:
 def _laid_out(value: Any) -> Any:
     """A list or mapping that is new, on one line; a list of mappings with a line for each."""
     if isinstance(value, Mapping):
-        found = CommentedMap((name, _laid_out(inner)) for name, inner in value.items())
-        found.fa.set_flow_style()
-        return found
+        laid_out = CommentedMap((name, _laid_out(inner)) for name, inner in value.items())
+        laid_out.fa.set_flow_style()
+        return laid_out
     if isinstance(value, list):
-        found = CommentedSeq(map(_laid_out, value))
+        laid_out = CommentedSeq(map(_laid_out, value))
         if not any(isinstance(inner, Mapping) for inner in value):
-            found.fa.set_flow_style()
-        return found
+            laid_out.fa.set_flow_style()
+        return laid_out
     return value

@@ -24,13 +24,13 @@ def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str,
         return {}
 
     blocks = depth(params.check(values["fetch"]["lm"], LM, "fetch.lm"))
-    found = {}
+    numbers: dict[str, list[int]] = {}
     for key, word in words.items():
         try:
-            found[key] = named(word, blocks)
+            numbers[key] = named(word, blocks)
         except BadInput:
             raise BadInput(f"{key} is {word!r}; it must be a list of layers, all, or every 3") from None
-    return found
+    return numbers
 
 
 def depth(lm: LM) -> int:

@@ -26,23 +26,23 @@ def words(old: Mapping[Any, Any], new: Mapping[Any, Any], above: str = "") -> li
     >>> words({"train": {"k": 80, "lr": 0.1}, "seed": 0}, {"train": {"k": 8, "auxk": 0.0}, "seed": 0})
     ['~train.lr', 'train.k=8', '+train.auxk=0.0']
     """
-    found: list[str] = []
+    result: list[str] = []
     for name in [name for name in old if name not in new]:
         if old[name] is None:
-            found.append(f"{above}{name}=0")  # DVC does not find a key whose value is null
-        found.append(f"~{above}{name}")
+            result.append(f"{above}{name}=0")  # DVC does not find a key whose value is null
+        result.append(f"~{above}{name}")
 
     for name, value in new.items():
         key = f"{above}{name}"
         if name not in old:
-            found.append(f"+{key}={written(value)}")
+            result.append(f"+{key}={written(value)}")
         elif isinstance(value, Mapping) and isinstance(old[name], Mapping):
-            found += words(old[name], value, f"{key}.")
+            result += words(old[name], value, f"{key}.")
         elif {type(value), type(old[name])} == {dict, list}:
-            found += [f"~{key}", f"+{key}={written(value)}"]  # neither is merged with the other
+            result += [f"~{key}", f"+{key}={written(value)}"]  # neither is merged with the other
         elif alike(value) != alike(old[name]):
-            found.append(f"{key}={written(value)}")
-    return found
+            result.append(f"{key}={written(value)}")
+    return result
 
 
 def alike(value: Any) -> str:
@@ -116,7 +116,7 @@ def swept(changes: Sequence[str]) -> list[list[str]]:
     try:
         if not any(override.is_sweep_override() for override in to_hydra_overrides(list(changes))):
             return [list(changes)]
-        return [found["params.yaml"] for found in get_hydra_sweeps({"params.yaml": list(changes)})]
+        return [sweep["params.yaml"] for sweep in get_hydra_sweeps({"params.yaml": list(changes)})]
     except (DvcException, HydraException) as error:
         raise BadInput(_reason(error)) from None
 
@@ -124,6 +124,6 @@ def swept(changes: Sequence[str]) -> list[list[str]]:
 def _reason(error: Exception) -> str:
     """What Hydra says, on one line; of what it cannot parse, also what mostly helps."""
     said = " ".join(str(error.__cause__ or error).split())
-    grammar, found, _ = said.partition(" See https://hydra.cc")
+    grammar, is_grammar, _ = said.partition(" See https://hydra.cc")
     quotes = "; a list or object is written so: 'layers=[3,6]', a text with commas so: '{query: \"SELECT a, b\"}'"
-    return grammar + quotes if found else said
+    return grammar + quotes if is_grammar else said
