@@ -8,7 +8,7 @@ import streamlit as st
 from apps.dashboard import charts, experiments
 from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, slider, switch, table
-from stages.report.results import read_history
+from stages.train.read import read_history
 from strata.run.files import read_json
 
 FIRST = ["fvu", "mse", "loss", "l0", "dead", "lr", "validation_fvu", "validation_l0", "validation_dead", "score"]
