@@ -1,4 +1,4 @@
-"""An SAE that is judged instead of trained: `train.from`."""
+"""Take an SAE that somebody else trained, to judge it instead of training one: `train.from`."""
 
 import re
 import sys
@@ -21,25 +21,33 @@ from strata.sae.training import training
 from strata.sae.training.autoencoder import Autoencoder, fold
 from strata.sae.training.fit import Fitted
 
-HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be compared
+OF_BLOCK = re.compile(r"blocks\.(\d+)\.hook_\w+")  # hooks by other names cannot be compared
 
 
 def take(
     given: From, rows: Activations, knobs: Train, seed: int, device: torch.device
 ) -> tuple[Fitted, SAE, Train, dict[str, Any]]:
-    """The SAE as if it were trained, without a history; the untrained one; knobs that say what it is; what its
-    cfg.json tells of where it belongs."""
+    """Load the SAE that ``given`` names, and return it in the form of a training that ran.
+
+    Return the SAE without a history; an untrained SAE of its size; the ``knobs``, changed to say what the SAE is; and
+    the metadata of its cfg.json, which say where it belongs.
+    """
     sae, config = load(given, rows)
     metadata, ours = config.get("metadata") or {}, rows.meta["model"]["name"]
     if (theirs := metadata.get("model_name")) not in (None, ours):  # one model has several names
         sys.stderr.write(f"train: {given.folder} is said to be for {theirs}; it is judged on activations of {ours}\n")
+
     sae = sae.to(device)
     knobs = described(sae, config, rows, knobs)
     return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, metadata
 
 
 def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
-    """The SAE and its configuration. Raises BadInput for other bytes than were pinned, another width or hook."""
+    """Read the SAE and its configuration, from the workspace or else the main checkout.
+
+    Raises BadInput where the bytes are not those that params.yaml pins, the SAE's latents are sums of parts, or its
+    width or hook is not that of ``rows``.
+    """
     places = (Path(given.folder), main_root() / given.folder)
     folder = next((place for place in places if (place / disk.CONFIG).is_file()), None)
     if folder is None:
@@ -47,8 +55,9 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
             f"params.yaml: train.from names {given.folder}, which holds no {disk.CONFIG}; "
             f"`python -m src.convert SOURCE {given.folder}` makes an SAE's folder"
         )
-    if (found := disk.fingerprint(folder)) != given.sha256:
-        raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {found}")
+    if (fingerprint := disk.fingerprint(folder)) != given.sha256:
+        raise BadInput(f"params.yaml: train.from.sha256 must be that of {given.folder}, which is {fingerprint}")
+
     sae, config = disk.load(folder)
     if sae.groups is not None:
         raise BadInput(
@@ -58,7 +67,7 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
     if sae.width != rows.width:
         raise BadInput(f"{given.folder} is for width {sae.width}, but layer {rows.layer} has width {rows.width}")
     theirs, ours = (config.get("metadata") or {}).get("hook_name"), hook_name(rows)
-    if isinstance(theirs, str) and HERE.fullmatch(theirs) and _point(theirs) != _point(ours):
+    if isinstance(theirs, str) and OF_BLOCK.fullmatch(theirs) and _point(theirs) != _point(ours):
         raise BadInput(
             f"{given.folder} is for {theirs}, but layer {rows.layer} has {ours}; give it its own layer's SAE"
         )
@@ -66,14 +75,14 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
 
 
 def _point(hook: str) -> str:
-    """What a block reads is what the one before it wrote."""
+    """Give both names of one place the same name: what a block reads is what the block before it wrote."""
     before = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_resid_pre", hook)
     return f"blocks.{int(before.group(1)) - 1}.hook_resid_post" if before else hook
 
 
 @torch.inference_mode()
 def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train) -> Train:
-    """``knobs`` that say what the SAE is: its own latents, as k its l0 on the validation rows, and what trained it."""
+    """Change ``knobs`` to say what the SAE is: its rule, its number of latents, and as k its l0 on validation rows."""
     first, end = rows.split("validation")
     if first == end:
         raise BadInput("there are no validation rows to count active latents on; raise fetch.corpus.validation")
@@ -84,7 +93,7 @@ def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train)
 
 
 def untrained(sae: SAE, rows: Activations, knobs: Train, seed: int) -> SAE:
-    """What a training of ``knobs`` would begin with, with top-k."""
+    """Return the SAE with which a training by ``knobs`` would begin, with top-k as its rule."""
     device = sae.decoder.device
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(rows.width, knobs.latents, random, knobs.init, sae.decoder_activation).to(device)

@@ -18,7 +18,7 @@ from strata.sae.knobs import Train
 from strata.sae.sae import SAE
 from strata.splicing.held_out import held_out
 
-HISTORY: tuple[str, ...] = (
+HISTORY: tuple[str, ...] = (  # the columns of `<L>.csv`
     "step",
     "tokens",
     "lr",
@@ -38,9 +38,10 @@ HISTORY: tuple[str, ...] = (
 def measure(
     sae: SAE, untrained: SAE, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
 ) -> tuple[dict[str, Any], Tensor]:
-    """What `reports/train/<L>.json` says of the SAE, and each latent's firing frequency over all stored rows.
+    """Measure an SAE and its controls on the test split.
 
-    ``lm`` None (activations of no language model) leaves every ce metric null.
+    Return what `reports/train/<L>.json` says of them, and (latents,) the share of all stored rows on which each latent
+    fires. Without an ``lm``, for activations of no language model, every ce metric is null.
     """
     device = sae.decoder.device
     mean = activations.mean.to(device)
@@ -55,11 +56,13 @@ def measure(
         "untrained": untrained.reconstruct,
     }
     hook = activations.meta["hook"]
-    found, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
-    counts = quality.firing_counts(sae, blocks(0, activations.rows))
-    for values in found.values():
-        values["dead"] = None  # one pass over all stored rows is for the SAE alone
-    found["sae"]["dead"] = float((counts == 0).float().mean())
+    metrics, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
+
+    # Only the SAE gets the pass over all stored rows that tells which latents are dead.
+    firing_counts = quality.firing_counts(sae, blocks(0, activations.rows))
+    for values in metrics.values():
+        values["dead"] = None
+    metrics["sae"]["dead"] = float((firing_counts == 0).float().mean())
 
     tokens, _ = contexts.rows("test")
     test = activations.blocks(*activations.split("test"))
@@ -68,8 +71,9 @@ def measure(
         {"token": lm.tokenizer.decode([token]) if lm else str(token), "count": count}
         for token, count in outliers["tokens"]
     ]
+
     rows = {split: activations.split(split)[1] - activations.split(split)[0] for split in SPLITS}
-    frequency = counts.double() / activations.rows
+    firing_rate = firing_counts.double() / activations.rows
     return {
         "layer": activations.layer,
         "model": {**activations.meta["model"], "hook": hook, "width": activations.width},
@@ -80,28 +84,29 @@ def measure(
         "batch_size": knobs.batch_size,
         "epochs": knobs.epochs,
         "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
-        "test": found.pop("sae"),
-        "controls": found,
+        "test": metrics.pop("sae"),
+        "controls": metrics,
         "outliers": outliers,
-        "density": _histogram(frequency),
+        "density": _histogram(firing_rate),
         **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
-    }, frequency
+    }, firing_rate
 
 
-def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
-    """Counts of latents by log10 of their firing frequency, from one in a million to always; the dead are left out."""
+def _histogram(firing_rate: Tensor, bins: int = 40) -> dict[str, Any]:
+    """Count latents by log10 of their firing rate, from one in a million to always. Dead latents are left out."""
     edges = np.linspace(-6, 0, bins + 1)
-    alive = frequency[frequency > 0].log10().clamp(-6, 0).numpy()
-    return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
+    living = firing_rate[firing_rate > 0].log10().clamp(-6, 0).numpy()
+    counts, _ = np.histogram(living, edges)
+    return {"log10_edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()}
 
 
 def metadata(
     activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What cfg.json tells other tools of where the SAE belongs; the names are SAELens's, as far as it has them.
+    """Return what cfg.json tells other tools of where the SAE belongs. The names are SAELens's, where it has one.
 
-    ``given``: the metadata with which an SAE came that was not trained here, kept as they are; with what k it was
-    trained is not known here. None for one that was.
+    ``given``: metadata of an imported SAE, passed through unchanged (we do not know its training k); None if we
+    trained it.
     """
     meta = activations.meta
     origin = (given or {}).get("imported_from")
@@ -128,18 +133,21 @@ def metadata(
 
 
 def hook_name(activations: Activations) -> str:
-    """Where the rows come from, by SAELens's name."""
+    """Name the place in the model that the rows come from, as SAELens does: ``blocks.9.hook_resid_post``.
+
+    Rows that are documents have no block; their hook keeps its own name.
+    """
     hook = activations.meta["hook"]
     return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
 
 
 def _of_tokens(activations: Activations) -> bool:
-    """Else rows are documents, and there are no blocks."""
+    """Tell whether a row is a token of a language model. Otherwise it is a document, and there are no blocks."""
     return activations.meta["hook"] in get_args(Hook)
 
 
 def history_csv(history: list[dict[str, Any]]) -> str:
-    """The history as CSV; a validation column is empty where nothing was validated."""
+    """Write the history as CSV. A validation column is empty at points where nothing was validated."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
     writer.writeheader()
