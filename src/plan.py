@@ -1,4 +1,4 @@
-"""What the pipeline would cost, stage by stage, before anything is spent: `python -m src.plan train.latents=16384`."""
+"""Say what the pipeline would cost, stage by stage, before it is spent: `python -m src.plan train.latents=16384`."""
 
 import shutil
 import sys
@@ -21,12 +21,12 @@ from strata.lm.model import DTYPES, check_layers
 from strata.run import params
 from strata.run.door import run
 
-DATA = Path("data")  # what earlier runs left there is looked at
+DATA = Path("data")  # where earlier runs left what the plan can look at
 
 
 def main(*words: str) -> None:
-    """WORDS: changes to params.yaml, as `dvc exp run -S` has them (train.k=32 'layers=[3,6]'); of a model that is not
-    here yet also width=768 blocks=12 parameters=124e6, of a corpus documents=5000.
+    """WORDS: changes to params.yaml, as `dvc exp run -S` takes them (train.k=32 'layers=[3,6]'). For a model that is
+    not here yet, also width=768 blocks=12 parameters=124e6; for a corpus that is not, documents=5000.
 
     Example: python -m src.plan train.latents=16384 'layers=[3,6,9]'
     """
@@ -36,24 +36,28 @@ def main(*words: str) -> None:
     model = find_model(section.fetch.lm, DATA / "lm", facts)
     if section.fetch.lm.kind == read.LANGUAGE:
         check_layers(section.layers, model.blocks)
-    found = rows(section, facts, DATA)
-    size = auto.Size(section.fetch.lm.kind, found.train, model.width)
+
+    # The number of rows decides what auto becomes, and so the knobs that are planned with.
+    counts = rows(section, facts, DATA)
+    size = auto.Size(section.fetch.lm.kind, counts.train, model.width)
     section = whole(settled(values, size))
+
     device = start(section.machine)
     keep_memory()
-    batch = section.extract.batch_size * found.context
+    batch = section.extract.batch_size * counts.context
     measured = speed.measure(model.width, section.train, batch, DTYPES[section.extract.dtype], device)
-    costs = Plan(section, model, found, measured).costs()
+    costs = Plan(section, model, counts, measured).costs()
+
     print(f"{model.width} wide, {model.blocks} blocks, from {model.source}; on this machine as busy as it is now\n")
     print(table(costs), end="")
     auto.tell("train", values["train"], section.train.model_dump(), size)
-    if found.note:
-        print(f"\n{found.note}")
+    if counts.note:
+        print(f"\n{counts.note}")
     warn(disk(costs), max(cost.memory or 0 for cost in costs))
 
 
 def settled(values: dict[str, Any], size: auto.Size) -> dict[str, Any]:
-    """``values`` of params.yaml with numbers in place of what is auto in train, and in it for one layer."""
+    """Return ``values`` of params.yaml with numbers in place of each auto in train, and in by_layer for one layer."""
     by_layer = {}
     for layer, override in values["by_layer"].items():
         merged = auto.train({**values["train"], **override}, size)
@@ -62,7 +66,7 @@ def settled(values: dict[str, Any], size: auto.Size) -> dict[str, Any]:
 
 
 def warn(needed: float, held: float) -> None:
-    """Say what this machine lacks."""
+    """Warn where this machine has too little disk or memory. ``needed``: bytes of disk; ``held``: bytes of memory."""
     free, available = shutil.disk_usage(".").free, psutil.virtual_memory().available
     if needed > free:
         sys.stderr.write(f"plan: {size(needed)} of disk are needed, and {size(free)} are free\n")
