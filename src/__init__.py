@@ -1,4 +1,7 @@
-"""A script a stage. No stage depends on this file: nothing that a stage writes may depend on it."""
+"""The command lines, a script for each stage and app.
+
+No stage depends on this file, so nothing that a stage writes may depend on it.
+"""
 
 import gc
 import os
@@ -7,7 +10,7 @@ from types import TracebackType
 
 
 def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """End on Ctrl-C while modules are imported as `door.run` does later: without a traceback."""
+    """End without a traceback on Ctrl-C while modules are imported; `door.run` does the same later."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
@@ -16,8 +19,8 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
     os._exit(130)
 
 
-# `python -m src.x` is about to import. What it imports stays, and looking through it for cycles again and again takes a
-# fifth of a stage's start; strata/run/door.py ends that.
+# `python -m src.x` is about to import its modules. They stay in memory, and the garbage collector would look through
+# them again and again, which takes a fifth of a stage's start. strata/run/door.py switches it on again.
 if sys.argv[0] == "-m":
     gc.disable()
     sys.excepthook = _told

@@ -1,4 +1,4 @@
-"""SAEs of other tools, in and out: `python -m src.convert SOURCE TARGET [FORMAT]`."""
+"""Convert SAEs from and to other tools' formats: `python -m src.convert SOURCE TARGET [FORM] [ENDING]`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,25 +21,29 @@ def main(source: str, target: str, form: str = "strata", ending: str = "") -> No
 
     Example: python -m src.convert data/sae/9 exported/9 saelens
     """
+    # Refuse a wrong format, or a target that exists, before anything is read.
     published = hub.place(target) if target.startswith(hub.PREFIX) else None
     check_format(form)
     if published:
         hub.check_new(published)
     else:
         check_new(Path(target))
+
     if source.startswith(hub.PREFIX):
-        found = hub.bring(hub.place(source), ending or None)
+        imported = hub.bring(hub.place(source), ending or None)
     else:
-        found = read(Path(source), ending or None)
-    measured = card.beside(Path(source))
-    text = card.card(found, form, read_json(measured) if measured else None, published)
+        imported = read(Path(source), ending or None)
+    report = card.beside(Path(source))
+    text = card.card(imported, form, read_json(report) if report else None, published)
+
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) if published else Path(target)
-        write(folder, found, form)
+        write(folder, imported, form)
         write_text(folder / "README.md", text)
-        where = hub.give(folder, published) if published else target
+        address = hub.give(folder, published) if published else target
+
     pinned = f", sha256 {disk.fingerprint(Path(target))}" if form in ("strata", "saelens") and not published else ""
-    print(f"read {line(found)}; wrote {form} to {where}{pinned}")
+    print(f"read {line(imported)}; wrote {form} to {address}{pinned}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What sparsity costs, over the finished experiments of this commit: `python -m src.pareto`, after a sweep."""
+"""Draw what sparsity costs, over the finished experiments of this commit: `python -m src.pareto`, after a sweep."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from strata.run.files import write_bytes, write_text
 
 
 def main(target: str = "reports/pareto") -> None:
-    """TARGET gets `<layer>.png`; beside it stand `<target>.csv` and `<target>.html`.
+    """TARGET: the folder that gets `<layer>.png`; beside it come `<target>.csv` and `<target>.html`.
 
     Example: python -m src.pareto
     """
@@ -20,9 +20,10 @@ def main(target: str = "reports/pareto") -> None:
     if shown.returncode:
         raise BadInput(f"`dvc exp show` ended with: {' '.join(shown.stderr.split())}")
     points = read_points(parse(shown.stdout))
+
     for stale in Path(target).glob("*.png"):
         stale.unlink()
-    pictures = {layer: picture(some) for layer, some in by_layer(points).items()}
+    pictures = {layer: picture(of_layer) for layer, of_layer in by_layer(points).items()}
     for layer, png in pictures.items():
         write_bytes(Path(target) / f"{layer}.png", png)
     write_text(Path(f"{target}.csv"), table(points))

@@ -1,4 +1,4 @@
-"""One latent's card in the terminal: `python -m src.show 9 42`."""
+"""Show one latent's card in the terminal: `python -m src.show 9 42`."""
 
 import shutil
 import sys

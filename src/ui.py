@@ -1,4 +1,4 @@
-"""MLflow in a browser, opened on the runs: `python -m src.ui`, or `make ui`."""
+"""Open MLflow in a browser, on the runs: `python -m src.ui`, or `make ui`."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from strata.run.door import run, whole_number
 
 
 def main(port: str = "5000") -> None:
-    """Start MLflow's own page on this machine, at PORT, and say the address under which the runs are.
+    """Start MLflow's own page on this machine, at PORT, and print the address of the runs.
 
     Example: python -m src.ui 5000
     """
@@ -20,7 +20,7 @@ def main(port: str = "5000") -> None:
         return
 
     print(f"The runs: http://127.0.0.1:{port}/{runs}", flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the words, where every user of this machine could read it
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # other users of this machine could read it on the command line
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--port", port, "--workers", "1"])
 
 

@@ -7,7 +7,7 @@ from strata.run.door import BadInput, run
 
 
 def main(root: str = "data/activations") -> None:
-    """ROOT: the folder that extract wrote.
+    """ROOT: the folder that extract wrote. Prints how many files of each layer are as they were written.
 
     Example: python -m src.verify
     """

@@ -1,10 +1,10 @@
-"""Stage cluster@L: families of latents, and the ones that later stages work on."""
+"""Stage cluster@L: find families of latents, and select the latents that later stages work on."""
 
 from pathlib import Path
 
 from strata.corpus import read
 from strata.device.machine import CPU, Machine, need_memory, start
-from strata.families import cluster as room
+from strata.families import cluster as families
 from strata.families.knobs import Cluster
 from strata.interpretation.read import interpreted, of_stored_rows, open_latents
 from strata.rows.shards import open_contexts
@@ -20,16 +20,22 @@ def main(tokens: str, corpus: str, sae: str, latents: str, target: str, report: 
     """
     knobs = params.load("cluster", Cluster)
     if not knobs.run or not of_stored_rows(Path(latents)):
-        others = knobs.run and interpreted(Path(latents))
-        why = f"for {latents} is of other texts (params.yaml: interpret.texts)" if others else None
-        write_skipped(Path(target), Path(report), why)
+        of_other_texts = knobs.run and interpreted(Path(latents))
+        reason = f"for {latents} is of other texts (params.yaml: interpret.texts)" if of_other_texts else None
+        write_skipped(Path(target), Path(report), reason)
         return
     seed = params.load("seed", int)
     start(params.load("machine", Machine))
+
     coder, _ = disk.load(Path(sae))
-    source = room.source(
-        open_latents(Path(latents)), coder.decoder, open_contexts(Path(tokens)), *read.titles(Path(corpus))
+    titles, labels = read.titles(Path(corpus))
+    source = families.source(open_latents(Path(latents)), coder.decoder, open_contexts(Path(tokens)), titles, labels)
+    living = len(source.living)
+    need_memory(
+        knobs.held_bytes(living),
+        CPU,
+        f"cluster, of {living:,} living latents,",
+        "train fewer latents, or set cluster.run: false",
     )
-    held, what = knobs.held_bytes(len(source.living)), f"cluster, of {len(source.living):,} living latents,"
-    need_memory(held, CPU, what, "train fewer latents, or set cluster.run: false")
-    write_json(Path(report), room.cluster(source, knobs, seed, Path(target)))
+
+    write_json(Path(report), families.cluster(source, knobs, seed, Path(target)))

@@ -1,11 +1,11 @@
-"""Stage evaluate@L: what peers measure of an SAE, beside chance and beside the activations themselves."""
+"""Stage evaluate@L: measure what others measure of an SAE, beside chance and beside the activations themselves."""
 
 from pathlib import Path
 
 from strata import auto
 from strata.corpus import read
 from strata.device.machine import Machine, need_memory, start
-from strata.evaluation import evaluate as room
+from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
 from strata.rows.shards import check_origin, open_activations, open_contexts
 from strata.run import params, resume
@@ -31,26 +31,31 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     coder, _ = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
 
+    # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     section, size = params.load("train", dict), auto.size_of(rows.meta)
-    best = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    recipe = training.knobs_of(section, best, read_json(Path(override)), rows.layer, size)
-    targets = settled(params.load("targets", dict), size.kind, recipe.k)
-    source = room.Source(rows, contexts, labels, recipe, targets)
+    from_tune = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    train_knobs = training.knobs_of(section, from_tune, read_json(Path(override)), rows.layer, size)
+    targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
+    source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
-    held, what = knobs.held_bytes(coder.latents), f"evaluate.stability, of {coder.latents:,} latents,"
-    need_memory(held, device, what, "train fewer latents, or set evaluate.stability: 0")
+    need_memory(
+        knobs.held_bytes(coder.latents),
+        device,
+        f"evaluate.stability, of {coder.latents:,} latents,",
+        "train fewer latents, or set evaluate.stability: 0",
+    )
 
-    belongs = {
+    inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
         "labels": labels,
         "evaluate": knobs.model_dump(),
-        "train": recipe.model_dump(),
-        "targets": source.targets.model_dump(),
+        "train": train_knobs.model_dump(),
+        "targets": targets.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
-    with resume.scratch(f"evaluate-{rows.layer}", belongs) as work:
-        write_json(Path(report), room.evaluate(coder.to(device), source, knobs, seed, work))
+    with resume.scratch(f"evaluate-{rows.layer}", inputs) as work:
+        write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work))

@@ -1,4 +1,4 @@
-"""Stage extract: one pass of the model writes the activations of every layer."""
+"""Stage extract: run the model over the text once, and write the activations of every layer."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from strata.corpus.read import SPLITS
 from strata.device import launch
 from strata.device.machine import Machine, start
 from strata.extraction import documents
-from strata.extraction import extract as room
+from strata.extraction import extract as extraction
 from strata.lm import sentences
 from strata.lm.model import DTYPES, check_layers, load
 from strata.rows.shards import open_contexts
@@ -19,57 +19,74 @@ from strata.run.files import write_json
 
 
 @launch.several
-def main(lm: str, corpus: str, layers: str, target: str) -> None:
-    """LM and CORPUS: what fetch wrote; LAYERS: what select wrote of the layers to store; TARGET: the folder that gets
+def main(lm: str, corpus: str, selected: str, target: str) -> None:
+    """LM and CORPUS: what fetch wrote; SELECTED: what select wrote of the layers to store; TARGET: the folder that gets
     `<layer>/` for each of them, and `tokens/`.
 
     Example: dvc repro extract
     """
-    numbers = extracted(Path(layers))
+    layers = extracted(Path(selected))
+    outputs = ["tokens", *map(str, layers)]
     model, text = read.lm_meta(Path(lm)), read.corpus_meta(Path(corpus))
     if text.get("skipped"):
-        for name in ("tokens", *map(str, numbers)) if launch.rank() == 0 else ():
+        for name in outputs if launch.rank() == 0 else ():
             write_json(Path(target) / name / "meta.json", text)
         return
-    knobs = params.load("extract", room.Extract)
-    if of_tokens := model["kind"] == read.LANGUAGE:
-        reading = _language(Path(lm), Path(target), numbers, model, knobs)
+
+    knobs = params.load("extract", extraction.Extract)
+    of_tokens = model["kind"] == read.LANGUAGE
+    if of_tokens:
+        reading = _language(Path(lm), Path(target), layers, model, knobs)
     else:
-        reading = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
+        reading = _documents(Path(lm), Path(corpus), Path(target), layers, model, knobs)
+
     facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
-    changes_nothing = {"layers", "batch_size"} if of_tokens else {"layers"}
-    belongs = {**facts, "params": knobs.model_dump(exclude=changes_nothing), "layers": numbers}
-    belongs["vectors"] = text.get("vectors_sha256")  # the corpus' own hash is of its texts
-    with launch.shared(resume.scratch("extract", belongs)) as work:
+    inputs = {  # unfinished work of other inputs is not used
+        **facts,
+        "params": knobs.model_dump(exclude={"layers", "batch_size"} if of_tokens else {"layers"}),
+        "layers": layers,
+        "vectors": text.get("vectors_sha256"),  # the corpus' own hash covers its texts alone
+    }
+    with launch.shared(resume.scratch("extract", inputs)) as work:
         if launch.rank() == 0:
             documents_of = {split: read.documents(Path(corpus), split) for split in SPLITS}
-            room.keep_contexts(reading, documents_of, text["splits"], facts, work / "tokens")
-        launch.barrier()
+            extraction.keep_contexts(reading, documents_of, text["splits"], facts, work / "tokens")
+        launch.barrier()  # the contexts are there before any process reads them
+
         contexts = open_contexts(work / "tokens")
-        room.write_shards(reading, contexts, numbers, knobs.shard_rows, facts, work)
+        extraction.write_shards(reading, contexts, layers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
-            resume.deliver(work, Path(target), ["tokens", *map(str, numbers)])
+            resume.deliver(work, Path(target), outputs)
 
 
-def _language(lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: room.Extract) -> room.Reading:
+def _language(
+    lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
+) -> extraction.Reading:
+    """Load a language model, whose rows are tokens. ``model``: its meta.json.
+
+    Raises BadInput, before anything is loaded, for layers that the model lacks and for too little disk or memory.
+    """
     device = start(params.load("machine", Machine))
     check_layers(layers, model["blocks"])
-    room.check_room(target, knobs, len(layers), model["width"], model["bytes"], launch.local_world())
-    launch.barrier()  # all have looked before any takes
+    extraction.check_room(target, knobs, len(layers), model["width"], model["bytes"], launch.local_world())
+    launch.barrier()  # every process has seen the free memory before any of them loads the model
+
     source, options = read.lm_path(lm)
-    return room.language(load(source, DTYPES[knobs.dtype], device, **options), layers, knobs)
+    return extraction.language(load(source, DTYPES[knobs.dtype], device, **options), layers, knobs)
 
 
 def _documents(
-    lm: Path, corpus: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: room.Extract
-) -> room.Reading:
+    lm: Path, corpus: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
+) -> extraction.Reading:
+    """Load a sentence model, or the vectors that the corpus brought; either way rows are documents."""
     device = start(params.load("machine", Machine))
     vectors = None if model["kind"] == read.SENTENCE else read.vectors(corpus)
     width = model["width"] if vectors is None else vectors.shape[1]
-    documents.check(target, layers, model["kind"], min(knobs.tokens, read.corpus_meta(corpus)["documents"]), width)
+    rows = min(knobs.tokens, read.corpus_meta(corpus)["documents"])
+    documents.check(target, layers, model["kind"], rows, width)
     if vectors is not None:
         return documents.given(vectors, knobs, partial(read.name, corpus))
+
     source, options = read.lm_path(lm)
-    return documents.sentences(
-        sentences.load(source, device, DTYPES[knobs.dtype], **options), read.Texts(corpus), width, knobs
-    )
+    encoder = sentences.load(source, device, DTYPES[knobs.dtype], **options)
+    return documents.sentences(encoder, read.Texts(corpus), width, knobs)

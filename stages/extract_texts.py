@@ -1,4 +1,4 @@
-"""Stage extract_texts: as extract, on the other text that interpret looks at."""
+"""Stage extract_texts: do what extract does, on the other text that interpret looks at."""
 
 from stages.extract import main
 

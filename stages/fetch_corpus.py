@@ -20,9 +20,10 @@ def main(target: str) -> None:
 
 
 def bring(section: dict[str, Any], folder: Path, where: str = "params.yaml: fetch.corpus") -> None:
-    """Write the corpus of the section ``fetch`` into ``folder``. ``where``: how a refusal names its params."""
+    """Write the corpus of the section ``fetch`` into ``folder``. ``where``: how an error message names its params."""
     knobs, seed = params.check(section.get("corpus"), corpus.Corpus, where), params.load("seed", int)
-    kind = params.check(section.get("lm"), dict[str, Any], "params.yaml: fetch.lm").get("kind", "")
-    if kind in auto.DOCUMENTS and auto.AUTO in (knobs.min_chars, knobs.near_duplicates):
+    model_kind = params.check(section.get("lm"), dict[str, Any], "params.yaml: fetch.lm").get("kind", "")
+
+    if model_kind in auto.DOCUMENTS and auto.AUTO in (knobs.min_chars, knobs.near_duplicates):
         sys.stderr.write("fetch: each document is a row: none is dropped for being short or like another (auto)\n")
-    corpus.build(knobs, seed, folder, kind)
+    corpus.build(knobs, seed, folder, model_kind)

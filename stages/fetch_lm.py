@@ -12,8 +12,9 @@ def main(target: str) -> None:
 
     Example: dvc repro fetch_lm
     """
-    from strata.weights import fetch as weights  # transformers takes seconds, and a bad param is told before
+    from strata.weights import fetch as weights  # here, because it imports transformers, which takes seconds
 
     section = params.load("fetch", dict[str, Any])
     with whole_folder(Path(target)) as folder:
-        weights.fetch(params.check(section.get("lm"), weights.LM, "params.yaml: fetch.lm"), folder)
+        knobs = params.check(section.get("lm"), weights.LM, "params.yaml: fetch.lm")
+        weights.fetch(knobs, folder)

@@ -11,16 +11,16 @@ from strata.run.files import write_json
 
 
 def main(target: str) -> None:
-    """TARGET: the folder that gets the documents of interpret.texts, whose keys go over those of fetch.corpus.
+    """TARGET: the folder that gets the documents of interpret.texts, whose keys replace those of fetch.corpus.
 
     Example: dvc repro fetch_texts
     """
-    section, interpret = params.load("fetch", dict[str, Any]), params.load("interpret", dict[str, Any])
-    change = params.check(interpret.get("texts"), dict[str, Any] | None, "params.yaml: interpret.texts")
+    fetch, interpret = params.load("fetch", dict[str, Any]), params.load("interpret", dict[str, Any])
+    texts = params.check(interpret.get("texts"), dict[str, Any] | None, "params.yaml: interpret.texts")
 
     with whole_folder(Path(target)) as folder:
-        if change is None or not interpret.get("run"):
+        if texts is None or not interpret.get("run"):
             write_json(folder / "meta.json", {"skipped": True})
             return
-        whole = {**section, "corpus": over(section["corpus"], change)}
-        fetch_corpus.bring(whole, folder, "params.yaml: interpret.texts over fetch.corpus")
+        changed = {**fetch, "corpus": over(fetch["corpus"], texts)}
+        fetch_corpus.bring(changed, folder, "params.yaml: interpret.texts over fetch.corpus")

@@ -1,4 +1,4 @@
-"""Stage interpret@L: what each latent of a layer fires on."""
+"""Stage interpret@L: find out what each latent of a layer fires on."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from stages.select.layers import chosen
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.interpretation import explain, vocabulary
-from strata.interpretation import interpret as room
+from strata.interpretation import interpret as interpretation
 from strata.interpretation.knobs import Interpret
 from strata.lm.model import DTYPES, load
 from strata.rows.shards import check_origin, open_activations, open_contexts
@@ -29,8 +29,8 @@ def main(
     target: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS, the three of OTHER texts, SAE, LM, and whether the layer is the LAST ->
-    what its latents fire on, REPORT.
+    """ACTIVATIONS of a layer, TOKENS and CORPUS, the same three for OTHER texts, SAE, LM, whether it is the LAST layer
+    -> what its latents fire on in TARGET, and REPORT.
 
     Example: dvc repro interpret@9
     """
@@ -52,18 +52,18 @@ def main(
     coder, _ = disk.load(Path(sae))
     model = read.lm_meta(Path(lm))
     check_origin(rows, contexts, read.model_facts(model))
-    room.check(coder, rows)
+    interpretation.check(coder, rows)
 
     explained = chosen(knobs.explain.layers, rows.layer, Path(last))
     knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"layers": explained})})
 
-    # What would fail after the long pass is refused before it.
+    # Refuse before the long pass what would fail after it.
     if rows.layer in explained:
         explain.check(knobs.explain)
     need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
 
     device = start(machine)
-    facts = {
+    inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
         "interpret": knobs.model_dump(),
@@ -71,13 +71,16 @@ def main(
         "machine": [device.type, machine.threads],
     }
 
-    with resume.scratch(f"interpret-{rows.layer}", facts) as work:
+    with resume.scratch(f"interpret-{rows.layer}", inputs) as work:
         if read.speechless(model):
             words = vocabulary.of_documents(read.Texts(Path(corpus)))
         else:
-            source, options = read.lm_path(Path(lm))
-            words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
+            lm_source, options = read.lm_path(Path(lm))
+            words = vocabulary.of_tokens(load(lm_source, DTYPES[rows.meta["forward"]], device, **options))
             if words.lm and knobs.explain.model == "lm" and rows.layer in explained:
                 explain.check_room(knobs.window, words.lm)
-        from_ = room.Source(rows, contexts, *read.titles(Path(corpus)), words)
-        write_json(Path(report), room.interpret(coder, from_, knobs, seed, Path(target), work, device))
+
+        titles, labels = read.titles(Path(corpus))
+        source = interpretation.Source(rows, contexts, titles, labels, words)
+        numbers = interpretation.interpret(coder, source, knobs, seed, Path(target), work, device)
+        write_json(Path(report), numbers)

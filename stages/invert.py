@@ -1,4 +1,4 @@
-"""Stage invert@L: prompts that maximise latents, measured again on their own text."""
+"""Stage invert@L: search prompts that maximise latents, and measure them again on their own text."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.families.read import selected
 from strata.interpretation.read import check_origin, chosen, interpreted, open_latents
-from strata.inversion import invert as room
+from strata.inversion import invert as inversion
 from strata.inversion import write
 from strata.inversion.knobs import Invert
 from strata.lm.model import DTYPES, load, mute
@@ -24,35 +24,38 @@ def main(sae: str, lm: str, latents: str, clusters: str, last: str, target: str,
     """
     knobs = params.load("invert", Invert)
     model = read.lm_meta(Path(lm))
-    why = read.speechless(model)
-    known = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
-    layer = known.meta["layer"] if known else None
-    if why or known is None or layer not in layers.chosen(knobs.layers, layer, Path(last)):
-        write_skipped(Path(target), Path(report), why)
+    reason = read.speechless(model)
+    interpretation = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
+    layer = interpretation.meta["layer"] if interpretation else None
+    if reason or interpretation is None or layer not in layers.chosen(knobs.layers, layer, Path(last)):
+        write_skipped(Path(target), Path(report), reason)
         return
 
     knobs = knobs.model_copy(update={"layers": knobs.layers or [layer]})
     coder, _ = disk.load(Path(sae))
-    check_origin(known, (coder.latents, coder.width), read.model_facts(model))
-    maxima = chosen(known, knobs.latents, selected(Path(clusters)), "invert.latents")
+    check_origin(interpretation, (coder.latents, coder.width), read.model_facts(model))
+    maxima = chosen(interpretation, knobs.latents, selected(Path(clusters)), "invert.latents")
+
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
-    source, options = read.lm_path(Path(lm))
-    loaded = load(source, DTYPES[knobs.dtype], device, **options)
-    if why := mute(loaded):
-        write_skipped(Path(target), Path(report), why)
+    name, options = read.lm_path(Path(lm))
+    loaded = load(name, DTYPES[knobs.dtype], device, **options)
+    if reason := mute(loaded):
+        write_skipped(Path(target), Path(report), reason)
         return
 
-    facts = {
-        "latents": known.meta,
+    inputs = {  # unfinished work of other inputs is not used
+        "latents": interpretation.meta,
         "sae": disk.fingerprint(Path(sae)),
         "maxima": sorted(maxima.items()),
         "invert": knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
-    with resume.scratch(f"invert-{known.meta['layer']}", facts) as work:
-        found = room.invert(room.Source(loaded, coder.to(device), known), maxima, knobs, seed, work)
-    meta = {name: known.meta[name] for name in ("layer", "hook", "model")}
-    write.write(Path(target), found, {**meta, "seed": seed, "invert": knobs.model_dump()})
-    write_json(Path(report), room.report(known.meta["layer"], found))
+    with resume.scratch(f"invert-{layer}", inputs) as work:
+        source = inversion.Source(loaded, coder.to(device), interpretation)
+        prompts = inversion.invert(source, maxima, knobs, seed, work)
+
+    meta = {name: interpretation.meta[name] for name in ("layer", "hook", "model")}
+    write.write(Path(target), prompts, {**meta, "seed": seed, "invert": knobs.model_dump()})
+    write_json(Path(report), inversion.report(layer, prompts))

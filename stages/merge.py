@@ -1,4 +1,4 @@
-"""Stage merge@L: a smaller dictionary, its decoder refitted, beside dropping latents instead."""
+"""Stage merge@L: make a smaller dictionary and refit its decoder, beside dropping latents instead."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,7 +9,7 @@ from strata.device.machine import CPU, Machine, need_memory, start
 from strata.families.read import clustered, open_clusters
 from strata.interpretation.read import open_latents
 from strata.lm.model import DTYPES, load
-from strata.merging import merge as room
+from strata.merging import merge as merging
 from strata.merging.knobs import Merge
 from strata.merging.read import GROUPS, SCHEMA
 from strata.rows.shards import check_origin, open_activations, open_contexts
@@ -29,23 +29,27 @@ def main(
     knobs = params.load("merge", Merge)
     if not knobs.run or not clustered(Path(clusters)):
         write_skipped(Path(target), Path(report))
-        write_text(Path(curve), room.curve_csv([]))
+        write_text(Path(curve), merging.curve_csv([]))
         return
 
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    facts = read.lm_meta(Path(lm))
-    check_origin(rows, contexts, read.model_facts(facts))
-    source = room.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
+    model = read.lm_meta(Path(lm))
+    check_origin(rows, contexts, read.model_facts(model))
+    source = merging.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
     coder, config = disk.load(Path(sae))
-    room.check(coder, source)
+    merging.check(coder, source)
 
     machine = params.load("machine", Machine)
     device = start(machine)
-    held, what = knobs.held_bytes(coder.latents), f"merge, of {coder.latents:,} latents,"
-    need_memory(held, CPU, what, "train fewer latents, or set merge.run: false")
-    model, options = read.lm_path(Path(lm))
+    need_memory(
+        knobs.held_bytes(coder.latents),
+        CPU,
+        f"merge, of {coder.latents:,} latents,",
+        "train fewer latents, or set merge.run: false",
+    )
+    name, options = read.lm_path(Path(lm))
 
-    belongs = {
+    inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "contexts": contexts.meta,
         "sae": disk.fingerprint(Path(sae)),
@@ -55,13 +59,14 @@ def main(
         "merge": knobs.model_dump(),
         "machine": [device.type, machine.threads],
     }
-    # Loading takes three seconds, in which the sums over the rows are made.
-    with resume.scratch(f"merge-{rows.layer}", belongs) as work, ThreadPoolExecutor(1) as aside:
-        loading = partial(load, model, DTYPES[rows.meta["forward"]], device, **options)
-        loaded = aside.submit(loading).result if knobs.ce_tokens and not read.speechless(facts) else None
-        merged = room.merge(coder.to(device), source, knobs, loaded, device, work)
+    # Loading the model takes three seconds. A second thread does it, while merge sums over the rows.
+    with resume.scratch(f"merge-{rows.layer}", inputs) as work, ThreadPoolExecutor(1) as loader:
+        loading = partial(load, name, DTYPES[rows.meta["forward"]], device, **options)
+        loaded = loader.submit(loading).result if knobs.ce_tokens and not read.speechless(model) else None
+        merged = merging.merge(coder.to(device), source, knobs, loaded, device, work)
+
         metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
         parquet.write(Path(target) / GROUPS, merged.groups.table(), SCHEMA)
         disk.save(Path(target), merged.sae, metadata, merged.density)
         write_json(Path(report), merged.report)
-        write_text(Path(curve), room.curve_csv(merged.report["curve"]))
+        write_text(Path(curve), merging.curve_csv(merged.report["curve"]))

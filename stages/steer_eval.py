@@ -6,13 +6,13 @@ from stages.select import layers
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.families.read import selected
-from strata.interpretation import read as known
+from strata.interpretation import read as interpretation
 from strata.lm.model import DTYPES, load, mute
 from strata.rows.shards import check_origin, open_activations, open_contexts
 from strata.run import params, resume
 from strata.run.files import write_json, write_skipped
 from strata.sae import disk
-from strata.steering import steer_eval as room
+from strata.steering import steer_eval as steering
 from strata.steering.knobs import SteerEval
 
 
@@ -26,45 +26,44 @@ def main(
     """
     knobs = params.load("steer_eval", SteerEval)
     rows = open_activations(Path(activations))
-    facts = read.lm_meta(Path(lm))
-    why = read.speechless(facts)
+    meta = read.lm_meta(Path(lm))
+    reason = read.speechless(meta)
     steered = layers.chosen(knobs.layers, rows.layer, Path(last))
-    if why or not knobs.run or rows.layer not in steered or not known.of_stored_rows(Path(latents)):
-        write_skipped(Path(target), Path(report), why)
+    if reason or not knobs.run or rows.layer not in steered or not interpretation.of_stored_rows(Path(latents)):
+        write_skipped(Path(target), Path(report), reason)
         return
 
     knobs = knobs.model_copy(update={"layers": steered})
-    contexts, model = open_contexts(Path(tokens)), read.model_facts(facts)
+    contexts, model = open_contexts(Path(tokens)), read.model_facts(meta)
     check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))
-    found = known.open_latents(Path(latents))
-    known.check_origin(found, (coder.latents, coder.width), model)
+    interpreted = interpretation.open_latents(Path(latents))
+    interpretation.check_origin(interpreted, (coder.latents, coder.width), model)
 
-    if not room.applicable(found):
-        why = "interpret.logits is 0, or interpret cannot read this model's last steps"
-        write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {why}")
+    if not steering.applicable(interpreted):
+        reason = "interpret.logits is 0, or interpret cannot read this model's last steps"
+        write_skipped(Path(target), Path(report), f"not applicable: {latents} names no tokens, for {reason}")
         return
 
-    chosen = known.chosen(found, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
+    maxima = interpretation.chosen(interpreted, knobs.latents, selected(Path(clusters)), "steer_eval.latents")
     machine = params.load("machine", Machine)
     device = start(machine)
     name, options = read.lm_path(Path(lm))
     loaded = load(name, DTYPES[rows.meta["forward"]], device, **options)
-
-    if why := mute(loaded):
-        write_skipped(Path(target), Path(report), why)
+    if reason := mute(loaded):
+        write_skipped(Path(target), Path(report), reason)
         return
 
-    source = room.Source(rows, contexts, found, chosen, loaded)
+    source = steering.Source(rows, contexts, interpreted, maxima, loaded)
     seed = params.load("seed", int)
-    belongs = {
+    inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
-        "latents": found.meta,
-        "chosen": sorted(chosen.items()),
+        "latents": interpreted.meta,
+        "chosen": sorted(maxima.items()),
         "steer_eval": knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
-    with resume.scratch(f"steer_eval-{rows.layer}", belongs) as work:
-        write_json(Path(report), room.steer_eval(coder.to(device), source, knobs, seed, Path(target), work))
+    with resume.scratch(f"steer_eval-{rows.layer}", inputs) as work:
+        write_json(Path(report), steering.steer_eval(coder.to(device), source, knobs, seed, Path(target), work))

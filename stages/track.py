@@ -1,9 +1,9 @@
-"""Write the experiment's row in MLflow from its files."""
+"""Stage track: write the experiment's row in MLflow from its files."""
 
 from pathlib import Path
 from typing import Any
 
-from stages.report.results import Result, read_history, read_result
+from stages.train.read import Result, read_history, read_result
 from strata import auto
 from strata.experiments.experiment import Experiment
 from strata.experiments.tracking import track
@@ -13,29 +13,27 @@ from strata.tuning.read import curve, read_trials, taken
 
 
 def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: str) -> None:
-    """Read TUNE's trials, each layer's history in TRAIN, the scorecard and the summary; show them with the page and its
-    pictures.
+    """TUNE's trials, each layer's result and history in TRAIN, SCORECARD, SUMMARY, the report's PAGE and its PLOTS ->
+    the experiment's row in MLflow.
 
     Example: dvc repro track
     """
     params, layers, trials = read(), load("layers", list[int]), read_trials(Path(tune))
     results = {layer: read_result(Path(train) / f"{layer}.json") for layer in layers}
+
+    histories = {"tune": curve(trials)} if trials else {}
+    histories |= {f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in layers}
+    # The other stages have numbers, but no curve over steps.
+    for stage in ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
+        histories |= {f"{stage}@{layer}": [] for layer in layers}
+
     track(
         Experiment(
             params=_settled(params, results[layers[0]]),
             sizes={layer: result.size for layer, result in results.items()},
             summary=read_json(Path(summary)),
             scorecard=read_json(Path(scorecard)),
-            histories={
-                **({"tune": curve(trials)} if trials else {}),
-                **{f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in layers},
-                # numbers, but no curve over steps
-                **{
-                    f"{stage}@{layer}": []
-                    for stage in ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
-                    for layer in layers
-                },
-            },
+            histories=histories,
             artifacts=[Path(scorecard), Path(summary), Path(page), Path(plots), Path(tune)],
             tuned=taken(Path(tune) / "best.yaml", params["train"]["from_tune"]),
             trials=trials["trials"] if trials else [],
@@ -44,7 +42,7 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
 
 
 def _settled(params: dict[str, Any], result: Result) -> dict[str, Any]:
-    """params.yaml with what auto became."""
+    """Return params.yaml with numbers in place of `auto`: those that it became on the data of ``result``."""
     kind, fetch = result.size.kind, params["fetch"]
     return {
         **params,

@@ -15,9 +15,9 @@ from streamlit.testing.v1 import AppTest
 from test_train import knobs, stored
 
 from src.convert import main
-from stages.report.results import read_history, read_result
 from stages.train import imported
 from stages.train import judge as room
+from stages.train.read import read_history, read_result
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
 from strata.run.files import read_json, sha256, write_json

@@ -20,7 +20,7 @@ from test_tune import bowl, first
 from test_tune import knobs as tune_knobs
 
 from apps.show.card import card
-from stages.report.results import read_history, read_result
+from stages.train.read import read_history, read_result
 from strata.corpus.read import SPLITS
 from strata.extraction import extract as room
 from strata.extraction.extract import Reading

@@ -22,8 +22,8 @@ from planted import LATENTS, planted
 from stages.report.families import PAGES
 from stages.report.glossary import GLOSSARY
 from stages.report.page import bound
-from stages.report.results import Result, read_history, read_result
 from stages.report.scorecard import failures, scorecard, summary
+from stages.train.read import Result, read_history, read_result
 from strata.pages.readable import number, visible
 from strata.run.door import BadInput
 from strata.run.files import write_json, write_text

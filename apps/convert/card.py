@@ -1,4 +1,4 @@
-"""The model card: what the SAE is, where it belongs, how well it does, and how it is opened."""
+"""Write the model card: what the SAE is, where it belongs, how well it does, and how it is opened."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from strata.formats.say import rule
 from strata.run.params import dump_yaml
 
 COLUMNS = ("fvu", "fvu_inlier", "l0", "delta_ce", "ce_recovered", "dead")
-LOADING = {
+LOADING = {  # format -> code that opens an SAE in that format
     "saelens": 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("{folder}")',
     "sparsify": 'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_disk("{folder}")',
     "dictionary_learning": (
@@ -23,39 +23,48 @@ LOADING = {
     ),
 }
 STRATA = 'from pathlib import Path\n\nfrom strata.sae import disk\n\nsae, config = disk.load(Path("{folder}"))'
-LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify"}
+LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify"}  # format -> the hub's name of the library that opens it
 
 
 def beside(source: Path) -> Path | None:
-    """`reports/train/<L>.json` of the project that ``source``, its `data/sae/<L>`, is of."""
+    """Return `reports/train/<L>.json` of the project in which ``source`` is `data/sae/<L>`.
+
+    Return None if ``source`` is no such folder, or nothing was measured of it.
+    """
     sae = source.resolve()
     path = sae.parents[2] / "reports/train" / f"{sae.name}.json" if len(sae.parents) > 2 else sae
     return path if sae.parent.name == "sae" and path.is_file() else None
 
 
 def card(found: Found, form: str, report: dict[str, Any] | None, target: Place | None) -> str:
-    """README.md of a folder in the format ``form``. ``report``: what train measured. No licence is named: that of the
-    model's weights may bind the SAE's, and is not known here."""
+    """Return the README.md of a folder in the format ``form``.
+
+    ``report``: what train measured. ``target``: where the folder is published, if anywhere. The card names no licence:
+    the licence of the model's weights may bind the SAE too, and it is not known here.
+    """
     form = "saelens" if form == "strata" and found.sae.mean is None and found.sae.groups is None else form
     head = {"library_name": LIBRARIES.get(form), "base_model": _on_the_hub(found), "tags": ["sparse-autoencoder"]}
     front = dump_yaml({name: value for name, value in head.items() if value})
+
     folder = target.folder or target.repo.partition("/")[2] if target else "folder"
     parts = [f"---\n{front}---", "# Sparse autoencoder", _facts(found), *([_quality(report)] if report else [])]
     return "\n\n".join([*parts, _loading(form, folder, target)]) + "\n"
 
 
 def _on_the_hub(found: Found) -> str | None:
+    """Return the model's name if it can be one of the hub: ``owner/name``."""
     name = str(found.metadata.get("model_name", ""))
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
 
 
 def _facts(found: Found) -> str:
+    """Write the table of what is known of the SAE. What is not known has no line."""
     sae, metadata = found.sae, found.metadata
     ours = metadata.get("strata", {})
-    named, before = metadata.get("model_name"), ours.get("given", {}).get("model_name")
+    model, first_model = metadata.get("model_name"), ours.get("given", {}).get("model_name")
     facts = {
-        "model": named,
-        "said to be for": before if before != named else None,
+        "model": model,
+        "said to be for": first_model if first_model != model else None,
         "its fingerprint": ours.get("model_fingerprint"),
         "hook": metadata.get("hook_name"),
         "context": metadata.get("context_size"),
@@ -73,21 +82,23 @@ def _facts(found: Found) -> str:
 
 
 def _quality(report: dict[str, Any]) -> str:
-    """The table of the test split, the SAE beside its controls."""
+    """Write the table of the test split, the SAE beside its controls."""
     lines = {"SAE": report["test"], **report["controls"]}
     names = [name for name in COLUMNS if report["test"].get(name) is not None]
     rows = [f"| {who} | {' | '.join(_shown(values.get(name)) for name in names)} |" for who, values in lines.items()]
-    said = f"Measured on {report['rows']['test']} held-out rows, beside controls that must do worse."
-    return "\n".join([said, "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
+    caption = f"Measured on {report['rows']['test']} held-out rows, beside controls that must do worse."
+    return "\n".join([caption, "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
 
 
 def _shown(value: Any) -> str:
+    """Write a value for a cell of a table."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _loading(form: str, folder: str, target: Place | None) -> str:
-    codes = [LOADING[form]] if form in LOADING else []
-    codes += [STRATA] if form in ("saelens", "strata") else []
-    blocks = [f"```python\n{code.format(folder=folder)}\n```" for code in codes]
-    fetched = f"In the folder `{folder}` of `{target.repo}`." if target and target.folder else ""
-    return "\n\n".join([*([fetched] if fetched else []), "It reads raw activations.", *blocks])
+    """Write how the SAE is opened, by each library that can."""
+    snippets = [LOADING[form]] if form in LOADING else []
+    snippets += [STRATA] if form in ("saelens", "strata") else []
+    blocks = [f"```python\n{snippet.format(folder=folder)}\n```" for snippet in snippets]
+    place = [f"In the folder `{folder}` of `{target.repo}`."] if target and target.folder else []
+    return "\n\n".join([*place, "It reads raw activations.", *blocks])

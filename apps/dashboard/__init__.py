@@ -1,1 +1,1 @@
-"""A browser's view of finished artifacts: what fetch, extract, train, interpret and cluster left on disk, read only."""
+"""Show finished artifacts in a browser: what fetch, extract, train, interpret and cluster left on disk, read only."""

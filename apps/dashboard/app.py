@@ -1,4 +1,4 @@
-"""The page. `make dashboard` runs it with the folders `data` and `reports` as its arguments."""
+"""Lay out the page. `make dashboard` runs it with the folders `data` and `reports` as its arguments."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:  # streamlit puts this folder there, not the project
+if ROOT not in sys.path:  # streamlit puts this file's folder there, not the project's
     sys.path.insert(0, ROOT)
 
 from apps.dashboard import clustering, documents, latents, reduction, similarity, text, training  # noqa: E402
@@ -27,7 +27,7 @@ TABS = {
 
 
 def sidebar(project: Project) -> View:
-    """What is looked at."""
+    """Ask what to look at."""
     with st.sidebar:
         st.title("Strata")
         layers = project.layers()
@@ -38,6 +38,7 @@ def sidebar(project: Project) -> View:
         most = slider("Vectors and documents looked at, at most", 20, min(10_000, meta["rows"]), 2000, "most", 10)
         inliers = switch("Without outliers", True, "inliers", "norm over 3 × the training rows' median")
         seed = whole("Seed of all that is drawn", 10**6, 0, "seed")
+
     view = View(project, project.stamp(), layer, unit, most, inliers, seed)
     with st.sidebar:
         sample = view.sample()
@@ -48,6 +49,7 @@ def sidebar(project: Project) -> View:
 
 
 def main() -> None:
+    """Draw the sidebar, and the tab that is open. A BadInput becomes a red sentence on the page."""
     st.set_page_config("Strata", layout="wide")
     keep()
     try:
@@ -55,6 +57,7 @@ def main() -> None:
     except BadInput as refusal:
         st.error(str(refusal))
         return
+
     for tab, show in zip(st.tabs(list(TABS), key="tab", bind="query-params"), TABS.values(), strict=True):
         if tab.open:
             with tab:

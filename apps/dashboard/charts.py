@@ -1,4 +1,4 @@
-"""Tables as Altair charts, drawn by the browser from data that the page carries: nothing is fetched."""
+"""Draw tables as Altair charts. The browser draws them from data that the page carries, and fetches nothing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,18 +12,21 @@ HEIGHT = 320
 BLUE, GREY, ORANGE = "#1f5fb4", "#9aa3b2", "#e08a1e"
 NAMED = 9  # labels that get a colour of their own
 OTHER = "other"
-LEGEND = alt.Legend(orient="bottom", columns=2, labelLimit=220, title=None)  # beside, it takes a phone's whole width
+LEGEND = alt.Legend(orient="bottom", columns=2, labelLimit=220, title=None)  # at the side it would fill a phone
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 
 def few(labels: Sequence[str | None]) -> list[str]:
-    """The commonest NAMED labels; the rest are "other"."""
+    """Keep the NAMED commonest labels, and call the rest "other"."""
     common = {label for label, _ in Counter(label for label in labels if label is not None).most_common(NAMED)}
     return [label if label is not None and label in common else OTHER for label in labels]
 
 
 def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
-    """A scatter of ``frame``'s x and y; hovering shows its other columns. Numbers get a scale, texts a colour each."""
+    """Scatter ``frame``'s columns x and y, coloured by ``colour``. The pointer shows the other columns of a point.
+
+    Numbers get a scale of colours; texts get a colour each, and "other" a grey. ``log``: a logarithmic scale.
+    """
     if pd.api.types.is_float_dtype(frame[colour]):
         paint = alt.Color(f"{colour}:Q", scale=alt.Scale(scheme="viridis", type="symlog" if log else "linear"))
     else:
@@ -31,6 +34,7 @@ def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
         domain = [*names, OTHER] if (frame[colour] == OTHER).any() else names
         scale = alt.Scale(domain=domain, range=[*_palette(len(names)), "#d5d9e0"])
         paint = alt.Color(f"{colour}:N", scale=scale, legend=LEGEND)
+
     return (
         alt.Chart(frame)
         .mark_circle(size=28, opacity=0.75)
@@ -46,7 +50,7 @@ def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
 
 
 def dots(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
-    """One large point a line of ``frame``, ``x`` a number or a name."""
+    """Draw a large point for each line of ``frame``. ``x``: a column of numbers or of names."""
     number = pd.api.types.is_numeric_dtype(frame[x])
     across = alt.X(field=_field(x), type="quantitative" if number else "nominal", title=x)
     return (
@@ -62,16 +66,17 @@ def dots(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
 
 
 def _tips(frame: pd.DataFrame) -> list[alt.Tooltip]:
-    """Every column is shown where the pointer is. Altair takes plain names too, but needs 5 ms for each."""
+    """Show every column where the pointer is. Altair takes plain names too, but needs 5 ms for each."""
     return [alt.Tooltip(name) for name in frame.columns]
 
 
 def _field(name: str) -> str:
-    """A column's name for Vega, to which `train.k` is the k of a record train."""
+    """Escape a column's name for Vega, which would take `train.k` for the field k of a record train."""
     return name.replace(".", "\\.")
 
 
 def _palette(count: int) -> list[str]:
+    """Return as many colours, which begin again after the tenth."""
     colours = [
         "#1f5fb4", "#e08a1e", "#3a9d5d", "#c23b4b", "#7d5ab5", "#8a6d4b", "#d96ba8", "#4aa8b8", "#a5a52c", "#2f3b52",
     ]  # fmt: skip
@@ -79,7 +84,7 @@ def _palette(count: int) -> list[str]:
 
 
 def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
-    """Horizontal bars in the table's order: ``x`` the number, ``y`` the name."""
+    """Draw horizontal bars in the table's order. ``x``: the column of numbers; ``y``: of names."""
     return (
         alt.Chart(frame)
         .mark_bar(color=BLUE)
@@ -93,7 +98,7 @@ def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
 
 
 def histogram(frame: pd.DataFrame, title: str, log: bool = False) -> alt.Chart:
-    """What :func:`apps.dashboard.measures.histogram` counted; kinds lie over each other."""
+    """Draw what :func:`apps.dashboard.measures.histogram` counted. Kinds lie over each other."""
     kinds = list(dict.fromkeys(frame["kind"]))
     return (
         alt.Chart(frame)
@@ -115,7 +120,7 @@ def histogram(frame: pd.DataFrame, title: str, log: bool = False) -> alt.Chart:
 def line(
     frame: pd.DataFrame, x: str, y: str, colour: str | None = None, log_x: bool = False, log_y: bool = False
 ) -> alt.Chart:
-    """One line, or one a value of ``colour``."""
+    """Draw one line, or a line for each value of the column ``colour``."""
     return (
         alt.Chart(frame)
         .mark_line()
@@ -131,11 +136,12 @@ def line(
 
 
 def _scale(log: bool) -> alt.Scale:
+    """Return a logarithmic scale, or a linear one that need not begin at 0."""
     return alt.Scale(type="log") if log else alt.Scale(zero=False)
 
 
 def with_trend(dots: pd.DataFrame, trend: pd.DataFrame, x: str, y: str, log_x: bool) -> Chart:
-    """Points, and the mean of those about each place."""
+    """Draw points, and over them the line of ``trend``, their means."""
     cloud = (
         alt.Chart(dots)
         .mark_circle(size=18, opacity=0.4, color=GREY)
@@ -152,11 +158,12 @@ def with_trend(dots: pd.DataFrame, trend: pd.DataFrame, x: str, y: str, log_x: b
 
 
 def scree(frame: pd.DataFrame, mark: float) -> Chart:
-    """Each component's share of the variance as bars, the share up to it as a line, and a rule at ``mark``."""
+    """Draw each component's share of the variance as a bar, the share up to it as a line, and a rule at ``mark``."""
     base = alt.Chart(frame).encode(
         x=alt.X("component:Q", title="principal component", scale=alt.Scale(nice=False)), tooltip=_tips(frame)
     )
     axis = alt.Axis(format="%")
+
     single = base.mark_bar(color=BLUE).encode(y=alt.Y("variance:Q", axis=axis, title="share of the variance"))
     total = base.mark_line(color=ORANGE, strokeWidth=2).encode(y=alt.Y("cumulative:Q", axis=axis))
     rule = alt.Chart(pd.DataFrame({"y": [mark]})).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=alt.Y("y:Q"))
@@ -164,14 +171,14 @@ def scree(frame: pd.DataFrame, mark: float) -> Chart:
 
 
 def band(frame: pd.DataFrame, x: str, y: str) -> Chart:
-    """A line within its ``low`` and ``high``."""
+    """Draw a line in the band between the columns low and high."""
     base = alt.Chart(frame).encode(x=alt.X(f"{x}:Q", scale=alt.Scale(zero=False)), tooltip=_tips(frame))
     area = base.mark_area(color=BLUE, opacity=0.18).encode(y=alt.Y("low:Q", title=y), y2=alt.Y2("high:Q"))
     return (area + base.mark_line(color=BLUE, point=True).encode(y=alt.Y(f"{y}:Q"))).properties(height=HEIGHT)
 
 
 def facets(frame: pd.DataFrame, x: str, y: str, of: str) -> alt.FacetChart:
-    """A small line a value of ``of``, two beside each other."""
+    """Draw a small line for each value of the column ``of``, two beside each other."""
     return (
         alt.Chart(frame)
         .mark_area(color=BLUE, line=True, opacity=0.35)
@@ -182,7 +189,7 @@ def facets(frame: pd.DataFrame, x: str, y: str, of: str) -> alt.FacetChart:
 
 
 def heatmap(frame: pd.DataFrame, value: str) -> Chart:
-    """A square a pair ``one``, ``other``, with its number."""
+    """Draw a square for each pair of the columns one and other, coloured by ``value``."""
     base = alt.Chart(frame).encode(x=alt.X("one:O", title=None), y=alt.Y("other:O", title=None), tooltip=_tips(frame))
     paint = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1]), title=value)
     return base.mark_rect().encode(color=paint).properties(height=380)

@@ -1,4 +1,4 @@
-"""Tokens as HTML, marked by the code on each. What a text holds is escaped."""
+"""Render tokens as HTML, each marked by its code. What a text holds is escaped."""
 
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +14,10 @@ STYLE = """<style>
 
 
 def marks(pieces: Sequence[str], values: Sequence[float], strongest: float, head: str = "") -> str:
-    """One block of text under a small ``head``: the stronger the code, against ``strongest``, the deeper the colour."""
+    """Render a block of text under a small ``head``. A token's colour deepens with its share of ``strongest``.
+
+    ``pieces`` and ``values``: the tokens and the code on each.
+    """
     parts = []
     for piece, value in zip(pieces, values, strict=True):
         if value > 0:
@@ -24,4 +27,5 @@ def marks(pieces: Sequence[str], values: Sequence[float], strongest: float, head
             parts.append(f'{space}<mark style="{style}" title="{number(float(value))}">{escape(word)}</mark>')
         else:
             parts.append(escape(inline(piece)))
+
     return f'{STYLE}<div class="strata"><small>{escape(head)}</small>{"".join(parts).strip()}</div>'

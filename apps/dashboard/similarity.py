@@ -1,14 +1,15 @@
-"""Tab: how alike the vectors are, and their codes beside each other."""
+"""Tab: show how alike the vectors are, and their codes beside each other."""
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from apps.dashboard import artifacts, charts, measures
+from apps.dashboard.artifacts import Floats
 from apps.dashboard.view import View
 from apps.dashboard.widgets import csv, slider, switch, table
 
-SMALL = 3
+SMALL = 3  # vectors, of which there must be as many to compare them
 
 
 def show(view: View) -> None:
@@ -16,8 +17,16 @@ def show(view: View) -> None:
     if len(sample.x) < SMALL:
         st.info(f"{len(sample.x)} vectors are too few to compare; there must be {SMALL}.")
         return
+
     centred = switch("Without the mean of all vectors", True, "centred", "which most activations share")
     x = sample.x - sample.x.mean(0) if centred else sample.x
+    _pairs(view, x, centred)
+    _nearest(view, x, centred)
+    _codes(view)
+
+
+def _pairs(view: View, x: Floats, centred: bool) -> None:
+    """Show the cosine of pairs of vectors, and how it falls with their distance."""
     pairs = view.of_sample(lambda: measures.pairs(x, view.seed), "pairs", centred)
     left, right = st.columns(2)
     with left:
@@ -30,16 +39,21 @@ def show(view: View) -> None:
     with right:
         st.subheader("Cosine by distance")
         steps = slider("Steps", 5, 50, 20, "decay")
-        fallen = measures.decay(pairs, steps)
-        st.altair_chart(charts.band(fallen, "distance", "cosine"))
-        csv(fallen, "cosine by distance")
+        by_distance = measures.decay(pairs, steps)
+        st.altair_chart(charts.band(by_distance, "distance", "cosine"))
+        csv(by_distance, "cosine by distance")
 
+
+def _nearest(view: View, x: Floats, centred: bool) -> None:
+    """Show the pairs of vectors with the largest cosine, and their texts."""
+    sample = view.sample()
     st.subheader("The nearest pairs")
-    one, two = st.columns([2, 1])
-    with one:
+    left, right = st.columns([2, 1])
+    with left:
         most = slider("Pairs", 1, 50, 8, "pairs")
-    with two:
+    with right:
         apart = switch("Of two documents", True, "apart")
+
     documents = sample.rows["document"].to_numpy()
     near = view.of_sample(lambda: measures.closest(x, documents, most, apart), "closest", centred, most, apart)
     texts = {side: sample.rows["text"].to_numpy()[near[side]] for side in ("i", "j")}
@@ -52,15 +66,15 @@ def show(view: View) -> None:
         "other title": titles["j"],
     }
     table(pd.DataFrame(shown), "nearest pairs")
-    _codes(view)
 
 
 def _codes(view: View) -> None:
-    """Codes of some vectors: their latents in the order of the first one's codes."""
+    """Show the codes of some vectors, with the latents in the order of the first vector's codes."""
     st.subheader("Codes beside each other")
     if not view.project.has_sae(view.layer):
         st.info("The stage train has not run for this layer.")
         return
+
     sample = view.sample()
     left, right = st.columns(2)
     with left:
@@ -71,6 +85,7 @@ def _codes(view: View) -> None:
     if len(order) < 2:
         st.info("Fewer than two latents are active on these vectors.")
         return
+
     with right:
         ranks = slider("Latents, by the first vector's codes", 2, len(order), 80, "ranks")
     names = [f"{place}: {artifacts.excerpt(sample.rows['text'][number], 60)}" for place, number in enumerate(picked)]
@@ -86,6 +101,7 @@ def _codes(view: View) -> None:
     st.altair_chart(charts.facets(frame, "rank", "code", "vector"))
     csv(frame, "codes")
     st.caption(f"Over all {len(order)} latents that are active on one of them; numbers are those of the lines above.")
+
     alike = view.of_sample(lambda: measures.alike(codes), "alike", most)
     left, right = st.columns(2)
     with left:

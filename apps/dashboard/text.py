@@ -1,4 +1,4 @@
-"""Tab: which latents a text activates, by the codes that the pipeline would have stored."""
+"""Tab: show which latents a text activates, by the codes that the pipeline would have stored."""
 
 import json
 
@@ -21,49 +21,60 @@ def show(view: View) -> None:
     if not view.project.has_sae(view.layer):
         st.info("The stage train has not run for this layer.")
         return
+
     data, layer = view.project.data, str(view.layer)
     explainer = view.model(
         lambda: open_explainer(data / "sae" / layer, data / "lm", data / "latents" / layer), "explainer"
     )
-    vectors = explainer.facts["reads"] == "vectors"
-    say = "A vector, as a JSON list of numbers" if vectors else "Text"
-    first = json.dumps([round(float(x), 4) for x in view.sample().x[0]]) if vectors else TEXT
-    given = st.text_area(say, key=kept("vector" if vectors else "text", first), max_chars=None if vectors else 20_000)
     try:
-        found = view.now(lambda: _vector(explainer, given) if vectors else explainer.read(given))
+        read = _read(view, explainer)
     except BadInput as refusal:
         st.error(str(refusal))
         return
-    active = len(found.codes.pattern.latents.unique())
+
+    active = len(read.codes.pattern.latents.unique())
     if not active:
         st.info("No latent is active.")
         return
     most = slider("Latents", 1, min(50, active), 10, "top")
-    rows = view.now(lambda: strongest(found, most))
-    notes = {latent: (explainer.explanations.get(latent) or [{}])[0] for latent, _, _ in rows}
-    if len(found.tokens) > 1:
+    rows = view.now(lambda: strongest(read, most))
+    best_explanation = {latent: (explainer.explanations.get(latent) or [{}])[0] for latent, _, _ in rows}
+    words = {latent: explanation.get("text") for latent, explanation in best_explanation.items()}
+
+    if len(read.tokens) > 1:
         for latent, strength, codes in rows:
-            note = notes[latent].get("text") or "no explanation"
-            st.html(marks(found.tokens, codes, strength, f"latent {latent} · strength {number(strength)} · {note}"))
+            head = f"latent {latent} · strength {number(strength)} · {words[latent] or 'no explanation'}"
+            st.html(marks(read.tokens, codes, strength, head))
     else:
-        columns = {"latent": [row[0] for row in rows], "strength": [row[1] for row in rows]}
-        st.dataframe({**columns, "explanation": [notes[row[0]].get("text") for row in rows]}, hide_index=True)
+        columns = {"latent": [latent for latent, _, _ in rows], "strength": [strength for _, strength, _ in rows]}
+        st.dataframe({**columns, "explanation": [words[latent] for latent, _, _ in rows]}, hide_index=True)
+
     lines = [
-        {"latent": latent, "place": place, "token": token, "code": code, "explanation": notes[latent].get("text")}
+        {"latent": latent, "place": place, "token": token, "code": code, "explanation": words[latent]}
         for latent, _, codes in rows
-        for place, (token, code) in enumerate(zip(found.tokens, codes, strict=True))
+        for place, (token, code) in enumerate(zip(read.tokens, codes, strict=True))
         if code > 0
     ]
     csv(pd.DataFrame(lines), "codes of the text")
-    if found.left:
-        st.caption(f"{found.left} more tokens were not read.")
+    if read.left:
+        st.caption(f"{read.left} more tokens were not read.")
 
 
-def _vector(explainer: Explainer, given: str) -> Read:
-    """The codes of a vector that was typed."""
+def _read(view: View, explainer: Explainer) -> Read:
+    """Ask for a text, or for a vector where the SAE reads vectors alone, and compute its codes."""
+    if explainer.facts["reads"] == "vectors":
+        example = json.dumps([round(float(x), 4) for x in view.sample().x[0]])
+        vector = st.text_area("A vector, as a JSON list of numbers", key=kept("vector", example))
+        return view.now(lambda: _vector(explainer, vector))
+    text = st.text_area("Text", key=kept("text", TEXT), max_chars=20_000)
+    return view.now(lambda: explainer.read(text))
+
+
+def _vector(explainer: Explainer, typed: str) -> Read:
+    """Compute the codes of a vector that was typed. Raises BadInput where it is none of the SAE's width."""
     width = explainer.sae.width
     try:
-        x = torch.tensor(json.loads(given), dtype=torch.float32)
+        x = torch.tensor(json.loads(typed), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise BadInput("this is no JSON list of numbers") from None
     if x.shape != (width,):

@@ -1,4 +1,4 @@
-"""What is being looked at, and the one thread in which all of it is computed and kept."""
+"""Hold what is looked at, and compute and keep all of it in one thread."""
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,29 +11,33 @@ from apps.dashboard import artifacts
 from apps.dashboard.artifacts import Project, Sample
 
 T = TypeVar("T")
-# Results; the largest are samples (10,000 vectors of 1,000 numbers are 40 MB), an SAE, the texts of documents.
-HELD = 32
+HELD = 32  # results; the largest are samples (10,000 vectors of 1,000 numbers are 40 MB), an SAE, documents' texts
 
 
 @st.cache_resource
 def _worker() -> ThreadPoolExecutor:
-    """Each thread that calls torch or numba gets a team of its own, and UMAP must not run twice at once."""
+    """Return the one thread that computes.
+
+    Each thread that calls torch or numba gets its own team of workers, and UMAP must not run twice at once.
+    """
     return ThreadPoolExecutor(1, "compute")
 
 
 @st.cache_resource(max_entries=HELD, show_spinner="Computing …")
 def _kept(key: tuple[Hashable, ...], _work: Callable[[], T]) -> T:
+    """Compute ``_work()`` once for a ``key``. Streamlit leaves arguments that begin with _ out of its own key."""
     return _worker().submit(_work).result()
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model …")
-def _one(key: tuple[Hashable, ...], _work: Callable[[], T]) -> T:
+def _kept_alone(key: tuple[Hashable, ...], _work: Callable[[], T]) -> T:
+    """Do the same, but keep only the last result."""
     return _worker().submit(_work).result()
 
 
 @dataclass(frozen=True)
 class View:
-    """The sidebar's choices. ``stamp``: of the files; what was computed from older ones is not shown again."""
+    """The sidebar's choices. ``stamp``: a number for the files' state; results from other files are not shown."""
 
     project: Project
     stamp: int
@@ -44,24 +48,26 @@ class View:
     seed: int
 
     def of_files(self, work: Callable[[], T], *key: Hashable) -> T:
-        """``work()``, once for the same ``key`` (which must name all that it depends on) and the same files. Its result
-        is shared: nobody may change it."""
+        """Return ``work()``, computed once for the same files and the same ``key``.
+
+        ``key`` must name everything else that the result depends on. The result is shared, so nobody may change it.
+        """
         return _kept((str(self.project.data), str(self.project.reports), self.stamp, self.layer, *key), work)
 
     def of_sample(self, work: Callable[[], T], *key: Hashable) -> T:
-        """The same of what also depends on the sample."""
+        """Do the same for a result that also depends on the sample."""
         return self.of_files(work, self.unit, self.most, self.inliers, self.seed, *key)
 
     def model(self, work: Callable[[], T], *key: Hashable) -> T:
-        """The same of a model, of which one at a time is kept."""
-        return _one((str(self.project.data), self.stamp, self.layer, *key), work)
+        """Do the same for a model. Only one model at a time is kept."""
+        return _kept_alone((str(self.project.data), self.stamp, self.layer, *key), work)
 
     def now(self, work: Callable[[], T]) -> T:
-        """``work()`` in the one thread, not kept."""
+        """Return ``work()``, computed in the one thread and not kept."""
         return _worker().submit(work).result()
 
     def sample(self) -> Sample:
-        """The seeded sample of stored vectors."""
+        """Return the seeded sample of stored vectors."""
         return self.of_sample(
             lambda: artifacts.sample(self.project, self.layer, self.unit, self.most, self.inliers, self.seed), "sample"
         )

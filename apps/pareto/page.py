@@ -1,4 +1,4 @@
-"""The pictures and their numbers as one self-contained file of HTML."""
+"""Lay the pictures and their numbers out as one self-contained file of HTML."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from strata.pages.readable import number
 
 
 def render(points: Sequence[Point], pictures: Mapping[int, bytes]) -> str:
-    """``pictures``: PNG by layer."""
+    """Return the page. ``pictures``: layer -> PNG."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -20,6 +20,7 @@ def render(points: Sequence[Point], pictures: Mapping[int, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "shortest": shortest}
+
     lines = rows(points)
     return environment.get_template("pareto.html.j2").render(
         layers={layer: [line for line in lines if line["layer"] == layer] for layer in by_layer(points)},

@@ -1,4 +1,4 @@
-"""The HTTP server: what it takes, how much of it, and what it answers. Bad input is a 4xx with one sentence."""
+"""The HTTP server: what it accepts, how much of it, and what it answers. Bad input gets a 4xx and one sentence."""
 
 import asyncio
 import hmac
@@ -24,20 +24,20 @@ from strata.pages.readable import shade
 from strata.run.door import BadInput
 
 PAGE, DOCS = (Path(__file__).with_name(name) for name in ("page.html", "docs.html"))
-OPEN = {"/", "/docs", "/openapi.json", "/health", "/metrics"}  # paths that ask for no token
+OPEN = {"/", "/docs", "/openapi.json", "/health", "/metrics"}  # paths that need no token
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")
 CHARACTERS = 20_000  # of a text
 ROWS = 1024  # vectors of a request
 BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
-BODIES = 2**28  # bytes of all requests' bodies that are in memory at once
-WAITING = 64  # requests that may wait for the model; more are told to come again
-SECONDS = 30.0  # that a body may take to come
-SHADES = 10
-LARGEST = 1.0e18  # of a number in a vector: its square is still finite in float32
+BODIES = 2**28  # bytes that the bodies of all requests may take in memory together
+WAITING = 64  # requests that may wait for the model; any more get a 503
+SECONDS = 30.0  # that a body may take to arrive
+SHADES = 10  # of a token's colour
+LARGEST = 1.0e18  # number in a vector: its square is still finite in float32
 
 
 class Strict(BaseModel):
-    """No unknown keys."""
+    """A request's JSON, which must not have unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,14 +82,14 @@ class Vectors(Strict):
 
 
 class Codes(BaseModel):
-    """The active latents of a vector, by number, and their codes."""
+    """The active latents of one vector, and the code of each."""
 
     latents: list[int]
     values: list[float]
 
 
 class Encoded(BaseModel):
-    """One a vector."""
+    """The answer of /encode: codes for each vector, in the request's order."""
 
     codes: list[Codes]
 
@@ -115,17 +115,20 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 class Gate:
-    """One request at a time has the model; others wait, and those beyond WAITING are turned away.
+    """Let one request at a time use the model. Others wait; a request beyond WAITING is refused.
 
-    The model has a thread of its own: each thread that calls torch gets a team of workers, and several teams on the
-    same cores are in each other's way (benchmarks/serving.py; an answer then took half as long again).
+    The model has a thread of its own. Each thread that calls torch gets its own team of workers, and several teams on
+    the same cores slow each other down: an answer then took half as long again (benchmarks/serving.py).
     """
 
     def __init__(self) -> None:
         self._inside, self.model = 0, ThreadPoolExecutor(1, "model")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """``work()``, when its turn comes."""
+        """Run ``work()`` in the model's thread when its turn comes.
+
+        Raises HTTPException: 503 where too many wait, 422 with the sentence of a BadInput.
+        """
         if self._inside >= WAITING:
             raise HTTPException(503, "too many requests wait; try again soon", {"Retry-After": "1"})
         self._inside += 1
@@ -138,11 +141,11 @@ class Gate:
 
 
 class Doorkeeper:
-    """What a request must pass before anything is done for it: its Host, its token, the size of its body.
+    """Check a request before anything is done for it: its Host, its token, and the size of its body.
 
-    A body comes within SECONDS and is at most BODY bytes, also one that does not say how long it is; all bodies in
-    memory together are at most BODIES. ``hosts``: names that the server goes by beside those of this machine; None:
-    any.
+    A body must arrive within SECONDS and have at most BODY bytes, even if it does not say how long it is. All bodies in
+    memory together have at most BODIES bytes. ``hosts``: names by which the server may be called, beside those of this
+    machine; None: any name.
     """
 
     def __init__(self, app: Any, token: str | None, hosts: frozenset[str] | None) -> None:
@@ -171,7 +174,11 @@ class Doorkeeper:
             self.held -= sum(map(len, parts))
 
     def _wrong_host(self, request: Request) -> JSONResponse | None:
-        """A page elsewhere can let its own name point to this machine; a browser then sends that name."""
+        """Refuse a Host that is not this server's.
+
+        A page elsewhere can let its own name point to this machine, and so read answers in a visitor's browser. The
+        browser then sends that name as the Host.
+        """
         host = request.headers.get("host", "")
         match = HOST.fullmatch(host)
         name = match[1].rstrip(".").lower() if match else ""
@@ -180,22 +187,24 @@ class Doorkeeper:
         return problem(421, f"this server is not {host[:100]!r}; to let it go by that name, put it in STRATA_HOSTS")
 
     def _wrong_token(self, request: Request) -> JSONResponse | None:
+        """Refuse a request without the server's token, except for the OPEN paths."""
         if self.token is None or request.scope["path"] in OPEN:
             return None
+
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(token.strip().encode("latin-1"), self.token.encode())  # headers come as latin-1
         if scheme.lower() == "bearer" and same:
             return None
-        asked = {"WWW-Authenticate": "Bearer"}
-        return problem(401, "this server asks for its token as Authorization: Bearer", asked)
+        challenge = {"WWW-Authenticate": "Bearer"}
+        return problem(401, "this server asks for its token as Authorization: Bearer", challenge)
 
     async def _take(self, receive: Any, parts: list[bytes]) -> JSONResponse | None:
-        """Append a body to ``parts``, of which no more than a part over the limits is taken; say what is wrong."""
+        """Read a request's body into ``parts``, until it ends or exceeds a limit. Return the refusal, or None."""
         size, more = 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return problem(400, "the client has gone")  # which nobody reads
+                return problem(400, "the client has gone")  # nobody reads this answer
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             self.held += len(parts[-1])
@@ -208,21 +217,21 @@ class Doorkeeper:
 
 
 def _replayed(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
-    """An ASGI ``receive`` that gives a whole body once, then what comes after it."""
-    whole: bytes | None = body
+    """Return an ASGI ``receive`` that gives the whole ``body`` once, and after that what ``receive`` gives."""
+    unread: bytes | None = body
 
-    async def again() -> Any:
-        nonlocal whole
-        if whole is None:
+    async def receive_again() -> Any:
+        nonlocal unread
+        if unread is None:
             return await receive()
-        message, whole = {"type": "http.request", "body": whole, "more_body": False}, None
+        message, unread = {"type": "http.request", "body": unread, "more_body": False}, None
         return message
 
-    return again
+    return receive_again
 
 
 def problem(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A refusal in one sentence."""
+    """Answer with a ``status`` and one sentence that says ``why``."""
     return JSONResponse({"detail": why}, status, headers)
 
 
@@ -233,37 +242,40 @@ def make_app(
     gate: Gate | None = None,
     hosts: frozenset[str] | None = None,
 ) -> FastAPI:
-    """The application. ``token``: what requests must carry as bearer; ``pages``: the folder of the latents' pages;
-    ``hosts``: names that a request may ask for beside those of this machine, None: any."""
+    """Make the application.
+
+    ``token``: the bearer token that requests must carry. ``pages``: the folder of the latents' pages. ``hosts``: names
+    by which a request may call the server, beside those of this machine; None: any name.
+    """
     registry, gate = CollectorRegistry(), gate or Gate()
     requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
     seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
-    linked = pages is not None and pages.is_dir() and token is None  # a browser that follows a link sends no token
+    linked = pages is not None and pages.is_dir() and token is None  # a browser sends no token when it follows a link
 
     about = "Which latents of a sparse autoencoder a text activates."
-    app = FastAPI(title="Strata", description=about, docs_url=None, redoc_url=None)  # theirs come from a CDN
+    app = FastAPI(title="Strata", description=about, docs_url=None, redoc_url=None)  # FastAPI's pages need a CDN
     guarded: dict[str, Any] = {"responses": REFUSALS}
 
     @app.middleware("http")
-    async def counted(request: Request, go: Callable[[Request], Awaitable[Response]]) -> Response:
-        first = time.perf_counter()
-        response = await go(request)
+    async def counted(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        response = await answer(request)
         path = getattr(request.scope.get("route"), "path", "other")
         requests.labels(path, response.status_code).inc()
-        seconds.labels(path).observe(time.perf_counter() - first)
+        seconds.labels(path).observe(time.perf_counter() - started)
         return response
 
     app.add_middleware(Doorkeeper, token=token, hosts=hosts)
 
     @app.exception_handler(RequestValidationError)
     async def refused(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-        return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
+        first_error = error.errors()[0]
+        place = ".".join(str(part) for part in first_error["loc"] if part != "body") or "the body"
+        return JSONResponse({"detail": f"{place}: {first_error['msg']}"}, 422)
 
     @app.exception_handler(BadInput)
     async def damaged(request: Request, refusal: BadInput) -> JSONResponse:
-        return problem(503, str(refusal))  # what interpret wrote has been damaged, or written anew, since the start
+        return problem(503, str(refusal))  # interpret's files were damaged or replaced after the server started
 
     @app.post("/explain", **guarded)
     async def explain(given: Text) -> Explained:
@@ -299,21 +311,23 @@ def make_app(
 
 
 def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
-    """The answer of /explain."""
+    """Return the answer of /explain. ``found``: the codes of the text of ``given``, the request."""
     rows = strongest(found, given.top_n)
     features = []
     for latent, strength, codes in rows:
-        notes = explainer.explanations.get(latent) or [{}]
+        explanations = explainer.explanations.get(latent) or [{}]
+        best_explanation = explanations[0]
         features.append(
             Feature(
                 latent=latent,
                 strength=strength,
-                explanation=notes[0].get("text"),
-                balanced_accuracy=notes[0].get("balanced_accuracy"),
-                chance=notes[0].get("balanced_accuracy_chance"),
+                explanation=best_explanation.get("text"),
+                balanced_accuracy=best_explanation.get("balanced_accuracy"),
+                chance=best_explanation.get("balanced_accuracy_chance"),
                 html=highlighted(found.tokens, codes, strength) if given.html else None,
             )
         )
+
     return Explained(
         tokens=found.tokens,
         feature_scores={str(latent): codes for latent, _, codes in rows},
@@ -324,7 +338,7 @@ def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
 
 
 def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
-    """Tokens as HTML, those with a code marked by how much of the strongest they reach. Texts are escaped."""
+    """Render tokens as HTML. One with a code is marked by its share of the ``strongest`` code. Texts are escaped."""
     return "".join(
         f'<mark class="a{shade(code, strongest, SHADES)}" title="{code:.3g}">{escape(token)}</mark>'
         if code > 0
@@ -334,34 +348,40 @@ def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
 
 
 def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
-    """The answer of /encode."""
+    """Return the answer of /encode. Raises BadInput for a vector of another width than the SAE's."""
     width = explainer.sae.width
-    if wrong := {len(vector) for vector in vectors} - {width}:
-        raise BadInput(f"a vector has {min(wrong)} numbers, but this SAE reads {width}")
+    if wrong_widths := {len(vector) for vector in vectors} - {width}:
+        raise BadInput(f"a vector has {min(wrong_widths)} numbers, but this SAE reads {width}")
+
+    # The codes of all vectors stand in one list, row after row.
     codes = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
-    sizes = codes.active().tolist()
-    rows = zip(codes.pattern.latents.split(sizes), codes.values.split(sizes), strict=True)
+    active = codes.active().tolist()
+    rows = zip(codes.pattern.latents.split(active), codes.values.split(active), strict=True)
     return Encoded(codes=[Codes(latents=latents.tolist(), values=values.tolist()) for latents, values in rows])
 
 
 def card(explainer: Explainer, latent: int) -> dict[str, Any]:
-    """All that interpret wrote of a latent, but for most of its examples."""
+    """Return all that interpret wrote of a latent. Of its examples only the strongest.
+
+    Raises HTTPException 404 for a latent that the SAE does not have, and where nothing was interpreted.
+    """
     if not 0 <= latent < explainer.sae.latents:
         raise HTTPException(404, f"there is no latent {latent}; they are 0 to {explainer.sae.latents - 1}")
     if explainer.latents is None:
         raise HTTPException(404, "this server was started without what interpret wrote")
-    found: dict[str, Any] = {"latent": latent}
+
+    known: dict[str, Any] = {"latent": latent}
     for name in ("statistics", "explanations", "tokens", "logits", "enrichment", "neighbours", "examples"):
         table = explainer.latents.table(name, filters=[("latent", "=", latent)])
         rows = [] if table is None else table.to_pylist()
-        found[name] = [finite({key: row[key] for key in row if key != "latent"}) for row in rows]
-    found["statistics"] = found["statistics"][0]
-    found["examples"] = [row for row in found["examples"] if row["kind"] == "top"]
-    return found
+        known[name] = [finite({key: row[key] for key in row if key != "latent"}) for row in rows]
+    known["statistics"] = known["statistics"][0]
+    known["examples"] = [row for row in known["examples"] if row["kind"] == "top"]
+    return known
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity, which JSON does not know, as null."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     return {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in row.items()

@@ -1,7 +1,7 @@
-"""A text or some vectors -> the codes of an SAE, as the pipeline would have computed them.
+"""Compute an SAE's codes of a text or of vectors, as the pipeline would have computed them.
 
-Tokens are laid out in contexts of the length that extract used, BOS first, so that the codes of a text are those that
-interpret would have stored: bias, threshold, pooling and normalisation included.
+Tokens are laid out in contexts of the length that extract used, with BOS first. So the codes of a text are those that
+interpret would have stored; bias, threshold, pooling and normalisation are the same.
 """
 
 import re
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
-TOKENS = 4096  # of a text that are read; the rest is left out, and the answer says so
+TOKENS = 4096  # of a text that are read; the answer says how many more there were
 
 
 class Read(NamedTuple):
-    """``tokens``: what stands on each row of ``codes``; ``left``: tokens at the end that were not read."""
+    """What was read of a text.
+
+    ``tokens``: the token of each row of ``codes``. ``left``: how many tokens at the end were not read.
+    """
 
     tokens: list[str]
     codes: Codes
@@ -42,7 +45,11 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Explainer:
-    """``config``: the SAE's. Without ``lm`` and ``sentence`` it reads vectors alone. ``latents``: what is known."""
+    """An SAE with the model whose activations it reads.
+
+    ``config``: that of the SAE. Without ``lm`` and ``sentence`` it reads vectors alone. ``latents``: what interpret
+    wrote; None where it did not run.
+    """
 
     sae: SAE
     config: dict[str, Any]
@@ -52,7 +59,7 @@ class Explainer:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What kind of SAE this is, for people."""
+        """What kind of SAE this is, as /health tells it."""
         metadata = self.config["metadata"]
         return {
             "model": metadata.get("model_name"),
@@ -70,43 +77,52 @@ class Explainer:
 
     @torch.inference_mode()
     def read(self, text: str) -> Read:
-        """The codes of a text: by token, or one row of a sentence model. Raises BadInput for what has none."""
+        """Compute the codes of a text: a row for each token, or one row for a sentence model.
+
+        Raises BadInput where there is no model that reads texts, and for a text of special tokens alone.
+        """
         if self.sentence is not None:
             normalize = self.config["metadata"].get("strata", {}).get("normalize", True)
-            x = self.sentence.encode(
+            embedding = self.sentence.encode(
                 [text], normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
             )
-            return Read([text], self.codes(x.to(torch.bfloat16)), next(sentences.unread(self.sentence, [text])))
+            unread = next(sentences.unread(self.sentence, [text]))
+            return Read([text], self.codes(embedding.to(torch.bfloat16)), unread)
         if self.lm is None:
             raise BadInput("this SAE reads vectors, and there is no model that makes them of a text; use /encode")
+
         ids = self.lm.read([text])[0]
         special = set(self.lm.special_ids().tolist())
         kept = [place for place, token in enumerate(ids[:TOKENS]) if token not in special]
         if not kept:
             raise BadInput("the text holds no token that is not special")
+
         rows = self.activations(ids[:TOKENS])[kept]
         return Read(pieces(self.lm.tokenizer, [ids[place] for place in kept]), self.codes(rows), len(ids[TOKENS:]))
 
     def activations(self, ids: Sequence[int]) -> Tensor:
-        """The activations of tokens, (token, width), in contexts as extract makes them of one document."""
+        """Compute the activations of tokens, (token, width) bfloat16, in contexts as extract makes of one document."""
         assert self.lm is not None
         layer, hook = _point(self.config)
         size = _context(self.config, self.lm)
-        step = size - 1
+        step = size - 1  # tokens of a context beside BOS
+
+        # (contexts, size): BOS, then the next tokens of the text; the end of the last context is filled with BOS
         contexts = torch.full((-(-len(ids) // step), size), self.lm.bos)
         for number, first in enumerate(range(0, len(ids), step)):
             part = torch.tensor(ids[first : first + step])
             contexts[number, 1 : 1 + len(part)] = part
-        found = []
-        for context in contexts:  # one at a time: memory does not grow with the text
-            with capture(self.lm, hook, [layer]) as seen:
+
+        rows = []
+        for context in contexts:  # one at a time, so that memory does not grow with the text
+            with capture(self.lm, hook, [layer]) as captured:
                 forward_until(self.lm, layer, tokens=context[None].to(self.lm.device))
-            found.append(seen[layer][0, 1:].to("cpu", torch.bfloat16))
-        return torch.cat(found)[: len(ids)]
+            rows.append(captured[layer][0, 1:].to("cpu", torch.bfloat16))
+        return torch.cat(rows)[: len(ids)]
 
     @torch.inference_mode()
     def codes(self, x: Tensor) -> Codes:
-        """Codes of activations (row, width). Raises BadInput where one is not finite."""
+        """Compute the codes of activations (row, width). Raises BadInput where a code is not finite."""
         codes = self.sae.encode(x.to(self.sae.b_dec.device)).to(CPU)
         if not torch.isfinite(codes.values).all():
             raise BadInput("the vectors are so long that a code overflows")
@@ -114,51 +130,59 @@ class Explainer:
 
 
 def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:
-    """Latent -> its explanations, the best first; their ``text`` may be None."""
+    """Return latent -> its explanations, the best first; their ``text`` may be None."""
     table = latents.table("explanations")
     return explained(table.to_pylist() if table else [])
 
 
 def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: torch.device = CPU) -> Explainer:
-    """An SAE folder or `encoder.npz`; the folders that fetch and interpret wrote, both of which may be missing. ``lm``
-    may also be the folder of a sentence-transformers model that nobody fetched."""
+    """Open an SAE with its model.
+
+    ``sae``: a folder, or an `encoder.npz`. ``lm`` and ``latents``: the folders that fetch and interpret wrote; both may
+    be missing. ``lm`` may also be the folder of a sentence-transformers model that fetch did not bring.
+
+    Raises BadInput where the three do not belong together.
+    """
     coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
     known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
     if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
         raise BadInput(f"{latents} is of another SAE than {sae}")
-    found = Explainer(coder.to(device), config, latents=known)
+    of_vectors = Explainer(coder.to(device), config, latents=known)
+
     if lm is None or not (lm / "meta.json").exists():
-        bare = lm is not None and (lm / "modules.json").exists()
-        return _with_sentence(found, str(lm), device) if bare else found
+        not_fetched = lm is not None and (lm / "modules.json").exists()
+        return _with_sentence(of_vectors, str(lm), device) if not_fetched else of_vectors
+
     meta, strata = read.lm_meta(lm), config["metadata"].get("strata", {})
-    if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz need not say
+    if meta["fingerprint"] != strata.get("model_fingerprint", meta["fingerprint"]):  # an .npz may not name its model
         raise BadInput(f"{sae} was trained on activations of {config['metadata'].get('model_name')}, not of {lm}")
     source, options = read.lm_path(lm)
     dtype = DTYPES[strata.get("forward", "bfloat16")]
     if meta["kind"] == read.SENTENCE:
-        return replace(found, sentence=sentences.load(source, device, dtype, **options))
+        return replace(of_vectors, sentence=sentences.load(source, device, dtype, **options))
     if meta["kind"] == read.GIVEN:
-        return found
+        return of_vectors
+
     layer, _ = _point(config)
     model = load(source, dtype, device, **options)
     check_layers([layer], len(model.blocks), f"{sae}: hook_name")
     if model.width != coder.width:
         raise BadInput(f"{sae} reads vectors of {coder.width} numbers, but the activations of {lm} have {model.width}")
     _context(config, model)
-    return replace(found, lm=model)
+    return replace(of_vectors, lm=model)
 
 
-def _with_sentence(found: Explainer, folder: str, device: torch.device) -> Explainer:
-    """With a model that nobody fetched, which must fit in width."""
-    forward = found.config["metadata"].get("strata", {}).get("forward", "bfloat16")
+def _with_sentence(explainer: Explainer, folder: str, device: torch.device) -> Explainer:
+    """Add a sentence model that fetch did not bring. Raises BadInput where its vectors have another width."""
+    forward = explainer.config["metadata"].get("strata", {}).get("forward", "bfloat16")
     model = sentences.load(folder, device, DTYPES[forward])
-    if (width := model.get_embedding_dimension()) != found.sae.width:
-        raise BadInput(f"{folder} makes vectors of {width} numbers, but this SAE reads {found.sae.width}")
-    return replace(found, sentence=model)
+    if (width := model.get_embedding_dimension()) != explainer.sae.width:
+        raise BadInput(f"{folder} makes vectors of {width} numbers, but this SAE reads {explainer.sae.width}")
+    return replace(explainer, sentence=model)
 
 
 def _point(config: dict[str, Any]) -> tuple[int, Hook]:
-    """Layer and hook of an SAE on a language model."""
+    """Return the layer and the hook of an SAE on a language model. Raises BadInput where its config names none."""
     name = config["metadata"].get("hook_name", "")
     match = POINT.fullmatch(name)
     if match is None or match[2] not in get_args(Hook):
@@ -167,7 +191,10 @@ def _point(config: dict[str, Any]) -> tuple[int, Hook]:
 
 
 def _context(config: dict[str, Any], lm: LanguageModel) -> int:
-    """Tokens of a context, BOS included: as the SAE was trained, where it says so, but no more than the model reads."""
+    """Return the number of tokens in a context, BOS included, but no more than the model reads.
+
+    It is the number with which the SAE was trained, where the SAE says so.
+    """
     size = config["metadata"].get("context_size", TOKENS)
     if not isinstance(size, int) or size < 2:
         raise BadInput(f"the SAE's context_size is {size!r}; it must be a whole number of at least 2")
@@ -175,13 +202,15 @@ def _context(config: dict[str, Any], lm: LanguageModel) -> int:
 
 
 def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:
-    """The latents that reach most somewhere, at most ``most``: number, largest code, code on each row."""
+    """Return at most ``most`` latents by falling largest code: the latent, that code, and its code on each row."""
     values, pattern = found.codes.values, found.codes.pattern
-    largest = torch.zeros(pattern.width).scatter_reduce(0, pattern.latents, values, "amax")
-    shown = []
-    for j in np.argsort(-largest.numpy(), kind="stable")[:most]:
-        if largest[j] > 0:
-            here, row = pattern.latents == int(j), torch.zeros(len(found.tokens))
-            row[pattern.row_of[here]] = values[here]
-            shown.append((int(j), float(largest[j]), row.tolist()))
-    return shown
+    largest = torch.zeros(pattern.width).scatter_reduce(0, pattern.latents, values, "amax")  # (latents,)
+
+    ranked = []
+    for latent in map(int, np.argsort(-largest.numpy(), kind="stable")[:most]):
+        if largest[latent] > 0:
+            entries = pattern.latents == latent
+            codes = torch.zeros(len(found.tokens))
+            codes[pattern.row_of[entries]] = values[entries]
+            ranked.append((latent, float(largest[latent]), codes.tolist()))
+    return ranked

@@ -1,4 +1,4 @@
-"""The connections of the server: none can wait for ever, and those that send nothing give way to those that do."""
+"""The connections of the server. None can wait for ever, and one that sends nothing gives way to a new one."""
 
 import asyncio
 import ipaddress
@@ -8,21 +8,21 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS = 10.0  # seconds in which a request's headers must come, and an answer that waits for its reader must move on
-CONNECTIONS = 512  # open at once; beyond that, the one that has been sending its request for longest is closed
-REFUSED = 2048  # beyond that many connections or answers under way, a new request is told 503
+HEADERS = 10.0  # seconds in which a request's headers must arrive, and in which a client must go on reading an answer
+CONNECTIONS = 512  # open at once; a new one beyond that closes the one that has been sending its request for longest
+REFUSED = 2048  # connections or unfinished answers, beyond which a new request gets a 503
 LONGEST_HEADERS = 2**16  # bytes
 
 
 class Punctual(H11Protocol):
     """A connection of uvicorn's with deadlines.
 
-    uvicorn itself waits for ever for the end of a request's headers and for a client that does not read its answer, and
-    such connections need no token. A body has its own deadline (`apps/serve/app.py`).
+    uvicorn itself waits for ever for the end of a request's headers, and for a client that does not read its answer.
+    Anyone can open such connections, because they need no token. A body has its own deadline (`apps/serve/app.py`).
     """
 
     deadline: asyncio.TimerHandle | None = None
-    since: float = 0.0  # when it began to wait for a request, by the loop's clock
+    since: float = 0.0  # when it began to wait for a request, in seconds of the event loop's clock
 
     @property
     def idle(self) -> bool:
@@ -42,7 +42,7 @@ class Punctual(H11Protocol):
         unfinished = [peer for peer in others if peer.unfinished]
         if len(others) >= CONNECTIONS and unfinished:
             oldest = min(unfinished, key=lambda peer: peer.since)
-            self.connections.discard(oldest)  # at once: it hears of its end only after this burst of new ones
+            self.connections.discard(oldest)  # now: its own connection_lost comes only after this burst of new ones
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,7 +57,7 @@ class Punctual(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.idle:  # else the next request was there already
+        if self.idle:  # otherwise the next request is already there
             self._wait_for_request()
 
     def pause_writing(self) -> None:
@@ -69,25 +69,26 @@ class Punctual(H11Protocol):
         self._set_deadline(HEADERS if self.idle else None)
 
     def send_400_response(self, msg: str) -> None:
-        """Say 400, or just close where an answer has begun: uvicorn would then fail at sending a second one."""
+        """Answer 400. Where an answer has begun, only close: uvicorn would fail to send a second one."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
             self.transport.close()
 
     def _wait_for_request(self) -> None:
+        """Give the client HEADERS seconds for the headers of its next request."""
         self.since = self.loop.time()
         self._set_deadline(HEADERS)
 
     def _set_deadline(self, seconds: float | None) -> None:
-        """Close the connection in so many seconds, whatever it still has to send; None: not any more."""
+        """Close the connection after ``seconds``, whatever it still has to send. None takes the deadline away."""
         if self.deadline is not None:
             self.deadline.cancel()
         self.deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on ``host``."""
+    """Tell whether only this machine can reach a server on ``host``."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -95,7 +96,7 @@ def is_loopback(host: str) -> bool:
 
 
 def config(app: Any, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn serves ``app``: over HTTP/1.1 alone, within the limits above."""
+    """Configure uvicorn to serve ``app`` over HTTP/1.1 alone, within the limits above."""
     return uvicorn.Config(
         app,
         host=host,

@@ -1,4 +1,4 @@
-"""The latents that their explanations fit best and worst, with the contexts that they fire on."""
+"""Choose the latents whose explanations are best and worst, and show the contexts on which they fire."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from markupsafe import Markup
 from stages.report.latents import Layer, context, grouped, rows
 from strata.pages.readable import Row
 
-EACH = 3  # latents at either end, a layer
-CONTEXTS = 3  # of each
+EACH = 3  # latents at either end of a layer
+CONTEXTS = 3  # of a latent
 
 
 class Shown(NamedTuple):
-    """One latent: its row of the statistics, its best explanation, its strongest contexts."""
+    """One latent: ``row`` of the statistics, ``note``, its best explanation, and its strongest ``contexts``."""
 
     row: Row
     note: Row
@@ -21,7 +21,7 @@ class Shown(NamedTuple):
 
 
 class Closeup(NamedTuple):
-    """Of a layer, the latents whose explanations tell best, and worst, where they fire."""
+    """The latents of a layer whose explanations predict best, and worst, where they fire."""
 
     layer: int
     best: list[Shown]
@@ -29,10 +29,11 @@ class Closeup(NamedTuple):
 
 
 def ends(ids: Sequence[int], notes: dict[int, Row], each: int = EACH) -> tuple[list[int], list[int]]:
-    """Those of ``ids`` whose explanations do best and worst, the more important first where they tie.
+    """Return those of ``ids`` whose explanations score best, and worst. Of equal scores the more important comes first.
 
-    By the score alone: a latent's chance is the score of one other latent's explanation, which may happen to fit.
-    Latents whose explanation could not be scored are in neither; of few latents none is in both.
+    Only the score counts, not its distance from chance: a latent's chance is the score of one other latent's
+    explanation, which may happen to fit. Latents whose explanation could not be scored are in neither list, and no
+    latent is in both, however few there are.
     """
     scores = {latent: notes[latent]["balanced_accuracy"] for latent in ids if latent in notes}
     scored = [latent for latent, score in scores.items() if score is not None]
@@ -42,7 +43,7 @@ def ends(ids: Sequence[int], notes: dict[int, Row], each: int = EACH) -> tuple[l
 
 
 def closeup(layer: Layer) -> Closeup | None:
-    """Both ends of a layer; None if no explanation was scored."""
+    """Show both ends of a layer. Return None if no explanation was scored."""
     best, worst = ends(layer.ids, layer.notes)
     if not best:
         return None

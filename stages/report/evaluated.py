@@ -1,4 +1,4 @@
-"""What evaluate measured, as the report shows it."""
+"""Show what evaluate measured, in the report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from strata.pages.pictures import INK, SOFT, png
 
 Numbers = dict[str, Any]
-NAMES = {
+NAMES = {  # what is probed -> how the report calls it
     "sae": "SAE",
     "residual": "activations",
     "pca": "their PCA",
@@ -17,23 +17,8 @@ NAMES = {
     "drawn": "latents at random",
     "shuffled": "labels shuffled",
 }
-LINES = {"sae": "-", "residual": "--", "pca": ":"}  # those of the picture
-
-
-def values_of(found: Mapping[str, Any]) -> Numbers:
-    """What the summary takes of `reports/evaluate/<L>.json`: the values alone; intervals and controls stay there."""
-    kept = {name: part for name, part in found.items() if name != "controls" and isinstance(part, Mapping)}
-    return {name: part["value"] if "value" in part else values_of(part) for name, part in kept.items()}
-
-
-def probed(found: Numbers) -> dict[str, Numbers]:
-    """What was probed -> k -> its accuracy, the SAE first; empty where there was no label to probe for."""
-    probing = found["probing"]
-    rows = {"sae": probing["sae"], **probing["controls"]} if "sae" in probing else {}
-    return {name: rows[name] for name in NAMES if name in rows}
-
-
-COSTLY = {  # section -> its measure, what the report says of it, its control
+LINES = {"sae": "-", "residual": "--", "pca": ":"}  # what the picture shows -> how its line is drawn
+COSTLY = {  # section -> its measure, how the report describes it, its control
     "stability": (
         "again",
         "latents that come again when trained with another seed; control: random directions",
@@ -48,36 +33,65 @@ COSTLY = {  # section -> its measure, what the report says of it, its control
 }
 
 
-def costly(found: Numbers) -> list[tuple[str, Any, Any]]:
-    """What took trainings: what it is, its measure, its control's; or in place of the measure why there is none."""
+def values_of(numbers: Mapping[str, Any]) -> Numbers:
+    """Return what the summary says of `reports/evaluate/<L>.json`: its values, without intervals and controls."""
+    parts = {name: part for name, part in numbers.items() if name != "controls" and isinstance(part, Mapping)}
+    return {name: part["value"] if "value" in part else values_of(part) for name, part in parts.items()}
+
+
+def probed(numbers: Numbers) -> dict[str, Numbers]:
+    """Return what was probed -> k -> its accuracy, the SAE first; empty where there was no label to probe for."""
+    probing = numbers["probing"]
+    rows = {"sae": probing["sae"], **probing["controls"]} if "sae" in probing else {}
+    return {name: rows[name] for name in NAMES if name in rows}
+
+
+def costly(numbers: Numbers) -> list[tuple[str, Any, Any]]:
+    """Return a line for each measure that needed trainings: what it is, its value, the value of its control.
+
+    Where it could not be measured, the reason stands in place of the value, and None in place of the control's.
+    """
     lines = []
-    for section, (name, said, control) in COSTLY.items():
-        if (part := found.get(section)) is not None:
-            why = part.get("why")
-            lines.append((said, why or part[name], None if why else part["controls"][control][name]))
+    for section, (measure, description, control) in COSTLY.items():
+        part = numbers.get(section)
+        if part is None:
+            continue
+        if reason := part.get("why"):
+            lines.append((description, reason, None))
+        else:
+            lines.append((description, part[measure], part["controls"][control][measure]))
     return lines
 
 
 def accuracies(evaluated: Mapping[int, Numbers], colours: Mapping[int, str]) -> bytes | None:
-    """Accuracy by k of the SAE, of the activations' own channels and of their principal components, with intervals."""
-    layers = {layer: rows for layer, found in evaluated.items() if (rows := probed(found))}
+    """Draw the accuracy of probes by k, with intervals. Return None where nothing was probed.
+
+    A line each for the SAE's latents, the activations' own channels and their principal components.
+    """
+    layers = {layer: rows for layer, numbers in evaluated.items() if (rows := probed(numbers))}
     if not layers:
         return None
 
     def draw(axes: Axes) -> None:
-        for number, (layer, rows) in enumerate(layers.items()):
-            for line, (name, style) in enumerate(LINES.items()):
-                measured = list(rows[name].values())
-                aside = 0.5 * ((number * len(LINES) + line + 0.5) / (len(layers) * len(LINES)) - 0.5)
-                at = [place + aside for place in range(len(measured))]  # so that no interval covers another
-                values = [one["value"] for one in measured]
-                low, high = ([abs(one[end] - one["value"]) for one in measured] for end in ("low", "high"))
-                axes.errorbar(at, values, (low, high), color=colours[layer], ls=style, lw=1.1, elinewidth=0.6)
+        lines = [(layer, rows, name, style) for layer, rows in layers.items() for name, style in LINES.items()]
+        for place, (layer, rows, name, style) in enumerate(lines):
+            accuracies_by_k = list(rows[name].values())
+            values = [accuracy["value"] for accuracy in accuracies_by_k]
+            below = [abs(accuracy["low"] - accuracy["value"]) for accuracy in accuracies_by_k]
+            above = [abs(accuracy["high"] - accuracy["value"]) for accuracy in accuracies_by_k]
+
+            # Each line stands a little aside of the tick, so that no interval covers another.
+            aside = 0.5 * ((place + 0.5) / len(lines) - 0.5)
+            x = [tick + aside for tick in range(len(values))]
+            axes.errorbar(x, values, (below, above), color=colours[layer], ls=style, lw=1.1, elinewidth=0.6)
+
         ticks = list(next(iter(layers.values()))["sae"])
         axes.set_xticks(range(len(ticks)), ticks)
         axes.axhline(0.5, color=SOFT, lw=0.8)
         axes.set(xlabel="latents, channels or components that a probe has", ylabel="accuracy on held-out documents")
-        lines = [Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in layers]
-        axes.legend(handles=[*lines, *(Line2D([], [], color=INK, ls=LINES[n], label=NAMES[n]) for n in LINES)])
+
+        of_layers = [Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in layers]
+        of_lines = [Line2D([], [], color=INK, ls=style, label=NAMES[name]) for name, style in LINES.items()]
+        axes.legend(handles=[*of_layers, *of_lines])
 
     return png(draw, axes_grid=True)

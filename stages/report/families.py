@@ -1,4 +1,4 @@
-"""What cluster found of a layer, as the report shows it."""
+"""Show the families of latents that cluster found in a layer."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,7 +9,8 @@ PAGES = '<script type="application/json" id="pages">[]</script>'  # where the ma
 
 
 class Families(NamedTuple):
-    """``numbers``: what cluster measured. ``picture``: the map as PNG; ``page``: as a page, without its links."""
+    """A layer's families. ``numbers``: what cluster measured. ``picture``: the map as PNG. ``page``: the map as HTML,
+    whose latents do not link to their pages yet."""
 
     layer: int
     numbers: dict[str, Any]
@@ -18,11 +19,11 @@ class Families(NamedTuple):
 
 
 def read_families(clusters: Clusters, numbers: dict[str, Any]) -> Families:
-    """Open a layer's maps."""
+    """Read a layer's maps."""
     picture, page = (clusters.folder / name for name in ("map.png", "map.html"))
     return Families(clusters.meta["layer"], numbers, picture.read_bytes(), page.read_text(encoding="utf-8"))
 
 
 def linked(page: str, ids: list[int]) -> str:
-    """The map, its latents linked to their pages, which stand in the same folder."""
+    """Return the map whose latents ``ids`` link to their pages, which stand in the same folder."""
     return page.replace(PAGES, PAGES.replace("[]", json.dumps(ids)), 1)

@@ -1,4 +1,4 @@
-"""What each metric means, in one sentence for a reader who meets it here, and which way is better."""
+"""Say what each metric means, in one sentence for a reader who does not know it yet, and which way is better."""
 
 from typing import NamedTuple
 

@@ -2,23 +2,18 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from stages.report.causes import SHOWN, Causes
+from stages.report.causes import SHOWN
 from stages.report.closeup import closeup
 from stages.report.evaluated import NAMES, costly, probed
-from stages.report.families import Families
 from stages.report.figures import headline
+from stages.report.findings import Findings
 from stages.report.glossary import GLOSSARY
-from stages.report.knobs import Report
-from stages.report.latents import Layer, tokens
-from stages.report.results import Merged, Result
+from stages.report.latents import tokens
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
-from stages.report.tuned import Searched
 from strata.pages.readable import number
-from strata.verdict.targets import Targets
 
 CAPTIONS = {
     "fvu": "Variance that the reconstruction misses while training; the targets judge the test split afterwards.",
@@ -34,76 +29,71 @@ CAPTIONS = {
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
 
-def render(
-    results: list[Result],
-    card: Scorecard,
-    pictures: Mapping[str, bytes],
-    targets: Targets,
-    text: str,
-    report: Report,
-    worse: Mapping[int, str],
-    latents: list[Layer],
-    families: list[Families],
-    causes: Causes,
-    merged: Sequence[Merged] = (),
-    searched: Searched | None = None,
-    evaluated: Mapping[int, dict[str, Any]] | None = None,
-    skipped: Sequence[str] = (),
-) -> str:
-    """Return the page; ``text`` names the corpus, ``worse`` says by layer which SAEs are worse than the mean or PCA and
-    what to try, ``latents`` are the layers that interpret looked at, ``families``
-    those that were clustered, ``merged`` those that merge made smaller, ``causes`` is what steering and inversion
-    found, ``searched`` what tune did, ``evaluated`` what evaluate measured, by layer; ``skipped`` names the stages that
-    ran on no layer."""
+def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -> str:
+    """Return the page. ``card``: the scorecard of ``findings``. ``pictures``: name -> PNG."""
     templates = environment()
     templates.filters |= {"bound": bound, "value": value}
+    embedded = {name: _base64(png) for name, png in pictures.items()}
+
     return templates.get_template("page.html.j2").render(
-        report=report,
-        results=results,
-        controls=list(results[0].controls),
+        report=findings.knobs,
+        text=findings.corpus,
+        glossary=GLOSSARY,
+        pictures=embedded,
+        captions=CAPTIONS,
+        skipped=findings.skipped,
+        # the verdict
         card=card,
-        judged=list(targets.bounds),
+        judged=list(findings.targets.bounds),
         lines={
             (line["layer"], line.get("control"), line["metric"]): line for line in card["targets"] + card["controls"]
         },
         loose=[control for control in card["controls_failing"] if not control["fails"]],
         failures=failures(card),
-        worse=worse,
-        headline=headline(results),
-        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
-        captions=CAPTIONS,
-        glossary=GLOSSARY,
-        text=text,
-        latents=latents,
-        closeups=[found for layer in latents if (found := closeup(layer))],
-        searched=searched,
-        families=families,
-        maps={found.layer: base64.b64encode(found.picture).decode() for found in families},
-        causes=causes,
+        worse=findings.shortfalls,
+        # tune and train
+        searched=findings.searched,
+        results=findings.results,
+        controls=list(findings.results[0].controls),
+        headline=headline(findings.results),
+        # interpret and cluster
+        latents=findings.latents,
+        closeups=[both_ends for layer in findings.latents if (both_ends := closeup(layer))],
+        families=list(findings.families.values()),
+        maps={layer: _base64(families.picture) for layer, families in findings.families.items()},
+        # merge
+        merged=findings.merged,
+        merge_metrics=MERGED,
+        # steer_eval and invert
+        causes=findings.causes,
         doses={
-            layer: base64.b64encode(pictures[f"steering-{layer}"]).decode()
-            for layer, found in causes.steered.items()
-            if found["latents"]
+            layer: embedded[f"steering-{layer}"]
+            for layer, steering in findings.causes.steered.items()
+            if steering["latents"]
         },
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
-        merged=merged,
-        skipped=skipped,
-        merge_metrics=MERGED,
-        evaluated=evaluated or {},
+        # evaluate
+        evaluated=findings.evaluated,
         probed=probed,
         costly=costly,
         probe_names=NAMES,
     )
 
 
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()
+
+
 def value(knob: float | int | str | bool | None) -> str:
-    """A knob as a person reads it: numbers short, the rest as params.yaml would have it."""
-    return number(knob) if isinstance(knob, float) else knob if isinstance(knob, str) else json.dumps(knob)
+    """Write a knob for a person: a fraction with few digits, anything else as params.yaml would have it."""
+    if isinstance(knob, float):
+        return number(knob)
+    return knob if isinstance(knob, str) else json.dumps(knob)
 
 
 def bound(line: Mapping[str, float | None]) -> str:
-    """``min`` and ``max`` as a condition: ``≤ 0.01``, ``50 – 100``."""
+    """Write ``min`` and ``max`` of a scorecard's line as a condition: ``≤ 0.01``, ``50 – 100``."""
     low, high = line["min"], line["max"]
     if low is None:
         return f"≤ {high:g}"

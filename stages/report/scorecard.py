@@ -1,9 +1,9 @@
-"""Judge every layer and its controls; flatten every number for `dvc exp show`."""
+"""Judge every layer and its controls, and flatten every number for `dvc exp show`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from stages.report.results import Result
+from stages.train.read import Result
 from strata.verdict.targets import Targets, judge
 
 Scorecard = dict[str, Any]
@@ -12,8 +12,8 @@ Scorecard = dict[str, Any]
 def scorecard(results: list[Result], targets: Targets) -> Scorecard:
     """Hold each SAE, and each control beside it, against the targets.
 
-    A control is a stand-in that no good SAE resembles (the mean, PCA, untrained weights). One that fails nothing
-    (an empty ``fails``) means that the targets are too loose to say anything.
+    A control is a stand-in that no good SAE resembles (the mean, PCA, untrained weights). If a control fails no target
+    (an empty ``fails``), the targets are too loose to say anything.
     """
     lines = [{"layer": result.layer, **line} for result in results for line in judge(result.test, targets)]
     controls = [
@@ -22,24 +22,22 @@ def scorecard(results: list[Result], targets: Targets) -> Scorecard:
         for control, values in result.controls.items()
         for line in judge(values, targets)
     ]
+    failed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
+    controls_failing = [
+        {
+            "layer": result.layer,
+            "control": control,
+            "fails": [metric for layer, name, metric in failed if (layer, name) == (result.layer, control)],
+        }
+        for result in results
+        for control in result.controls
+    ]
     return {
         "targets": lines,
         "passed": sum(line["pass"] is True for line in lines),
         "failed": sum(line["pass"] is False for line in lines),
         "controls": controls,
-        "controls_failing": [
-            {
-                "layer": result.layer,
-                "control": control,
-                "fails": [
-                    line["metric"]
-                    for line in controls
-                    if (line["layer"], line["control"], line["pass"]) == (result.layer, control, False)
-                ],
-            }
-            for result in results
-            for control in result.controls
-        ],
+        "controls_failing": controls_failing,
     }
 
 
@@ -48,18 +46,20 @@ def summary(
     card: Scorecard,
     measured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, float | int]:
-    """Every number of the SAEs under a name that reads well as a column: ``train.9.fvu_inlier``.
+    """Flatten every number under a name that reads well as a column: ``train.9.fvu_inlier``.
 
-    ``measured``: what the other stages did, ``interpret.9`` -> its numbers, nested: ``interpret.9.dropped.dead``.
+    ``measured``: the numbers of the other stages, ``interpret.9`` -> numbers that may be nested. A nested one becomes
+    ``interpret.9.dropped.dead``.
 
-    The controls' numbers stay in the scorecard: three times as many columns would hide the ones that one compares.
-    What does not apply is left out, because DVC warns of a null metric.
+    The controls' numbers stay in the scorecard: three times as many columns would hide those that a reader compares.
+    A metric that does not apply is left out, because DVC warns of a null metric.
     """
     numbers: dict[str, float | int] = {
         "targets.passed": card["passed"],
         "targets.failed": card["failed"],
         "controls.passing": sum(not control["fails"] for control in card["controls_failing"]),
     }
+
     for result in results:
         facts = {
             **result.test,
@@ -70,13 +70,14 @@ def summary(
             "outlier_variance": result.outliers.share_of_variance,
         }
         numbers |= {f"train.{result.layer}.{name}": value for name, value in facts.items() if value is not None}
-    for stage, found in (measured or {}).items():
-        numbers |= _flat(found, f"{stage}.")
+
+    for stage, values in (measured or {}).items():
+        numbers |= _flat(values, f"{stage}.")
     return numbers
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:
-    """The numbers among nested ``values``; text, lists, null and the layer's own number are left out."""
+    """Flatten the numbers among nested ``values``. Leave out text, lists, null and the number of the layer."""
     numbers: dict[str, float | int] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -87,7 +88,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:
 
 
 def failures(card: Scorecard) -> list[str]:
-    """A phrase for each target that fails: ``layer 3: delta_ce is 0.52, above its max 0.5``."""
+    """Return a phrase for each target that fails: ``layer 3: delta_ce is 0.52, above its max 0.5``."""
     return [_phrase(line) for line in card["targets"] if line["pass"] is False]
 
 

@@ -1,4 +1,4 @@
-"""The templates of this folder, where every value is text until it is said to be markup."""
+"""Open the templates of this folder. They escape every value that is not a ``Markup``."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ FOLDER = Path(__file__).parent
 
 
 def environment() -> Environment:
-    """What the report and the latents' pages are rendered by."""
-    found = Environment(
+    """Return the Jinja environment of the report and the latents' pages, with the filters that they use."""
+    templates = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "percent": percent, "token": visible}
-    return found
+    templates.filters |= {"number": number, "percent": percent, "token": visible}
+    return templates

@@ -1,4 +1,4 @@
-"""What the report says of the search: its best knobs beside those of params.yaml, and its pictures."""
+"""Show what tune searched: its best knobs beside those of params.yaml, and its pictures."""
 
 import base64
 from pathlib import Path
@@ -14,7 +14,8 @@ CAPTIONS = {
 
 
 class Searched(NamedTuple):
-    """``pictures``: name -> PNG in base64. ``result``: as in the summary. ``taken``: knobs that train takes."""
+    """A finished search. ``result``: its numbers, as in the summary. ``taken``: the names of the knobs that train takes
+    from it. ``pictures``: name -> PNG in base64."""
 
     trials: Trials
     result: dict[str, Any]
@@ -23,11 +24,12 @@ class Searched(NamedTuple):
 
     @property
     def captions(self) -> dict[str, str]:
+        """Picture -> the sentence under it."""
         return {name: CAPTIONS[name] for name in self.pictures}
 
 
 def searched_in(folder: Path, trials: Trials) -> Searched:
-    """Gather what tune left in ``folder``."""
+    """Gather what tune left in ``folder``, whose trials are ``trials``."""
     files = {name: folder / f"{name}.png" for name in CAPTIONS}
     pictures = {name: base64.b64encode(path.read_bytes()).decode() for name, path in files.items() if path.exists()}
     return Searched(trials, numbers(trials), trials["from_tune"], pictures)

@@ -1,5 +1,2 @@
-"""Stage train: from one layer's activations, the tokens and the language model to an SAE.
-
-It writes `data/sae/<L>/`, the SAE in SAELens's layout, and `reports/train/<L>.json`, how the SAE and three controls do
-on held-out text.
-"""
+"""In: one layer's activations, the tokens, the language model. Out: `data/sae/<L>/`, an SAE in SAELens's layout, and
+`reports/train/<L>.json`, what was measured of it and of three controls on held-out text; `read.py` reads that."""

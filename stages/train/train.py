@@ -1,7 +1,8 @@
-"""Stage train@L: train one layer's SAE, or take an imported one, and judge it on held-out text."""
+"""Stage train@L: train one layer's SAE, and judge it on held-out text."""
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,52 +38,42 @@ def main(
     Example: dvc repro train@9
     """
     rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    model = read.lm_meta(Path(lm))
-    check_origin(rows, contexts, read.model_facts(model))
+    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
 
-    # The knobs: the section, the values of it that tune found, and what by_layer says of this layer.
+    # The section train, over it what it takes from tune, over that what by_layer says of this layer.
     section, size = params.load("train", dict), auto.size_of(rows.meta)
-    best_values = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    layer_values = read_json(Path(override))
-    knobs = training.knobs_of(section, best_values, layer_values, rows.layer, size)
+    from_tune = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
+    of_layer = read_json(Path(override))
+    knobs = training.knobs_of(section, from_tune, of_layer, rows.layer, size)
 
-    # Refuse what cannot work before the processes meet, and before the training.
+    # Refuse before the training what would fail in it or after it.
     launch.share(knobs.micro_batches, "train.micro_batches")
     quality.check_held_out(rows, "test")
-    targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
 
+    targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
     machine = params.load("machine", Machine)
     device = start(machine)
     keep_memory()
+    write = partial(
+        _judge_and_write,
+        rows,
+        contexts,
+        lm=Path(lm),
+        device=device,
+        target=Path(target),
+        report=Path(report),
+        curve=Path(curve),
+    )
 
-    def write(fitted: Fitted, untrained: SAE, knobs: Train, given: dict[str, Any] | None) -> None:
-        """Judge the best SAE, and write all checkpoints, the curve and the report."""
-        result, metadata, frequency = _judged(fitted.best, untrained, rows, contexts, Path(lm), knobs, given, device)
-        result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
-
-        for name, sae in fitted.saes.items():
-            is_best = name == "best"
-            folder = Path(target) if is_best else Path(target) / name
-            disk.save(folder, sae, metadata, frequency if is_best else None)
-
-        write_text(Path(curve), judge.history_csv(fitted.history))
-        hashes = {"weights": sha256(Path(target) / disk.WEIGHTS), "curve": sha256(Path(curve))}
-        write_json(Path(report), {**result, **hashes})
-        if worse := shortfall.of_layer(result, fitted.history):
-            sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
-
-    if launch.rank() == 0 and knobs.from_ is None:
-        auto.tell(f"train {rows.layer}", {**section, **best_values, **layer_values}, knobs.model_dump(), size)
-
-    # An imported SAE is judged, not trained, and that takes one process.
     if knobs.from_ is not None:
         if launch.rank() == 0:
-            fitted, untrained, described, given = imported.take(knobs.from_, rows, knobs, seed, device)
-            write(fitted, untrained, described, given)
+            fitted, untrained, described, metadata = imported.take(knobs.from_, rows, knobs, seed, device)
+            write(fitted, untrained, described, metadata)
         return
+    if launch.rank() == 0:
+        auto.tell(f"train {rows.layer}", {**section, **from_tune, **of_layer}, knobs.model_dump(), size)
 
-    # Whatever the result depends on. Unfinished work with the same facts is continued.
-    facts = {
+    inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "train": knobs.model_dump(),
         "targets": {name: bound.model_dump() for name, bound in targets.bounds.items() if name in CHECKPOINT},
@@ -90,29 +81,44 @@ def main(
         "machine": [device.type, machine.threads],
     }
     live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
-    with launch.shared(resume.scratch(f"train-{rows.layer}", facts)) as work:
+    with launch.shared(resume.scratch(f"train-{rows.layer}", inputs)) as work:
         with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
             fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
         if launch.rank() == 0:
             write(fitted, untrained, knobs, None)
 
 
-def _judged(
-    sae: SAE,
-    untrained: SAE,
+def _judge_and_write(
     rows: Activations,
     contexts: Contexts,
-    lm: Path,
+    fitted: Fitted,
+    untrained: SAE,
     knobs: Train,
     given: dict[str, Any] | None,
+    *,
+    lm: Path,
     device: torch.device,
-) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor]:
-    """Open the language model, if there is one, and measure the SAE on held-out text.
+    target: Path,
+    report: Path,
+    curve: Path,
+) -> None:
+    """Judge the best checkpoint beside its controls; write every checkpoint, the report and the curve.
 
-    Returns the report, the metadata for `cfg.json`, and the share of rows on which each latent is active, (latent,).
+    ``knobs`` say what the SAE is. ``given``: the metadata of an imported SAE; None if it was trained here.
     """
-    source, options = read.lm_path(lm)
+    name, options = read.lm_path(lm)
     speechless = read.speechless(read.lm_meta(lm))
-    model = None if speechless else load(source, DTYPES[rows.meta["forward"]], device, **options)
-    result, frequency = judge.measure(sae, untrained, rows, contexts, model, knobs)
-    return result, judge.metadata(rows, contexts, knobs, result["test"], given), frequency
+    model = None if speechless else load(name, DTYPES[rows.meta["forward"]], device, **options)
+    result, firing_rate = judge.measure(fitted.best, untrained, rows, contexts, model, knobs)
+    result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
+
+    # The best checkpoint is the folder itself; the others stand in it by their names.
+    metadata = judge.metadata(rows, contexts, knobs, result["test"], given)
+    for checkpoint, sae in fitted.saes.items():
+        best = checkpoint == "best"
+        disk.save(target if best else target / checkpoint, sae, metadata, firing_rate if best else None)
+    write_text(curve, judge.history_csv(fitted.history))
+    write_json(report, {**result, "weights": sha256(target / disk.WEIGHTS), "curve": sha256(curve)})
+
+    if worse := shortfall.of_layer(result, fitted.history):
+        sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
