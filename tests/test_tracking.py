@@ -454,7 +454,7 @@ def test_a_store_that_hangs_is_left_behind(
 
 def test_switched_off_nothing_is_imported(tmp_path: Path):
     program = (
-        "import sys, tests.test_tracking as t; from stages import tracking\n"
+        "import sys, tests.test_tracking as t; from strata.experiments import tracking\n"
         "tracking.track(t.experiment())\n"
         "with tracking.live('train@3', {}) as log: log(0, {'loss': 1.0})\n"
         "assert 'mlflow' not in sys.modules and 'sqlalchemy' not in sys.modules"
