@@ -29,7 +29,7 @@ def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str,
         try:
             numbers[key] = named(word, blocks)
         except BadInput:
-            raise BadInput(f"{key} is {word!r}; it must be a list of layers, all, or every 3") from None
+            raise BadInput(f"{key} is {params.shown(word)}; it must be a list of layers, all, or every 3") from None
     return numbers
 
 
