@@ -23,14 +23,14 @@ def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str,
     if not words:
         return {}
 
-    blocks = depth(params.check(values["fetch"]["lm"], LM, "fetch.lm"))
-    numbers: dict[str, list[int]] = {}
     for key, word in words.items():
         try:
-            numbers[key] = named(word, blocks)
+            named(word, 1)  # is it a word that means layers? The model is asked after that
         except BadInput:
             raise BadInput(f"{key} is {params.shown(word)}; it must be a list of layers, all, or every 3") from None
-    return numbers
+
+    blocks = depth(params.check(values["fetch"]["lm"], LM, "fetch.lm"))
+    return {key: named(word, blocks) for key, word in words.items()}
 
 
 def depth(lm: LM) -> int:
