@@ -3,6 +3,7 @@
 import re
 
 from strata.run.door import BadInput
+from strata.run.params import shown
 
 EVERY = re.compile(r"every ([1-9]\d*)")
 
@@ -15,5 +16,5 @@ def named(word: str, depth: int) -> list[int]:
     """
     every = EVERY.fullmatch(word)
     if word != "all" and not every:
-        raise BadInput(f"layers is {word!r}; it must be a list of layers, 'all' or 'every 3'")
+        raise BadInput(f"layers is {shown(word)}; it must be a list of layers, 'all' or 'every 3'")
     return list(range(0, depth, int(every[1]) if every else 1))

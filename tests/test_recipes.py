@@ -132,6 +132,7 @@ WRONG: list[tuple[str, str]] = [
     ("train:\n  k: choice(32, 64\n", ":2: train.k is the text 'choice(32, 64', not a number"),
     ("layers: evry 3\n", ":1: layers is 'evry 3'; it must be a list of layers, all, or every 3"),
     ("layers: every 0\n", ":1: layers is 'every 0'; it must be a list of layers, all, or every 3"),
+    ("seed: 1\nlayers: all\nfetch: 5\n", ":2, 3: fetch.lm is None"),
     ("seed: 1\nlayers: [9]\nextract:\n  layers: [3]\n", ":2, 4: extract.layers is [3], but layers names 9"),
     ("seed: 1\nseed: 2\n", " is not valid YAML: seed is there twice"),
     ("train: [\n", " is not valid YAML"),

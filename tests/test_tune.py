@@ -116,7 +116,7 @@ def test_a_knob_is_a_number_a_whole_number_or_a_choice():
         ({"space": {"lr": {"min": 0, "max": 0.1}}}, "tune.space: lr may be 0.0, but it should be greater than 0"),
         ({"space": {"auxk": {"min": 0, "max": 1, "log": True}}}, "auxk.min is 0, and a log range begins above 0"),
         ({"space": {"lr": {"min": 0.1, "max": 0.01}}}, "tune.space: lr.min is 0.1, which is not below its max 0.01"),
-        ({"space": {"lr": {"min": "1e-4", "max": 1}}}, "tune.space: lr.min is the text '1e-4', not a number; YAML"),
+        ({"space": {"lr": {"min": "1e-4", "max": 1}}}, "tune.space: lr.min is the text '1e-4', not a number; write"),
         ({"space": {"lr": {"low": 0.1, "max": 1.0}}}, "tune.space: lr.low is not a known key; the known ones are min,"),
         ({"starts": 12}, "tune: starts is 12, so that none of 12 calls is left to learn from; lower it"),
         ({"calls": 0}, "tune.calls is 0, but it should be greater than 0"),

@@ -16,21 +16,25 @@ def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str,
 
     ``depth``: how many blocks a model has; it is asked only where there is such a word.
     """
-    extract = values.get("extract")
-    of_extract = extract.get("layers") if isinstance(extract, dict) else None
-    stated = {"layers": values.get("layers"), "extract.layers": of_extract}
+    stated = {"layers": values.get("layers"), "extract.layers": _inner(values, "extract", "layers")}
     words = {key: word for key, word in stated.items() if isinstance(word, str)}
     if not words:
         return {}
 
-    blocks = depth(params.check(values["fetch"]["lm"], LM, "fetch.lm"))
-    numbers: dict[str, list[int]] = {}
     for key, word in words.items():
         try:
-            numbers[key] = named(word, blocks)
+            named(word, 1)  # is it a word that means layers? The model is asked after that
         except BadInput:
-            raise BadInput(f"{key} is {word!r}; it must be a list of layers, all, or every 3") from None
-    return numbers
+            raise BadInput(f"{key} is {params.shown(word)}; it must be a list of layers, all, or every 3") from None
+
+    blocks = depth(params.check(_inner(values, "fetch", "lm"), LM, "fetch.lm"))
+    return {key: named(word, blocks) for key, word in words.items()}
+
+
+def _inner(values: dict[str, Any], section: str, key: str) -> Any:
+    """The value of a key of a section; None where the section is no section."""
+    inside = values.get(section)
+    return inside.get(key) if isinstance(inside, dict) else None
 
 
 def depth(lm: LM) -> int:
