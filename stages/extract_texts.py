@@ -1,5 +1,12 @@
 """Stage extract_texts: do what extract does, on the other text that interpret looks at."""
 
-from stages.extract import main
+from stages import extract
 
-__all__ = ["main"]
+
+def main(lm: str, corpus: str, selected: str, target: str) -> None:
+    """LM and CORPUS: what fetch wrote; SELECTED: what select wrote of the layers to store; TARGET: the folder that gets
+    `<layer>/` for each of them, and `tokens/`.
+
+    Example: dvc repro extract_texts
+    """
+    extract.main(lm, corpus, selected, target)
