@@ -19,14 +19,14 @@ from strata.run.files import write_json
 
 
 @launch.several
-def main(lm: str, corpus: str, selected: str, target: str) -> None:
-    """LM and CORPUS: what fetch wrote; SELECTED: what select wrote of the layers to store; TARGET: the folder that gets
+def main(lm: str, corpus: str, layers: str, target: str) -> None:
+    """LM and CORPUS: what fetch wrote; LAYERS: what select wrote of the layers to store; TARGET: the folder that gets
     `<layer>/` for each of them, and `tokens/`.
 
     Example: dvc repro extract
     """
-    layers = extracted(Path(selected))
-    outputs = ["tokens", *map(str, layers)]
+    numbers = extracted(Path(layers))
+    outputs = ["tokens", *map(str, numbers)]
     model, text = read.lm_meta(Path(lm)), read.corpus_meta(Path(corpus))
     if text.get("skipped"):
         for name in outputs if launch.rank() == 0 else ():
@@ -36,15 +36,15 @@ def main(lm: str, corpus: str, selected: str, target: str) -> None:
     knobs = params.load("extract", extraction.Extract)
     of_tokens = model["kind"] == read.LANGUAGE
     if of_tokens:
-        reading = _language(Path(lm), Path(target), layers, model, knobs)
+        reading = _language(Path(lm), Path(target), numbers, model, knobs)
     else:
-        reading = _documents(Path(lm), Path(corpus), Path(target), layers, model, knobs)
+        reading = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
 
     facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
     inputs = {  # unfinished work of other inputs is not used
         **facts,
         "params": knobs.model_dump(exclude={"layers", "batch_size"} if of_tokens else {"layers"}),
-        "layers": layers,
+        "layers": numbers,
         "vectors": text.get("vectors_sha256"),  # the corpus' own hash covers its texts alone
     }
     with launch.shared(resume.scratch("extract", inputs)) as work:
@@ -54,7 +54,7 @@ def main(lm: str, corpus: str, selected: str, target: str) -> None:
         launch.barrier()  # the contexts are there before any process reads them
 
         contexts = open_contexts(work / "tokens")
-        extraction.write_shards(reading, contexts, layers, knobs.shard_rows, facts, work)
+        extraction.write_shards(reading, contexts, numbers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
             resume.deliver(work, Path(target), outputs)
 

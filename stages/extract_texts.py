@@ -3,10 +3,10 @@
 from stages import extract
 
 
-def main(lm: str, corpus: str, selected: str, target: str) -> None:
-    """LM and CORPUS: what fetch wrote; SELECTED: what select wrote of the layers to store; TARGET: the folder that gets
+def main(lm: str, corpus: str, layers: str, target: str) -> None:
+    """LM and CORPUS: what fetch wrote; LAYERS: what select wrote of the layers to store; TARGET: the folder that gets
     `<layer>/` for each of them, and `tokens/`.
 
     Example: dvc repro extract_texts
     """
-    extract.main(lm, corpus, selected, target)
+    extract.main(lm, corpus, layers, target)

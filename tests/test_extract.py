@@ -25,7 +25,7 @@ FACTS = {"model": {"name": "tiny", "revision": None, "fingerprint": "abc"}, "cor
 
 def knobs(**changes: Any) -> room.Extract:
     values = {"hook": "resid_post", "tokens": 400, "context": 8, "pack": False, "batch_size": 7, "dtype": "float32"}
-    return room.Extract(**{**values, "normalize": True, "shard_rows": 64, **changes})
+    return room.Extract(**{**values, "layers": None, "normalize": True, "shard_rows": 64, **changes})
 
 
 def corpus(documents: int = 60) -> dict[str, list[dict[str, Any]]]:

@@ -616,7 +616,7 @@ def test_a_backend_that_cannot_be(project: Path, lm: dict[str, Any], changes: di
         change(fetch__corpus__sources=[vectors])
     with pytest.raises(BadInput, match=why):
         fetch_lm.main("data/lm")
-        run("fetch_corpus", "extract")
+        run("select", "fetch_corpus", "extract")
 
 
 # --- a real PostgreSQL ------------------------------------------------------------------------------------------------
