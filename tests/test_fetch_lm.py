@@ -66,7 +66,8 @@ def test_hub_model_stays_in_the_hubs_cache(tmp_path: Path, gpt2: Path) -> None:
     code = """
 from pathlib import Path
 from transformers import AutoModelForCausalLM
-from stages.fetch import lm, read
+from strata.corpus import read
+from strata.weights import fetch as lm
 from strata.corpus.place import whole_folder
 with whole_folder(Path("lm")) as folder:
     lm.fetch(lm.LM(kind="language", source="someone/tiny", revision="v1", trust_remote_code=False), folder)
