@@ -26,12 +26,17 @@ def main(sae: str, lm: str, latents: str, clusters: str, last: str, target: str,
     model = read.lm_meta(Path(lm))
     reason = read.speechless(model)
     interpretation = open_latents(Path(latents)) if knobs.run and interpreted(Path(latents)) else None
-    layer = interpretation.meta["layer"] if interpretation else None
-    if reason or interpretation is None or layer not in layers.chosen(knobs.layers, layer, Path(last)):
+    if reason or interpretation is None:
         write_skipped(Path(target), Path(report), reason)
         return
 
-    knobs = knobs.model_copy(update={"layers": knobs.layers or [layer]})
+    layer = interpretation.meta["layer"]
+    inverted = layers.chosen(knobs.layers, layer, Path(last))
+    if layer not in inverted:
+        write_skipped(Path(target), Path(report), None)
+        return
+
+    knobs = knobs.model_copy(update={"layers": inverted})
     coder, _ = disk.load(Path(sae))
     check_origin(interpretation, (coder.latents, coder.width), read.model_facts(model))
     maxima = chosen(interpretation, knobs.latents, selected(Path(clusters)), "invert.latents")

@@ -278,7 +278,7 @@ def the_front_door_is_lazy(root: Path) -> list[str]:
     faults = [f"import strata loads {name}" for name in sorted(names - {"importlib", "importlib.metadata", "typing"})]
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {
-        alias.asname: str(node.module)
+        str(alias.asname): str(node.module)
         for node in typed.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

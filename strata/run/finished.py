@@ -69,8 +69,8 @@ def _resolved(stage: str) -> dict[str, Any]:
         key, index = placeholder[1], placeholder[2]
         if key.startswith("item."):
             return item
-        entry = reduce(lambda section, word: section[word], key.split("."), values)
-        return str(entry if index is None else entry[int(index)])
+        param: Any = reduce(lambda section, word: section[word], key.split("."), values)
+        return str(param if index is None else param[int(index)])
 
     entry = params.read_yaml(Path("dvc.yaml"))["stages"][name]
     return json.loads(re.sub(r"\$\{([\w.]+)(?:\[(-?\d+)\])?\}", value, json.dumps(entry)))
