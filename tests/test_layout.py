@@ -120,7 +120,8 @@ def code_is_declared(root: Path) -> list[str]:
 def a_stage_is_a_key(root: Path) -> list[str]:
     """`ls stages` is the keys of dvc.yaml, and each has the script of its name."""
     keys = stages(root)
-    there = {path.stem for path in (root / "stages").iterdir() if not path.name.startswith("__")}
+    there = {path.relative_to(root / "stages").parts[0].removesuffix(".py") for path in (root / "stages").rglob("*.py")}
+    there.discard("__init__")
     faults = [f"stages/{name} is no stage of dvc.yaml" for name in sorted(there - keys.keys())]
     faults += [f"the stage {name} has no module in stages/" for name in keys if name not in there]
     return faults + [f"the stage {name} runs src.{script(keys[name])}" for name in keys if script(keys[name]) != name]
