@@ -4,6 +4,7 @@ import ast
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -262,7 +263,9 @@ def test_make_helps_and_says_which_python_it_needs(tmp_path: Path):
 
 
 def make(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True)
+    # A `make test` around us would make this one its child: it would print "make[2]" and the folders it enters.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, text=True)
 
 
 # --- a stage ------------------------------------------------------------------------------------------------------
