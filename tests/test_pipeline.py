@@ -344,7 +344,6 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_corpus",
         "extract",
         "fetch_texts",
-        "extract_texts",
         "tune",
         "train@2",
         "interpret@2",
@@ -408,8 +407,7 @@ def test_mistakes_are_told_and_cost_nothing(project: Project):
     for stage, change, sentence in mistakes:
         set_params(project.folder, change)
         output = project.dvc("repro", stage, code=255)
-        script = stage.partition("_")[0]
-        said = [line for line in output.splitlines() if line.startswith(f"{script}: ")]
+        said = [line for line in output.splitlines() if line.startswith(f"{stage}: ")]
         assert len(said) == 1 and sentence in said[0], output
         assert "Traceback" not in output and ran(output)[-1] == stage
         assert project.lock()[stage] == lock[stage]
