@@ -1,9 +1,11 @@
 """Recipes: each one is good, what is wrong in one is told with its line, and DVC gets exactly what was checked."""
 
 import json
+import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -497,6 +499,28 @@ def test_dvc_is_run_by_this_python(git: Callable[..., str], capfd: pytest.Captur
     assert experiment._dvc(["dvc", "--version"]) == 0
     said = capfd.readouterr().out.splitlines()
     assert said[0] == "run: dvc --version" and said[1].startswith("3.")
+
+
+WAITS = """import signal, subprocess, sys, time
+print("it runs", flush=True)
+try:
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+STARTS = "import sys; from apps.recipes import experiment; raise SystemExit(experiment._dvc(['waits']))"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_ends_a_run_ends_dvc_first(tmp_path: Path, number: signal.Signals):
+    (tmp_path / "waits.py").write_text(WAITS)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    process = subprocess.Popen([sys.executable, "-c", STARTS], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["run: waits\n", "it runs\n"]
+    process.send_signal(number)  # to this process alone
+    assert process.wait(30) == 7
+    process.stdout.close()
 
 
 # --- to its end -----------------------------------------------------------------------------------------------------

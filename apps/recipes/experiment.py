@@ -3,9 +3,11 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from apps.recipes import checkout, comments
 from apps.recipes.check import Asked
 from apps.recipes.words import alike
-from strata.run.door import BadInput, BadUsage
+from strata.run.door import BadUsage
 from strata.run.files import write_text
 from strata.run.params import parse_yaml
 
@@ -117,15 +119,19 @@ def _dvc(command: Sequence[str]) -> int:
     _say(shlex.join(command))
     folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, process_group=0)
+
+    def end(*_: object) -> None:
+        """Have DVC and its stage end as Ctrl-C does; what came of them is waited for."""
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, signal.SIGINT)
+
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
-    except OSError as error:
-        raise BadInput(f"dvc could not be started: {error}") from None
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # DVC hears of it as well, and ends its stage first
+        return process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
