@@ -340,7 +340,12 @@ def test_a_recipe_goes_over_what_is_committed(git: Callable[..., str]):
     with pytest.raises(BadInput, match=r"params.yaml has changes that are in no commit and no experiment"):
         checkout.base()
     git("commit", "-qam", "an experiment")
-    git("update-ref", "refs/exps/aa/bb/mine", "HEAD")
+    git("update-ref", "refs/exps/exec/EXEC_MERGE", "HEAD")  # what a run that was killed leaves
+    git("reset", "-q", "--soft", "HEAD~")
+    with pytest.raises(BadInput, match=r"params.yaml has changes that are in no commit and no experiment"):
+        checkout.base()
+    git("commit", "-qam", "an experiment")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/mine", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     assert checkout.base() == TEXT  # the values are those of an experiment, which keeps them
 
@@ -367,6 +372,17 @@ def test_a_checkout_that_cannot_hold_an_experiment_is_told(
         checkout.check()
     git("config", "user.email", "someone@example.org")
     checkout.check()
+
+    put("seed", 7)
+    git("add", "-A")
+    Path("params.yaml").write_text(TEXT)
+    checkout.check()  # of params.yaml it is mended
+    Path("mine.yaml").write_text("seed: 1\n")
+    git("add", "-A")
+    Path("mine.yaml").write_text("seed: 2\n")
+    with pytest.raises(BadInput, match=r"mine.yaml is staged in git and has changed since"):
+        checkout.check()
+    git("reset", "-q", "--hard")
 
     git("checkout", "-qb", "other")
     put("seed", 5)
@@ -450,7 +466,7 @@ def test_a_refused_recipe_starts_nothing(dvc: dict[str, Any]):
 def test_one_recipe_after_another_does_not_mix_them(dvc: dict[str, Any], git: Callable[..., str]):
     run_script.main("mine.yaml")
     git("commit", "-qam", "what DVC keeps of it")
-    git("update-ref", "refs/exps/aa/bb/mine", "HEAD")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/mine", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     Path("other.yaml").write_text("seed: 9\n")
     run_script.main("other.yaml")
@@ -459,7 +475,7 @@ def test_one_recipe_after_another_does_not_mix_them(dvc: dict[str, Any], git: Ca
 
     before = Path("params.yaml").read_text()
     git("commit", "-qam", "and of the other")
-    git("update-ref", "refs/exps/aa/bb/other", "HEAD")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/other", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     run_script.main("mine.yaml", "--temp")
     assert Path("params.yaml").read_text() == before and dvc["commands"][-1][-1] == "--temp"

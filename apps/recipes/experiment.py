@@ -98,6 +98,7 @@ def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
 
     ``values``: those that params.yaml has after a run that went well; None where it stays as it was.
     """
+    checkout.unstage()  # DVC stumbles over a file of which git's index has another version than the folder
     before = checkout.PARAMS.read_text(encoding="utf-8")
     if before != base:
         write_text(checkout.PARAMS, base)
