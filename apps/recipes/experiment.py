@@ -20,6 +20,7 @@ from strata.run.files import write_text
 from strata.run.params import parse_yaml
 
 BACK = "git checkout HEAD -- params.yaml dvc.lock reports/summary.json && dvc checkout"
+DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # options of `dvc exp run` that have a value
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def parsed(words: Iterable[str]) -> Line:
     parser.add_argument("-n", "--name")
     for option in ("--queue", "--temp", "--dry"):
         parser.add_argument(option, action="store_true")
+    for short, option in DVCS_OWN.items():
+        parser.add_argument(short, option)
     try:
         known, rest = parser.parse_known_args(list(words))
     except argparse.ArgumentError as error:
@@ -56,6 +59,9 @@ def parsed(words: Iterable[str]) -> Line:
         if ":" in key:
             raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
     rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
+    for option in DVCS_OWN.values():
+        if (value := getattr(known, option.removeprefix("--").replace("-", "_"))) is not None:
+            rest += [option, value]
     return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, rest)
 
 
