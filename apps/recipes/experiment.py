@@ -45,7 +45,7 @@ def parsed(words: Iterable[str]) -> Line:
     for option in ("--queue", "--temp", "--dry"):
         parser.add_argument(option, action="store_true")
     for short, option in DVCS_OWN.items():
-        parser.add_argument(short, option)
+        parser.add_argument(short, option, action="append", default=[])
     try:
         known, rest = parser.parse_known_args(list(words))
     except argparse.ArgumentError as error:
@@ -60,7 +60,7 @@ def parsed(words: Iterable[str]) -> Line:
             raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
     rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
     for option in DVCS_OWN.values():
-        if (value := getattr(known, option.removeprefix("--").replace("-", "_"))) is not None:
+        for value in getattr(known, option.removeprefix("--").replace("-", "_")):
             rest += [option, value]
     return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, rest)
 
