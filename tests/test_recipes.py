@@ -434,11 +434,8 @@ def test_a_run_leaves_the_comments(dvc: dict[str, Any], git: Callable[..., str],
     run_script.main("mine.yaml", "-S", "seed=3", "train@9", "-m", "k=3, a note")
     (command,) = dvc["commands"]
     assert command[:5] == ["dvc", "exp", "run", "--name", "mine"]
-    assert command[5:9] == ["-S", "train.k=64", "-S", "seed=3"] and command[9:] == [
-        "train@9",
-        "--message",
-        "k=3, a note",
-    ]
+    assert command[5:9] == ["-S", "train.k=64", "-S", "seed=3"]
+    assert command[9:] == ["train@9", "--message", "k=3, a note"]
     text = Path("params.yaml").read_text()
     assert [new for new, old in zip(text.splitlines(), TEXT.splitlines(), strict=True) if new != old] == [
         "seed: 3",
