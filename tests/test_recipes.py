@@ -1,9 +1,11 @@
 """Recipes: each one is good, what is wrong in one is told with its line, and DVC gets exactly what was checked."""
 
 import json
+import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -338,7 +340,12 @@ def test_a_recipe_goes_over_what_is_committed(git: Callable[..., str]):
     with pytest.raises(BadInput, match=r"params.yaml has changes that are in no commit and no experiment"):
         checkout.base()
     git("commit", "-qam", "an experiment")
-    git("update-ref", "refs/exps/aa/bb/mine", "HEAD")
+    git("update-ref", "refs/exps/exec/EXEC_MERGE", "HEAD")  # what a run that was killed leaves
+    git("reset", "-q", "--soft", "HEAD~")
+    with pytest.raises(BadInput, match=r"params.yaml has changes that are in no commit and no experiment"):
+        checkout.base()
+    git("commit", "-qam", "an experiment")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/mine", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     assert checkout.base() == TEXT  # the values are those of an experiment, which keeps them
 
@@ -365,6 +372,17 @@ def test_a_checkout_that_cannot_hold_an_experiment_is_told(
         checkout.check()
     git("config", "user.email", "someone@example.org")
     checkout.check()
+
+    put("seed", 7)
+    git("add", "-A")
+    Path("params.yaml").write_text(TEXT)
+    checkout.check()  # of params.yaml it is mended
+    Path("mine.yaml").write_text("seed: 1\n")
+    git("add", "-A")
+    Path("mine.yaml").write_text("seed: 2\n")
+    with pytest.raises(BadInput, match=r"mine.yaml is staged in git and has changed since"):
+        checkout.check()
+    git("reset", "-q", "--hard")
 
     git("checkout", "-qb", "other")
     put("seed", 5)
@@ -413,10 +431,11 @@ def staged(git: Callable[..., str]) -> str:
 
 
 def test_a_run_leaves_the_comments(dvc: dict[str, Any], git: Callable[..., str], capsys: pytest.CaptureFixture[str]):
-    run_script.main("mine.yaml", "-S", "seed=3", "train@9", "-m", "a note")
+    run_script.main("mine.yaml", "-S", "seed=3", "train@9", "-m", "k=3, a note")
     (command,) = dvc["commands"]
     assert command[:5] == ["dvc", "exp", "run", "--name", "mine"]
-    assert command[5:9] == ["-S", "train.k=64", "-S", "seed=3"] and command[9:] == ["train@9", "-m", "a note"]
+    assert command[5:9] == ["-S", "train.k=64", "-S", "seed=3"]
+    assert command[9:] == ["train@9", "--message", "k=3, a note"]
     text = Path("params.yaml").read_text()
     assert [new for new, old in zip(text.splitlines(), TEXT.splitlines(), strict=True) if new != old] == [
         "seed: 3",
@@ -448,7 +467,7 @@ def test_a_refused_recipe_starts_nothing(dvc: dict[str, Any]):
 def test_one_recipe_after_another_does_not_mix_them(dvc: dict[str, Any], git: Callable[..., str]):
     run_script.main("mine.yaml")
     git("commit", "-qam", "what DVC keeps of it")
-    git("update-ref", "refs/exps/aa/bb/mine", "HEAD")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/mine", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     Path("other.yaml").write_text("seed: 9\n")
     run_script.main("other.yaml")
@@ -457,7 +476,7 @@ def test_one_recipe_after_another_does_not_mix_them(dvc: dict[str, Any], git: Ca
 
     before = Path("params.yaml").read_text()
     git("commit", "-qam", "and of the other")
-    git("update-ref", "refs/exps/aa/bb/other", "HEAD")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/other", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     run_script.main("mine.yaml", "--temp")
     assert Path("params.yaml").read_text() == before and dvc["commands"][-1][-1] == "--temp"
@@ -497,6 +516,28 @@ def test_dvc_is_run_by_this_python(git: Callable[..., str], capfd: pytest.Captur
     assert experiment._dvc(["dvc", "--version"]) == 0
     said = capfd.readouterr().out.splitlines()
     assert said[0] == "run: dvc --version" and said[1].startswith("3.")
+
+
+WAITS = """import signal, subprocess, sys, time
+print("it runs", flush=True)
+try:
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+STARTS = "import sys; from apps.recipes import experiment; raise SystemExit(experiment._dvc(['waits']))"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_ends_a_run_ends_dvc_first(tmp_path: Path, number: signal.Signals):
+    (tmp_path / "waits.py").write_text(WAITS)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    process = subprocess.Popen([sys.executable, "-c", STARTS], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["run: waits\n", "it runs\n"]
+    process.send_signal(number)  # to this process alone
+    assert process.wait(30) == 7
+    process.stdout.close()
 
 
 # --- to its end -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The git checkout that an experiment is made in: params.yaml as it is committed, and the names that are taken."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from strata.run.door import BadInput
 from strata.run.params import parse_yaml
 
 PARAMS = Path("params.yaml")
+EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/")  # the commit that it is of, and its name
 BACK = "`git checkout HEAD -- params.yaml`"
 
 
@@ -21,6 +23,12 @@ def check() -> None:
     if unmerged := _git("diff", "--name-only", "--diff-filter=U"):
         raise BadInput(f"git is in the middle of a merge ({unmerged.split()[0]}); end it first, or `git merge --abort`")
 
+    if twice := [path for path in _changed_twice() if path != str(PARAMS)]:
+        raise BadInput(
+            f"{twice[0]} is staged in git and has changed since, and of such files DVC makes no experiment; stage it "
+            f"again (`git add {twice[0]}`), or not at all (`git reset -q -- {twice[0]}`)"
+        )
+
     missing = [
         f'git config --global user.{name} "{example}"'
         for name, example in (("name", "Your Name"), ("email", "you@example.org"))
@@ -28,6 +36,12 @@ def check() -> None:
     ]
     if missing:
         raise BadInput(f"git does not know who you are, and an experiment needs that: {' && '.join(missing)}")
+
+
+def _changed_twice() -> list[str]:
+    """Files of which git's index has another version than the last commit, and the folder another one again."""
+    lines = (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    return [line[3:] for line in lines if line[0] in "MARC" and line[1] in "MD"]
 
 
 def _by_environment(name: str) -> bool:
@@ -68,8 +82,9 @@ def _values(text: str) -> object:
 
 
 def _of_experiments() -> Iterator[str]:
-    """params.yaml in each experiment."""
-    for commit in set((_git("for-each-ref", "refs/exps", "--format=%(objectname)") or "").split()):
+    """params.yaml in each experiment; DVC has references of other kinds beside them."""
+    lines = (_git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)") or "").splitlines()
+    for commit in {line.split()[1] for line in lines if EXPERIMENT.match(line)}:
         if text := _git("show", f"{commit}:./{PARAMS}"):
             yield text
 

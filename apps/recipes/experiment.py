@@ -3,9 +3,11 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 from apps.recipes import checkout, comments
 from apps.recipes.check import Asked
 from apps.recipes.words import alike
-from strata.run.door import BadInput, BadUsage
+from strata.run.door import BadUsage
 from strata.run.files import write_text
 from strata.run.params import parse_yaml
 
 BACK = "git checkout HEAD -- params.yaml dvc.lock reports/summary.json && dvc checkout"
+DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # options of `dvc exp run` that have a value
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def parsed(words: Iterable[str]) -> Line:
     parser.add_argument("-n", "--name")
     for option in ("--queue", "--temp", "--dry"):
         parser.add_argument(option, action="store_true")
+    for short, option in DVCS_OWN.items():
+        parser.add_argument(short, option, action="append", default=[])
     try:
         known, rest = parser.parse_known_args(list(words))
     except argparse.ArgumentError as error:
@@ -54,6 +59,9 @@ def parsed(words: Iterable[str]) -> Line:
         if ":" in key:
             raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
     rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
+    for option in DVCS_OWN.values():
+        for value in getattr(known, option.removeprefix("--").replace("-", "_")):
+            rest += [option, value]
     return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, rest)
 
 
@@ -96,6 +104,7 @@ def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
 
     ``values``: those that params.yaml has after a run that went well; None where it stays as it was.
     """
+    checkout.unstage()  # DVC stumbles over a file of which git's index has another version than the folder
     before = checkout.PARAMS.read_text(encoding="utf-8")
     if before != base:
         write_text(checkout.PARAMS, base)
@@ -117,15 +126,19 @@ def _dvc(command: Sequence[str]) -> int:
     _say(shlex.join(command))
     folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, process_group=0)
+
+    def end(*_: object) -> None:
+        """Have DVC and its stage end as Ctrl-C does; what came of them is waited for."""
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, signal.SIGINT)
+
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
-    except OSError as error:
-        raise BadInput(f"dvc could not be started: {error}") from None
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # DVC hears of it as well, and ends its stage first
+        return process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
