@@ -28,9 +28,9 @@ from strata.measure import quality
 from strata.rows.shards import Activations, open_activations
 from strata.run import params
 from strata.run.door import BadInput, run
-from strata.sae.knobs import BY_BATCH
 from strata.sae.sae import SAE
-from strata.sae.training import training
+from strata.training import training
+from strata.training.knobs import BY_BATCH, knobs_of
 from strata.verdict.targets import Targets
 
 BATCH, LATENTS, K = 2048, 4096, 64
@@ -70,8 +70,8 @@ class Bench:
         change = {"rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr}
         epochs = job.tokens // epoch_tokens(self.activations)
         size = auto.size_of(self.activations.meta)
-        knobs = training.knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer, size)
-        return training.train(self.activations, knobs, self.targets, job.seed)[0].saes["final"]
+        knobs = knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer, size)
+        return training.train(self.activations, knobs, self.targets, job.seed).saes["final"]
 
     def _theirs(self, job: Job) -> SAE:
         """SAELens's, which acts on y = s (x − μ), as one that acts on x."""

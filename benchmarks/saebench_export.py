@@ -19,7 +19,7 @@ from strata.run import params
 from strata.run.door import run
 from strata.run.files import write_json, write_tensors
 from strata.sae import disk
-from strata.sae.training import training
+from strata.training.knobs import knobs_of
 
 TOKENS, KS, SEEDS, META_STEPS = 64, (1, 2, 5), range(5), 200
 
@@ -55,7 +55,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
                 order = probing.strongest(columns[of.train], of.y_train, max(KS))
                 found = {str(k): probing.accuracy(columns[:, order[:k]], of) for k in KS}
                 tasks.append({"split": name, "what": what, "strongest": order.tolist(), "accuracy": found})
-    knobs = training.knobs_of(params.load("train", dict), {}, {}, rows.layer, auto.size_of(rows.meta))
+    knobs = knobs_of(params.load("train", dict), {}, {}, rows.layer, auto.size_of(rows.meta))
     small = meta_sae(coder.decoder, knobs, 0, META_STEPS)
     disk.save(folder / "meta", small, config["metadata"])
     test = tensors["test"]

@@ -26,12 +26,12 @@ from strata.rows.shards import Activations, open_activations
 from strata.run import params
 from strata.run.door import BadInput, run
 from strata.sae.engine.preactivations import product_dtype
-from strata.sae.knobs import Train
-from strata.sae.rules.jumprelu import JumpReLU
-from strata.sae.rules.named import make_rule
-from strata.sae.training.autoencoder import Autoencoder
-from strata.sae.training.trainer import Trainer
-from strata.sae.training.training import scale_of
+from strata.training.autoencoder import Autoencoder
+from strata.training.knobs import Train
+from strata.training.named import make_rule
+from strata.training.rules.jumprelu import JumpReLU
+from strata.training.trainer import Trainer
+from strata.training.training import scale_of
 
 ROWS = 65536  # training rows that both sides shuffle
 L0 = 32  # active latents a token

@@ -16,12 +16,12 @@ from strata.rows.shards import DTYPE, Activations, identity, mapped, shard_name,
 from strata.run import params
 from strata.run.door import run
 from strata.run.files import need_disk
-from strata.sae.knobs import Train
-from strata.sae.rules.named import make_rule
-from strata.sae.training.autoencoder import Autoencoder
-from strata.sae.training.fit import Judgement, fit
-from strata.sae.training.trainer import Trainer
-from strata.sae.training.training import scale_of
+from strata.training.autoencoder import Autoencoder
+from strata.training.fit import Judgement, fit
+from strata.training.knobs import Train
+from strata.training.named import make_rule
+from strata.training.trainer import Trainer
+from strata.training.training import scale_of
 
 SHARD = 65536  # rows
 

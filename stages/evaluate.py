@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
+from stages.train.settings import of_layer
 from strata import auto
 from strata.corpus import read
 from strata.device.machine import Machine, need_memory, start
 from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
-from strata.rows.shards import check_origin, open_activations, open_contexts
+from strata.rows.shards import open_layer
 from strata.run import params, resume
-from strata.run.files import read_json, write_json
+from strata.run.files import write_json
 from strata.sae import disk
-from strata.sae.training import training
-from strata.tuning.read import taken
 from strata.verdict.targets import settled
 
 
@@ -26,15 +25,13 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         write_json(Path(report), {"skipped": True})
         return
 
-    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    check_origin(rows, contexts, rows.meta["model"])
+    rows, contexts = open_layer(Path(activations), Path(tokens))
     coder, _ = disk.load(Path(sae))
     _, labels = read.titles(Path(corpus))
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
-    section, size = params.load("train", dict), auto.size_of(rows.meta)
-    from_tune = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    train_knobs = training.knobs_of(section, from_tune, read_json(Path(override)), rows.layer, size)
+    size = auto.size_of(rows.meta)
+    train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override))
     targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
     source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
 

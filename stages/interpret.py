@@ -10,7 +10,7 @@ from strata.interpretation import explain, vocabulary
 from strata.interpretation import interpret as interpretation
 from strata.interpretation.knobs import Interpret
 from strata.lm.model import DTYPES, load
-from strata.rows.shards import check_origin, open_activations, open_contexts
+from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import need_disk, write_json, write_skipped
 from strata.sae import disk
@@ -47,11 +47,10 @@ def main(
             "latents are those silent there\n"
         )
 
-    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
+    model = read.lm_meta(Path(lm))
+    rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(model))
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, _ = disk.load(Path(sae))
-    model = read.lm_meta(Path(lm))
-    check_origin(rows, contexts, read.model_facts(model))
     interpretation.check(coder, rows)
 
     explained = chosen(knobs.explain.layers, rows.layer, Path(last))

@@ -12,11 +12,10 @@ from strata.lm.model import DTYPES, load
 from strata.merging import merge as merging
 from strata.merging.knobs import Merge
 from strata.merging.read import GROUPS, SCHEMA
-from strata.rows.shards import check_origin, open_activations, open_contexts
-from strata.run import params, resume
+from strata.rows.shards import open_layer
+from strata.run import files, params, resume
 from strata.run.files import write_json, write_skipped, write_text
 from strata.sae import disk
-from strata.tables import parquet
 
 
 def main(
@@ -32,9 +31,8 @@ def main(
         write_text(Path(curve), merging.curve_csv([]))
         return
 
-    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
     model = read.lm_meta(Path(lm))
-    check_origin(rows, contexts, read.model_facts(model))
+    rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(model))
     source = merging.Source(rows, contexts, open_latents(Path(latents)), open_clusters(Path(clusters)))
     coder, config = disk.load(Path(sae))
     merging.check(coder, source)
@@ -66,7 +64,7 @@ def main(
         merged = merging.merge(coder.to(device), source, knobs, loaded, device, work)
 
         metadata = {**config["metadata"], "l0": merged.report["test"]["after"]["l0"]}
-        parquet.write(Path(target) / GROUPS, merged.groups.table(), SCHEMA)
+        files.write_table(Path(target) / GROUPS, merged.groups.table(), SCHEMA)
         disk.save(Path(target), merged.sae, metadata, merged.density)
         write_json(Path(report), merged.report)
         write_text(Path(curve), merging.curve_csv(merged.report["curve"]))

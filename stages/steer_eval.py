@@ -8,7 +8,7 @@ from strata.device.machine import Machine, start
 from strata.families.read import selected
 from strata.interpretation import read as interpretation
 from strata.lm.model import DTYPES, load, mute
-from strata.rows.shards import check_origin, open_activations, open_contexts
+from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json, write_skipped
 from strata.sae import disk
@@ -25,8 +25,9 @@ def main(
     Example: dvc repro steer_eval@9
     """
     knobs = params.load("steer_eval", SteerEval)
-    rows = open_activations(Path(activations))
     meta = read.lm_meta(Path(lm))
+    model = read.model_facts(meta)
+    rows, contexts = open_layer(Path(activations), Path(tokens), model)
     reason = read.speechless(meta)
     steered = layers.chosen(knobs.layers, rows.layer, Path(last))
     if reason or not knobs.run or rows.layer not in steered or not interpretation.of_stored_rows(Path(latents)):
@@ -34,8 +35,6 @@ def main(
         return
 
     knobs = knobs.model_copy(update={"layers": steered})
-    contexts, model = open_contexts(Path(tokens)), read.model_facts(meta)
-    check_origin(rows, contexts, model)
     coder, _ = disk.load(Path(sae))
     interpreted = interpretation.open_latents(Path(latents))
     interpretation.check_origin(interpreted, (coder.latents, coder.width), model)

@@ -37,14 +37,14 @@ from strata.measure import controls, quality
 from strata.pages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from strata.rows import batches
 from strata.rows.batches import InMemory, in_memory
-from strata.run import calls, params
+from strata.run import door, params
 from strata.run.door import BadInput
 from strata.run.files import replacing
 from strata.sae import disk
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training import training
 from strata.tables import arrays
+from strata.training import training
+from strata.training.knobs import Train
 from strata.verdict.shortfall import Made, red, shortfall
 from strata.verdict.targets import settled
 
@@ -82,8 +82,8 @@ class Vectors:
     def __post_init__(self) -> None:
         x = _matrix(self.x)
         object.__setattr__(self, "x", x)
-        object.__setattr__(self, "ids", calls.one_a_row("ids", self.ids, len(x)))
-        object.__setattr__(self, "texts", calls.one_a_row("texts", self.texts, len(x)))
+        object.__setattr__(self, "ids", door.one_a_row("ids", self.ids, len(x)))
+        object.__setattr__(self, "texts", door.one_a_row("texts", self.texts, len(x)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -125,15 +125,15 @@ def encode_texts(
     anything is embedded: for what is no text, or is missing.
     """
     said = _texts(texts)
-    names = calls.one_a_row("ids", range(len(said)) if ids is None else ids, len(said))
+    names = door.one_a_row("ids", range(len(said)) if ids is None else ids, len(said))
     if not isinstance(model, str | Path) and callable(getattr(model, "encode", None)):
         return Vectors(model.encode(said, **options), names, said)
-    calls.of_kind("model", model, str | Path, "it must be package:NAME, a folder, a hub model's name or have .encode")
-    calls.of_kind("normalize", normalize, bool, "it must be True or False")
+    door.of_kind("model", model, str | Path, "it must be package:NAME, a folder, a hub model's name or have .encode")
+    door.of_kind("normalize", normalize, bool, "it must be True or False")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadInput(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
 
-    loaded = sentences.load(model, calls.device(device), dtype, **options)
+    loaded = sentences.load(model, door.device(device), dtype, **options)
     lost = list(sentences.unread(loaded, said))
     if any(lost):
         unread = {"texts": sum(map(bool, lost)), "total": len(said), "tokens": sum(lost)}
@@ -147,13 +147,13 @@ def encode_texts(
 def _texts(texts: Any) -> list[str]:
     """A list of texts, of whatever gives them one by one."""
     if isinstance(texts, str | bytes | dict | pd.DataFrame | Vectors) or not isinstance(texts, Iterable):
-        raise BadInput(f"texts is {calls.a_thing(texts)}; it must be a list of texts, such as ['a text', 'another']")
+        raise BadInput(f"texts is {door.a_thing(texts)}; it must be a list of texts, such as ['a text', 'another']")
     said = list(texts)
     if not said:
         raise BadInput("there is no text to embed")
     for number, text in enumerate(said):
         if not isinstance(text, str):
-            raise BadInput(f"texts[{number}] is {calls.a_thing(text)}, which is no text; leave it out, or write ''")
+            raise BadInput(f"texts[{number}] is {door.a_thing(text)}, which is no text; leave it out, or write ''")
     return [str(text) for text in said]  # numpy's own strings are made Python's
 
 
@@ -167,13 +167,13 @@ def from_database(
     Vectors may be JSON, arrays, pgvector's text, what `np.save` wrote, or BLOBs of ``blob`` (None: found out). A path
     to a SQLite file is a URL, too. A row without an id is called by its place: "row 3".
     """
-    calls.of_kind("url", url, str | Path, "it must be a database's URL, or the path of a SQLite file")
+    door.of_kind("url", url, str | Path, "it must be a database's URL, or the path of a SQLite file")
     for name, value in {"query": query, "id": id, "vector": vector}.items():
-        calls.of_kind(name, value, str, "it must be a text")
-    calls.of_kind("text", text, str | None, "it must be a column's name, or None")
+        door.of_kind(name, value, str, "it must be a text")
+    door.of_kind("text", text, str | None, "it must be a column's name, or None")
     if blob is not None:
-        calls.choice("blob", blob, get_args(Blob))
-    calls.whole("most_bad", most_bad, 0)
+        door.choice("blob", blob, get_args(Blob))
+    door.whole("most_bad", most_bad, 0)
 
     url = str(url)
     path = None if "://" in url or url.startswith(database.VARIABLE) else Path(url)
@@ -223,8 +223,8 @@ def _vectors(
 def save(vectors: Vectors, path: str | Path) -> None:
     """Write `id`, `vector` and `text` as Parquet, which the pipeline takes as a source with these columns; to a path
     that ends in `.npy` the numbers alone, (vector, number), which `np.load` opens."""
-    calls.of_kind("vectors", vectors, Vectors, VECTORS)
-    calls.of_kind("path", path, str | Path, "it must be the path of a file")
+    door.of_kind("vectors", vectors, Vectors, VECTORS)
+    door.of_kind("path", path, str | Path, "it must be the path of a file")
     target = Path(path)
     if target.is_dir():
         raise BadInput(f"{target} is a folder; name a file in it, such as {target / 'vectors.parquet'}")
@@ -315,31 +315,23 @@ def train(
     The best checkpoint is chosen as train does it (`strata.verdict.targets.penalty`), with 0.5 to 1.25 k active
     latents a vector where the rule's ``k`` sets their number.
     """
-    calls.of_kind("vectors", vectors, Vectors, VECTORS)
-    calls.whole("seed", seed, 0, 2**32 - 1)
+    door.of_kind("vectors", vectors, Vectors, VECTORS)
+    door.whole("seed", seed, 0, 2**32 - 1)
     if not callable(watch):  # pyright: ignore[reportUnnecessaryComparison]
-        raise BadInput(f"watch is {calls.a_thing(watch)}; it must be a function of the step and its numbers")
-    device = calls.device(device)
+        raise BadInput(f"watch is {door.a_thing(watch)}; it must be a function of the step and its numbers")
+    device = door.device(device)
     if "from" in knobs or "from_" in knobs:
         raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.sae.disk.load")
     rows = shuffled(vectors, seed)
-    quality.check_held_out(rows, "test")
+    batches.check_held_out(rows, "test")
     asked = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
     ours = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": [], "log_every": 5}
     size = auto.Size("vectors", rows.split("train")[1], rows.width)
     settings = params.check(auto.train({**defaults.section("train"), **ours, **asked, **knobs}, size), Train, "train")
     targets = settled(defaults.section("targets"), size.kind, settings.k)
-    fitted, untrained = training.train(rows, settings, targets, seed, watch, device=device)
+    fitted = training.train(rows, settings, targets, seed, watch, device=device)
     sae = fitted.best
-    mean = rows.mean.to(device)
-    candidates: dict[str, quality.Reconstruct] = {
-        "SAE": sae.reconstruct,
-        f"PCA, {settings.k} components": controls.pca(
-            batches.blocks(rows, *rows.split("train"), device), mean, settings.k
-        ),
-        "untrained": untrained.reconstruct,
-        "mean": controls.mean(mean),
-    }
+    candidates = controls.named(sae.reconstruct, fitted.untrained.reconstruct, rows, settings.k, device)
     judged = {name: _quality(f, rows, device) for name, f in candidates.items()}
     table = pd.DataFrame(judged).T.rename_axis("what").reset_index()
     trained = Trained(sae, table, features(sae, vectors), pd.DataFrame(fitted.history), fitted.saes["final"])
@@ -387,8 +379,8 @@ def reconstruction(sae: SAE, vectors: Vectors) -> dict[str, float | None]:
 
 def _check(sae: SAE, vectors: Vectors) -> None:
     """Refuse what is no SAE, or none of these vectors."""
-    calls.of_kind("sae", sae, SAE, "it must be an SAE, such as the .sae of what train gives")
-    calls.of_kind("vectors", vectors, Vectors, VECTORS)
+    door.of_kind("sae", sae, SAE, "it must be an SAE, such as the .sae of what train gives")
+    door.of_kind("vectors", vectors, Vectors, VECTORS)
     if sae.width != vectors.x.shape[1]:
         raise BadInput(f"the SAE reads vectors of {sae.width} numbers; these have {vectors.x.shape[1]}")
 
@@ -466,8 +458,8 @@ def _words(latent: NDArray[np.int64], row: NDArray[np.int64], latents: int, text
 def strongest(sae: SAE, vectors: Vectors, latent: int, most: int = 10) -> pd.DataFrame:
     """The vectors on which a latent's code is largest, at most ``most`` of them: id, code, text."""
     _check(sae, vectors)
-    calls.whole("latent", latent, 0, sae.latents - 1)
-    calls.whole("most", most, 1)
+    door.whole("latent", latent, 0, sae.latents - 1)
+    door.whole("most", most, 1)
     parts = []
     for block in _blocks(sae, vectors):
         codes, column = sae.encode(block).to(CPU), torch.zeros(len(block))
@@ -485,7 +477,7 @@ def strongest(sae: SAE, vectors: Vectors, latent: int, most: int = 10) -> pd.Dat
 
 def curves(trained: Trained) -> Figure:
     """fvu of the batches and of validation, and active latents, by step."""
-    calls.of_kind("trained", trained, Trained, TRAINED)
+    door.of_kind("trained", trained, Trained, TRAINED)
 
     def draw(left: Axes, right: Axes) -> None:
         history = trained.history
@@ -503,7 +495,7 @@ def curves(trained: Trained) -> Figure:
 def densities(features: pd.DataFrame) -> Figure:
     """How many latents are active on which share of the vectors; those that never are stand in the title."""
     if not isinstance(features, pd.DataFrame) or "density" not in features:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadInput(f"features is {calls.a_thing(features)}; it must be the .features of what train gives")
+        raise BadInput(f"features is {door.a_thing(features)}; it must be the .features of what train gives")
 
     def draw(axes: Axes) -> None:
         alive = features.loc[features["density"] > 0, "density"]
@@ -516,7 +508,7 @@ def densities(features: pd.DataFrame) -> Figure:
 
 def compared(trained: Trained) -> Figure:
     """fvu of the SAE beside its controls: 0 is exact, 1 no better than the mean."""
-    calls.of_kind("trained", trained, Trained, TRAINED)
+    door.of_kind("trained", trained, Trained, TRAINED)
 
     def draw(axes: Axes) -> None:
         table = trained.quality.iloc[::-1]

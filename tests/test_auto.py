@@ -27,7 +27,7 @@ from strata.experiments.experiment import Experiment
 from strata.run.door import BadInput
 from strata.run.files import read_json
 from strata.run.params import check
-from strata.sae.knobs import Train
+from strata.training.knobs import Train
 from strata.verdict.targets import settled
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from strata.sae.engine import vnni
 ROOT = Path(__file__).resolve().parents[1]
 HITS = """
 import numpy as np
-from strata.sae.training import adamw_rows
+from strata.training import adamw_rows
 adamw_rows.projected(np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
 print(sum(adamw_rows.projected.stats.cache_hits.values()))
 """
@@ -33,7 +33,7 @@ print(sum(vnni.above.stats.cache_hits.values()))
 def hits(workspace: Path, checkout: Path, code: str = HITS, changed: str = "training/adamw_rows.py") -> int:
     """How often the function came from what was kept, in a fresh workspace of ``checkout``."""
     shutil.copytree(ROOT / "strata", workspace / "strata", ignore=shutil.ignore_patterns("__pycache__"))
-    with (workspace / "strata" / "sae" / changed).open("a") as file:
+    with (workspace / "strata" / changed).open("a") as file:
         file.write(f"\n# {workspace.name.partition('-')[0]}\n")
     env = {**os.environ, "DVC_ROOT": str(checkout)}
     done = subprocess.run([sys.executable, "-c", code], cwd=workspace, env=env, check=True, capture_output=True)
@@ -43,7 +43,7 @@ def hits(workspace: Path, checkout: Path, code: str = HITS, changed: str = "trai
 
 def test_a_second_workspace_compiles_nothing(tmp_path: Path):
     assert [hits(tmp_path / name, tmp_path) for name in ("one-a", "one-b")] == [0, 1]
-    assert list((tmp_path / "strata" / "sae" / "training" / "__pycache__").glob("adamw_rows.projected*.nbc"))
+    assert list((tmp_path / "strata" / "training" / "__pycache__").glob("adamw_rows.projected*.nbc"))
 
 
 def test_other_code_compiles_its_own(tmp_path: Path):
@@ -62,6 +62,6 @@ def test_a_folder_of_the_users_own_keeps_what_is_compiled(tmp_path: Path, monkey
 @pytest.mark.skipif(not vnni.there(), reason="this CPU has no AVX-512 VNNI")
 def test_code_that_is_compiled_into_a_function_of_another_file_counts(tmp_path: Path):
     """`tile.py` and `choosing.py` are compiled into the loops of `vnni.py`."""
-    for changed in ("engine/tile.py", "engine/choosing.py"):
+    for changed in ("sae/engine/tile.py", "sae/engine/choosing.py"):
         names = [tmp_path / Path(changed).stem / name for name in ("one-a", "one-b", "other-a")]
         assert [hits(name, tmp_path / Path(changed).stem, INLINED, changed) for name in names] == [0, 1, 0]

@@ -27,10 +27,10 @@ from strata.run.params import SECTIONS
 from strata.sae import disk
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.knobs import Train
-from strata.sae.rules.base import Pass, Rule, Weights, exact_above
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
-from strata.sae.training.trainer import Trainer
+from strata.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.knobs import Train
+from strata.training.rules.base import Pass, Rule, Weights, exact_above
+from strata.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,13 +11,13 @@ from foreign import LATENTS, SOURCES, WIDTH, Forward
 from torch import Tensor
 
 from src.convert import main
-from strata.formats import saelens
+from strata.formats import npz, saelens
 from strata.formats.found import Found
 from strata.formats.read import read
 from strata.formats.write import write
 from strata.run.door import BadInput
 from strata.run.files import read_json
-from strata.sae import disk, npz
+from strata.sae import disk
 from strata.sae.engine.nonlinearity import Nonlinearity
 from strata.sae.sae import SAE
 

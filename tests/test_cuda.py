@@ -20,8 +20,8 @@ from torch.nn.functional import relu
 from strata.sae.engine import dispatch
 from strata.sae.engine.dispatch import decode, sampled
 from strata.sae.engine.pattern import Pattern, pattern_of
-from strata.sae.rules import errors
-from strata.sae.training.autoencoder import Autoencoder
+from strata.training.autoencoder import Autoencoder
+from strata.training.rules import errors
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -26,8 +26,8 @@ from strata.lm.model import load
 from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
 from strata.sae.engine import dispatch, preactivations
 from strata.sae.engine.pattern import Pattern
-from strata.sae.rules import errors
-from strata.sae.training import fit, training, update
+from strata.training import fit, training, update
+from strata.training.rules import errors
 
 AWAY = torch.device("meta")
 Generator = torch.Generator
@@ -157,10 +157,10 @@ def test_training_elsewhere_is_the_same(
     for place in (CPU, device):
         work = tmp_path / place.type
         work.mkdir()
-        fitted, untrained = training.train(rows, plan, TARGETS, 0, work=work, device=place)
-        fitted, untrained = training.train(rows, plan, TARGETS, 0, work=work, device=place)  # from the last state
+        fitted = training.train(rows, plan, TARGETS, 0, work=work, device=place)
+        fitted = training.train(rows, plan, TARGETS, 0, work=work, device=place)  # from the last state
         assert all(t.device == place for sae in fitted.saes.values() for t in sae.tensors().values())
         lm = load(unpadded, torch.float32, place)
-        report, frequency = room.measure(fitted.best, untrained, rows, contexts, lm, plan)
+        report, frequency = room.measure(fitted, rows, contexts, lm, plan)
         found[place] = hashes(fitted, work), report, frequency.tolist()
     assert found[device] == found[CPU]

@@ -15,12 +15,12 @@ from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.sae import disk
 from strata.sae.engine.nonlinearity import Nonlinearity
-from strata.sae.rules.base import Rule
-from strata.sae.rules.jumprelu import JumpReLU
-from strata.sae.rules.topk import TopK
 from strata.sae.sae import SAE
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
-from strata.sae.training.training import with_threshold
+from strata.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.rules.base import Rule
+from strata.training.rules.jumprelu import JumpReLU
+from strata.training.rules.topk import TopK
+from strata.training.training import with_threshold
 
 WIDTH, LATENTS, ROWS, K = 12, 40, 64, 5
 COMMON = {

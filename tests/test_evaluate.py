@@ -22,7 +22,7 @@ from strata.evaluation.intervals import over_seeds, weights
 from strata.evaluation.redundancy import nearest, redundancy
 from strata.sae import disk
 from strata.sae.sae import SAE
-from strata.sae.training import training
+from strata.training import training
 
 WIDTH, DOCUMENTS, TOKENS, SIGNAL = 16, 120, 7, 5
 

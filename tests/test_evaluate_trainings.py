@@ -11,7 +11,7 @@ from strata.evaluation.meta import explained, meta_sae
 from strata.evaluation.stability import matched, stability
 from strata.rows.shards import Activations
 from strata.sae.sae import SAE
-from strata.sae.training import training
+from strata.training import training
 
 PARENT, CHILD, OTHER = torch.eye(4)[:3]
 
@@ -65,7 +65,7 @@ def test_directions_are_matched_one_to_one():
 
 def test_atoms_come_again_with_another_seed(planted: Activations):  # noqa: F811
     own = knobs(lr=4e-3, epochs=5, dead_after=0.1)
-    fitted, _ = training.train(planted, own, TARGETS, 0)
+    fitted = training.train(planted, own, TARGETS, 0)
     found = stability(fitted.best, planted, own, TARGETS, [1, 2], generator(9))
     assert found["again"]["value"] > 0.8 > 0.1 > found["controls"]["random"]["again"]["value"]
     assert found["cosine"]["low"] <= found["cosine"]["value"] <= found["cosine"]["high"] < 1

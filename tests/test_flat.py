@@ -16,16 +16,15 @@ from strata.evaluation.meta import meta
 from strata.evaluation.probing import Split, accuracy
 from strata.extraction import documents
 from strata.extraction.knobs import Extract
-from strata.measure import quality
-from strata.measure.metrics import Errors, compared
+from strata.measure.quality import Errors, compared
 from strata.notebook import Vectors
 from strata.rows import spread
-from strata.rows.batches import in_memory
+from strata.rows.batches import check_held_out, in_memory
 from strata.run.door import BadInput
 from strata.run.params import check, read
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE, threshold_for
-from strata.sae.training import training
+from strata.training import training
+from strata.training.knobs import Train
 from strata.verdict.shortfall import Made, shortfall
 
 Rows = np.ndarray[Any, Any]
@@ -127,9 +126,9 @@ def test_vectors_of_a_corpus_are_looked_at_before_they_are_stored(capsys: pytest
 def test_a_split_that_nothing_can_be_judged_by(rows: list[list[float]], why: str) -> None:
     x = torch.cat([torch.tensor(NOISE[:9, :2]).float(), torch.tensor(rows).reshape(-1, 2)])
     held = in_memory(x, {"train": (0, 9), "validation": (0, 9), "test": (9, len(x))})
-    quality.check_held_out(held, "validation")
+    check_held_out(held, "validation")
     with pytest.raises(BadInput, match=f"the test split {why}.*raise fetch.corpus.test"):
-        quality.check_held_out(held, "test")
+        check_held_out(held, "test")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])

@@ -22,8 +22,8 @@ from strata.rows.shards import Activations
 from strata.run.door import BadInput
 from strata.run.files import read_json, sha256, write_json
 from strata.sae import disk
-from strata.sae.knobs import From
 from strata.sae.sae import SAE
+from strata.training.knobs import From
 
 MODEL = {"name": "tiny", "fingerprint": "f"}
 AFTER = ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate", "report")
@@ -146,14 +146,14 @@ def test_knobs_say_what_the_sae_is(rows: Activations, tmp_path: Path) -> None:
     source, forward = foreign.saelens_uncentred(tmp_path / "source")
     main(str(source), str(tmp_path / "sae"))
     given: Any = knobs(**{"from": pinned(tmp_path / "sae").model_dump()})
-    fitted, untrained, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
-    x = rows.read(200, 250).float()
+    fitted, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
+    x, untrained = rows.read(200, 250).float(), fitted.untrained
     assert told.k == round(float((forward(x)[0] > 0).sum(1).float().mean())) > 4
     assert (told.latents, told.rule, told.lr) == (foreign.LATENTS, "jumprelu", given.lr)
     assert metadata == disk.load(tmp_path / "sae")[1]["metadata"]
     assert fitted.history == [] and untrained.latents == foreign.LATENTS and untrained.k == told.k
-    again = imported.take(given.from_, rows, given, 0, torch.device("cpu"))[1]
-    other = imported.take(given.from_, rows, given, 1, torch.device("cpu"))[1]
+    again = imported.take(given.from_, rows, given, 0, torch.device("cpu"))[0].untrained
+    other = imported.take(given.from_, rows, given, 1, torch.device("cpu"))[0].untrained
     assert torch.equal(untrained.encoder, again.encoder) and not torch.equal(untrained.encoder, other.encoder)
 
 
@@ -169,7 +169,7 @@ def test_what_it_said_of_itself_is_kept(rows: Activations, tmp_path: Path, capsy
     contexts: Any = SimpleNamespace(meta={"context": 128})
     for name in ("tiny", "tiny/lm"):
         rows.meta["model"] = MODEL | {"name": name}
-        fitted, _, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
+        fitted, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
         line = f"train: {tmp_path / 'sae'} is said to be for tiny/lm; it is judged on activations of tiny\n"
         assert capsys.readouterr().err == line * (name == "tiny")
         found = room.metadata(rows, contexts, told, {"l0": 4.5}, metadata)

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 from test_train import ATOMS, TARGETS, WIDTH, knobs, planted
 
+from strata.formats import npz
 from strata.measure.quality import reconstruction
 from strata.rows.shards import Activations
 from strata.run import params
 from strata.run.door import BadInput
 from strata.run.files import sha256
-from strata.sae import npz
 from strata.sae.sae import SAE
-from strata.sae.training import training
-from strata.sae.training.fit import STATE
+from strata.training import training
+from strata.training.fit import STATE
 
 __all__ = ["planted"]  # the fixture
 
@@ -30,7 +30,7 @@ def fvu(sae: SAE, rows: Activations) -> float:
 def trained(planted: Activations, tmp_path_factory: pytest.TempPathFactory) -> tuple[SAE, Path]:
     """An SAE and its encoder.npz."""
     folder = tmp_path_factory.mktemp("given")
-    fitted, _ = training.train(planted, knobs(rule="topk"), TARGETS, 0)
+    fitted = training.train(planted, knobs(rule="topk"), TARGETS, 0)
     npz.save(folder, fitted.best, {})
     return fitted.best, folder / npz.ENCODER
 
@@ -42,15 +42,15 @@ def given(path: Path, frozen: bool = False, **changes: Any) -> Any:
 
 def test_training_begins_with_it(planted: Activations, trained: tuple[SAE, Path]) -> None:
     sae, path = trained
-    _, start = training.train(planted, given(path), TARGETS, 1)
+    start = training.train(planted, given(path), TARGETS, 1).untrained
     assert torch.equal(start.encoder, sae.encoder)
     x = planted.read(0, 200).float()
     ours, theirs = (start.encode(x), sae.encode(x))
     found, expected = (codes.pattern.dense(codes.values) for codes in (ours, theirs))
     assert torch.allclose(found, expected, atol=1e-4), "biases are those of the training scale"
-    fitted, untrained = training.train(planted, knobs(rule="topk", epochs=1), TARGETS, 1)
-    assert fvu(start, planted) < 0.6 * fvu(untrained, planted)
-    warm, _ = training.train(planted, given(path), TARGETS, 1)
+    fitted = training.train(planted, knobs(rule="topk", epochs=1), TARGETS, 1)
+    assert fvu(start, planted) < 0.6 * fvu(fitted.untrained, planted)
+    warm = training.train(planted, given(path), TARGETS, 1)
     assert fvu(warm.best, planted) < fvu(fitted.best, planted)
     assert not torch.equal(warm.best.encoder, sae.encoder)
 
@@ -59,14 +59,14 @@ def test_training_begins_with_it(planted: Activations, trained: tuple[SAE, Path]
 def test_a_frozen_encoder_is_the_same_to_the_bit(planted: Activations, trained: tuple[SAE, Path], rule: str) -> None:
     sae, path = trained
     settings = given(path, True, rule=rule, micro_batches=2 if rule == "topk" else 1, epochs=2)
-    fitted, start = training.train(planted, settings, TARGETS, 1)
+    fitted = training.train(planted, settings, TARGETS, 1)
     for found in fitted.saes.values():
-        assert torch.equal(found.encoder, sae.encoder) and not torch.equal(found.decoder, start.decoder)
+        assert torch.equal(found.encoder, sae.encoder) and not torch.equal(found.decoder, fitted.untrained.decoder)
     npz.save(path.parent / rule, fitted.best, {})
     before, after = np.load(path), np.load(path.parent / rule / npz.ENCODER)
     assert np.array_equal(before["W"], after["W"]) and np.abs(before["b"] - after["b"]).max() < 1e-5
     assert not np.array_equal(np.load(path.parent / npz.DECODER)["W"], np.load(path.parent / rule / npz.DECODER)["W"])
-    assert fvu(fitted.best, planted) < fvu(start, planted)
+    assert fvu(fitted.best, planted) < fvu(fitted.untrained, planted)
 
 
 def test_a_frozen_encoder_of_any_length_is_decoded(planted: Activations, trained: tuple[SAE, Path]) -> None:
@@ -75,7 +75,7 @@ def test_a_frozen_encoder_of_any_length_is_decoded(planted: Activations, trained
     arrays = dict(np.load(path))
     other = path.parent / "longer.npz"
     np.savez(other, W=3 * arrays["W"], b=3 * arrays["b"])
-    fitted, _ = training.train(planted, given(other, True, epochs=6, lr=0.02), TARGETS, 1)
+    fitted = training.train(planted, given(other, True, epochs=6, lr=0.02), TARGETS, 1)
     assert fvu(fitted.best, planted) < 0.1
     norms = fitted.best.decoder.norm(dim=1)
     assert 0.2 < float(norms.median()) < 0.5
@@ -88,7 +88,7 @@ def test_the_bias_of_a_frozen_encoder_is_trained_by_nothing(planted: Activations
     arrays["b"][7] = -100
     other = path.parent / "dead.npz"
     np.savez(other, **arrays)
-    fitted, _ = training.train(planted, given(other, True, wake=0.1, dead_after=0.1, auxk_latents=8), TARGETS, 1)
+    fitted = training.train(planted, given(other, True, wake=0.1, dead_after=0.1, auxk_latents=8), TARGETS, 1)
     npz.save(path.parent / "dead", fitted.best, {})
     after = np.load(path.parent / "dead" / npz.ENCODER)
     assert after["b"][7] == pytest.approx(-100) and np.array_equal(after["W"], arrays["W"])
@@ -96,7 +96,7 @@ def test_the_bias_of_a_frozen_encoder_is_trained_by_nothing(planted: Activations
 
 def test_twice_and_after_a_kill_the_same_bytes(planted: Activations, trained: tuple[SAE, Path], tmp_path: Path) -> None:
     settings = given(trained[1], True, epochs=2)
-    whole, _ = training.train(planted, settings, TARGETS, 1)
+    whole = training.train(planted, settings, TARGETS, 1)
 
     class Killed(Exception):
         pass
@@ -107,7 +107,7 @@ def test_twice_and_after_a_kill_the_same_bytes(planted: Activations, trained: tu
 
     with pytest.raises(Killed):
         training.train(planted, settings, TARGETS, 1, kill, work=tmp_path, save_every=0)
-    again, _ = training.train(planted, settings, TARGETS, 1, work=tmp_path)
+    again = training.train(planted, settings, TARGETS, 1, work=tmp_path)
     state = load_file(tmp_path / STATE)  # what was trained, on the training scale
     rows, bias = training.given(settings.encoder, (ATOMS, WIDTH), training.scale_of(planted))
     assert torch.equal(state["model.encoder"], rows) and torch.equal(state["model.b_enc"], bias)

@@ -31,8 +31,8 @@ from strata.rows import shards
 from strata.rows.shards import Activations, open_activations, open_contexts
 from strata.run import resume
 from strata.run.door import BadInput
-from strata.sae.training import training
-from strata.sae.training.fit import STATE
+from strata.training import training
+from strata.training.fit import STATE
 from strata.tuning.tune import search
 
 LAYERS = [0, 2]
@@ -158,7 +158,7 @@ def trained(extracted: Path) -> Callable[..., dict[str, Any]]:
     def train(
         work: Path | None = None, watch: Callable[[int, Any], None] = lambda step, values: None
     ) -> dict[str, Any]:
-        fitted, _ = training.train(rows, knobs, TARGETS, 0, watch, work, 0.0)
+        fitted = training.train(rows, knobs, TARGETS, 0, watch, work, 0.0)
         saes = {name: {part: t.tolist() for part, t in sae.tensors().items()} for name, sae in fitted.saes.items()}
         return {"saes": saes, "history": fitted.history, "best": fitted.best_step}
 

@@ -11,13 +11,13 @@ from strata.sae.engine.dispatch import decode, largest, sampled
 from strata.sae.engine.nonlinearity import Nonlinearity
 from strata.sae.engine.pattern import Pattern, joined, pattern_of
 from strata.sae.engine.preactivations import Block, Bytes, Preactivations
-from strata.sae.rules import errors
-from strata.sae.rules.base import Rule
-from strata.sae.rules.jumprelu import JumpReLU, Reward
-from strata.sae.rules.relu import Gated, ReLU
-from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
 from strata.sae.sae import SAE
-from strata.sae.training.autoencoder import Autoencoder
+from strata.training.autoencoder import Autoencoder
+from strata.training.rules import errors
+from strata.training.rules.base import Rule
+from strata.training.rules.jumprelu import JumpReLU, Reward
+from strata.training.rules.relu import Gated, ReLU
+from strata.training.rules.topk import BatchTopK, Matryoshka, TopK
 
 ROWS, WIDTH, LATENTS = 33, 16, 64
 

@@ -23,10 +23,10 @@ from strata.corpus.read import SPLITS
 from strata.device import launch
 from strata.run import files, params
 from strata.run.door import BadInput
-from strata.sae.knobs import Train
-from strata.sae.rules.named import make_rule
-from strata.sae.training.autoencoder import Autoencoder, Scale
-from strata.sae.training.trainer import Trainer
+from strata.training.autoencoder import Autoencoder, Scale
+from strata.training.knobs import Train
+from strata.training.named import make_rule
+from strata.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # PATH does not matter
 TWO = shlex.join([*TORCHRUN, "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])

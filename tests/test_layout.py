@@ -372,8 +372,8 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         code_is_declared,
-        lambda root: edit(root, "interpret", "deps", add="strata/sae/training"),
-        "interpret lists all of strata/sae/training, but does not run strata/sae/training/fit.py",
+        lambda root: edit(root, "interpret", "deps", add="strata/training"),
+        "interpret lists all of strata/training, but does not run strata/training/fit.py",
     ),
     (
         code_is_declared,
@@ -382,8 +382,8 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         code_is_declared,
-        lambda root: edit(root, "train", "deps", add="strata/sae/training/fit.py"),
-        "train lists strata/sae/training/fit.py and its folder",
+        lambda root: edit(root, "train", "deps", add="strata/training/fit.py"),
+        "train lists strata/training/fit.py and its folder",
     ),
     (
         a_stage_is_a_key,
@@ -412,8 +412,8 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         floors_are_kept,
-        lambda root: add(root / "strata/sae/training/fit.py", "\nimport stages.train.train\n"),
-        "strata/sae/training/fit.py imports stages.train.train, which stands above it",
+        lambda root: add(root / "strata/training/fit.py", "\nimport stages.train.train\n"),
+        "strata/training/fit.py imports stages.train.train, which stands above it",
     ),
     (
         floors_are_kept,
@@ -432,12 +432,12 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         nothing_goes_in_a_circle,
-        lambda root: add(root / "strata/sae/engine/compiled.py", "\nfrom strata.sae.rules import named\n"),
-        "strata/sae/engine, strata/sae/rules import each other in a circle",
+        lambda root: add(root / "strata/sae/engine/compiled.py", "\nfrom strata.training.rules import base\n"),
+        "strata/sae/engine, strata/training/rules import each other in a circle",
     ),
     (
         nothing_goes_in_a_circle,
-        lambda root: add(root / "strata/sae/size.py", "\nfrom strata.interpretation import statistics\n"),
+        lambda root: add(root / "strata/sae/disk.py", "\nfrom strata.interpretation import statistics\n"),
         "strata/interpretation, strata/sae import each other in a circle",
     ),
     (

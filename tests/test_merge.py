@@ -28,11 +28,11 @@ from strata.merging.read import GROUPS, SCHEMA, members
 from strata.merging.refit import refit, start
 from strata.merging.rows import blocks
 from strata.rows.shards import Contexts
+from strata.run import files
 from strata.run.door import BadInput
 from strata.run.params import check
 from strata.sae import disk
 from strata.sae.sae import NO_GROUP, SAE
-from strata.tables import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, WIDTH, LATENTS, SILENT = 12_000, 16, 32, 5
@@ -378,7 +378,7 @@ def test_what_a_merged_latent_is_made_of_is_written(
 ):
     sae, from_ = layer
     found = room.merge(sae, from_, knobs(latents=0.5, encoder=encoder, by=by), None)
-    parquet.write(tmp_path / GROUPS, found.groups.table(), SCHEMA)
+    files.write_table(tmp_path / GROUPS, found.groups.table(), SCHEMA)
     made_of = members(tmp_path)
     assert len(made_of) == found.sae.latents and min(map(len, made_of)) >= 1
     flat = [latent for latents in made_of for latent in latents]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from strata.measure import quality
-from strata.measure.metrics import Errors, ce_recovered, compared
+from strata.measure.quality import Errors, ce_recovered, compared
 
 
 def measured(x, reconstruction, active=None) -> Errors:

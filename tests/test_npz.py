@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from src.convert import main
+from strata.formats import npz
 from strata.run.door import BadInput
-from strata.sae import disk, npz
+from strata.sae import disk
 from strata.sae.sae import SAE
 
 LATENTS, WIDTH = 48, 16

@@ -18,8 +18,7 @@ from strata.corpus.corpus import Corpus
 from strata.run import params
 from strata.run.door import BadInput
 from strata.run.params import Machine
-from strata.sae.knobs import Train
-from strata.sae.training.training import knobs_of
+from strata.training.knobs import Train, knobs_of
 from strata.verdict.targets import Targets
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -80,7 +80,7 @@ def test_bytes_are_those_that_the_pipeline_wrote(project: Path):
     assert (plan.rows.total, plan.rows.contexts, plan.rows.note) == (150, 150, None)
     assert tensors(data / "activations" / "0") == cost.activation_bytes(150, 8, "vectors") == 150 * 8 * 4
     assert tensors(data / "activations" / "tokens") == cost.token_bytes(plan.rows) == 150 * 8
-    assert tensors(data / "sae" / "0" / "final") == cost.sae_bytes(knobs, 8) == 4 * (2 * 32 * 8 + 32 + 8)
+    assert tensors(data / "sae" / "0" / "final") == knobs.sae_bytes(8) == 4 * (2 * 32 * 8 + 32 + 8)
     kept = [path for path in (data / "sae" / "0").iterdir() if path.is_dir()]
     assert sum(map(tensors, [data / "sae" / "0", *kept])) == plan.train(0).disk
     meta = json.loads((data / "latents" / "0" / "meta.json").read_text())
@@ -91,9 +91,9 @@ def test_bytes_are_those_that_the_pipeline_wrote(project: Path):
 
 def test_thresholds_and_a_bounded_decoder_are_stored_too():
     knobs = section(train__rule="jumprelu", train__latents=32, train__k=4).train
-    assert cost.sae_bytes(knobs, 8) == 4 * (2 * 32 * 8 + 32 + 8 + 32)
+    assert knobs.sae_bytes(8) == 4 * (2 * 32 * 8 + 32 + 8 + 32)
     bounded = knobs.model_copy(update={"decoder_activation": "tanh"})
-    assert cost.sae_bytes(bounded, 8) == 4 * (2 * 32 * 8 + 32 + 8 + 32 + 8)
+    assert bounded.sae_bytes(8) == 4 * (2 * 32 * 8 + 32 + 8 + 32 + 8)
 
 
 # --- time and memory, by hand -------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_training_costs_its_steps_and_what_is_encoded():
     pca = 800 * 100 * 2 * 4 / 1e12
     assert found.what == "24 steps of 100"
     assert found.seconds == pytest.approx(cost.LOADS + 24 * 0.05 + (1000 + 3 * 3 * 100 + 300 + 100) * 1e-5 + pca)
-    assert found.memory == cost.BASE + 7 * cost.sae_bytes(plan.params.train, 10) + 2 * 800 * 10 * 2
+    assert found.memory == cost.BASE + 7 * plan.params.train.sae_bytes(10) + 2 * 800 * 10 * 2
     assert Plan(section(layers=[3, 6, 9], **{"+by_layer__9__latents": 8192}), MODEL, ROWS, SPEED).train(9).disk == (
         2 * 4 * (2 * 8192 * 10 + 2 * 8192 + 10) + 4 * 8192
     )

@@ -8,12 +8,12 @@ import torch
 from strata.formats.conventions import l1_coefficient
 from strata.sae.engine.pattern import Pattern, pattern_of
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.rules.base import Pass, Rule
-from strata.sae.rules.errors import outputs
-from strata.sae.rules.jumprelu import JumpReLU, Reward
-from strata.sae.rules.relu import Gated, ReLU
-from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.rules.base import Pass, Rule
+from strata.training.rules.errors import outputs
+from strata.training.rules.jumprelu import JumpReLU, Reward
+from strata.training.rules.relu import Gated, ReLU
+from strata.training.rules.topk import BatchTopK, Matryoshka, TopK
 
 NOW = torch.Generator().manual_seed(0)
 

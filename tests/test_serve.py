@@ -34,13 +34,14 @@ from benchmarks import fuzzing
 from strata.corpus.read import SPLITS
 from strata.device.machine import CPU
 from strata.extraction.documents import sentences as embedded
+from strata.formats import npz
 from strata.interpretation.interpret import interpret
 from strata.interpretation.read import open_latents
 from strata.lm import sentences
 from strata.rows.shards import open_activations, open_contexts
 from strata.run.door import BadInput
 from strata.run.files import write_json
-from strata.sae import disk, npz
+from strata.sae import disk
 from strata.sae.sae import SAE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,24 +11,25 @@ from test_extract import extract
 from test_extract import knobs as extract_knobs
 
 from stages.train import judge as room
+from stages.train.read import COLUMNS
 from strata.auto import Size
 from strata.lm.model import load
 from strata.measure import controls
 from strata.measure.quality import reconstruction
 from strata.rows.batches import CHUNK, Shuffled
-from strata.rows.shards import Activations, check_origin, open_activations, open_contexts
+from strata.rows.shards import Activations, open_activations, open_contexts, open_layer
 from strata.run import params
 from strata.run.door import BadInput
-from strata.run.files import sha256
+from strata.run.files import sha256, write_json
 from strata.run.params import check
 from strata.sae import disk
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training import training
-from strata.sae.training.autoencoder import Autoencoder
-from strata.sae.training.fit import STATE, Fitted
-from strata.sae.training.trainer import learning_rate
 from strata.splicing import splice
+from strata.training import training
+from strata.training.autoencoder import Autoencoder
+from strata.training.fit import STATE, Fitted
+from strata.training.knobs import Train, knobs_of
+from strata.training.trainer import learning_rate
 from strata.verdict.targets import Targets
 
 WIDTH, ATOMS = 32, 64
@@ -39,7 +40,7 @@ SIZE = Size("language", 128_000, 640)
 
 def knobs(**changes: Any) -> Train:
     small = {"latents": ATOMS, "k": 4, "epochs": 4, "batch_size": 256, "window_rows": 4096, "bandwidth": 0.3}
-    return training.knobs_of(params.read()["train"], {}, {**small, **changes}, 0, SIZE)
+    return knobs_of(params.read()["train"], {}, {**small, **changes}, 0, SIZE)
 
 
 def stored(x: torch.Tensor, splits: dict[str, list[int]]) -> Activations:
@@ -97,7 +98,7 @@ FREE = ("relu", "gated", "reward")  # their l0 is up to the coefficient
 @pytest.mark.parametrize("rule", FOUND)
 def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Activations, rule: str, tmp_path: Path):
     plan = knobs(rule=rule, **FOUND[rule])
-    fitted, untrained = training.train(planted, plan, TARGETS, 0)
+    fitted = training.train(planted, plan, TARGETS, 0)
 
     def fvu(reconstruct):
         return reconstruction(reconstruct, planted.blocks(*planted.split("test")), planted.scale, planted.median_norm)
@@ -105,7 +106,7 @@ def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Act
     ours = fvu(fitted.best.reconstruct)
     pca = fvu(controls.pca(planted.blocks(*planted.split("train")), planted.mean, 4))
     assert ours["fvu"] < 0.35 < 0.6 < pca["fvu"]
-    assert ours["fvu"] < fvu(untrained.reconstruct)["fvu"] / 2
+    assert ours["fvu"] < fvu(fitted.untrained.reconstruct)["fvu"] / 2
     if rule not in FREE:
         assert ours["l0"] == pytest.approx(4, rel=0.1)
     norms = fitted.best.decoder.norm(dim=1)
@@ -113,8 +114,8 @@ def test_training_finds_a_planted_dictionary_the_same_one_each_time(planted: Act
     if rule in ("jumprelu", "reward"):
         assert fitted.best.threshold is not None and fitted.best.threshold.std() > 1e-3  # learned, each its own
 
-    again, _ = training.train(planted, plan, TARGETS, 0)
-    other, _ = training.train(planted, knobs(rule=rule, epochs=1), TARGETS, 1)
+    again = training.train(planted, plan, TARGETS, 0)
+    other = training.train(planted, knobs(rule=rule, epochs=1), TARGETS, 1)
     for name, sae in (("one", fitted.best), ("two", again.best), ("other", other.best)):
         disk.save(tmp_path / name, sae, {})
     one, two, third = (sha256(tmp_path / name / "sae_weights.safetensors") for name in ("one", "two", "other"))
@@ -135,7 +136,7 @@ def hashes(fitted: Fitted, folder: Path) -> dict[str, str]:
 def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule: str, tmp_path: Path):
     """Stopped again and again, at logged steps in and between epochs, with a state after every step or every few."""
     plan = knobs(rule=rule, epochs=2, keep_every=1, resample_every=1, log_every=1, **FOUND[rule])
-    whole, _ = training.train(planted, plan, TARGETS, 0)
+    whole = training.train(planted, plan, TARGETS, 0)
     work = tmp_path / "work"
     work.mkdir()
     stops = iter([3, 77, 78, 79, 120])
@@ -147,7 +148,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule
 
     while True:
         try:
-            pieces, _ = training.train(planted, plan, TARGETS, 0, watch, work, save_every=0.0 if stop % 2 else 0.05)
+            pieces = training.train(planted, plan, TARGETS, 0, watch, work, save_every=0.0 if stop % 2 else 0.05)
             break
         except Killed:
             stop = next(stops, 0)
@@ -160,8 +161,8 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(planted: Activations, rule
 def test_a_bounded_decoder(planted: Activations, ending: str, tmp_path: Path):
     """It learns what it can reach, and goes on with the same bytes."""
     plan = knobs(rule="topk", decoder_activation=ending, epochs=2)
-    whole, _ = training.train(planted, plan, TARGETS, 0, work=tmp_path)
-    again, _ = training.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
+    whole = training.train(planted, plan, TARGETS, 0, work=tmp_path)
+    again = training.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
     assert hashes(again, tmp_path / "again") == hashes(whole, tmp_path / "whole")
     x = planted.read(*planted.split("test")).float()
     y = training.scale_of(planted).apply(x)
@@ -202,7 +203,7 @@ def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
     l0 = []
     for cost in (0.0, 0.03, 0.3):
         plan = knobs(rule="reward", bandwidth=0.1, activity_cost=cost, lr=0.01)
-        fitted, _ = training.train(planted, plan, TARGETS, 0)
+        fitted = training.train(planted, plan, TARGETS, 0)
         l0.append(fitted.history[-1]["validation_l0"])
     assert l0[1] < 0.8 * l0[0] and l0[2] < 0.8 * l0[1], l0
 
@@ -212,7 +213,7 @@ def test_dead_latents_wake(planted: Activations):
     dead = {}
     for wake in (0.0, 0.02):
         plan = knobs(rule="topk", latents=2 * ATOMS, dead_after=0.1, wake=wake)
-        fitted, _ = training.train(planted, plan, TARGETS, 0)
+        fitted = training.train(planted, plan, TARGETS, 0)
         dead[wake] = fitted.history[-1]["validation_dead"]
     assert dead[0.02] < 0.05 < 0.2 < dead[0.0], dead
 
@@ -229,7 +230,7 @@ def test_other_first_directions(planted: Activations):
             apart = float((block @ block.T - torch.eye(WIDTH)).abs().max())
             assert (apart < 1e-5) == (init == "orthogonal")
         nearest[init] = float((directions @ rows.T).max(1).values.mean())
-        fitted, _ = training.train(planted, knobs(init=init), TARGETS, 0)
+        fitted = training.train(planted, knobs(init=init), TARGETS, 0)
         assert fitted.history[-1]["fvu"] < 0.35
     assert nearest["data"] > 0.9 > nearest["kaiming"]
 
@@ -243,21 +244,21 @@ def test_learning_rate_by_hand():
 
 
 def test_kept_epochs_history_and_best(planted: Activations):
-    fitted, _ = training.train(planted, knobs(epochs=3, keep_every=1), TARGETS, 0)
+    fitted = training.train(planted, knobs(epochs=3, keep_every=1), TARGETS, 0)
     assert sorted(fitted.saes) == ["best", "epoch-1", "epoch-2", "final"]
     ends = [row for row in fitted.history if "score" in row]
     assert len(ends) == 3 and fitted.best_score == min(row["score"] for row in ends)
-    assert set(fitted.history[-1]) == set(room.HISTORY)
+    assert set(fitted.history[-1]) == set(COLUMNS)
     assert fitted.history[-1]["lr"] < fitted.history[0]["lr"] * 10
 
 
 def test_knobs_of_one_layer():
     section = params.read()["train"]
-    assert training.knobs_of(section, {}, {"k": 7}, 9, SIZE).k == 7
+    assert knobs_of(section, {}, {"k": 7}, 9, SIZE).k == 7
     with pytest.raises(BadInput, match="k is 5000, more than the 4096 latents"):
-        training.knobs_of(section, {}, {"k": 5000}, 9, SIZE)
+        knobs_of(section, {}, {"k": 5000}, 9, SIZE)
     with pytest.raises(BadInput, match=r"train with by_layer.9.kk is not a known key"):
-        training.knobs_of(section, {}, {"kk": 7}, 9, SIZE)
+        knobs_of(section, {}, {"kk": 7}, 9, SIZE)
 
 
 def test_too_few_rows_for_a_batch(planted: Activations):
@@ -271,8 +272,8 @@ def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
     rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
     lm = load(gpt2, torch.float32, torch.device("cpu"))
     plan = knobs(batch_size=64, ce_tokens=30)
-    fitted, untrained = training.train(rows, plan, TARGETS, 0)
-    found, frequency = room.measure(fitted.best, untrained, rows, contexts, lm, plan)
+    fitted = training.train(rows, plan, TARGETS, 0)
+    found, frequency = room.measure(fitted, rows, contexts, lm, plan)
     assert set(found["controls"]) == {"mean", "pca", "untrained"}
     for values in (found["test"], *found["controls"].values()):
         assert set(values) == MEASURED
@@ -280,19 +281,20 @@ def test_measure_on_a_real_stream(gpt2: Path, tmp_path: Path):
     assert found["rows"]["ce_tokens"] >= 30
     alive = int((frequency > 0).sum())
     assert sum(found["density"]["counts"]) == alive == round((1 - found["test"]["dead"]) * ATOMS)
-    without, _ = room.measure(fitted.best, untrained, rows, contexts, None, plan)
+    without, _ = room.measure(fitted, rows, contexts, None, plan)
     assert without["test"]["delta_ce"] is None and without["test"]["fvu"] == found["test"]["fvu"]
 
 
 def test_activations_of_another_model_or_text_are_refused(gpt2: Path, tmp_path: Path):
     extract(tmp_path, gpt2, [1], extract_knobs())
-    rows, contexts = open_activations(tmp_path / "1"), open_contexts(tmp_path / "tokens")
-    check_origin(rows, contexts, rows.meta["model"])
+    layer, tokens = tmp_path / "1", tmp_path / "tokens"
+    rows, contexts = open_layer(layer, tokens)
+    assert rows.rows == contexts.meta["rows"]
     with pytest.raises(BadInput, match="was extracted from tiny, not from today's model"):
-        check_origin(rows, contexts, {**rows.meta["model"], "fingerprint": "other"})
-    contexts.meta["corpus"] = "another"
+        open_layer(layer, tokens, {**rows.meta["model"], "fingerprint": "other"})
+    write_json(tokens / "meta.json", {**contexts.meta, "corpus": "another"})
     with pytest.raises(BadInput, match="do not come from one text"):
-        check_origin(rows, contexts, rows.meta["model"])
+        open_layer(layer, tokens, rows.meta["model"])
 
 
 def test_pca_of_all_components_is_the_identity():

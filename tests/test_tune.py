@@ -28,9 +28,9 @@ from strata.measure.quality import firing_counts
 from strata.rows.shards import Activations
 from strata.run import files, params
 from strata.run.door import BadInput
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training.training import knobs_of, train
+from strata.training.knobs import Train, knobs_of
+from strata.training.training import train
 from strata.tuning import read, write
 from strata.tuning.knobs import Tune, check_taken
 from strata.tuning.search import WORST, Search, dimensions
@@ -254,7 +254,7 @@ def test_the_score_by_hand(rows: Activations):
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
 def test_the_dead_are_those_that_never_fire(rows: Activations, rule: str):
     plan = params.check({**first(latents=512, rule=rule), "epochs": 1}, Train, "train")
-    sae = train(rows, plan, TARGETS, 0)[0].best
+    sae = train(rows, plan, TARGETS, 0).best
     sae = replace(sae, b_enc=sae.b_enc.clone().index_fill_(0, torch.arange(0, 512, 5), -1e9))
     counts = firing_counts(sae, rows.blocks(0, 5500, 100))
     found = silent(sae, rows.blocks(0, 5500, 100))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from strata.sae.rules.topk import TopK
-from strata.sae.training.autoencoder import LENGTH, Autoencoder
-from strata.sae.training.update import AdamW, by_rows, step_by_step
+from strata.training.autoencoder import LENGTH, Autoencoder
+from strata.training.rules.topk import TopK
+from strata.training.update import AdamW, by_rows, step_by_step
 
 
 class Torch(AdamW):

@@ -16,7 +16,7 @@ from strata.corpus import read
 from strata.families.read import Clusters, clustered, open_clusters
 from strata.interpretation.read import Latents, interpreted, open_latents
 from strata.lm.model import Hook, pieces
-from strata.measure.metrics import OUTLIER
+from strata.measure.quality import OUTLIER
 from strata.pages.readable import inline, marked
 from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
 from strata.run.door import BadInput

@@ -21,9 +21,8 @@ from apps.plan.model import Model
 from apps.plan.rows import Rows
 from apps.plan.speed import Speed
 from stages.select.whole import Params
-from strata.sae.knobs import Train
-from strata.sae.size import FLOAT, sae_bytes, training_bytes
 from strata.splicing import splice
+from strata.training.knobs import FLOAT, Train
 
 BASE = 500e6  # bytes of Python with torch and what belongs to it
 FORWARD = 0.64  # of a product's speed: what a forward pass of whole contexts reaches,
@@ -128,7 +127,7 @@ class Plan:
 
     def train(self, layer: int) -> Cost:
         rows, knobs = self.rows, self.knobs(layer)
-        one = sae_bytes(knobs, self.model.width)
+        one = knobs.sae_bytes(self.model.width)
         if knobs.from_ is None:
             steps = rows.train // knobs.batch_size * knobs.epochs
             validated = knobs.epochs * 3 * min(knobs.validation_rows, rows.validation) + 3 * rows.validation
@@ -152,7 +151,7 @@ class Plan:
 
     def training(self, knobs: Train) -> float:
         """Bytes of a training: the SAE's copies, the window of rows and the one that follows it."""
-        return BASE + training_bytes(knobs, self.model.width, self.rows.train)
+        return BASE + knobs.training_bytes(self.model.width, self.rows.train)
 
     def interpret(self, layer: int) -> Cost:
         rows, knobs, section = self.rows, self.knobs(layer), self.params.interpret
@@ -210,7 +209,7 @@ class Plan:
     def evaluate(self, layer: int) -> Cost:
         section, knobs = self.params.evaluate, self.params.knobs(layer)
         seconds = LIGHT + (PROBED + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
-        memory, what = BASE + 3 * sae_bytes(knobs, self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents, "probes"
+        memory, what = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents, "probes"
         if section.stability:
             again = self.train(layer)
             seconds += section.stability * (again.seconds or 0.0)

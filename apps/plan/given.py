@@ -5,7 +5,7 @@ from pathlib import Path
 from strata.run.files import read_json
 from strata.run.resume import main_root
 from strata.sae import disk
-from strata.sae.knobs import Train
+from strata.training.knobs import Train
 
 
 def described(knobs: Train) -> Train:

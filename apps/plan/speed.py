@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from strata.device.machine import put
-from strata.sae.knobs import Train
-from strata.sae.rules.named import make_rule
-from strata.sae.rules.topk import TopK
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
-from strata.sae.training.trainer import Trainer
-from strata.sae.training.training import with_threshold
+from strata.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.knobs import Train
+from strata.training.named import make_rule
+from strata.training.rules.topk import TopK
+from strata.training.trainer import Trainer
+from strata.training.training import with_threshold
 
 WEIGHTS = 2**24  # of an SAE that is tried; of a larger one, as many latents as make that
 PATIENCE = 1.0  # seconds for each measurement, and what is begun

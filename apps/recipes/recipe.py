@@ -79,8 +79,10 @@ def over(values: Mapping[str, Any], changes: Mapping[str, Any], above: Key = ())
     merged = dict(values)
     for name, value in changes.items():
         key, old = (*above, str(name)), merged.get(name)
-        deeper = isinstance(old, Mapping) and isinstance(value, Mapping) and key not in REPLACED
-        merged[name] = over(old, value, key) if deeper else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in REPLACED:
+            merged[name] = over(old, value, key)
+        else:
+            merged[name] = value
     return merged
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from strata.corpus import read
 from strata.device.machine import CPU
+from strata.formats import npz
 from strata.interpretation.read import Latents, interpreted, open_latents
 from strata.lm import sentences
 from strata.lm.model import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
 from strata.pages.readable import explained
 from strata.run.door import BadInput
-from strata.sae import disk, npz
+from strata.sae import disk
 from strata.sae.sae import SAE, Codes
 
 if TYPE_CHECKING:

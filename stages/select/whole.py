@@ -19,8 +19,8 @@ from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.run.door import BadInput
 from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
-from strata.sae.knobs import Train
 from strata.steering.knobs import SteerEval
+from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken, extremes
 from strata.verdict.targets import Targets
 

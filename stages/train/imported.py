@@ -7,30 +7,28 @@ from typing import Any
 
 import torch
 
-from stages.train.judge import hook_name
 from strata.measure import quality
 from strata.rows import batches
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
 from strata.run.resume import main_root
 from strata.sae import disk
-from strata.sae.knobs import From, Train
-from strata.sae.rules.topk import TopK
 from strata.sae.sae import SAE
-from strata.sae.training import training
-from strata.sae.training.autoencoder import Autoencoder, fold
-from strata.sae.training.fit import Fitted
+from strata.training import training
+from strata.training.autoencoder import Autoencoder, fold
+from strata.training.fit import Fitted
+from strata.training.knobs import From, Train
+from strata.training.rules.topk import TopK
 
 HERE = re.compile(r"blocks\.(\d+)\.hook_\w+")  # names of hooks that can be compared with ours
 
 
 def take(
     given: From, rows: Activations, knobs: Train, seed: int, device: torch.device
-) -> tuple[Fitted, SAE, Train, dict[str, Any]]:
+) -> tuple[Fitted, Train, dict[str, Any]]:
     """Open the imported SAE, and return what a training would have left.
 
-    Returns the result with this SAE and no history, the untrained SAE, knobs that describe the SAE, and the metadata
-    of its `cfg.json`.
+    Returns the result with this SAE and no history, knobs that describe the SAE, and the metadata of its `cfg.json`.
     """
     sae, config = load(given, rows)
 
@@ -41,7 +39,7 @@ def take(
 
     sae = sae.to(device)
     knobs = described(sae, config, rows, knobs)
-    return Fitted({"best": sae}), untrained(sae, rows, knobs, seed), knobs, metadata
+    return Fitted(untrained(sae, rows, knobs, seed), {"best": sae}), knobs, metadata
 
 
 def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
@@ -68,7 +66,7 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
     if sae.width != rows.width:
         raise BadInput(f"{given.folder} is for width {sae.width}, but layer {rows.layer} has width {rows.width}")
 
-    theirs, ours = (config.get("metadata") or {}).get("hook_name"), hook_name(rows)
+    theirs, ours = (config.get("metadata") or {}).get("hook_name"), rows.hook_name
     if isinstance(theirs, str) and HERE.fullmatch(theirs) and _point(theirs) != _point(ours):
         raise BadInput(
             f"{given.folder} is for {theirs}, but layer {rows.layer} has {ours}; give it its own layer's SAE"

@@ -1,68 +1,42 @@
 """Measure one layer's SAE, beside its controls, on held-out text."""
 
-import csv
-import io
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from strata.corpus.read import SPLITS
-from strata.lm.model import Hook, LanguageModel
+from strata.lm.model import LanguageModel
 from strata.measure import controls, quality
 from strata.rows import batches
 from strata.rows.shards import Activations, Contexts
-from strata.sae.knobs import Train
-from strata.sae.sae import SAE
 from strata.splicing.held_out import held_out
-
-HISTORY: tuple[str, ...] = (
-    "step",
-    "tokens",
-    "lr",
-    "loss",
-    "mse",
-    "fvu",
-    "l0",
-    "dead",
-    "validation_fvu",
-    "validation_l0",
-    "validation_dead",
-    "score",
-)
+from strata.training.fit import Fitted
+from strata.training.knobs import Train
 
 
 @torch.inference_mode()
 def measure(
-    sae: SAE, untrained: SAE, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
+    fitted: Fitted, activations: Activations, contexts: Contexts, lm: LanguageModel | None, knobs: Train
 ) -> tuple[dict[str, Any], Tensor]:
-    """Measure the SAE and its controls on the test rows.
+    """Measure the best checkpoint and its controls on the test rows.
 
-    ``untrained``: the SAE that the training began with, one of the controls. Without an ``lm``, for activations of no
-    language model, every ce metric is None.
+    Without an ``lm``, for activations of no language model, every ce metric is None.
 
     Returns what `reports/train/<L>.json` says of the SAE, and the share of all stored rows on which each latent is
     active, (latent,) float64.
     """
-    device = sae.decoder.device
-    mean = activations.mean.to(device)
-
-    def blocks(first: int, end: int) -> Iterator[Tensor]:
-        return batches.blocks(activations, first, end, device)
-
+    sae, device = fitted.best, fitted.best.decoder.device
     candidates = {
         "sae": sae.reconstruct,
-        "mean": controls.mean(mean),
-        "pca": controls.pca(blocks(*activations.split("train")), mean, knobs.k),
-        "untrained": untrained.reconstruct,
+        **controls.of(activations, fitted.untrained.reconstruct, knobs.k, device),
     }
     hook = activations.meta["hook"]
     metrics, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
 
     # Dead latents take a pass over all stored rows, which only the SAE gets.
-    counts = quality.firing_counts(sae, blocks(0, activations.rows))
+    counts = quality.firing_counts(sae, batches.blocks(activations, 0, activations.rows, device))
     for candidate_metrics in metrics.values():
         candidate_metrics["dead"] = None
     metrics["sae"]["dead"] = float((counts == 0).float().mean())
@@ -118,9 +92,9 @@ def metadata(
     origin = (given or {}).get("imported_from")
     return {
         "model_name": meta["model"]["name"],
-        "hook_name": hook_name(activations),
+        "hook_name": activations.hook_name,
         "context_size": contexts.meta["context"],
-        "prepend_bos": _of_tokens(activations),
+        "prepend_bos": activations.of_tokens,
         "exclude_special_tokens": True,
         "training_architecture": knobs.rule,
         **({"training_architecture_details": {"k": knobs.k}} if given is None else {}),
@@ -136,23 +110,3 @@ def metadata(
         },
         **({"imported_from": origin} if origin else {}),
     }
-
-
-def hook_name(activations: Activations) -> str:
-    """Return SAELens's name of the place in the model where the rows come from; for documents, the hook as it is."""
-    hook = activations.meta["hook"]
-    return f"blocks.{activations.layer}.hook_{hook}" if _of_tokens(activations) else hook
-
-
-def _of_tokens(activations: Activations) -> bool:
-    """Whether rows are tokens of a language model. Otherwise they are documents, and there are no blocks."""
-    return activations.meta["hook"] in get_args(Hook)
-
-
-def history_csv(history: list[dict[str, Any]]) -> str:
-    """Write the history as CSV. The validation columns are empty for steps without a validation."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()

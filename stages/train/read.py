@@ -1,7 +1,9 @@
-"""Read what train wrote of a layer: ``<L>.json``, its measurements, and ``<L>.csv``, the history of its training."""
+"""What train writes of a layer: ``<L>.json``, its measurements, and ``<L>.csv``, the history of its training."""
 
 import csv
+import io
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +13,20 @@ from strata.run.files import check_hashes, read_json, read_meta
 from strata.run.params import check
 
 Measured = dict[str, float | None]  # metric -> value; None where the metric does not apply
+COLUMNS: tuple[str, ...] = (
+    "step",
+    "tokens",
+    "lr",
+    "loss",
+    "mse",
+    "fvu",
+    "l0",
+    "dead",
+    "validation_fvu",
+    "validation_l0",
+    "validation_dead",
+    "score",
+)
 History = list[dict[str, float]]  # a row a logging point: column -> value
 
 
@@ -105,3 +121,12 @@ def read_history(path: Path) -> History:
             return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path} is not a table of numbers: {error}") from None
+
+
+def history_csv(history: list[dict[str, Any]]) -> str:
+    """Write the history as CSV. The validation columns are empty for steps without a validation."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

@@ -1,30 +1,29 @@
 """Stage train@L: train one layer's SAE, and judge it on held-out text."""
 
 import sys
-from contextlib import nullcontext
-from functools import partial
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.train import imported, judge
+from stages.train.read import history_csv
+from stages.train.settings import of_layer
 from strata import auto
 from strata.corpus import read
 from strata.device import launch
 from strata.device.machine import Machine, keep_memory, start
 from strata.experiments import tracking
-from strata.lm.model import DTYPES, load
-from strata.measure import quality
-from strata.rows.shards import Activations, Contexts, check_origin, open_activations, open_contexts
+from strata.lm.model import DTYPES, LanguageModel, load
+from strata.rows.batches import check_held_out
+from strata.rows.shards import open_layer
 from strata.run import params, resume
-from strata.run.files import read_json, sha256, write_json, write_text
+from strata.run.files import sha256, write_json, write_text
 from strata.sae import disk
-from strata.sae.knobs import Train
-from strata.sae.sae import SAE
-from strata.sae.training import training
-from strata.sae.training.fit import Fitted
-from strata.tuning.read import taken
+from strata.training import training
+from strata.training.fit import Fitted
 from strata.verdict import shortfall
 from strata.verdict.targets import CHECKPOINT, settled
 
@@ -37,41 +36,19 @@ def main(
 
     Example: dvc repro train@9
     """
-    rows, contexts = open_activations(Path(activations)), open_contexts(Path(tokens))
-    check_origin(rows, contexts, read.model_facts(read.lm_meta(Path(lm))))
-
-    # The section train, over it what it takes from tune, over that what by_layer says of this layer.
-    section, size = params.load("train", dict), auto.size_of(rows.meta)
-    from_tune = taken(Path(tuned), training.knobs_of(section, {}, {}, rows.layer, size).from_tune)
-    of_layer = read_json(Path(override))
-    knobs = training.knobs_of(section, from_tune, of_layer, rows.layer, size)
+    rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(read.lm_meta(Path(lm))))
+    layer, size = rows.layer, auto.size_of(rows.meta)
+    leads = launch.rank() == 0  # only this process says something, judges and writes
+    knobs = of_layer(layer, size, Path(tuned), Path(override), tell=leads)
 
     # Refuse before the training what would fail in it or after it.
     launch.share(knobs.micro_batches, "train.micro_batches")
-    quality.check_held_out(rows, "test")
+    check_held_out(rows, "test")
 
     targets, seed = settled(params.load("targets", dict), size.kind, knobs.k), params.load("seed", int)
     machine = params.load("machine", Machine)
     device = start(machine)
     keep_memory()
-    write = partial(
-        _judge_and_write,
-        rows,
-        contexts,
-        lm=Path(lm),
-        device=device,
-        target=Path(target),
-        report=Path(report),
-        curve=Path(curve),
-    )
-
-    if knobs.from_ is not None:
-        if launch.rank() == 0:
-            fitted, untrained, described, metadata = imported.take(knobs.from_, rows, knobs, seed, device)
-            write(fitted, untrained, described, metadata)
-        return
-    if launch.rank() == 0:
-        auto.tell(f"train {rows.layer}", {**section, **from_tune, **of_layer}, knobs.model_dump(), size)
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
@@ -80,45 +57,53 @@ def main(
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
-    live = tracking.live(f"train@{rows.layer}", {"train": knobs.model_dump(), "layer": rows.layer, "seed": seed})
-    with launch.shared(resume.scratch(f"train-{rows.layer}", inputs)) as work:
-        with nullcontext(lambda step, values: None) if launch.rank() else live as watch:
-            fitted, untrained = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
-        if launch.rank() == 0:
-            write(fitted, untrained, knobs, None)
+    with ExitStack() as unfinished:
+        if knobs.from_ is None:
+            given = None
+            work = unfinished.enter_context(launch.shared(resume.scratch(f"train-{layer}", inputs)))
+            live = tracking.live(f"train@{layer}", {"train": knobs.model_dump(), "layer": layer, "seed": seed})
+            with nullcontext(lambda step, values: None) if not leads else live as watch:
+                fitted = training.train(rows, knobs, targets, seed, watch, work, machine.save_every, device)
+        elif leads:
+            fitted, knobs, given = imported.take(knobs.from_, rows, knobs, seed, device)
+        if not leads:
+            return
+
+        model = _speaking(Path(lm), rows.meta["forward"], device)
+        result, firing_rate = judge.measure(fitted, rows, contexts, model, knobs)
+        metadata = judge.metadata(rows, contexts, knobs, result["test"], given)
+        _write(fitted, result, firing_rate, metadata, Path(target), Path(report), Path(curve))
 
 
-def _judge_and_write(
-    rows: Activations,
-    contexts: Contexts,
+def _speaking(lm: Path, dtype: str, device: torch.device) -> LanguageModel | None:
+    """Load the language model in the folder ``lm``; None where it predicts no tokens."""
+    if read.speechless(read.lm_meta(lm)):
+        return None
+    name, options = read.lm_path(lm)
+    return load(name, DTYPES[dtype], device, **options)
+
+
+def _write(
     fitted: Fitted,
-    untrained: SAE,
-    knobs: Train,
-    given: dict[str, Any] | None,
-    *,
-    lm: Path,
-    device: torch.device,
+    result: dict[str, Any],
+    firing_rate: Tensor,
+    metadata: dict[str, Any],
     target: Path,
     report: Path,
     curve: Path,
 ) -> None:
-    """Judge the best checkpoint beside its controls; write every checkpoint, the report and the curve.
+    """Write every checkpoint to ``target``, then the curve and the report; say on stderr where the SAE falls short.
 
-    ``knobs`` say what the SAE is. ``given``: the metadata of an imported SAE; None if it was trained here.
+    ``result`` and ``firing_rate``: what :func:`stages.train.judge.measure` returns. ``metadata``: for the `cfg.json`.
     """
-    name, options = read.lm_path(lm)
-    speechless = read.speechless(read.lm_meta(lm))
-    model = None if speechless else load(name, DTYPES[rows.meta["forward"]], device, **options)
-    result, firing_rate = judge.measure(fitted.best, untrained, rows, contexts, model, knobs)
-    result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
-
     # The best checkpoint is the folder itself; the others stand in it by their names.
-    metadata = judge.metadata(rows, contexts, knobs, result["test"], given)
     for checkpoint, sae in fitted.saes.items():
         best = checkpoint == "best"
         disk.save(target if best else target / checkpoint, sae, metadata, firing_rate if best else None)
-    write_text(curve, judge.history_csv(fitted.history))
+    write_text(curve, history_csv(fitted.history))
+
+    result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
     write_json(report, {**result, "weights": sha256(target / disk.WEIGHTS), "curve": sha256(curve)})
 
     if worse := shortfall.of_layer(result, fitted.history):
-        sys.stderr.write(shortfall.red(f"train: layer {rows.layer}: {worse}\n"))
+        sys.stderr.write(shortfall.red(f"train: layer {result['layer']}: {worse}\n"))

@@ -23,8 +23,8 @@ from torch.nn.functional import normalize
 from strata.evaluation import own
 from strata.evaluation.intervals import over_seeds
 from strata.run import resume
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
+from strata.training.knobs import Train
 
 NEAR, MOST = 0.025, 0.4
 WIDTH, CHILDREN, OTHERS = 32, 4, 16
@@ -103,10 +103,10 @@ def absorption(knobs: Train, seeds: Sequence[int], work: Path | None = None) -> 
             "validation": (test_start - HELD_OUT, test_start),
             "test": (test_start, ROWS),
         }
-        fitted, untrained = own.train(data.x, splits, knobs, CHANGES, seed)
+        fitted = own.train(data.x, splits, knobs, CHANGES, seed)
 
         with_child = data.x[test_start:][data.child[test_start:]]
-        saes = {"trained": fitted.best, "untrained": untrained}
+        saes = {"trained": fitted.best, "untrained": fitted.untrained}
         return {name: absorbed(sae, with_child, data.parent) for name, sae in saes.items()}
 
     results = [resume.once_json(work / f"{seed}.json" if work else None, partial(measure, seed)) for seed in seeds]

@@ -19,9 +19,9 @@ from strata.evaluation.stability import stability
 from strata.measure.controls import principal
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
 from strata.seeds import generator
+from strata.training.knobs import Train
 from strata.verdict.targets import Targets
 
 INTERVALS = {

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 from strata.corpus.read import SPLITS
 from strata.evaluation import own
 from strata.evaluation.intervals import over_seeds
-from strata.measure.metrics import Errors, compared
+from strata.measure.quality import Errors, compared
 from strata.run import resume
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
+from strata.training.knobs import Train
 
 SHARE, ACTIVE, STEPS, BATCH = 0.25, 4, 1500, 1024  # as in SAEBench; the other knobs are train's
 
@@ -34,7 +34,7 @@ def meta_sae(directions: Tensor, knobs: Train, seed: int, steps: int = STEPS) ->
         "rule": "batchtopk", "latents": max(round(SHARE * rows), ACTIVE), "k": ACTIVE, "batch_size": batch,
         "epochs": -(-steps // (rows // batch)), "validation_rows": BATCH,
     }  # fmt: skip
-    return own.train(directions, splits, knobs, changes, seed)[0].best
+    return own.train(directions, splits, knobs, changes, seed).best
 
 
 @torch.inference_mode()

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from strata.rows.batches import in_memory
 from strata.run import params
-from strata.sae.knobs import Train
-from strata.sae.sae import SAE
-from strata.sae.training import training
-from strata.sae.training.fit import Fitted
+from strata.training import training
+from strata.training.fit import Fitted
+from strata.training.knobs import Train
 from strata.verdict.targets import Targets
 
 PLAIN = {
@@ -21,8 +20,8 @@ FREE = params.check({"enforce": False, "l0": {"min": 0.0}}, Targets, "targets") 
 
 def train(
     x: Tensor, splits: Mapping[str, tuple[int, int]], knobs: Train, changes: Mapping[str, Any], seed: int
-) -> tuple[Fitted, SAE]:
-    """Train on ``x`` (row, width), on its device; return the result, and the SAE before training.
+) -> Fitted:
+    """Train on ``x`` (row, width), on its device.
 
     ``splits``: the first row and the end of train, validation and test. ``changes``: knobs that replace those of
     ``knobs``.

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from strata.rows.batches import Rows, blocks
 from strata.sae.sae import SAE
-from strata.sae.training.training import with_threshold
+from strata.training.training import with_threshold
 
 Floats = NDArray[np.float32]
 

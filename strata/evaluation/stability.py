@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 from strata.evaluation.intervals import over_seeds
 from strata.rows.batches import Rows
 from strata.run import resume
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training import training
+from strata.training import training
+from strata.training.knobs import Train
 from strata.verdict.targets import Targets
 
 SAME = 0.7  # the cosine from which on a latent counts as having come again
@@ -54,7 +54,7 @@ def stability(
 
     def cosines(seed: int) -> dict[str, Tensor]:
         state = work / f"training-{seed}" if work else None
-        fitted, _ = training.train(activations, knobs, targets, seed, work=state, device=device)
+        fitted = training.train(activations, knobs, targets, seed, work=state, device=device)
         return {"cosines": matched(sae.decoder, fitted.best.decoder)}
 
     trained, random = [], []

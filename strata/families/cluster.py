@@ -22,7 +22,6 @@ from strata.pages.readable import explained
 from strata.rows.shards import Contexts
 from strata.run import files
 from strata.run.door import BadInput
-from strata.tables import parquet
 
 COLOURED = 14  # clusters, or labels, that have a colour on a map
 TOP_DOCUMENTS = 10  # of a cluster
@@ -163,7 +162,7 @@ def cluster(source: Source, knobs: Cluster, seed: int, folder: Path) -> dict[str
     files.write_json(folder / "selected.json", {**knobs.selection.model_dump(), "latents": chosen})
     _profiles(source, knobs, families["profiles"], folder)
     columns = {name: families[name] for name in export.CLUSTERS.names}
-    parquet.write(folder / "clusters.parquet", columns, export.CLUSTERS)
+    files.write_table(folder / "clusters.parquet", columns, export.CLUSTERS)
 
     # The pictures.
     places = maps.layout(unit(source.decoder[source.living].astype(np.float32)), grouping.near, knobs.map, seed)
@@ -303,7 +302,7 @@ def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> 
     """Write `profiles.parquet`, `documents.parquet` and `correlated.parquet`. ``profile``: (clusters, documents)."""
     cluster = np.repeat(np.arange(profile.shape[0]), np.diff(profile.indptr))
     columns = {"cluster": cluster, "document": source.documents[profile.indices], "mean": profile.data}
-    parquet.write(folder / "profiles.parquet", columns, export.PROFILES)
+    files.write_table(folder / "profiles.parquet", columns, export.PROFILES)
 
     top = profiles.top_documents(profile, TOP_DOCUMENTS)
     document = source.documents[top["column"]]
@@ -313,10 +312,10 @@ def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> 
         "title": [source.titles[d] for d in document],
         "label": [source.labels[d] for d in document],
     }
-    parquet.write(folder / "documents.parquet", columns, export.DOCUMENTS)
+    files.write_table(folder / "documents.parquet", columns, export.DOCUMENTS)
 
     pairs = profiles.correlated(profile, knobs.correlated)
-    parquet.write(folder / "correlated.parquet", pairs, export.CORRELATED)
+    files.write_table(folder / "correlated.parquet", pairs, export.CORRELATED)
 
 
 def _map(
@@ -359,7 +358,7 @@ def _latents(
     for name, values in living.items():
         columns[name][source.living] = values
     columns["medoid"][source.living[medoids]] = True
-    parquet.write(folder / "latents.parquet", columns, export.LATENTS)
+    files.write_table(folder / "latents.parquet", columns, export.LATENTS)
 
 
 def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
@@ -380,7 +379,7 @@ def _documents(source: Source, knobs: Cluster, seed: int, folder: Path) -> None:
         "x": places[:, 0],
         "y": places[:, 1],
     }
-    parquet.write(folder / "document_map.parquet", columns, export.DOCUMENT_MAP)
+    files.write_table(folder / "document_map.parquet", columns, export.DOCUMENT_MAP)
 
     groups, names = pictures.label_groups(labels, COLOURED)
     titles = [f"{name}  ({len(group)})" for name, group in zip(names, groups, strict=True)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from strata.formats import npz
 from strata.formats.found import Found, sae_of, take
-from strata.sae import npz
 
 FILE = "params.npz"
 SHAPES = {

@@ -7,11 +7,10 @@ from pathlib import Path
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 
-from strata.formats import dictionary_learning, gemma_scope, saelens, sparsify, state
+from strata.formats import dictionary_learning, gemma_scope, npz, saelens, sparsify, state
 from strata.formats.found import Found
 from strata.formats.read import read
 from strata.run.door import BadInput
-from strata.sae import npz
 
 PREFIX = "hub:"
 FILES = (

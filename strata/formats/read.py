@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from strata.formats import dictionary_learning, gemma_scope, saelens, sparsify, state, state_dicts
+from strata.formats import dictionary_learning, gemma_scope, npz, saelens, sparsify, state, state_dicts
 from strata.formats.found import Found
 from strata.run.door import BadInput
-from strata.sae import npz
 
 KNOWN = {  # files in a folder -> the tool that writes them
     (saelens.CONFIG, saelens.WEIGHTS): "SAELens",

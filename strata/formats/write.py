@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from strata.formats import dictionary_learning, sparsify
+from strata.formats import dictionary_learning, npz, sparsify
 from strata.formats.found import Found
 from strata.run.door import BadInput, one_of
-from strata.sae import disk, npz
+from strata.sae import disk
 from strata.sae.sae import SAE
 
 FORMATS = ("strata", "saelens", "sparsify", "dictionary_learning", "npz")

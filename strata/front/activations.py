@@ -27,7 +27,7 @@ from strata.layers import named
 from strata.lm.model import DTYPES, LanguageModel, check_layers, wrapped
 from strata.notebook import Vectors, save
 from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
-from strata.run import calls, resume
+from strata.run import door, resume
 from strata.run.door import BadInput
 from strata.run.files import need_disk
 
@@ -136,7 +136,7 @@ def activations(
     table = {"text": _texts(texts)}
     for name, values in (("label", labels), ("title", titles)):
         if values is not None:
-            table[name] = calls.one_a_row(f"{name}s", values, len(table["text"]))
+            table[name] = door.one_a_row(f"{name}s", values, len(table["text"]))
     source = root / "texts.jsonl"
     lines = (json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True))
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -174,18 +174,18 @@ def which(layers: int | Sequence[int] | str, depth: int) -> list[int]:
     if isinstance(layers, str):
         return named(layers, depth)
     numbers = layers if isinstance(layers, Sequence) else [layers]
-    chosen = [calls.whole("a layer", number, 0) for number in numbers]
+    chosen = [door.whole("a layer", number, 0) for number in numbers]
     check_layers(chosen, depth, "layers")
     return chosen
 
 
 def _texts(texts: Any) -> list[str]:
     if isinstance(texts, str | bytes | dict | pd.DataFrame) or not isinstance(texts, Iterable):
-        raise BadInput(f"texts is {calls.a_thing(texts)}; it must be a list of texts, such as ['a text', 'another']")
+        raise BadInput(f"texts is {door.a_thing(texts)}; it must be a list of texts, such as ['a text', 'another']")
     listed = list(texts)
     for number, text in enumerate(listed):
         if not isinstance(text, str):
-            raise BadInput(f"texts[{number}] is {calls.a_thing(text)}, which is no text; leave it out")
+            raise BadInput(f"texts[{number}] is {door.a_thing(text)}, which is no text; leave it out")
     if len(listed) < 3:
         raise BadInput(f"{len(listed)} texts are too few: training, validation and test need one each")
     return [str(text) for text in listed]

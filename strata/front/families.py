@@ -17,7 +17,7 @@ from strata.front.latents import Latents
 from strata.merging import merge as merging
 from strata.merging.knobs import Merge
 from strata.notebook import Vectors
-from strata.run import calls
+from strata.run import door
 from strata.sae.sae import SAE
 
 SELECTION = {"clusters": "top_n", "top_n": 8}
@@ -42,7 +42,7 @@ class Families:
 
     def members(self, family: int) -> list[int]:
         """The latents of a family."""
-        calls.whole("family", family, 0, len(self.table) - 1)
+        door.whole("family", family, 0, len(self.table) - 1)
         return self.of.index[self.of == family].tolist()
 
     @property
@@ -73,7 +73,7 @@ def cluster(found: Latents, seed: int = 0, folder: str | Path | None = None, **k
     >>> families = strata.cluster(latents)                                                # doctest: +SKIP
     >>> families.table[["cluster", "name", "size"]].head()                                # doctest: +SKIP
     """
-    calls.of_kind("latents", found, Latents, "it must be what strata.latents gives")
+    door.of_kind("latents", found, Latents, "it must be what strata.latents gives")
     settings = defaults.knobs("cluster", Cluster, knobs)
     home, target = home_of(folder)
     texts = corpus.titles(found.rows.corpus)
@@ -97,11 +97,11 @@ def merge(
 
     >>> smaller = strata.merge(sae, acts[6], families)                                    # doctest: +SKIP
     """
-    calls.of_kind("families", families, Families, "it must be what strata.cluster gives")
+    door.of_kind("families", families, Families, "it must be what strata.cluster gives")
     on = rows if isinstance(rows, LayerActivations) else families.latents.rows  # vectors were stored for the latents
     settings = defaults.knobs("merge", Merge, knobs)
     source = merging.Source(on.activations, on.contexts, families.latents.opened, families.opened)
-    model, where = sae_of(sae), calls.device(device)
+    model, where = sae_of(sae), door.device(device)
     merging.check(model, source)
     lm = on.lm
     made = merging.merge(model.to(where), source, settings, (lambda: lm) if lm and settings.ce_tokens else None, where)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.formats import read
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.sae import disk
 from strata.sae.sae import SAE
@@ -13,7 +13,7 @@ from strata.sae.sae import SAE
 def sae_of(thing: Any) -> SAE:
     """The SAE itself of what :func:`strata.train` or :func:`strata.merge` gives; an SAE as it is."""
     found = getattr(thing, "sae", thing)
-    return calls.of_kind("sae", found, SAE, "it must be an SAE, or what strata.train, merge or load gives")
+    return door.of_kind("sae", found, SAE, "it must be an SAE, or what strata.train, merge or load gives")
 
 
 def save(sae: Any, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:

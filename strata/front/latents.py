@@ -20,7 +20,7 @@ from strata.interpretation.read import open_latents
 from strata.lm.model import capture, forward_until, pieces
 from strata.notebook import Vectors
 from strata.pages.readable import explained
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
 
@@ -43,11 +43,11 @@ class Latents:
 
     def examples(self, latent: int, kind: str = "top", most: int = 10) -> pd.DataFrame:
         """Windows of text for one latent. ``kind``: top, decile, random, zero or near (a near miss)."""
-        calls.whole("latent", latent, 0, self.sae.latents - 1)
+        door.whole("latent", latent, 0, self.sae.latents - 1)
         found = self._of("examples", latent)
         kinds = sorted(found["kind"].unique()) if len(found) else []
         if kinds:
-            calls.choice("kind", kind, kinds)
+            door.choice("kind", kind, kinds)
         return found[found["kind"] == kind].head(most).reset_index(drop=True) if kinds else found
 
     def explanations(self, latent: int | None = None) -> pd.DataFrame:
@@ -68,7 +68,7 @@ class Latents:
 
     def on(self, text: str, most: int = 10) -> pd.DataFrame:
         """The latents that a new text makes fire strongest: their largest code, at which token, and what they mean."""
-        calls.of_kind("text", text, str, "it must be one text")
+        door.of_kind("text", text, str, "it must be one text")
         lm, rows = self.rows.lm, self.rows
         if lm is None:
             raise BadInput("these latents are of vectors; encode the text first, and look at strata.notebook.strongest")
@@ -83,7 +83,7 @@ class Latents:
             codes = self.sae.encode(x).dense().cpu()
             codes = codes.masked_fill(special[:, None], 0)  # BOS and the like are never counted
         largest, where = codes.max(0)
-        order = largest.argsort(descending=True, stable=True)[: calls.whole("most", most, 1)]
+        order = largest.argsort(descending=True, stable=True)[: door.whole("most", most, 1)]
         chosen = [int(latent) for latent in order if largest[latent] > 0]
         names = pieces(lm.tokenizer, tokens)
         return pd.DataFrame(
@@ -96,7 +96,7 @@ class Latents:
         )
 
     def _of(self, name: str, latent: int | None) -> pd.DataFrame:
-        filters = None if latent is None else [("latent", "=", calls.whole("latent", latent, 0, len(self) - 1))]
+        filters = None if latent is None else [("latent", "=", door.whole("latent", latent, 0, len(self) - 1))]
         found = self.opened.table(name, filters=filters)
         return pd.DataFrame() if found is None else found.to_pandas()
 
@@ -122,7 +122,7 @@ def latents(
     """
     model = sae_of(sae)
     on = stored(rows, seed) if isinstance(rows, Vectors) else rows
-    calls.of_kind("rows", on, LayerActivations, "it must be what strata.activations gives for one layer, or Vectors")
+    door.of_kind("rows", on, LayerActivations, "it must be what strata.activations gives for one layer, or Vectors")
     return interpreted(model, on, seed, folder, device, {"explain": {"model": None}, **knobs})
 
 
@@ -143,7 +143,7 @@ def explain(
 
     >>> named = strata.explain(found, model="endpoint:gpt-5-mini", latents=20)            # doctest: +SKIP
     """
-    calls.of_kind("found", found, Latents, "it must be what strata.latents gives")
+    door.of_kind("found", found, Latents, "it must be what strata.latents gives")
     asked = {"model": model, "latents": latents, "layers": [found.rows.layer], **knobs}
     return interpreted(found.sae, found.rows, seed, folder, device, {"explain": asked})
 
@@ -165,7 +165,7 @@ def interpreted(
     home, target = home_of(folder)
     with TemporaryDirectory(prefix=".work-", dir=target) as passing:
         source = work.Source(rows.activations, rows.contexts, titles, labels, words)
-        work.interpret(sae.to(calls.device(device)), source, settings, seed, target, Path(passing))
+        work.interpret(sae.to(door.device(device)), source, settings, seed, target, Path(passing))
     opened = open_latents(target)
     return Latents(sae, rows, opened, _table(opened), home)
 

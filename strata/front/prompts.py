@@ -14,7 +14,7 @@ from strata.inversion import invert as work
 from strata.inversion import write
 from strata.inversion.knobs import Invert
 from strata.lm.model import DTYPES, LanguageModel, mute
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 
 
@@ -32,7 +32,7 @@ def invert(
 
     >>> strata.invert(latents, [42])[["latent", "method", "text", "activation"]]          # doctest: +SKIP
     """
-    calls.of_kind("found", found, Latents, "it must be what strata.latents gives")
+    door.of_kind("found", found, Latents, "it must be what strata.latents gives")
     model = lm or found.rows.lm
     if model is None or mute(model):
         raise BadInput("these latents are not of a language model that writes text, so there is no prompt to search")

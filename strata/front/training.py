@@ -12,15 +12,15 @@ from strata import auto, defaults, notebook
 from strata.front.activations import LayerActivations
 from strata.front.files import save
 from strata.lm.model import LanguageModel
-from strata.measure import controls, quality
+from strata.measure import controls
 from strata.notebook import Vectors
 from strata.rows import batches
-from strata.run import calls, params
+from strata.run import door, params
 from strata.run.door import BadInput
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training import training
 from strata.splicing.held_out import held_out
+from strata.training import training
+from strata.training.knobs import Train
 from strata.verdict.targets import settled
 
 ROWS = "it must be what strata.activations gives for one layer, or Vectors"
@@ -76,13 +76,13 @@ def train(
     if rule is not None:
         knobs["rule"] = rule
     if isinstance(rows, Vectors):
-        return notebook.train(rows, latents, k, epochs, seed, calls.device(device), watch, **knobs)
-    calls.of_kind("rows", rows, LayerActivations, ROWS)
-    calls.whole("seed", seed, 0, 2**32 - 1)
+        return notebook.train(rows, latents, k, epochs, seed, door.device(device), watch, **knobs)
+    door.of_kind("rows", rows, LayerActivations, ROWS)
+    door.whole("seed", seed, 0, 2**32 - 1)
     if "from" in knobs or "from_" in knobs:
         raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.load")
-    on = calls.device(device)
-    quality.check_held_out(rows, "test")
+    on = door.device(device)
+    batches.check_held_out(rows, "test")
 
     # Fewer rows than some batches of the default size make smaller batches.
     trained = rows.split("train")[1] - rows.split("train")[0]
@@ -95,13 +95,13 @@ def train(
     settings = params.check(section, Train, "train")
     targets = settled(defaults.section("targets"), size.kind, settings.k)
 
-    fitted, untrained = training.train(rows, settings, targets, seed, watch, device=on)
-    table = judged(fitted.best, untrained, rows, settings, ce_tokens, on)
+    fitted = training.train(rows, settings, targets, seed, watch, device=on)
+    table = judged(fitted, rows, settings, ce_tokens, on)
     history = pd.DataFrame(fitted.history)
     verdict = {"test": table[0], "controls": {row["what"]: row for row in table[1:]}}
     origin = {
         "model_name": rows.activations.meta["model"]["name"],
-        "hook_name": hook_name(rows),
+        "hook_name": rows.activations.hook_name,
         "context_size": rows.contexts.meta["context"],
         "training_architecture": settings.rule,
         "l0": verdict["test"]["l0"],
@@ -110,29 +110,16 @@ def train(
 
 
 def judged(
-    sae: SAE,
-    untrained: SAE,
+    fitted: training.Fitted,
     rows: LayerActivations,
     settings: Train,
     ce_tokens: int | None,
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """A line each for the SAE and its controls on the test rows."""
-    mean = rows.mean.to(device)
-    training_rows = batches.blocks(rows, *rows.split("train"), device)
-    candidates: dict[str, quality.Reconstruct] = {
-        "SAE": sae.reconstruct,
-        f"PCA, {settings.k} components": controls.pca(training_rows, mean, settings.k),
-        "untrained": untrained.reconstruct,
-        "mean": controls.mean(mean),
-    }
+    candidates = controls.named(fitted.best.reconstruct, fitted.untrained.reconstruct, rows, settings.k, device)
     lm: LanguageModel | None = rows.lm
     tokens = settings.ce_tokens if ce_tokens is None else ce_tokens
     hook: Any = rows.hook
     found, _ = held_out(candidates, rows, rows.contexts, hook, lm, tokens if lm else 0, device)
     return [{"what": name, **values} for name, values in found.items()]
-
-
-def hook_name(rows: LayerActivations) -> str:
-    """Where the rows come from, by SAELens's name."""
-    return f"blocks.{rows.layer}.hook_{rows.hook}" if rows.lm is not None else rows.hook

@@ -15,8 +15,8 @@ from strata.interpretation.examples import KINDS, Examples, Found, values_in
 from strata.interpretation.explanations import ALL_SCORES
 from strata.interpretation.read import Columns
 from strata.interpretation.text import Text
+from strata.run import files
 from strata.run.files import replacing, write_array
-from strata.tables import parquet
 
 # Kind of example -> how the names of its two files begin, and what the second file holds.
 GROWTH_SIGNALS = {"top": ("topk", "values"), "random": ("random", "values"), "near": ("zero", "similarities")}
@@ -106,7 +106,7 @@ def _table_of_kind(columns: Columns, found: Found, text: Text, words: Words) -> 
 
     document = pa.array(text.document_of(found.row))
     context, position = text.place(found.row)
-    return parquet.table(
+    return files.table(
         {
             "latent": found.latent + columns.first,
             "kind": pa.array([found.kind] * len(found.latent), WORD),
@@ -140,7 +140,7 @@ class Lines:
     def write(self, shown: pa.Table) -> None:
         """Append a line for each example."""
         names = [field.name for field in EXAMPLES if field.name not in ("tokens", "pieces", "values")]
-        for batch in shown.to_batches(max_chunksize=parquet.GROUP):
+        for batch in shown.to_batches(max_chunksize=files.ROW_GROUP):
             rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
             tokens_of_rows, values_of_rows = batch.column("tokens").to_pylist(), batch.column("values").to_pylist()
             for row, tokens, values in zip(rows, tokens_of_rows, values_of_rows, strict=True):

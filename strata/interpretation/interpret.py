@@ -29,7 +29,6 @@ from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
-from strata.tables import parquet
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ def interpret(
     statistics["importance"] = importance(statistics)
     statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
-    parquet.write(folder / "statistics.parquet", statistics, export.STATISTICS)
+    files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
     nearest = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
-    parquet.write(folder / "neighbours.parquet", nearest, export.NEIGHBOURS)
+    files.write_table(folder / "neighbours.parquet", nearest, export.NEIGHBOURS)
 
     counts = _counts(statistics)
     report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
@@ -145,7 +144,9 @@ def _logits(sae: SAE, lm: LanguageModel | None, top: int, folder: Path) -> Table
     columns = lens.columns()
     tokens, number = np.unique(columns["token"], return_inverse=True)  # each token's text is made once
     token_texts = pa.array(pieces(lm.tokenizer, tokens.tolist()), pa.string())
-    parquet.write(folder / "logits.parquet", {**columns, "piece": token_texts.take(pa.array(number))}, export.LOGITS)
+    files.write_table(
+        folder / "logits.parquet", {**columns, "piece": token_texts.take(pa.array(number))}, export.LOGITS
+    )
     return {"skew": lens.skew, "kurtosis": lens.kurtosis}
 
 
@@ -170,7 +171,7 @@ def _enrichment(looked: look.Looked, source: Source, text: Text, seed: int, fold
     columns, report = enrich(rows, documents, row_document, document_label, len(names), seed)
 
     labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
-    parquet.write(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
+    files.write_table(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
     return report
 
 
@@ -230,8 +231,8 @@ def _write_explanations(everything: list[Explanation], folder: Path) -> None:
     """Write `explanations.parquet`, by latent; the rule of a latent comes before its other explanations."""
     ordered = sorted(everything, key=lambda explanation: (explanation.latent, explanation.source != "rule"))
     rows = [explanation.row() for explanation in ordered]
-    with parquet.writing(folder / "explanations.parquet", export.EXPLANATIONS) as table:
-        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), parquet.GROUP)
+    with files.writing_table(folder / "explanations.parquet", export.EXPLANATIONS) as table:
+        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), files.ROW_GROUP)
 
 
 def _meta(

@@ -31,8 +31,7 @@ from strata.interpretation.statistics import (
 from strata.interpretation.text import Text
 from strata.interpretation.vocabulary import Bags, Vocabulary
 from strata.rows.shards import Activations
-from strata.run import resume
-from strata.tables import parquet
+from strata.run import files, resume
 
 WORD = pa.string()
 TABLES = {
@@ -177,7 +176,7 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
 
     with ExitStack() as stack:
         tables = {
-            name: stack.enter_context(parquet.writing(folder / f"{name}.parquet", schema))
+            name: stack.enter_context(files.writing_table(folder / f"{name}.parquet", schema))
             for name, schema in TABLES.items()
         }
         path = folder / "examples.jsonl.gz" if "jsonl" in knobs.exports else None
@@ -192,10 +191,10 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
             # Write what goes by latent.
             examples = export.examples(columns, part.windows, with_.text, with_.words)
             tokens = {**part.tokens, "piece": with_.pieces(part.tokens["token"])}
-            tables["documents"].write_table(parquet.table(_documents(columns, spread), export.DOCUMENTS), parquet.GROUP)
-            tables["tokens"].write_table(parquet.table(tokens, export.TOKENS), parquet.GROUP)
-            tables["examples"].write_table(examples, parquet.GROUP)
-            tables["rules"].write_table(pa.Table.from_pylist(part.rules, export.RULES), parquet.GROUP)
+            tables["documents"].write_table(files.table(_documents(columns, spread), export.DOCUMENTS), files.ROW_GROUP)
+            tables["tokens"].write_table(files.table(tokens, export.TOKENS), files.ROW_GROUP)
+            tables["examples"].write_table(examples, files.ROW_GROUP)
+            tables["rules"].write_table(pa.Table.from_pylist(part.rules, export.RULES), files.ROW_GROUP)
             if json_lines is not None:
                 json_lines.write(examples)
             for window in part.windows:

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from strata.inversion import pictures
 from strata.inversion.invert import Row, summary
+from strata.run import files
 from strata.run.files import write_bytes, write_json, write_text
-from strata.tables import parquet
 
 INT, REAL, WORD, FLAG = pa.int32(), pa.float64(), pa.string(), pa.bool_()
 PROMPTS = pa.schema(
@@ -41,7 +41,7 @@ def write(folder: Path, found: list[Row], meta: dict[str, Any]) -> None:
     }
     for name, (table, schema) in tables.items():
         columns = {field.name: pa.array([row[field.name] for row in table], field.type) for field in schema}
-        parquet.write(folder / f"{name}.parquet", columns, schema)
+        files.write_table(folder / f"{name}.parquet", columns, schema)
 
     write_text(folder / "summary.csv", summary_csv(summaries))
     write_bytes(folder / "heatmap.png", pictures.heatmap(summaries))

@@ -28,7 +28,7 @@ from strata.lm.anatomy import (
     stream_from,
     stream_into,
 )
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.run.params import Hook
 
@@ -253,7 +253,7 @@ def capture(lm: LanguageModel, hook: Hook, layers: Sequence[int]) -> Iterator[di
     BadInput for a layer or a hook that does not exist.
     """
     check_layers(layers, len(lm.blocks), "layers")
-    calls.choice("hook", hook, get_args(Hook))
+    door.choice("hook", hook, get_args(Hook))
     captured: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
@@ -272,8 +272,8 @@ def edit(lm: LanguageModel, hook: Hook, layer: int, change: Callable[[Tensor], T
     ``change`` takes the tensor (context, position, width) and must return a new one. The hooks are removed after the
     block, also after an error. Raises BadInput for a layer or a hook that does not exist.
     """
-    calls.whole("layer", layer, 0, len(lm.blocks) - 1)
-    calls.choice("hook", hook, get_args(Hook))
+    door.whole("layer", layer, 0, len(lm.blocks) - 1)
+    door.choice("hook", hook, get_args(Hook))
     with _hooked(lm, layer, hook, change):
         yield
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.run.resume import main_root
 
@@ -50,7 +50,7 @@ def load(
 
     known = [name for name in inspect.signature(SentenceTransformer).parameters if name not in GIVEN]
     for name in options:
-        calls.choice("an option of the sentence model", name, known)
+        door.choice("an option of the sentence model", name, known)
     try:
         return SentenceTransformer(str(path), device=device.type, **{"local_files_only": True, **options}).to(dtype)
     except (OSError, ValueError) as error:

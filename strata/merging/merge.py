@@ -16,8 +16,8 @@ from strata.device.machine import CPU, put
 from strata.families.read import Clusters
 from strata.interpretation.read import Latents
 from strata.lm.model import LanguageModel
-from strata.measure.metrics import sums as sums_of
 from strata.measure.quality import Quality, firing_counts
+from strata.measure.quality import sums as sums_of
 from strata.merging.encoder import encoded, ordinary
 from strata.merging.groups import Groups, alone, families, led, strongest, weighted, whole
 from strata.merging.knobs import Merge

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from strata.device.machine import put
-from strata.rows.spread import FAR, check_norms, far, spread
+from strata.rows.spread import FAR, SAME, check_norms, far, spread
 from strata.run.door import BadInput
 
 CHUNK = 256  # rows read together: 0.3 MB at width 640
@@ -49,6 +49,24 @@ class Rows(Protocol):
     def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
         """Yield the rows ``first`` to ``end`` - 1 in order, in blocks of ``rows``."""
         ...
+
+
+def check_held_out(rows: Rows, split: str) -> None:
+    """Raise BadInput if the rows of a ``split``, validation or test, do not vary: then an fvu would mean nothing."""
+    total, squares, count = torch.zeros(rows.width, dtype=torch.float64), 0.0, 0  # Σx, Σ‖x‖², number of rows
+    for block in rows.blocks(*rows.split(split)):
+        x = block.double()
+        total += x.sum(0)
+        squares += float(x.square().sum())
+        count += len(x)
+        if squares - float(total.square().sum()) / max(count, 1) > SAME * squares:
+            return
+    has = f"has {count} row{'s' * (count != 1)}"
+    reason = "and one alone does not vary" if count == 1 else "all the same" if count else "and needs two"
+    raise BadInput(
+        f"the {split} split {has}, {reason}: there is no variance of which an SAE could explain a share; bring more "
+        f"documents, or raise fetch.corpus.{split}"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from strata.run.door import BadInput
 from strata.run.files import again, check_hashes, read_meta, sha256
+from strata.run.params import Hook
 
 DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in; only vectors that the user brought keep float32
 WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # names of dtypes in safetensors
@@ -116,6 +117,17 @@ class Activations:
     @property
     def mean(self) -> Tensor:
         return torch.tensor(self.meta["mean"])
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a row is a token that a language model read; else it is a document."""
+        return self.meta["hook"] in get_args(Hook)
+
+    @property
+    def hook_name(self) -> str:
+        """SAELens's name of the place in the model where the rows come from; of documents, the hook as it is."""
+        hook = self.meta["hook"]
+        return f"blocks.{self.layer}.hook_{hook}" if self.of_tokens else hook
 
     def split(self, name: str) -> tuple[int, int]:
         """Return the first row of a split, and the row after its last."""
@@ -250,8 +262,14 @@ def open_contexts(folder: Path) -> Contexts:
     return Contexts(folder, read_meta(folder / "meta.json", TOKENS, "extract"))
 
 
-def check_origin(activations: Activations, contexts: Contexts, model: dict[str, Any]) -> None:
-    """Raise BadInput if the activations, or their contexts, come from another model or another text."""
+def open_layer(layer: Path, tokens: Path, model: dict[str, Any] | None = None) -> tuple[Activations, Contexts]:
+    """Open the folder of a ``layer``'s activations, and that of the ``tokens`` which they belong to.
+
+    ``model``: the facts about today's language model, where the stage reads it. Raises BadInput if the activations, or
+    their contexts, come from another model or another text.
+    """
+    activations, contexts = open_activations(layer), open_contexts(tokens)
+    model = model or activations.meta["model"]
     for folder, meta in ((activations.folder, activations.meta), (contexts.folder, contexts.meta)):
         if meta["model"] != model:
             raise BadInput(
@@ -259,6 +277,7 @@ def check_origin(activations: Activations, contexts: Contexts, model: dict[str, 
             )
     if activations.meta["corpus"] != contexts.meta["corpus"] or activations.rows != contexts.meta["rows"]:
         raise BadInput(f"{activations.folder} and {contexts.folder} do not come from one text; run extract again")
+    return activations, contexts
 
 
 def verify(folder: Path) -> int:

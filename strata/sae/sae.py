@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.sae.engine.dispatch import decode, fast_dtype, sampled
 from strata.sae.engine.nonlinearity import Nonlinearity, bend
@@ -132,9 +132,7 @@ class SAE:
     def _check(self, x: Tensor) -> None:
         """Raise BadInput if ``x`` is not what :meth:`encode` takes."""
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  # a notebook may give anything
-            raise BadInput(
-                f"x is {calls.a_thing(x)}; it must be a tensor (row, {self.width}), as torch.as_tensor makes"
-            )
+            raise BadInput(f"x is {door.a_thing(x)}; it must be a tensor (row, {self.width}), as torch.as_tensor makes")
         if x.dim() != 2 or x.shape[1] != self.width:
             raise BadInput(f"x is a tensor of {tuple(x.shape)}; this SAE reads (row, {self.width})")
         if not x.is_floating_point():

@@ -8,7 +8,7 @@ import torch
 
 from strata.lm.model import Hook, LanguageModel
 from strata.measure import quality
-from strata.rows.batches import Rows, blocks
+from strata.rows.batches import Rows, blocks, check_held_out
 from strata.splicing import splice
 
 
@@ -45,7 +45,7 @@ def held_out(
     Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on.
     """
     first, end = activations.split("test")
-    quality.check_held_out(activations, "test")
+    check_held_out(activations, "test")
     scale, median_norm = activations.scale, activations.median_norm
     errors = {
         name: quality.reconstruction(reconstruct, blocks(activations, first, end, device), scale, median_norm)

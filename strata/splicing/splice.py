@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from strata.lm.model import Hook, LanguageModel, edit, final_states, logits, shared_start
-from strata.measure.metrics import ce_recovered
+from strata.measure.quality import ce_recovered
 
 Replace = Callable[[Tensor], Tensor]  # raw rows (row, width) -> the rows that take their place
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from strata.lm.model import Hook, LanguageModel, edit, wrapped
-from strata.run import calls
+from strata.run import door
 from strata.run.door import BadInput
 from strata.sae.sae import SAE, Codes
 
@@ -74,7 +74,7 @@ Change = Set | Scale | Add
 def _check_number(name: str, number: Number) -> None:
     """Raise BadInput if ``number`` is neither a finite number nor a tensor of them, one for each text."""
     if not isinstance(number, Tensor):
-        calls.finite(name, number)
+        door.finite(name, number)
     elif number.dim() > 1 or number.is_complex() or number.dtype == torch.bool or not torch.isfinite(number).all():
         raise BadInput(
             f"{name} is a tensor of {tuple(number.shape)}; it must hold finite numbers, one a text of the batch"
@@ -121,13 +121,13 @@ def steer(
     Raises BadInput at once for a latent, layer, hook or word that does not exist, for a change that is not one, and for
     an SAE of another width than the model; in the pass, for a position that no text of the prompt has.
     """
-    calls.of_kind("sae", sae, SAE, "it must be an SAE, as strata.sae.disk.load gives")
-    calls.of_kind("changes", changes, Mapping, "it must be a dict from latents to Set, Scale or Add")
-    calls.of_kind("replace", replace, bool, "it must be True or False")
+    door.of_kind("sae", sae, SAE, "it must be an SAE, as strata.sae.disk.load gives")
+    door.of_kind("changes", changes, Mapping, "it must be a dict from latents to Set, Scale or Add")
+    door.of_kind("replace", replace, bool, "it must be True or False")
     for latent, change in changes.items():
         if not isinstance(latent, Integral) or isinstance(latent, bool) or not 0 <= latent < sae.latents:
             raise BadInput(f"latent {latent!r} is out of range: the SAE has {sae.latents}, 0 to {sae.latents - 1}")
-        calls.of_kind(f"the change of latent {latent}", change, Change, "it must be Set(…), Scale(…) or Add(…)")
+        door.of_kind(f"the change of latent {latent}", change, Change, "it must be Set(…), Scale(…) or Add(…)")
 
     numbers = [number for change in changes.values() if isinstance(number := _number(change), Tensor) and number.dim()]
     lm = _opened(lm)
@@ -166,7 +166,7 @@ def push(
     ``offset``: (width,), or (context, width), one row for each text. ``at``: the positions, as :func:`steer` has them.
     """
     lm = _opened(lm)
-    calls.of_kind("offset", offset, Tensor, "it must be a tensor of (width,), or (text, width)")
+    door.of_kind("offset", offset, Tensor, "it must be a tensor of (width,), or (text, width)")
     if offset.dim() not in (1, 2) or offset.shape[-1] != lm.width:
         raise BadInput(
             f"offset is a tensor of {tuple(offset.shape)}; it must be ({lm.width},), the width, or one row a text"
@@ -235,7 +235,7 @@ def _opened(lm: "LanguageModel | PreTrainedModel") -> LanguageModel:
         return lm
     if not (isinstance(lm, torch.nn.Module) and hasattr(lm, "config")):
         raise BadInput(
-            f"lm is {calls.a_thing(lm)}; it must be a model of transformers', or what strata.lm.model.load gives"
+            f"lm is {door.a_thing(lm)}; it must be a model of transformers', or what strata.lm.model.load gives"
         )
     return wrapped(lm)
 
@@ -243,12 +243,12 @@ def _opened(lm: "LanguageModel | PreTrainedModel") -> LanguageModel:
 def _positions(at: At) -> At:
     """Check ``at``: one of its two words, or a list of whole numbers, which may come in a tensor."""
     if isinstance(at, str) or not isinstance(at, Iterable):
-        calls.choice("at", at, ("all", "last"), " or a list of positions")
+        door.choice("at", at, ("all", "last"), " or a list of positions")
         return at
     positions = at.tolist() if isinstance(at, Tensor) else list(at)
     if not isinstance(positions, list):
         raise BadInput("at is a tensor of one number; it must be a list of positions")
-    return [calls.whole("a position in at", position, -(2**31), 2**31) for position in positions]
+    return [door.whole("a position in at", position, -(2**31), 2**31) for position in positions]
 
 
 class _Passes:

@@ -23,7 +23,6 @@ from strata.steering.knobs import SteerEval
 from strata.steering.summary import best, compared, drawn, monotone
 from strata.steering.texts import Texts
 from strata.steering.write import generate, read_back
-from strata.tables import parquet
 
 SHORT, WORD, REAL = pa.int32(), pa.string(), pa.float64()
 DOSES = pa.schema(
@@ -212,10 +211,12 @@ def _write(
             for number, prompt in np.ndindex(dose.kl.shape):
                 key = {"latent": j, "condition": condition.name, "strength": strengths[number], "prompt": prompt}
                 rows.append(key | {name: getattr(dose, name)[number, prompt] for name in Dose._fields})
-    parquet.write(folder / "doses.parquet", {name: [row[name] for row in rows] for name in DOSES.names}, DOSES)
+    files.write_table(folder / "doses.parquet", {name: [row[name] for row in rows] for name in DOSES.names}, DOSES)
 
     rows = [{"latent": j, **text} for j, texts in written.items() for text in texts]
-    parquet.write(folder / "written.parquet", {name: [row[name] for row in rows] for name in WRITTEN.names}, WRITTEN)
+    files.write_table(
+        folder / "written.parquet", {name: [row[name] for row in rows] for name in WRITTEN.names}, WRITTEN
+    )
 
 
 def _judged(

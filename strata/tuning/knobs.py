@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 
 from strata.run.door import BadInput, near
 from strata.run.params import Section, check
-from strata.sae.knobs import Train
+from strata.training.knobs import Train
 
 Sampler = Literal["gp", "forest", "dummy"]
 FIXED = {

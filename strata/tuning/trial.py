@@ -14,9 +14,9 @@ from strata.rows import batches
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
 from strata.run.params import check
-from strata.sae.knobs import Train
 from strata.sae.sae import SAE
-from strata.sae.training import training
+from strata.training import training
+from strata.training.knobs import Train
 from strata.tuning.knobs import Tune
 from strata.verdict.targets import Targets, penalty
 
@@ -56,7 +56,7 @@ def attempt(
     failed = {"score": None, **dict.fromkeys(("fvu", "fvu_inlier", "l0", "dead")), "curve": []}
     try:
         knobs = trial_knobs(train, values, tune)
-        fitted, _ = training.train(activations, knobs, targets, seed, device=device)
+        fitted = training.train(activations, knobs, targets, seed, device=device)
     except BadInput as refusal:
         return {**failed, "reason": str(refusal)}
 

@@ -11,7 +11,7 @@ from strata.rows.shards import Activations
 from strata.run import resume
 from strata.run.door import BadInput
 from strata.run.params import check
-from strata.sae.knobs import Train
+from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken
 from strata.tuning.search import Search
 from strata.tuning.trial import attempt, sliced

@@ -4,46 +4,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from strata import auto
 from strata.device.machine import CPU, need_memory, put
+from strata.formats import npz
 from strata.measure import quality
-from strata.measure.metrics import OUTLIER
-from strata.rows.batches import Rows, Shuffled, blocks
+from strata.measure.quality import OUTLIER
+from strata.rows.batches import Rows, Shuffled, blocks, check_held_out
 from strata.rows.spread import spread
 from strata.run.door import BadInput
 from strata.run.files import sha256
-from strata.run.params import check
 from strata.run.resume import main_root
-from strata.sae import npz
-from strata.sae.knobs import BY_BATCH, Given, Train
-from strata.sae.rules.base import Rule
-from strata.sae.rules.named import make_rule
-from strata.sae.rules.topk import TopK
 from strata.sae.sae import SAE, threshold_for
-from strata.sae.size import training_bytes
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
-from strata.sae.training.fit import Fitted, Judgement, fit
-from strata.sae.training.trainer import Trainer
+from strata.training.autoencoder import Autoencoder, Scale
+from strata.training.fit import Fitted, Judgement, fit
+from strata.training.knobs import BY_BATCH, Given, Train
+from strata.training.named import make_rule
+from strata.training.rules.base import Rule
+from strata.training.trainer import Trainer
 from strata.verdict.targets import Targets, penalty
-
-
-def knobs_of(
-    train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: auto.Size
-) -> Train:
-    """Return the checked knobs of one layer's training.
-
-    Later sources win: the section ``train``, then the values ``tuned`` that it takes from tune, then the ``override``
-    that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``.
-    """
-    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9".
-    sources = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
-    where = " with ".join(["params.yaml: train", " and ".join(sources)][: 1 + bool(sources)])
-    return check(auto.train({**train, **tuned, **override}, size), Train, where)
 
 
 def scale_of(activations: Rows, device: torch.device = CPU, inliers: bool = False) -> Scale:
@@ -80,19 +61,19 @@ def train(
     work: Path | None = None,
     save_every: float = 60.0,
     device: torch.device = CPU,
-) -> tuple[Fitted, SAE]:
+) -> Fitted:
     """Train on the training rows. The validation rows choose the checkpoint and settle batchtopk's threshold.
 
     ``work``: a folder for the state of an unfinished training. A state that lies there is continued, and a new one is
     written every ``save_every`` seconds.
 
-    Returns the result, and the untrained SAE that it started from, with top-k. Both are on ``device``.
-    Raises BadInput where the validation rows do not vary or memory does not suffice.
+    Returns the result, with its SAEs on ``device``. Raises BadInput where the validation rows do not vary or memory
+    does not suffice.
     """
     # Refuse what cannot work before any of the work is done.
-    quality.check_held_out(activations, "validation")
+    check_held_out(activations, "validation")
     first, end = activations.split("train")
-    needed = training_bytes(knobs, activations.width, end - first)
+    needed = knobs.training_bytes(activations.width, end - first)
     what = f"training {knobs.latents:,} latents of width {activations.width:,}"
     need_memory(needed, device, what, "lower train.latents or train.window_rows")
 
@@ -133,7 +114,6 @@ def train(
         cost = penalty(measured["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
         return Judgement(measured["fvu"], measured["l0"], measured["fvu"] + cost)
 
-    untrained = fold(model, TopK(knobs.k), scale)
     rule = make_rule(knobs).to(device)
     trainer = Trainer(model, rule, scale, knobs, shuffled.steps_per_epoch(), seed)
     fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
@@ -142,7 +122,7 @@ def train(
     distinct = {id(sae): sae for sae in fitted.saes.values()}
     settled_saes = {number: settled(sae) for number, sae in distinct.items()}
     fitted.saes = {name: settled_saes[id(sae)] for name, sae in fitted.saes.items()}
-    return fitted, untrained
+    return fitted
 
 
 def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> float | None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from strata.device import launch
 from strata.run import resume
 from strata.sae.sae import SAE
-from strata.sae.training.trainer import Step, Trainer, learning_rate
+from strata.training.trainer import Step, Trainer, learning_rate
 
 STATE = "state.safetensors"
 
@@ -34,10 +34,12 @@ class Judgement:
 class Fitted:
     """The result of a training.
 
-    ``saes`` holds the checkpoints by name: ``best`` on the validation split, ``final``, and ``epoch-<n>``.
-    ``history`` has one dict for each logged step.
+    ``untrained`` is the SAE that the training began with, with top-k: one of the controls. ``saes`` holds the
+    checkpoints by name: ``best`` on the validation split, ``final``, and ``epoch-<n>``. ``history`` has one dict for
+    each logged step.
     """
 
+    untrained: SAE
     saes: dict[str, SAE] = field(default_factory=dict)
     best_step: int = 0
     best_score: float = math.inf
@@ -84,7 +86,7 @@ def fit(
 
     # The first process decides for all whether there is a state to go on from.
     begun = launch.told("begun" if work and resume.whole(work / STATE) else "")
-    fitted = load(work, trainer) if work and begun else Fitted()
+    fitted = load(work, trainer) if work and begun else Fitted(trainer.untrained)
 
     remaining_batches = batches(trainer.done)
     saved_at = time.monotonic()
@@ -186,4 +188,4 @@ def load(work: Path, trainer: Trainer) -> Fitted:
         prefix = f"sae.{source}."
         parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         saes[name] = saes[source] if source in saes else replace(template, **parts)
-    return Fitted(saes, facts["best_step"], facts["best_score"], facts["history"])
+    return Fitted(trainer.untrained, saes, facts["best_step"], facts["best_score"], facts["history"])

@@ -12,11 +12,11 @@ from torch.nn.functional import normalize
 from strata.sae.engine.dispatch import decode, sampled
 from strata.sae.engine.nonlinearity import Nonlinearity, pull
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.knobs import Init
-from strata.sae.rules.base import Pass, Rule
-from strata.sae.rules.errors import squared_error
-from strata.sae.rules.topk import TopK
 from strata.sae.sae import SAE
+from strata.training.knobs import Init
+from strata.training.rules.base import Pass, Rule
+from strata.training.rules.errors import squared_error
+from strata.training.rules.topk import TopK
 
 LENGTH = 0.1  # ‖v‖ at the start (see update.py), as SAELens's decoder_init_norm; a short v turns far in a step
 

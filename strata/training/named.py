@@ -1,10 +1,10 @@
 """Make the sparsity rule that the section train names."""
 
-from strata.sae.knobs import Train
-from strata.sae.rules.base import Rule
-from strata.sae.rules.jumprelu import JumpReLU, Reward
-from strata.sae.rules.relu import Gated, ReLU
-from strata.sae.rules.topk import BatchTopK, Matryoshka, TopK
+from strata.training.knobs import Train
+from strata.training.rules.base import Rule
+from strata.training.rules.jumprelu import JumpReLU, Reward
+from strata.training.rules.relu import Gated, ReLU
+from strata.training.rules.topk import BatchTopK, Matryoshka, TopK
 
 
 def make_rule(knobs: Train) -> Rule:

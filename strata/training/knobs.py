@@ -6,16 +6,21 @@ from pydantic import ConfigDict, Field, model_validator
 
 from strata import auto
 from strata.run.door import near
-from strata.run.params import EachOnce, Section
+from strata.run.params import EachOnce, Section, check
 from strata.sae.engine.nonlinearity import Nonlinearity
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
 Init = Literal["kaiming", "orthogonal", "data"]
+FLOAT = 4  # bytes
+COPIES = 7  # of an SAE during training: weights, gradients, two moments, the best, the last and the untrained SAE
 BY_BATCH = ("batchtopk", "matryoshka")  # these rules take their final threshold from the validation rows
 
 
 class Given(Section):
-    """The user's encoder in an `encoder.npz` (strata/sae/npz.py). ``sha256`` pins it, because DVC does not watch it."""
+    """The user's encoder in an `encoder.npz` (strata/formats/npz.py).
+
+    ``sha256`` pins its bytes, because DVC does not watch the file.
+    """
 
     file: str
     sha256: str
@@ -103,3 +108,35 @@ class Train(Section):
                 f"from_tune names {unknown[0]!r}, which is no knob of train{near(unknown[0], Train.model_fields)}"
             )
         return self
+
+    def sae_bytes(self, width: int) -> int:
+        """Return the bytes of one SAE's weights in float32.
+
+        These are encoder, decoder and their biases, thresholds for all rules but top-k, and the mean of a decoder that
+        ends in tanh or sigmoid.
+        """
+        thresholds = 0 if self.rule == "topk" else self.latents
+        mean = width if self.decoder_activation != "identity" else 0
+        return FLOAT * (2 * self.latents * width + self.latents + width + thresholds + mean)
+
+    def training_bytes(self, width: int, rows: int) -> int:
+        """Return the bytes that a training on ``rows`` rows takes, to refuse what does not fit before it is allocated.
+
+        These are the copies of the SAE, and two windows of rows in bfloat16: the one in use and the next one.
+        """
+        window = min(self.window_rows, rows) * width * 2
+        return COPIES * self.sae_bytes(width) + 2 * window
+
+
+def knobs_of(
+    train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: auto.Size
+) -> Train:
+    """Return the checked knobs of one layer's training.
+
+    Later sources win: the section ``train``, then the values ``tuned`` that it takes from tune, then the ``override``
+    that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``.
+    """
+    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9".
+    sources = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
+    where = " with ".join(["params.yaml: train", " and ".join(sources)][: 1 + bool(sources)])
+    return check(auto.train({**train, **tuned, **override}, size), Train, where)

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.rules.base import Pass, Rule, Weights, cut, exact_above
-from strata.sae.rules.errors import squared_error
+from strata.training.rules.base import Pass, Rule, Weights, cut, exact_above
+from strata.training.rules.errors import squared_error
 
 EDGE = 1e-6  # mean codes are kept this far from 0 and 1, where the divergence is infinite
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adamw import adamw
 
-from strata.sae.training import adamw_rows
-from strata.sae.training.autoencoder import Autoencoder
+from strata.training import adamw_rows
+from strata.training.autoencoder import Autoencoder
 
 EPS = 1e-8
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from strata.sae.engine.dispatch import largest
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.rules.base import Rule, Weights, cut, exact_above
+from strata.training.rules.base import Rule, Weights, cut, exact_above
 
 
 class TopK(Rule):

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from strata.device import launch
 from strata.run.door import BadInput
-from strata.sae.knobs import Train
-from strata.sae.rules.base import Pass, Rule
 from strata.sae.sae import SAE
-from strata.sae.training.autoencoder import Autoencoder, Scale, fold
-from strata.sae.training.update import AdamW, update
+from strata.training.autoencoder import Autoencoder, Scale, fold
+from strata.training.knobs import Train
+from strata.training.rules.base import Pass, Rule
+from strata.training.rules.topk import TopK
+from strata.training.update import AdamW, update
 
 DIVERGED = 100.0  # fvu of a batch from which on training has failed; predicting the mean gives 1
 
@@ -49,6 +50,8 @@ def learning_rate(step: int, steps: int, knobs: Train) -> float:
 class Trainer:
     """Model, rule, optimiser and counters. ``done`` counts the steps taken, ``tokens`` the rows seen.
 
+    ``untrained`` is the SAE as it is before the first step, with top-k.
+
     Random numbers of a step depend on ``seed`` and the step's number alone, so there is no generator to keep.
 
     A batch of several micro-batches is shared among the stage's processes. For the rule, AuxK and the generator each
@@ -65,6 +68,7 @@ class Trainer:
         self.epoch_tokens = steps_per_epoch * knobs.batch_size
         self.mine = launch.share(knobs.micro_batches, "train.micro_batches")  # numbers of this process's micro-batches
         self.device = model.decoder.device
+        self.untrained = fold(model, TopK(knobs.k), scale)  # now, because the first step changes the model
         self.silent = torch.zeros(knobs.latents, dtype=torch.long, device=self.device)  # (latent,) tokens since active
         self.optimizer = AdamW(self._parameters(), knobs.beta1, knobs.beta2, knobs.weight_decay)
 

@@ -17,7 +17,7 @@ START_ROWS = 512  # rows from which a rule takes its first threshold
 
 
 class Weights(Protocol):
-    """What a rule sees of the autoencoder. Shapes are as in `strata/sae/training/autoencoder.py`."""
+    """What a rule sees of the autoencoder. Shapes are as in `strata/training/autoencoder.py`."""
 
     encoder: nn.Parameter
     decoder: nn.Parameter

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
-from strata.sae.rules.base import Pass, Rule, Weights, cut, exact_above
+from strata.training.rules.base import Pass, Rule, Weights, cut, exact_above
 
 
 class _Threshold(Rule):
