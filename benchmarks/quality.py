@@ -30,6 +30,7 @@ from strata.run import params
 from strata.run.door import BadInput, run
 from strata.sae.sae import SAE
 from strata.training import training
+from strata.training.autoencoder import Scale
 from strata.training.knobs import BY_BATCH, knobs_of
 from strata.verdict.targets import Targets
 
@@ -55,7 +56,7 @@ class Bench:
 
     def __init__(self, activations: Activations, peer: Peer | None, **options: Any) -> None:
         self.activations, self.peer, self.options = activations, peer, options
-        self.scale = training.scale_of(activations)
+        self.scale = Scale.of(activations)
         self.section, self.targets = params.load("train", dict), params.load("targets", Targets)
 
     def row(self, job: Job) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def main(*words: str) -> None:
                     print(json.dumps(rows[-1]), file=file)
 
     if given.saelens:
-        same = training.scale_of(activations).apply(activations.read(*activations.split("train")))
+        same = Scale.of(activations).apply(activations.read(*activations.split("train")))
         with started("saelens", given.saelens, same, given.threads, BATCH) as peer:
             found["peer"] = peer.facts
             go(peer)

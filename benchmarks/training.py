@@ -26,12 +26,11 @@ from strata.rows.shards import Activations, open_activations
 from strata.run import params
 from strata.run.door import BadInput, run
 from strata.sae.engine.preactivations import product_dtype
-from strata.training.autoencoder import Autoencoder
+from strata.training.autoencoder import Autoencoder, Scale
 from strata.training.knobs import Train
 from strata.training.named import make_rule
 from strata.training.rules.jumprelu import JumpReLU
 from strata.training.trainer import Trainer
-from strata.training.training import scale_of
 
 ROWS = 65536  # training rows that both sides shuffle
 L0 = 32  # active latents a token
@@ -43,7 +42,7 @@ BANDWIDTH = 0.05  # of jumprelu; SAELens's default
 def strata(setting: Setting, activations: Activations) -> Advance:
     """Our training loop as `train` runs it, from stored shards on."""
     first, end = training_rows(activations)
-    scale, section = scale_of(activations), params.load("train", Train)
+    scale, section = Scale.of(activations), params.load("train", Train)
     model = Autoencoder(activations.width, setting.latents, torch.Generator().manual_seed(0))
     chosen = {
         "rule": setting.rule,
@@ -221,7 +220,7 @@ def main(*words: str) -> None:
         "rounds": given.rounds,
     }
     if tool := next((tool for tool in TOOLS if getattr(given, tool)), None):
-        same = scale_of(activations).apply(activations.read(first, end))
+        same = Scale.of(activations).apply(activations.read(first, end))
         with started(tool, getattr(given, tool), same, given.threads) as peer:
             found |= {"peer": peer.facts, "rows": rows(peer)}
     else:

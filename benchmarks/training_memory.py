@@ -16,12 +16,11 @@ from strata.rows.shards import DTYPE, Activations, identity, mapped, shard_name,
 from strata.run import params
 from strata.run.door import run
 from strata.run.files import need_disk
-from strata.training.autoencoder import Autoencoder
+from strata.training.autoencoder import Autoencoder, Scale
 from strata.training.fit import Judgement, fit
 from strata.training.knobs import Train
 from strata.training.named import make_rule
 from strata.training.trainer import Trainer
-from strata.training.training import scale_of
 
 SHARD = 65536  # rows
 
@@ -58,7 +57,7 @@ def main(*words: str) -> None:
         activations = repeated(given.width, int(given.gigabytes * 1e9), Path(folder))
         work = Path(folder) / "work"
         shuffled = Shuffled(activations, 0, activations.rows, knobs.batch_size, knobs.window_rows, 0)
-        scale = scale_of(activations)
+        scale = Scale.of(activations)
         model = Autoencoder(given.width, knobs.latents, torch.Generator().manual_seed(0))
         trainer = Trainer(model, make_rule(knobs), scale, knobs, given.steps, 0)
         bytes_of_parameters = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -23,7 +23,7 @@ from strata.rows.batches import check_held_out, in_memory
 from strata.run.door import BadInput
 from strata.run.params import check, read
 from strata.sae.sae import SAE, threshold_for
-from strata.training import training
+from strata.training.autoencoder import Scale
 from strata.training.knobs import Train
 from strata.verdict.shortfall import Made, shortfall
 
@@ -90,7 +90,7 @@ def test_the_training_scale_of_rows_far_from_zero_by_hand() -> None:
     assert found.mean.tolist() == [1004, 0] and found.scale == pytest.approx(2**0.5)
     splits: dict[str, tuple[int, int]] = dict.fromkeys(("train", "validation", "test"), (0, 2))
     for x, variance in ((near, 1 / 17), (far, 1.0)):
-        scale = training.scale_of(in_memory(x, splits))
+        scale = Scale.of(in_memory(x, splits))
         assert scale.variance == pytest.approx(variance)
         assert float(scale.apply(x).square().mean()) == pytest.approx(variance)
 

@@ -17,6 +17,7 @@ from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.sae.sae import SAE
 from strata.training import training
+from strata.training.autoencoder import Scale
 from strata.training.fit import STATE
 
 __all__ = ["planted"]  # the fixture
@@ -109,7 +110,7 @@ def test_twice_and_after_a_kill_the_same_bytes(planted: Activations, trained: tu
         training.train(planted, settings, TARGETS, 1, kill, work=tmp_path, save_every=0)
     again = training.train(planted, settings, TARGETS, 1, work=tmp_path)
     state = load_file(tmp_path / STATE)  # what was trained, on the training scale
-    rows, bias = training.given(settings.encoder, (ATOMS, WIDTH), training.scale_of(planted))
+    rows, bias = training.given(settings.encoder, (ATOMS, WIDTH), Scale.of(planted))
     assert torch.equal(state["model.encoder"], rows) and torch.equal(state["model.b_enc"], bias)
     for name, tensor in whole.best.tensors().items():
         assert torch.equal(tensor, again.best.tensors()[name])

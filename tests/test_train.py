@@ -26,7 +26,7 @@ from strata.sae import disk
 from strata.sae.sae import SAE
 from strata.splicing import splice
 from strata.training import training
-from strata.training.autoencoder import Autoencoder
+from strata.training.autoencoder import Autoencoder, Scale
 from strata.training.fit import STATE, Fitted
 from strata.training.knobs import Train, knobs_of
 from strata.training.trainer import learning_rate
@@ -165,8 +165,8 @@ def test_a_bounded_decoder(planted: Activations, ending: str, tmp_path: Path):
     again = training.train(planted, plan, TARGETS, 0, work=tmp_path)  # from the last state
     assert hashes(again, tmp_path / "again") == hashes(whole, tmp_path / "whole")
     x = planted.read(*planted.split("test")).float()
-    y = training.scale_of(planted).apply(x)
-    output = training.scale_of(planted).apply(again.best.reconstruct(x)[0])
+    y = Scale.of(planted).apply(x)
+    output = Scale.of(planted).apply(again.best.reconstruct(x)[0])
     low, high = (-1, 1) if ending == "tanh" else (0, 1)
     assert low - 1e-5 <= output.min() < output.max() <= high + 1e-5
     best = (y.clamp(low, high) - y).square().sum()
@@ -219,7 +219,7 @@ def test_dead_latents_wake(planted: Activations):
 
 
 def test_other_first_directions(planted: Activations):
-    y = training.scale_of(planted).apply(planted.read(0, 500))
+    y = Scale.of(planted).apply(planted.read(0, 500))
     rows = torch.nn.functional.normalize(y, dim=1)
     nearest = {}
     for init in ("kaiming", "orthogonal", "data"):

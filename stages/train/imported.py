@@ -14,8 +14,7 @@ from strata.run.door import BadInput
 from strata.run.resume import main_root
 from strata.sae import disk
 from strata.sae.sae import SAE
-from strata.training import training
-from strata.training.autoencoder import Autoencoder, fold
+from strata.training.autoencoder import Autoencoder, Scale, fold
 from strata.training.fit import Fitted
 from strata.training.knobs import From, Train
 from strata.training.rules.topk import TopK
@@ -97,4 +96,4 @@ def untrained(sae: SAE, rows: Activations, knobs: Train, seed: int) -> SAE:
     device = sae.decoder.device
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(rows.width, knobs.latents, random, knobs.init, sae.decoder_activation).to(device)
-    return fold(model, TopK(knobs.k), training.scale_of(rows, device))
+    return fold(model, TopK(knobs.k), Scale.of(rows, device))

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from strata.device.machine import CPU
+from strata.measure.quality import OUTLIER
+from strata.rows.batches import Rows
+from strata.rows.spread import spread
 from strata.sae.engine.dispatch import decode, sampled
 from strata.sae.engine.nonlinearity import Nonlinearity, pull
 from strata.sae.engine.preactivations import Preactivations
@@ -31,6 +35,26 @@ class Scale:
     factor: float
     mean: Tensor
     variance: float
+
+    @classmethod
+    def of(cls, activations: Rows, device: torch.device = CPU, inliers: bool = False) -> "Scale":
+        """Measure the training scale of some activations, with the mean on ``device``.
+
+        s is the ``scale`` of :class:`strata.rows.spread.Spread`. It and the mean are those of all training rows, or,
+        with ``inliers``, of the training rows that are no outliers.
+        """
+        s, mean = activations.scale, activations.mean
+        if inliers:
+            largest, split = OUTLIER * activations.median_norm, activations.split("train")
+            inlier_spread = spread(
+                lambda: (x[x.float().norm(dim=1) <= largest] for x in activations.blocks(*split)), "inliers"
+            )
+            s, mean = inlier_spread.scale, inlier_spread.mean.float()
+
+        # s makes the mean of ‖s x‖² the width, so that y has this variance. For rows far from 0, s makes the mean of
+        # ‖s (x − mean)‖² the width: then this is below 0, and the variance is 1.
+        variance = 1 - s**2 * float(mean.double().square().sum()) / activations.width
+        return cls(s, mean.to(device), variance if variance > 0 else 1.0)
 
     def apply(self, x: Tensor) -> Tensor:
         """Return y in float32 for raw activations ``x`` (row, width)."""

@@ -13,7 +13,6 @@ from strata.formats import npz
 from strata.measure import quality
 from strata.measure.quality import OUTLIER
 from strata.rows.batches import Rows, Shuffled, blocks, check_held_out
-from strata.rows.spread import spread
 from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.run.resume import main_root
@@ -25,26 +24,6 @@ from strata.training.named import make_rule
 from strata.training.rules.base import Rule
 from strata.training.trainer import Trainer
 from strata.verdict.targets import Targets, penalty
-
-
-def scale_of(activations: Rows, device: torch.device = CPU, inliers: bool = False) -> Scale:
-    """Return the training scale y = s (x − mean), with the mean on ``device``.
-
-    s is the ``scale`` of :class:`strata.rows.spread.Spread`. It and the mean are those of all training rows, or, with
-    ``inliers``, of the training rows that are no outliers.
-    """
-    s, mean = activations.scale, activations.mean
-    if inliers:
-        largest, split = OUTLIER * activations.median_norm, activations.split("train")
-        inlier_spread = spread(
-            lambda: (x[x.float().norm(dim=1) <= largest] for x in activations.blocks(*split)), "inliers"
-        )
-        s, mean = inlier_spread.scale, inlier_spread.mean.float()
-
-    # s makes the mean of ‖s x‖² the width, so that y has this variance. For rows far from 0, s makes the mean of
-    # ‖s (x − mean)‖² the width: then this is below 0, and the variance is 1.
-    variance = 1 - s**2 * float(mean.double().square().sum()) / activations.width
-    return Scale(s, mean.to(device), variance if variance > 0 else 1.0)
 
 
 def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
@@ -77,7 +56,7 @@ def train(
     what = f"training {knobs.latents:,} latents of width {activations.width:,}"
     need_memory(needed, device, what, "lower train.latents or train.window_rows")
 
-    scale = scale_of(activations, device, knobs.skip_outliers)
+    scale = Scale.of(activations, device, knobs.skip_outliers)
     shuffled = Shuffled(activations, first, end, knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
