@@ -46,14 +46,14 @@ class Model:
 
 def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
     """The model of ``fetch.lm``. BadInput says what to tell a plan of one that is not here."""
-    wanted = ("width",) if lm.kind == read.GIVEN else ("width", "blocks", "parameters")
+    wanted = ("width",) if lm.kind == read.OWN_VECTORS else ("width", "blocks", "parameters")
     given = [name for name in ("width", "blocks", "parameters") if name in facts]
     if given and (missing := [name for name in wanted if name not in facts]):
         raise BadInput(f"{given[0]} is given, but not {missing[0]}; give {', '.join(f'{name}=…' for name in wanted)}")
     if given:
         return told(int(facts["width"]), int(facts.get("blocks", 1)), int(facts.get("parameters", 0)))
     if (folder / "meta.json").is_file() and belongs(meta := read.lm_meta(folder), lm):
-        if lm.kind == read.GIVEN:
+        if lm.kind == read.OWN_VECTORS:
             raise BadInput("how long the vectors are is not known before they are read; give width=…")
         return described(lm.kind, *read.lm_path(folder, check=False), stored=meta["bytes"], source=str(folder))
     try:

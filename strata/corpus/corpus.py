@@ -27,7 +27,7 @@ from strata.corpus import sources, values
 from strata.corpus.document import Document
 from strata.corpus.duplicates import NearDuplicates
 from strata.corpus.knobs import Corpus
-from strata.corpus.read import GIVEN, LANGUAGE, SPLITS, VECTORS
+from strata.corpus.read import LANGUAGE, OWN_VECTORS, SPLITS, VECTORS
 from strata.corpus.vectors import Vectors
 from strata.run.door import BadInput
 from strata.run.files import sha256, write_json
@@ -143,7 +143,7 @@ def _filtered(
     """
     # `auto` filters differ between documents of text and documents that carry a vector.
     section = params.model_dump(include={"min_chars", "max_chars", "near_duplicates"})
-    text_filters, vector_filters = auto.filters(section, kind), auto.filters(section, GIVEN)
+    text_filters, vector_filters = auto.filters(section, kind), auto.filters(section, OWN_VECTORS)
     overlaps = {filters["near_duplicates"] for filters in (text_filters, vector_filters)} - {None}
     detectors = {overlap: NearDuplicates(overlap) for overlap in overlaps}
 
