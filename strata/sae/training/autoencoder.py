@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from strata.sae.engine.dispatch import decode, sampled
+from strata.sae.engine.dispatch import decode, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity, pull
 from strata.sae.engine.preactivations import Preactivations
 from strata.sae.knobs import Init
@@ -121,7 +121,7 @@ class Autoencoder(nn.Module):
     def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
         """Choose latents for ``y`` (row, width) by ``rule``, and compute codes and error from the chosen ones alone."""
         pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
-        h = sampled(y, self.encoder, self.b_enc, pattern, known)
+        h = preactivations_at(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
 
         ends, kind = rule.ends(len(self.decoder)), self.decoder_activation
