@@ -36,11 +36,11 @@ def main(lm: str, corpus: str, layers: str, target: str) -> None:
     knobs = params.load("extract", extraction.Extract)
     of_tokens = model["kind"] == read.LANGUAGE
     if of_tokens:
-        reading = _language(Path(lm), Path(target), numbers, model, knobs)
+        row_source = _language(Path(lm), Path(target), numbers, model, knobs)
     else:
-        reading = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
+        row_source = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
 
-    facts = {"model": read.model_facts(model), "corpus": text["sha256"], **reading.facts}
+    facts = {"model": read.model_facts(model), "corpus": text["sha256"], **row_source.facts}
     inputs = {  # unfinished work of other inputs is not used
         **facts,
         "params": knobs.model_dump(exclude={"layers", "batch_size"} if of_tokens else {"layers"}),
@@ -50,18 +50,18 @@ def main(lm: str, corpus: str, layers: str, target: str) -> None:
     with launch.shared(resume.scratch("extract", inputs)) as work:
         if launch.rank() == 0:
             documents_of = {split: read.documents(Path(corpus), split) for split in SPLITS}
-            extraction.keep_contexts(reading, documents_of, text["splits"], facts, work / "tokens")
+            extraction.keep_contexts(row_source, documents_of, text["splits"], facts, work / "tokens")
         launch.barrier()  # the contexts are there before any process reads them
 
         contexts = open_contexts(work / "tokens")
-        extraction.write_shards(reading, contexts, numbers, knobs.shard_rows, facts, work)
+        extraction.write_shards(row_source, contexts, numbers, knobs.shard_rows, facts, work)
         if launch.rank() == 0:
             resume.deliver(work, Path(target), outputs)
 
 
 def _language(
     lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
-) -> extraction.Reading:
+) -> extraction.RowSource:
     """Load a language model, whose rows are tokens. ``model``: its meta.json.
 
     Raises BadInput, before anything is loaded, for layers that the model lacks and for too little disk or memory.
@@ -77,7 +77,7 @@ def _language(
 
 def _documents(
     lm: Path, corpus: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
-) -> extraction.Reading:
+) -> extraction.RowSource:
     """Load a sentence model, or the vectors that the corpus brought; either way rows are documents."""
     device = start(params.load("machine", Machine))
     vectors = None if model["kind"] == read.SENTENCE else read.vectors(corpus)
@@ -85,7 +85,7 @@ def _documents(
     rows = min(knobs.tokens, read.corpus_meta(corpus)["documents"])
     documents.check(target, layers, model["kind"], rows, width)
     if vectors is not None:
-        return documents.given(vectors, knobs, partial(read.name, corpus))
+        return documents.own_vectors(vectors, knobs, partial(read.name, corpus))
 
     source, options = read.lm_path(lm)
     encoder = sentences.load(source, device, DTYPES[knobs.dtype], **options)

@@ -42,7 +42,7 @@ def knobs(size: Size, **changes: Any) -> tuple[Any, ...]:
 
 
 def test_the_kinds_are_those_of_fetch():
-    assert set(auto.DOCUMENTS) == {read.SENTENCE, read.GIVEN}
+    assert set(auto.DOCUMENTS) == {read.SENTENCE, read.OWN_VECTORS}
 
 
 @pytest.mark.parametrize("kind", ["language", "resid_post", "resid_pre", "mlp_out", "attn_out"])

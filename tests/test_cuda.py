@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.functional import relu
 
 from strata.sae.engine import dispatch
-from strata.sae.engine.dispatch import decode, sampled
+from strata.sae.engine.dispatch import decode, preactivations_at
 from strata.sae.engine.pattern import Pattern, pattern_of
 from strata.training.autoencoder import Autoencoder
 from strata.training.rules import errors
@@ -34,7 +34,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter, tensors on the CPU take the way of those on a CUDA device."""
     if INTERPRETED:
         cuda = dispatch._triton()
-        monkeypatch.setattr(dispatch, "sample", cuda.sample)
+        monkeypatch.setattr(dispatch, "sddmm", cuda.sddmm)
         monkeypatch.setattr(dispatch, "_sum_rows", cuda.sum_rows)
         monkeypatch.setattr(dispatch, "sum_latents", cuda.sum_latents)
         monkeypatch.setattr(errors, "_fused", lambda kind, y: False)
@@ -50,13 +50,13 @@ def test_all_of_this_holds_in_the_interpreter():
 
 @outside
 def test_tensors_on_cuda_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch):
-    names = ("sample", "sum_rows", "sum_latents")
+    names = ("sddmm", "sum_rows", "sum_latents")
     stub = SimpleNamespace(**{name: lambda *args, name=name: name for name in names})
     monkeypatch.setattr(dispatch, "_triton", lambda: stub)
     pattern = pattern_of(torch.ones(2, 2, dtype=torch.bool))
     with FakeTensorMode():
         x, values = torch.empty(2, 2, device="cuda"), torch.empty(4, device="cuda")
-        assert dispatch.sample(x, x, pattern) == names[0]
+        assert dispatch.sddmm(x, x, pattern) == names[0]
         assert dispatch._sum_rows(values, pattern, x) == names[1]
         assert dispatch.sum_latents(values, pattern, x) == names[2]
 
@@ -81,7 +81,7 @@ def test_products_equal_dense_ones(name: str, width: int, dtype: torch.dtype):
     values = random(len(pattern.latents), seed=2).to(DEVICE, dtype)
     dense = pattern.dense(values.double())
     found = [
-        dispatch.sample(x, weight, pattern),
+        dispatch.sddmm(x, weight, pattern),
         dispatch._sum_rows(values, pattern, weight),
         dispatch.sum_latents(values, pattern, x),
     ]
@@ -99,7 +99,7 @@ def test_the_same_bytes_twice():
     def once() -> list[Tensor]:
         pattern = pattern_of(MASKS["a latent in every row"].to(DEVICE))
         x, weight = random(300, 65).to(DEVICE), random(4, 65, seed=1).to(DEVICE)
-        values = dispatch.sample(x, weight, pattern)
+        values = dispatch.sddmm(x, weight, pattern)
         return [values, dispatch._sum_rows(values, pattern, weight), dispatch.sum_latents(values, pattern, x)]
 
     for first, second in zip(once(), once(), strict=True):
@@ -125,7 +125,7 @@ def test_auxk_by_its_indices_has_the_gradients_of_the_dense_one():
     encoder, decoder, bias = (p.index_select(0, dead) for p in parameters)
     chosen = torch.addmm(bias, y, encoder.T).topk(2, dim=1).indices
     pattern = Pattern(torch.arange(0, 21, 2, device=DEVICE), chosen.flatten(), len(dead))
-    codes = relu(sampled(y, encoder, bias, pattern))
+    codes = relu(preactivations_at(y, encoder, bias, pattern))
     error = (residual - decode(codes, decoder, pattern)).square().sum()
     ours = torch.autograd.grad(error / (residual - residual.mean(0)).square().sum(), parameters)
     for a, b in zip(ours, theirs, strict=True):

@@ -119,9 +119,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(fit, "load_file", lambda path, device: {k: t.to(device) for k, t in load_file(path).items()})
     monkeypatch.setattr(errors, "_fused", lambda kind, y: False)  # its sums are in another order,
     monkeypatch.setattr(update, "by_rows", update.step_by_step)  # and so are these
-    for name in ("sample", "_sum_rows", "sum_latents"):
+    for name in ("sddmm", "_sum_rows", "sum_latents"):
         monkeypatch.setattr(dispatch, name, product(name))
-    monkeypatch.setattr(preactivations, "sample", dispatch.sample)
+    monkeypatch.setattr(preactivations, "sddmm", dispatch.sddmm)
     with Device(), Draws():
         yield AWAY
 

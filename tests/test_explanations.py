@@ -152,7 +152,7 @@ def test_shown_and_scored_never_overlap(planted):
     text, columns, halves = planted
     shown, scored = set(halves.shown.document.tolist()), set(halves.scored.document.tolist())
     assert len(shown) == len(scored) == 30 and not shown & scored
-    learned = set(text.document_of(np.flatnonzero(halves.learned)).tolist())
+    learned = set(text.document_of(np.flatnonzero(halves.visible)).tolist())
     assert learned == shown
     for windows in (halves.shown, halves.scored):
         for number, (first, end, document) in enumerate(zip(windows.first, windows.end, windows.document, strict=True)):
@@ -236,10 +236,10 @@ def test_the_best_prefix_is_the_best_of_all_sets():
 
 def test_rules_do_not_depend_on_what_they_may_not_see(planted):
     text, _, halves = planted
-    changed = make_columns(3.0 * ((text.token == 30) & ~halves.learned)[:, None])
+    changed = make_columns(3.0 * ((text.token == 30) & ~halves.visible)[:, None])
     assert by_rules(changed, halves, 20, piece)[0] == []
     active = 2.0 * (text.token[:, None] == 4 + np.arange(3))
-    noisy = np.where(halves.learned[:, None], active, np.random.default_rng(0).random(active.shape))
+    noisy = np.where(halves.visible[:, None], active, np.random.default_rng(0).random(active.shape))
     assert by_rules(make_columns(noisy), halves, 20, piece)[0] == by_rules(make_columns(active), halves, 20, piece)[0]
 
 

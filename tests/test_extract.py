@@ -43,9 +43,9 @@ def extract(folder: Path, model: Path, layers: list[int], params: room.Extract) 
     tokens = folder / "tokens"
     counts = {split: len(texts[split]) for split in SPLITS}
     facts = {**FACTS, "hook": params.hook, "forward": params.dtype}
-    reading = room.language(lm, layers, params)
-    room.keep_contexts(reading, {split: iter(texts[split]) for split in SPLITS}, counts, facts, tokens)
-    room.write_shards(reading, open_contexts(tokens), layers, params.shard_rows, facts, folder)
+    source = room.language(lm, layers, params)
+    room.keep_contexts(source, {split: iter(texts[split]) for split in SPLITS}, counts, facts, tokens)
+    room.write_shards(source, open_contexts(tokens), layers, params.shard_rows, facts, folder)
     return folder
 
 

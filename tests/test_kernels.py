@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from strata.sae.engine import products, vnni
-from strata.sae.engine.dispatch import decode, largest, sampled
+from strata.sae.engine.dispatch import decode, largest, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity
 from strata.sae.engine.pattern import Pattern, joined, pattern_of
 from strata.sae.engine.preactivations import Block, Bytes, Preactivations
@@ -155,7 +155,7 @@ def test_products_equal_dense_ones(pattern: Pattern):
     x, weight, values = random(ROWS, WIDTH), random(LATENTS, WIDTH, seed=1), random(len(pattern.latents), seed=2)
     bias = random(LATENTS, seed=3)
     expected = (x @ weight.T + bias)[pattern.row_of, pattern.latents]
-    torch.testing.assert_close(sampled(x, weight, bias, pattern), expected)
+    torch.testing.assert_close(preactivations_at(x, weight, bias, pattern), expected)
     torch.testing.assert_close(decode(values, weight, pattern), pattern.dense(values) @ weight)
 
 
@@ -165,7 +165,7 @@ def test_gradients_equal_dense_ones(pattern: Pattern):
     values = random(len(pattern.latents), seed=2).requires_grad_()
     out, back = random(ROWS, WIDTH, seed=3), random(len(pattern.latents), seed=4)
 
-    ours = torch.autograd.grad((sampled(x, weight, bias, pattern) * back).sum(), [x, weight, bias])
+    ours = torch.autograd.grad((preactivations_at(x, weight, bias, pattern) * back).sum(), [x, weight, bias])
     dense = (x @ weight.T + bias)[pattern.row_of, pattern.latents]
     theirs = torch.autograd.grad((dense * back).sum(), [x, weight, bias])
     torch.testing.assert_close(ours, theirs)
@@ -300,7 +300,7 @@ def test_blocks_of_rows_and_latents_give_what_dense_products_do(ends: list[int])
     codes = random(len(pattern.latents), seed=4) * (torch.arange(len(pattern.latents)) % 30 >= 10)
     b_dec, leaves = random(width, seed=5), []
     expected = (y @ weight.T + bias)[pattern.row_of, pattern.latents]
-    torch.testing.assert_close(sampled(y, weight, bias, pattern), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(preactivations_at(y, weight, bias, pattern), expected, rtol=1e-4, atol=1e-4)
     for sparse in (True, False):
         z, decoder, offset = (leaf.clone().requires_grad_() for leaf in (codes, weight, b_dec))
         if sparse:

@@ -23,7 +23,7 @@ from strata.run.params import check
 from strata.sae.sae import SAE
 from strata.steering import steer_eval as room
 from strata.steering.conditions import Condition, Place, conditions, difference
-from strata.steering.doses import Wanted, _Predictions, doses
+from strata.steering.doses import TargetTokens, _Predictions, responses
 from strata.steering.knobs import SteerEval
 from strata.steering.steer import Add, steer
 from strata.steering.summary import best, compared, drawn, monotone
@@ -69,8 +69,8 @@ def judged(place: Place, latent: int, largest: float = 4.0) -> dict[str, Any]:
     assert [one.name for one in steered] == ["latent", "random latent", "random direction", "DiffMean"]
     for one in steered:
         assert float(one.offset.norm()) == pytest.approx(largest, rel=1e-5)
-    wanted = Wanted(torch.tensor([TOKEN]), torch.tensor([], dtype=torch.long))
-    found = doses(place, padded(PROMPTS, 2), [(one, wanted) for one in steered], STRENGTHS, 5)
+    wanted = TargetTokens(torch.tensor([TOKEN]), torch.tensor([], dtype=torch.long))
+    found = responses(place, padded(PROMPTS, 2), [(one, wanted) for one in steered], STRENGTHS, 5)
     return room._judged(steered, found, knobs(kl=2.0), np.random.default_rng(0))
 
 
@@ -93,9 +93,9 @@ def test_a_dead_or_random_latent_does_not(place: Place):
 def test_doses_are_what_the_model_says(place: Place):
     """By hand: one text at a time, without padding, the whole softmax."""
     lm, texts = place.lm, padded(PROMPTS[:4], 3)
-    wanted = Wanted(torch.tensor([7, 8]), torch.tensor([5, 5, 6]))
+    wanted = TargetTokens(torch.tensor([7, 8]), torch.tensor([5, 5, 6]))
     steered = conditions(place.sae, 2, 3.0, np.arange(LATENTS), None, torch.Generator())
-    (dose, *_) = doses(place, texts, [(one, wanted) for one in steered], [0.0, 1.5], 3)
+    (dose, *_) = responses(place, texts, [(one, wanted) for one in steered], [0.0, 1.5], 3)
 
     def predicted(text: list[int]) -> torch.Tensor:
         return logits(lm, final_states(lm, torch.tensor([text]))[0, -3:]).log_softmax(1)
@@ -113,8 +113,8 @@ def test_doses_are_what_the_model_says(place: Place):
 
 def test_batches_change_nothing(place: Place):
     steered = conditions(place.sae, 2, 3.0, np.arange(LATENTS), None, torch.Generator())
-    run = [(one, Wanted(torch.tensor([7]), torch.tensor([5]))) for one in steered]
-    one, all_ = (doses(place, padded(PROMPTS, 2), run, STRENGTHS, batch) for batch in (1, 12))
+    run = [(one, TargetTokens(torch.tensor([7]), torch.tensor([5]))) for one in steered]
+    one, all_ = (responses(place, padded(PROMPTS, 2), run, STRENGTHS, batch) for batch in (1, 12))
     np.testing.assert_allclose(np.array(one), np.array(all_), atol=1e-4)
 
 

@@ -1,2 +1,1 @@
-"""In: params.yaml and what is known of the model. Out: a table of what each stage would cost, before anything is
-spent."""
+"""In: params.yaml and what is known of the model. Out: a table of what each stage would cost, before it runs."""

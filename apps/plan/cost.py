@@ -1,22 +1,24 @@
-"""What each stage costs: bytes that it writes, bytes that it holds, seconds.
+"""Estimate what each stage costs: bytes that it writes, bytes of memory, seconds.
 
-Disk is that of the tensors and tables; headers and JSON are left out. Memory is anonymous: mapped shards, which the
-system drops when it wants to, do not count. With B = ``batch_size``, F = ``latents``, d = width, n = rows and k active
-latents a row:
+Disk counts tensors and tables; headers and JSON are left out. Memory is anonymous memory: mapped shards do not count,
+because the system drops them when it needs the room. With F = ``latents``, d = width, n = rows and k active latents in
+a row:
 
-    activations  2 n d a layer        tokens  8 a position        codes  8 n k + 8 F a shard
-    SAE          4 (2 F d + 3 F + d), and the last one and kept ones beside the best
-    training     steps of the measured time + encoding of what validates and counts + the model on ``ce_tokens``;
-                 no steps where the SAE is given (``train.from``)
-    a pass       2 operations a token and parameter, at FORWARD of a product's measured speed
+    activations  2 n d bytes for each layer
+    tokens       8 bytes for each position
+    codes        8 n k bytes, and 8 F for each shard
+    SAE          4 (2 F d + 3 F + d) bytes, for the best, the last and each kept one
+    training     steps × the measured time + encoding of the rows that validate and count + the model on ``ce_tokens``;
+                 an imported SAE (``train.from``) has no steps
+    a pass       2 operations for each token and parameter, at FORWARD of a product's measured speed
 
-Where a stage spends its time between products, the seconds are those of the default run (2 cores), by the latents,
-pairs of latents or rows that it has, times the ``pace`` of this machine.
+Where a stage spends its time between products, the seconds are those of the default run (2 cores). They grow with the
+number of latents, pairs of latents or rows, and with the ``pace`` of this machine.
 """
 
 from dataclasses import dataclass
 
-from apps.plan.given import described
+from apps.plan.given import with_imported_sizes
 from apps.plan.model import Model
 from apps.plan.rows import Rows
 from apps.plan.speed import Speed
@@ -24,32 +26,39 @@ from stages.select.whole import Params
 from strata.splicing import splice
 from strata.training.knobs import FLOAT, Train
 
+# Memory and the passes of the model.
 BASE = 500e6  # bytes of Python with torch and what belongs to it
-FORWARD = 0.64  # of a product's speed: what a forward pass of whole contexts reaches,
-SHORT = 0.3  # and passes of a few prompts
-LOADS, LIGHT = 8.0, 4.0  # seconds until a stage with the model has begun, and one without
-UNPACKED = 50e6  # bytes a second that fetch unpacks, copies and hashes
-CANDIDATES = 6  # what is spliced in: SAE, mean, PCA, untrained, zero, and nothing
-LOOKED = 7.1e-3  # interpret: seconds a latent,
-STORED = 4.0e-7  # and a code
-EXPLAINED = 3000  # tokens read and written to explain a latent and to score it, about
-FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds a latent, and a pair
-REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds a code, and a latent cubed
-SENTENCE = 80  # tokens of a document that a sentence model reads, about
-PROBED = 5.0  # evaluate: seconds beside its start,
-META, ABSORBED = 89.0, 7.0  # and processor time of a seed of these two
-CONDITIONS = 4  # latent, random latent, random direction, DiffMean
-DOCUMENTS = 400  # whose mean codes evaluate holds, about
-BACKWARD = 4  # forward passes that a gradient costs, with its own forward pass
-KEPT = 1.5  # train keeps what it frees (strata/device/machine.py)
-SHOWN = 85e3  # bytes of a latent while interpret looks for its examples
+FORWARD = 0.64  # share of a product's speed that a forward pass of whole contexts reaches
+SHORT = 0.3  # share that passes of a few prompts reach
+BACKWARD = 4  # a gradient costs as much as so many forward passes, its own forward pass included
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-GIVEN = 2  # of one that is given: it and the untrained
+
+# Seconds until a stage has begun: one that loads the model, and one that does not.
+LOADS, LIGHT = 8.0, 4.0
+
+UNPACKED = 50e6  # fetch: bytes a second that it unpacks, copies and hashes
+SENTENCE = 80  # extract: tokens of a document that a sentence model reads, about
+
+CANDIDATES = 6  # train: reconstructions that are spliced in: SAE, mean, PCA, untrained, zero, and nothing
+KEPT = 1.5  # train: memory that it keeps of what it frees, as a factor (strata/device/machine.py)
+IMPORTED_SAES = 2  # train: SAEs in memory where one is imported: it and the untrained control
+
+LOOKED, STORED = 7.1e-3, 4.0e-7  # interpret: seconds for each latent, and for each code
+EXPLAINED = 3000  # interpret: tokens read and written to explain one latent and to score it, about
+SHOWN = 85e3  # interpret: bytes for each latent while it looks for examples
+
+FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds for each latent, and for each pair of latents
+REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds for each code, and for latents³
+CONDITIONS = 4  # steer_eval: latent, random latent, random direction, DiffMean
+
+PROBED = 5.0  # evaluate: seconds of the probes
+META, ABSORBED = 89.0, 7.0  # evaluate: processor seconds for each seed of the meta-SAE, and of absorption
+DOCUMENTS = 400  # evaluate: documents whose mean codes it holds, about
 
 
 @dataclass(frozen=True)
 class Cost:
-    """``what``: the size of the work in words. ``disk`` and ``memory`` in bytes; None: not known."""
+    """What one stage costs. ``what``: the size of the work in words. ``disk``, ``memory``: bytes. None: not known."""
 
     stage: str
     what: str
@@ -60,7 +69,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the costs of all stages follow from."""
+    """What the costs of all stages follow from. A method named as a stage estimates that stage's cost."""
 
     params: Params
     model: Model
@@ -68,26 +77,28 @@ class Plan:
     speed: Speed
 
     def costs(self) -> list[Cost]:
-        """Stage by stage in the pipeline's order; of per-layer stages each layer."""
-        params, found = self.params, [self.fetch(), self.extract()]
+        """List the costs in the pipeline's order; stages that run for each layer have one for each."""
+        params, costs = self.params, [self.fetch(), self.extract()]
         if params.tune.run:
-            found.append(self.tune())
-        found += [self.train(layer) for layer in params.layers]
+            costs.append(self.tune())
+        costs += [self.train(layer) for layer in params.layers]
+
         stages = {"interpret": self.interpret, "cluster": self.cluster, "merge": self.merge}
         for name, cost in stages.items():
-            found += [cost(layer) for layer in params.layers if getattr(params, name).run]
+            costs += [cost(layer) for layer in params.layers if getattr(params, name).run]
         if params.fetch.lm.kind == "language":
             for name, cost in {"invert": self.invert, "steer_eval": self.steer}.items():
                 section = getattr(params, name)
-                found += [
+                costs += [
                     cost(layer) for layer in params.layers if section.run and layer in params.chosen(section.layers)
                 ]
-        found += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
-        return [*found, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
+
+        costs += [self.evaluate(layer) for layer in params.layers if params.evaluate.run]
+        return [*costs, Cost("report, track", "", None, BASE, 12 * self.speed.pace)]
 
     def knobs(self, layer: int) -> Train:
-        """The layer's section train, or what describes the SAE that is given."""
-        return described(self.params.knobs(layer))
+        """Return the layer's section train, with the sizes of its imported SAE if it has one."""
+        return with_imported_sizes(self.params.knobs(layer))
 
     @property
     def weights(self) -> float:
@@ -95,13 +106,16 @@ class Plan:
         return self.model.parameters * BYTES[self.params.extract.dtype]
 
     def passed(self, operations: float, share: float = FORWARD) -> float:
+        """Return the seconds of so many ``operations`` of the model, at a ``share`` of a product's speed."""
         return operations / (share * self.speed.product)
 
     def fetch(self) -> Cost:
         stored = self.model.stored if self.model.stored is not None else self.weights
-        there = self.model.stored is not None
         what = f"{self.model.parameters / 1e6:,.0f} M parameters, and the text"
-        return Cost("fetch", what, stored, BASE + 2 * stored, LIGHT + stored / UNPACKED if there else None)
+        seconds = None  # of a download, nobody knows
+        if self.model.stored is not None:
+            seconds = LIGHT + stored / UNPACKED
+        return Cost("fetch", what, stored, BASE + 2 * stored, seconds)
 
     def extract(self) -> Cost:
         rows, layers = self.rows, self.params.extracted
@@ -110,10 +124,10 @@ class Plan:
         if self.params.fetch.lm.kind == "sentence":
             operations = rows.total * self.model.whole * SENTENCE
         elif self.params.fetch.lm.kind == "vectors":
-            operations = 0
-        disk = activation_bytes(rows.total, self.model.width, self.params.fetch.lm.kind) * len(layers) + token_bytes(
-            rows
-        )
+            operations = 0  # the corpus brings its vectors
+
+        layer_bytes = activation_bytes(rows.total, self.model.width, self.params.fetch.lm.kind)
+        disk = layer_bytes * len(layers) + token_bytes(rows)
         what = f"{rows.total:,} rows × {len(layers)} layer{'s' * (len(layers) > 1)}"
         return Cost("extract", what, disk, BASE + self.weights, LOADS + self.passed(operations))
 
@@ -121,20 +135,23 @@ class Plan:
         tune, train = self.params.tune, self.params.train
         rows = min(tune.rows or self.rows.train, self.rows.train)
         steps = rows // train.batch_size * tune.epochs
-        judged = self.rows.validation + rows // 8
+        judged = self.rows.validation + rows // 8  # rows that each trial encodes after its steps
         seconds = LIGHT + tune.calls * (steps * self.speed.step + judged * self.speed.encode)
         return Cost("tune", f"{tune.calls} × {steps:,} steps", 0, self.training(train), seconds)
 
     def train(self, layer: int) -> Cost:
         rows, knobs = self.rows, self.knobs(layer)
         one = knobs.sae_bytes(self.model.width)
+
         if knobs.from_ is None:
             steps = rows.train // knobs.batch_size * knobs.epochs
             validated = knobs.epochs * 3 * min(knobs.validation_rows, rows.validation) + 3 * rows.validation
             kept = 2 + ((knobs.epochs - 1) // knobs.keep_every if knobs.keep_every else 0)  # the best and the last, too
             memory, what = self.training(knobs), f"{steps:,} steps of {knobs.batch_size}"
         else:
-            steps, validated, kept, memory, what = 0, rows.validation, 1, BASE + GIVEN * one, "0 steps, it is given"
+            steps, validated, kept = 0, rows.validation, 1
+            memory, what = BASE + IMPORTED_SAES * one, "0 steps, it is given"
+
         grown = knobs.latents / self.params.train.latents  # the speed is that of the section train
         seconds = LOADS + grown * (steps * self.speed.step + (rows.total + validated + rows.test) * self.speed.encode)
         seconds += rows.train * self.model.width**2 * 2 / self.speed.product * FLOAT  # PCA
@@ -145,12 +162,12 @@ class Plan:
         return Cost(f"train@{layer}", what, one * kept + FLOAT * knobs.latents, memory, seconds)
 
     def spliced(self) -> float:
-        """Bytes of the model and of the logits of what is spliced in, a chunk of tokens at a time."""
+        """Return the bytes of the model, and of a chunk's logits with each reconstruction spliced in."""
         vocabulary = self.model.head / self.model.width
         return self.weights + CANDIDATES * splice.CHUNK * vocabulary * BYTES[self.params.extract.dtype]
 
     def training(self, knobs: Train) -> float:
-        """Bytes of a training: the SAE's copies, the window of rows and the one that follows it."""
+        """Return the bytes of a training: the SAE's copies, the window of rows and the one that follows it."""
         return BASE + knobs.training_bytes(self.model.width, self.rows.train)
 
     def interpret(self, layer: int) -> Cost:
@@ -159,9 +176,11 @@ class Plan:
         seconds = LOADS + rows.total * self.speed.encode
         seconds += (knobs.latents * LOOKED + codes * STORED) * self.speed.pace
         memory = BASE + self.weights + SHOWN * knobs.latents
+
         explained = layer in self.params.chosen(section.explain.layers) and section.explain.model == "lm"
         if explained and self.params.fetch.lm.kind == "language":
             seconds += LOADS + self.passed(section.explain.latents * EXPLAINED * self.model.whole)
+
         shards = -(-rows.total // self.params.extract.shard_rows)
         disk = code_bytes(codes, knobs.latents, shards) + section.table_bytes(knobs.latents)
         return Cost(f"interpret@{layer}", f"{codes:,} codes", disk, memory, seconds)
@@ -189,18 +208,19 @@ class Plan:
     def invert(self, layer: int) -> Cost:
         section, greedy, soft = self.params.invert, self.params.invert.greedy, self.params.invert.soft
         starts = greedy.starts.corpus + greedy.starts.random
+        # A gradient step runs backward once, then each candidate forward.
         searched = greedy.starts.pool + starts * greedy.steps * (greedy.candidates + BACKWARD)
         searched += soft.starts * soft.steps * BACKWARD
-        passes = 2 * searched * _many(section.latents)  # random search has as many
+        passes = 2 * searched * _many(section.latents)  # the control, random search, may use as many
         seconds = LOADS + self.passed(passes * (section.tokens + 1) * self.model.until(layer), SHORT)
         what = f"{passes:,} prompts of {section.tokens} tokens"
         return Cost(f"invert@{layer}", what, None, BASE + 1.25 * self.weights, seconds)
 
     def steer(self, layer: int) -> Cost:
         section, written = self.params.steer_eval, self.params.steer_eval.generate
-        prompts, each = section.prompts + len(section.texts), _many(section.latents) * CONDITIONS
-        scored = each * len(section.strengths) * prompts * section.tokens
-        made = each * len(written.strengths) * (written.prompts + len(section.texts)) * written.tokens
+        prompts, conditions = section.prompts + len(section.texts), _many(section.latents) * CONDITIONS
+        scored = conditions * len(section.strengths) * prompts * section.tokens
+        made = conditions * len(written.strengths) * (written.prompts + len(section.texts)) * written.tokens
         operations = scored * self.model.until(self.model.blocks - 1) + made * self.model.whole
         seconds = LOADS + self.passed(operations, SHORT)
         what = f"{scored + made:,} tokens"
@@ -219,19 +239,23 @@ class Plan:
 
 
 def _many(latents: int | list[int]) -> int:
+    """Count the latents of a section, which names them or says how many."""
     return len(latents) if isinstance(latents, list) else latents
 
 
 def activation_bytes(rows: int, width: int, kind: str) -> int:
-    """Of one layer's shards: float32 of vectors that were given, bfloat16 of what a model makes."""
+    """Count the bytes of one layer's shards: float32 for vectors of the corpus, bfloat16 for rows of a model."""
     return (4 if kind == "vectors" else 2) * rows * width
 
 
 def token_bytes(rows: Rows) -> int:
-    """Of a token and a document, int32, for every position."""
+    """Count the bytes of the contexts: a token and a document, int32 each, for every position."""
     return 8 * rows.contexts * rows.context
 
 
 def code_bytes(entries: int, latents: int, shards: int) -> int:
-    """Of the sparse codes: an int32 and a float32 each, and where every latent's begin in each shard, int64."""
+    """Count the bytes of sparse codes.
+
+    Each entry has a row (int32) and a value (float32); each shard says where every latent begins (int64).
+    """
     return 8 * entries + 8 * (latents + 1) * shards

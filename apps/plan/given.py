@@ -1,4 +1,4 @@
-"""What a plan knows of an SAE that is given (`train.from`), from its `cfg.json`: no weight is read."""
+"""Read the sizes of an imported SAE (`train.from`) from its `cfg.json`; no weight is read."""
 
 from pathlib import Path
 
@@ -8,18 +8,23 @@ from strata.sae import disk
 from strata.training.knobs import Train
 
 
-def described(knobs: Train) -> Train:
-    """``knobs`` with the given SAE's latents, its k (with thresholds, its l0, where it says so), and what its decoder
-    ends in. As they are where an SAE is trained, or the folder is not here yet."""
+def with_imported_sizes(knobs: Train) -> Train:
+    """Return ``knobs`` with the rule, the number of latents, the k and the decoder's activation of the imported SAE.
+
+    For an SAE with thresholds, k is its l0, if cfg.json states one. The knobs stay as they are where an SAE is trained,
+    and where the folder of the imported one is not here yet.
+    """
     if knobs.from_ is None:
         return knobs
-    paths = [place / knobs.from_.folder / disk.CONFIG for place in (Path(), main_root())]
+
+    paths = [root / knobs.from_.folder / disk.CONFIG for root in (Path(), main_root())]
     path = next((path for path in paths if path.is_file()), None)
     config = read_json(path) if path else None
     if not isinstance(config, dict) or config.get("architecture") not in disk.ARCHITECTURES:
         return knobs
-    rule, ending = disk.ARCHITECTURES[config["architecture"]]
-    active = config.get("k") if rule == "topk" else (config.get("metadata") or {}).get("l0")
-    sizes = {"latents": config.get("d_sae"), "k": active}
+
+    rule, decoder_activation = disk.ARCHITECTURES[config["architecture"]]
+    active_latents = config.get("k") if rule == "topk" else (config.get("metadata") or {}).get("l0")
+    sizes = {"latents": config.get("d_sae"), "k": active_latents}
     known = {name: max(1, round(size)) for name, size in sizes.items() if isinstance(size, int | float)}
-    return knobs.model_copy(update={"rule": rule, "decoder_activation": ending, **known})
+    return knobs.model_copy(update={"rule": rule, "decoder_activation": decoder_activation, **known})

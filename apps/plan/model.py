@@ -1,6 +1,6 @@
-"""What a plan must know of the model: from `data/lm`, a folder, the hub's cache, or the command line.
+"""Find the sizes of the model that a plan needs: in `data/lm`, a folder, the hub's cache, or the command line.
 
-Only its configuration is read, never a weight.
+Only the configuration of the model is read, never a weight.
 """
 
 import re
@@ -16,14 +16,16 @@ from strata.lm import sentences
 from strata.run.door import BadInput
 from strata.run.resume import main_root
 
-WIDE = 12  # parameters of a block, in squares of the width: 4 of attention, 8 of an MLP four times as wide
+BLOCK_SQUARES = 12  # parameters of a block ÷ width²: 4 for attention, 8 for an MLP that is four times as wide
 
 
 @dataclass(frozen=True)
 class Model:
-    """``blocks`` of ``block`` parameters each; ``head``: those that the logits of a token cost; ``parameters``: all.
+    """The sizes of a model.
 
-    ``stored``: bytes of its files, None where they are not here to be measured. ``source``: where this is known from.
+    ``blocks``: their number. ``block``: parameters of one block. ``head``: parameters of the LM head. ``parameters``:
+    those of the whole model. ``stored``: bytes of its files, None where these are not here. ``source``: where the sizes
+    are from.
     """
 
     width: int
@@ -35,27 +37,35 @@ class Model:
     source: str
 
     def until(self, layer: int) -> float:
-        """Floating-point operations of one token through block ``layer``: two a parameter."""
+        """Count the floating-point operations of one token up to and including block ``layer``: two a parameter."""
         return 2.0 * self.block * (layer + 1)
 
     @property
     def whole(self) -> float:
-        """Operations of one token's logits."""
+        """The floating-point operations of one token from the first block to the logits."""
         return 2.0 * (self.block * self.blocks + self.head)
 
 
 def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
-    """The model of ``fetch.lm``. BadInput says what to tell a plan of one that is not here."""
-    wanted = ("width",) if lm.kind == read.GIVEN else ("width", "blocks", "parameters")
+    """Find the sizes of the model of ``fetch.lm``. ``folder``: data/lm. ``facts``: sizes from the command line.
+
+    Raises BadInput where nothing is known of the model; it says what to give on the command line.
+    """
+    # From the command line, where it names a size.
+    wanted = ("width",) if lm.kind == read.OWN_VECTORS else ("width", "blocks", "parameters")
     given = [name for name in ("width", "blocks", "parameters") if name in facts]
     if given and (missing := [name for name in wanted if name not in facts]):
         raise BadInput(f"{given[0]} is given, but not {missing[0]}; give {', '.join(f'{name}=…' for name in wanted)}")
     if given:
         return told(int(facts["width"]), int(facts.get("blocks", 1)), int(facts.get("parameters", 0)))
+
+    # From what fetch has brought.
     if (folder / "meta.json").is_file() and belongs(meta := read.lm_meta(folder), lm):
-        if lm.kind == read.GIVEN:
+        if lm.kind == read.OWN_VECTORS:
             raise BadInput("how long the vectors are is not known before they are read; give width=…")
         return described(lm.kind, *read.lm_path(folder, check=False), stored=meta["bytes"], source=str(folder))
+
+    # From a folder or the hub's cache.
     try:
         path = sentences.find(str(lm.source)) if lm.kind == read.SENTENCE else local(str(lm.source))
         options = {"local_files_only": True} if path else {"local_files_only": True, "revision": lm.revision}
@@ -68,36 +78,49 @@ def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
 
 
 def described(kind: str, name: str, options: dict[str, Any], stored: int | None, source: str) -> Model:
-    """A model whose configuration transformers can read; its parameters are counted without being made."""
+    """Describe a model by its configuration, which transformers reads. Parameters are counted, but not allocated."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # takes two seconds
 
     config = AutoConfig.from_pretrained(name, **options)
     text = config.get_text_config()
-    with torch.device("meta"):
+    with torch.device("meta"):  # tensors with shapes, but without memory
         model = (AutoModelForCausalLM if kind == read.LANGUAGE else AutoModel).from_config(config)
+
+    # The parameters inside blocks have the number of their block in the name: `model.layers.3.mlp…`.
     inside = sum(p.numel() for name, p in model.named_parameters() if re.search(r"\.\d+\.", name))
     every = sum(p.numel() for p in model.parameters())  # a head that is tied to the embeddings counts once
     head = model.get_output_embeddings()
     return Model(
-        text.hidden_size, text.num_hidden_layers, inside // text.num_hidden_layers,
-        head.weight.numel() if head is not None else 0, every, stored, source,
-    )  # fmt: skip
+        width=text.hidden_size,
+        blocks=text.num_hidden_layers,
+        block=inside // text.num_hidden_layers,
+        head=head.weight.numel() if head is not None else 0,
+        parameters=every,
+        stored=stored,
+        source=source,
+    )
 
 
 def local(source: str) -> Path | None:
-    """A folder, here or in the main checkout. What a GGUF file holds is known when fetch has unpacked it."""
+    """Find the folder ``source``, here or in the main checkout; None if there is none.
+
+    A GGUF file does not count: its sizes are known only after fetch has unpacked it.
+    """
     return next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
 
 
 def told(width: int, blocks: int, parameters: int) -> Model:
-    """A model of which three numbers are known. Blocks get ``WIDE`` × width² parameters each, the head what is left;
-    where that is nothing, blocks share all of them."""
-    block = min(WIDE * width**2, parameters // blocks)
+    """Describe a model of which three numbers are known.
+
+    A block gets BLOCK_SQUARES × width² parameters, and the head gets what is left. Where there are not so many, the
+    blocks share all of them.
+    """
+    block = min(BLOCK_SQUARES * width**2, parameters // blocks)
     return Model(width, blocks, block, parameters - block * blocks, parameters, None, "the command line")
 
 
 def belongs(meta: dict[str, Any], lm: LM) -> bool:
-    """Whether what fetch wrote is what params.yaml asks for."""
+    """Say whether ``meta``, which fetch wrote, is of the model that params.yaml asks for."""
     if lm.source is None:
         return meta["kind"] == lm.kind
     return meta["kind"] == lm.kind and meta["source"] in (lm.source, Path(lm.source).name)

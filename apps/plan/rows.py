@@ -1,4 +1,4 @@
-"""How many rows there will be: what every other number of a plan follows from."""
+"""Estimate how many rows there will be. Every other number of a plan follows from that."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,16 @@ from strata.corpus import read
 from strata.rows.shards import open_contexts
 from strata.run.door import BadInput
 
-FILLED = 0.85  # share of a context's positions that are rows where documents begin one of their own (reports/log.md)
+# The share of a context's positions that are rows, where each document begins a context of its own (reports/log.md).
+FILLED = 0.85
 
 
 @dataclass(frozen=True)
 class Rows:
-    """``total`` activation rows of which training sees ``train``, out of ``contexts`` of ``context`` positions.
-    ``note``: what is not known of them."""
+    """How many activation rows there are, by split, and the contexts that they come from.
+
+    ``contexts``: their number. ``context``: positions of one. ``note``: which of the numbers are guessed, None if none.
+    """
 
     total: int
     train: int
@@ -26,8 +29,11 @@ class Rows:
 
 
 def rows(params: Params, facts: dict[str, float], data: Path) -> Rows:
-    """Of a language model a row is a token; of sentences and vectors a document. What fetch and extract have left in
-    ``data`` says how many documents there are, and how full contexts are."""
+    """Estimate the rows. A row is a token with a language model, and a document with sentences or vectors.
+
+    ``facts``: numbers from the command line. ``data``: the folder data/. What fetch and extract have left there says
+    how many documents there are and how full the contexts are.
+    """
     extract, corpus = params.extract, params.fetch.corpus
     if params.fetch.lm.kind == read.LANGUAGE:
         total, context = extract.tokens, extract.context
@@ -39,13 +45,16 @@ def rows(params: Params, facts: dict[str, float], data: Path) -> Rows:
         documents, note = _documents(params, facts, data / "corpus")
         total = contexts = min(documents, extract.tokens)
         context = 1
+
     validation, test = round(total * corpus.validation), round(total * corpus.test)
-    return Rows(total, total - validation - test, validation, test, contexts, context, note)
+    train = total - validation - test
+    return Rows(total, train, validation, test, contexts, context, note)
 
 
 def _filled(params: Params, folder: Path) -> tuple[float, str | None]:
+    """Return the share of positions that are rows, and a note if it is a guess. ``folder``: the contexts of extract."""
     if params.extract.pack:
-        return 1 - 1 / params.extract.context, None
+        return 1 - 1 / params.extract.context, None  # BOS is no row
     if (folder / "meta.json").is_file():
         meta = open_contexts(folder).meta
         if meta["context"] == params.extract.context:
@@ -54,6 +63,7 @@ def _filled(params: Params, folder: Path) -> tuple[float, str | None]:
 
 
 def _documents(params: Params, facts: dict[str, float], folder: Path) -> tuple[int, str | None]:
+    """Return the number of documents, and a note if it is a guess. ``folder``: the corpus of fetch."""
     if "documents" in facts:
         return int(facts["documents"]), None
     if (folder / "meta.json").is_file():

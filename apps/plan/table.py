@@ -1,4 +1,4 @@
-"""A plan as text, for a terminal."""
+"""Write a plan as a table for the terminal."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,10 @@ HEAD = ("stage", "work", "disk", "memory", "time")
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """One line a stage, of layers together: disk and time their sum, memory the largest, as in the last line.
-    `–`: nothing, or not known."""
+    """Write the table: a line for each stage, which covers all its layers, and a last line for all stages.
+
+    Disk and time are sums; memory is the largest. `–` means nothing, or not known.
+    """
     lines = [_cells(*group) for group in _stages(costs)]
     total = ("all", "", *_cells("", costs)[2:])
     widths = [max(map(len, column)) for column in zip(HEAD, *lines, total, strict=True)]
@@ -18,6 +20,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def _stages(costs: Sequence[Cost]) -> list[tuple[str, list[Cost]]]:
+    """Group the costs by stage: `train@3` and `train@6` are of train."""
     groups: dict[str, list[Cost]] = {}
     for cost in costs:
         groups.setdefault(cost.stage.partition("@")[0], []).append(cost)
@@ -25,7 +28,10 @@ def _stages(costs: Sequence[Cost]) -> list[tuple[str, list[Cost]]]:
 
 
 def _cells(stage: str, costs: Sequence[Cost]) -> tuple[str, ...]:
-    """``costs`` are of one stage's layers; the work is each one's, where it is the same."""
+    """Write the cells of one stage. ``costs``: one for each of its layers.
+
+    Where the layers' work is the same it is named once, else that of the first and the last kind of work.
+    """
     memory = max((cost.memory for cost in costs if cost.memory), default=None)
     seconds = [cost.seconds for cost in costs if cost.seconds is not None]
     works = list(dict.fromkeys(cost.what for cost in costs))
@@ -35,17 +41,19 @@ def _cells(stage: str, costs: Sequence[Cost]) -> tuple[str, ...]:
 
 
 def disk(costs: Sequence[Cost]) -> float:
+    """Sum up the bytes of disk; a cost that is not known counts as nothing."""
     return sum(cost.disk or 0 for cost in costs)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Pad the cells to ``widths``: texts (the first two) to the left, numbers to the right."""
     left = [cell.ljust(width) for cell, width in zip(cells[:2], widths, strict=False)]
     right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
     return "  ".join([*left, *right]).rstrip() + "\n"
 
 
 def size(bytes_: float | None) -> str:
-    """Of bytes: 1234567 -> 1.2 MB."""
+    """Write a number of bytes: 1234567 -> 1.23 MB."""
     if not bytes_:
         return "–"
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
@@ -55,7 +63,7 @@ def size(bytes_: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Of seconds: 75 -> 1 min 15 s, 7500 -> 2 h 5 min, 200000 -> 2 d 7 h."""
+    """Write a number of seconds: 75 -> 1 min 15 s, 7500 -> 2 h 5 min, 200000 -> 2 d 7 h."""
     if seconds is None:
         return "–"
     whole = round(seconds)

@@ -1,4 +1,8 @@
-"""What a recipe and the words of `-S` ask for, checked against the whole of params.yaml before anything runs."""
+"""Check what a recipe and the words of `-S` ask for, against the whole of params.yaml, before anything runs.
+
+A recipe and words may name several values, so they may ask for several experiments (a sweep). A message names what is
+wrong: the line of the recipe, or the word.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +24,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """``words``: for `dvc exp run -S`. ``values``: those of params.yaml, in each of the experiments that come of it."""
+    """What is asked for. ``words``: for `dvc exp run -S`. ``values``: those of params.yaml in each experiment."""
 
     words: list[str]
     values: list[Values]
@@ -42,45 +46,49 @@ def asked(base: Values, recipe: Recipe, user_words: Sequence[str], depth: Callab
         except BadInput as refusal:
             raise _refusal(recipe, [], [word], str(refusal)) from None
 
-    recipe = _but_for(recipe, [tuple(_key(word).split(".")) for word in user_words])
-    recipe, user_words = _with_numbers(base, recipe, user_words, depth)
+    recipe = _without_replaced(recipe, [tuple(_key(word).split(".")) for word in user_words])
+    recipe, user_words = _with_layer_numbers(base, recipe, user_words, depth)
+
+    # Check each experiment: each combination of the recipe's and of the user's several values.
     variants: list[Values] = []
-    for fixed in _fixed(recipe):
+    for fixed in _combinations(recipe):
         for changes in swept(user_words):
             values = _applied(base, fixed, changes)
             if sentence := _complaint(values):
                 raise _blamed(base, fixed, changes, sentence)
             variants.append(values)
 
-    every = [*words(base, over(base, recipe.values)), *user_words]
-    _check_reading(base, every, variants)
-    return Asked(every, variants)
+    all_words = [*words(base, over(base, recipe.values)), *user_words]
+    _check_reading(base, all_words, variants)
+    return Asked(all_words, variants)
 
 
-def _but_for(recipe: Recipe, keys: Sequence[Key]) -> Recipe:
-    """The recipe without values that the words replace."""
+def _without_replaced(recipe: Recipe, keys: Sequence[Key]) -> Recipe:
+    """Return the recipe without the values at ``keys``, which the user's words replace."""
     for key in keys:
         if key in recipe.leaves():
             recipe = replace(recipe, values=recipe.without(key))
     return recipe
 
 
-def differences(several: Sequence[Values]) -> list[str]:
-    """What tells each of several experiments from the others: `train.k=32 train.latents=2048`."""
-    lines = [words({}, {".".join(key): value for key, value in leaves(values)}) for values in several]
+def differences(experiments: Sequence[Values]) -> list[str]:
+    """Say in which values each experiment differs from the others: `train.k=32 train.latents=2048`."""
+    lines = [words({}, {".".join(key): value for key, value in leaves(values)}) for values in experiments]
     common = set(lines[0]).intersection(*lines)
     return [" ".join(word.removeprefix("+") for word in line if word not in common) for line in lines]
 
 
-def _with_numbers(
+def _with_layer_numbers(
     base: Values, recipe: Recipe, user_words: Sequence[str], depth: Callable[[LM], int]
 ) -> tuple[Recipe, list[str]]:
-    """The recipe and the words with numbers where they say `layers: all`."""
+    """Return the recipe and the words, with numbers where they name layers by a word, such as `layers: all`."""
     values = _applied(base, recipe, swept(user_words)[0])
     try:
         numbers = written_out(values, depth)
     except BadInput as refusal:
-        raise _blamed(base, recipe, list(user_words), str(refusal), lambda values: _of_layers(values, depth)) from None
+        raise _blamed(
+            base, recipe, list(user_words), str(refusal), lambda values: _layer_complaint(values, depth)
+        ) from None
     if not numbers:
         return recipe, list(user_words)
 
@@ -93,7 +101,8 @@ def _with_numbers(
     return replace(recipe, values=changes), spelled
 
 
-def _of_layers(values: Values, depth: Callable[[LM], int]) -> str | None:
+def _layer_complaint(values: Values, depth: Callable[[LM], int]) -> str | None:
+    """Return the message for layers of ``values`` that are named by a wrong word; None if nothing is wrong."""
     try:
         written_out(values, depth)
     except BadInput as refusal:
@@ -101,22 +110,25 @@ def _of_layers(values: Values, depth: Callable[[LM], int]) -> str | None:
     return None
 
 
-def _fixed(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with one of the values wherever it names several: `k: choice(32, 64)`."""
-    several = {key: text for key, text in leaves(recipe.values) if is_sweep(text)}
+def _combinations(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield the recipe with one value in place of each sweep, such as `k: choice(32, 64)`, in all combinations."""
+    sweeps = {key: text for key, text in leaves(recipe.values) if is_sweep(text)}
+
+    # DVC's own code says which values a sweep has, by what it would put into a key x.
     try:
-        options = [[applied({"x": None}, line)["x"] for line in swept([f"x={text}"])] for text in several.values()]
+        options = [[applied({"x": None}, line)["x"] for line in swept([f"x={text}"])] for text in sweeps.values()]
     except BadInput as refusal:
-        raise _refusal(recipe, list(several), [], str(refusal)) from None
-    for chosen in product(*options):
+        raise _refusal(recipe, list(sweeps), [], str(refusal)) from None
+
+    for combination in product(*options):
         values = recipe.values
-        for key, value in zip(several, chosen, strict=True):
+        for key, value in zip(sweeps, combination, strict=True):
             values = over(values, _nested(key, value))
         yield replace(recipe, values=values)
 
 
 def _applied(base: Values, recipe: Recipe, user_words: Sequence[str]) -> Values:
-    """The values of params.yaml with both over them. Raises BadInput for a word that DVC would refuse."""
+    """Put the recipe and the user's words over ``base``. Raises BadInput for a word that DVC would refuse."""
     values = over(base, recipe.values)
     for number, word in enumerate(user_words):
         try:
@@ -125,6 +137,7 @@ def _applied(base: Values, recipe: Recipe, user_words: Sequence[str]) -> Values:
                 changed(values, {key: 0})  # is there such a key?
             values = applied(values, [word])
         except BadInput as refusal:
+            # Before the first word, ``values`` are the recipe's alone. If they are wrong, the recipe is to blame.
             if number == 0 and (sentence := _complaint(values)):
                 raise _blamed(base, recipe, [], sentence) from None
             raise _refusal(recipe, [], [word], str(refusal)) from None
@@ -132,7 +145,7 @@ def _applied(base: Values, recipe: Recipe, user_words: Sequence[str]) -> Values:
 
 
 def _complaint(values: Values) -> str | None:
-    """What is wrong with ``values``; None: nothing."""
+    """Return the message for the first thing that is wrong with ``values``; None if nothing is."""
     try:
         whole(values)
     except BadInput as refusal:
@@ -147,26 +160,34 @@ def _blamed(
     sentence: str,
     complaint: Callable[[Values], str | None] = _complaint,
 ) -> BadInput:
-    """The refusal that names what is to blame: each line of the recipe, or word, without which all would be well, or
-    something else be wrong."""
+    """Make the refusal that names the lines of the recipe, and the words, that are to blame for ``sentence``.
+
+    Each line and word is left out in turn. It is to blame if the complaint is then another one, or none. ``complaint``:
+    what finds the message of some values.
+    """
 
     def cures(values: Mapping[str, Any], changes: Sequence[str]) -> bool:
         try:
             return complaint(_applied(base, replace(recipe, values=dict(values)), changes)) != sentence
         except BadInput:
-            return False  # it leads to another mistake
+            return False  # without it, the words do not even apply
 
-    others = [[*user_words[:place], *user_words[place + 1 :]] for place in range(len(user_words))]
-    wrong_words = [word for word, kept in zip(user_words, others, strict=True) if cures(recipe.values, kept)]
+    words_without = [[*user_words[:place], *user_words[place + 1 :]] for place in range(len(user_words))]
+    wrong_words = [word for word, others in zip(user_words, words_without, strict=True) if cures(recipe.values, others)]
     keys = [key for key in recipe.leaves() if cures(recipe.without(key), user_words)]
+
+    # Where no value alone is to blame, several are together: name the smallest section that holds them.
     if not keys and not wrong_words:
-        inner = {key[:length] for key in recipe.leaves() for length in range(1, len(key))}
-        keys = [key for key in sorted(inner, key=len, reverse=True) if cures(recipe.without(key), user_words)][:1]
+        sections = {key[:length] for key in recipe.leaves() for length in range(1, len(key))}
+        keys = [key for key in sorted(sections, key=len, reverse=True) if cures(recipe.without(key), user_words)][:1]
     return _refusal(recipe, [_named(recipe, key, sentence) for key in keys], wrong_words, sentence)
 
 
 def _named(recipe: Recipe, key: Key, sentence: str) -> Key:
-    """``key``, or the one inside or around it that the sentence names, which is nearer to the mistake."""
+    """Return the key of a line that the sentence names, if it is inside or around ``key``; else ``key`` itself.
+
+    A key that the sentence names is nearer to the mistake.
+    """
     quoted = re.findall(r"'(\w+)'", sentence)
     for token in re.findall(r"\w+(?:\.\w+)+", sentence):
         parts = tuple(token.split("."))
@@ -178,7 +199,7 @@ def _named(recipe: Recipe, key: Key, sentence: str) -> Key:
 
 
 def _refusal(recipe: Recipe, keys: Sequence[Key], user_words: Sequence[str], sentence: str) -> BadInput:
-    """`recipes/mine.yaml:7: train.k is …`, and `-S train.k=0: train.k is …`."""
+    """Make the refusal: `recipes/mine.yaml:7: train.k is …`, or `-S train.k=0: train.k is …`."""
     places = [f"-S {word}" for word in user_words]
     if numbers := sorted({recipe.lines[key] for key in keys}):
         places.append(f"{recipe.path}:{', '.join(map(str, numbers))}")
@@ -188,23 +209,24 @@ def _refusal(recipe: Recipe, keys: Sequence[Key], user_words: Sequence[str], sen
 
 
 def _check_reading(base: Values, changes: Sequence[str], values: Sequence[Values]) -> None:
-    """Refuse words that DVC would read as other values than those that were checked."""
+    """Refuse words that DVC would read as other values than the ``values`` that were checked."""
     read = [applied(base, line) for line in swept(changes)]
     if sorted(map(alike, read)) != sorted(map(alike, values)):
         raise BadInput(f"dvc exp run would not read these words as they are meant: {' '.join(changes)}")
 
 
 def _key(word: str) -> str:
-    """train.k=32 -> train.k."""
+    """Return the key of a word: train.k=32 -> train.k."""
     return word.partition("=")[0]
 
 
 def _nested(path: Key, value: Any) -> dict[Any, Any]:
-    """(train, k), 8 -> {train: {k: 8}}."""
+    """Return a mapping with ``value`` at ``path``: (train, k), 8 -> {train: {k: 8}}."""
     for part in reversed(path):
         value = {part: value}
     return value
 
 
 def _listed(numbers: Sequence[int]) -> str:
+    """Write a list without spaces, as a word of -S has it: [3,6]."""
     return f"[{','.join(map(str, numbers))}]"

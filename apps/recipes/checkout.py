@@ -1,4 +1,4 @@
-"""The git checkout that an experiment is made in: params.yaml as it is committed, and the names that are taken."""
+"""Ask git about the checkout that an experiment is made in: params.yaml as committed, and the names in use."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from strata.run.door import BadInput
 from strata.run.params import parse_yaml
 
 PARAMS = Path("params.yaml")
-EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/")  # the commit that it is of, and its name
+EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/")  # refs/exps/<commit, cut in two>/<its name>
 BACK = "`git checkout HEAD -- params.yaml`"
 
 
 def check() -> None:
-    """Refuse a folder in which DVC could make no experiment, and say what is to be done."""
+    """Refuse a folder in which DVC cannot make an experiment, and say what to do."""
     if not _git("rev-parse", "--git-dir"):
         raise BadInput("this folder is in no git repository, which DVC needs for an experiment; clone Strata with git")
     if not _git("rev-parse", "--verify", "-q", "HEAD"):
@@ -39,28 +39,30 @@ def check() -> None:
 
 
 def _changed_twice() -> list[str]:
-    """Files of which git's index has another version than the last commit, and the folder another one again."""
+    """List the files that are staged and have changed again since: commit, index and folder hold three versions."""
+    # Lines `XY path`: X is the state of the index, Y that of the folder.
     lines = (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     return [line[3:] for line in lines if line[0] in "MARC" and line[1] in "MD"]
 
 
 def _by_environment(name: str) -> bool:
-    """Whether the environment names both whom git asks for: the author and the committer."""
+    """Say whether the environment sets this ``name`` for both whom git asks for: the author and the committer."""
     return all(os.environ.get(f"GIT_{who}_{name.upper()}") for who in ("AUTHOR", "COMMITTER"))
 
 
 def base() -> str:
-    """The text of params.yaml that a recipe goes over: that of the last commit.
+    """Return the text of params.yaml that a recipe goes over: that of the last commit.
 
-    It is the file's own where it has the same values. Raises BadInput for values that are in no commit and no
-    experiment, since they would be lost.
+    If the file has the same values, its own text is returned, which may have other comments. Raises BadInput if the
+    file has values that are in no commit and no experiment, because they would be lost.
     """
-    committed, text = _git("show", f"HEAD:./{PARAMS}"), PARAMS.read_text(encoding="utf-8") if PARAMS.is_file() else ""
+    committed = _git("show", f"HEAD:./{PARAMS}")
+    text = PARAMS.read_text(encoding="utf-8") if PARAMS.is_file() else ""
     if committed is None:
         raise BadInput(f"{PARAMS} is in no commit yet; `git add {PARAMS} && git commit`")
     if _values(text) == _values(committed):
         return text
-    if text and _values(text) not in [_values(other) for other in _of_experiments()]:
+    if text and _values(text) not in [_values(experiment) for experiment in _of_experiments()]:
         raise BadInput(
             f"{PARAMS} has changes that are in no commit and no experiment, and a recipe goes over what is committed: "
             f"commit them, say them again as -S KEY=VALUE, or put the file back ({BACK})"
@@ -69,12 +71,13 @@ def base() -> str:
 
 
 def committed() -> str:
-    """The text of params.yaml in the last commit; where there is none, that of the file."""
+    """Return the text of params.yaml in the last commit; if there is none, that of the file."""
     text = _git("show", f"HEAD:./{PARAMS}")
     return PARAMS.read_text(encoding="utf-8") if text is None else text
 
 
 def _values(text: str) -> object:
+    """Parse a text of params.yaml; None if it is no YAML."""
     try:
         return parse_yaml(text, PARAMS)
     except BadInput:
@@ -82,7 +85,7 @@ def _values(text: str) -> object:
 
 
 def _of_experiments() -> Iterator[str]:
-    """params.yaml in each experiment; DVC has references of other kinds beside them."""
+    """Yield the text of params.yaml in each experiment. References of DVC that are of other kinds are passed over."""
     lines = (_git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)") or "").splitlines()
     for commit in {line.split()[1] for line in lines if EXPERIMENT.match(line)}:
         if text := _git("show", f"{commit}:./{PARAMS}"):
@@ -90,7 +93,7 @@ def _of_experiments() -> Iterator[str]:
 
 
 def free_name(name: str) -> str:
-    """``name``, or with a number behind it, so that neither an experiment of this commit nor a queued one has it."""
+    """Return ``name``, with a number behind it if an experiment of this commit, or a queued one, has that name."""
     head = (_git("rev-parse", "HEAD") or "").strip()
     taken = {
         line.rpartition("/")[2]
@@ -99,6 +102,7 @@ def free_name(name: str) -> str:
     queued = _git("reflog", "show", "refs/exps/celery/stash", "--format=%gs") or ""
     taken |= {line.rpartition(":")[2] for line in queued.splitlines()}
     taken |= {name.rpartition("-")[0] for name in taken}  # a sweep calls its experiments sweep-1, sweep-2 …
+
     number = 1
     while (candidate := name if number == 1 else f"{name}-{number}") in taken:
         number += 1
@@ -106,12 +110,12 @@ def free_name(name: str) -> str:
 
 
 def unstage() -> None:
-    """Leave params.yaml as it is, but out of git's index, where DVC puts it."""
+    """Take params.yaml out of git's index, where DVC puts it. The file itself stays as it is."""
     _git("reset", "-q", "--", str(PARAMS))
 
 
 def _git(*words: str) -> str | None:
-    """What git says; None where it fails."""
+    """Run git and return its output; None if it fails."""
     try:
         done = subprocess.run(["git", *words], capture_output=True, text=True)
     except FileNotFoundError:

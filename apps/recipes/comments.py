@@ -1,4 +1,4 @@
-"""params.yaml with other values, and with the comments and the layout that it had."""
+"""Put other values into params.yaml and keep its comments and its layout."""
 
 import io
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from apps.recipes.words import alike
 from strata.run.params import parse_yaml
 
-WIDEST = 4096  # signs of a line, so that none is broken
+WIDEST = 4096  # characters of a line: so many that the writer breaks none
 
 
 class _Writer(RoundTripRepresenter):
@@ -23,32 +23,34 @@ _Writer.add_representer(type(None), lambda writer, _: writer.represent_scalar("t
 
 
 def changed(text: str, values: Mapping[str, Any], path: Path) -> str | None:
-    """The YAML ``text`` of ``path`` with ``values`` in it, and all else as it was.
+    """Return the YAML ``text`` of ``path`` with ``values`` in it, and all else as it was.
 
-    None where the text would not say exactly these values.
+    Returns None if the text would not say exactly these values.
     """
-    file = _file()
-    document = file.load(text)
+    yaml = _yaml()
+    document = yaml.load(text)
     _change(document, values)
     stream = io.StringIO()
-    file.dump(document, stream)
+    yaml.dump(document, stream)
     rewritten = stream.getvalue()
     return rewritten if alike(parse_yaml(rewritten, path)) == alike(values) else None
 
 
-def _file() -> YAML:
-    """A reader and writer that gives params.yaml back to the letter."""
-    file = YAML()
-    file.width = WIDEST
-    file.preserve_quotes = True
-    file.indent(mapping=2, sequence=4, offset=2)
-    file.Representer = _Writer
-    return file
+def _yaml() -> YAML:
+    """Make the reader and writer that gives params.yaml back to the letter."""
+    yaml = YAML()
+    yaml.width = WIDEST
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.Representer = _Writer
+    return yaml
 
 
 def _change(document: CommentedMap, values: Mapping[Any, Any]) -> None:
+    """Give ``document`` these ``values``. A key whose value is the same is not touched, so its comments stay, too."""
     for name in [name for name in document if name not in values]:
         del document[name]
+
     for name, value in values.items():
         old = document.get(name)
         if isinstance(value, Mapping) and isinstance(old, CommentedMap) and old:
@@ -58,7 +60,7 @@ def _change(document: CommentedMap, values: Mapping[Any, Any]) -> None:
 
 
 def _laid_out(value: Any) -> Any:
-    """A list or mapping that is new, on one line; a list of mappings with a line for each."""
+    """Lay out a new list or mapping on one line; a list of mappings with a line for each."""
     if isinstance(value, Mapping):
         laid_out = CommentedMap((name, _laid_out(inner)) for name, inner in value.items())
         laid_out.fa.set_flow_style()

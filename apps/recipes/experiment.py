@@ -1,4 +1,4 @@
-"""One `dvc exp run` of what was asked for, after which params.yaml has its comments, or is as it was."""
+"""Run one `dvc exp run`, after which params.yaml still has its comments, or is as it was before."""
 
 import argparse
 import os
@@ -20,14 +20,15 @@ from strata.run.files import write_text
 from strata.run.params import parse_yaml
 
 BACK = "git checkout HEAD -- params.yaml dvc.lock reports/summary.json && dvc checkout"
-DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # options of `dvc exp run` that have a value
+DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # other options of `dvc exp run` with a value
 
 
 @dataclass(frozen=True)
 class Line:
-    """The words of a command line: ``changes`` those of -S, ``rest`` what only DVC understands.
+    """The words of a command line, sorted.
 
-    ``elsewhere``: whether the working tree stays as it is, because the experiment runs in a folder of its own or later.
+    ``changes``: those of -S. ``rest``: those that only DVC understands. ``elsewhere``: whether the working tree stays
+    as it is, because the experiment runs later, in a folder of its own, or not at all.
     """
 
     changes: list[str]
@@ -38,7 +39,7 @@ class Line:
 
 
 def parsed(words: Iterable[str]) -> Line:
-    """Sort the words of `dvc exp run`. KEY=VALUE alone is meant as -S KEY=VALUE. Raises BadUsage."""
+    """Sort the words of `dvc exp run`. A bare KEY=VALUE is read as -S KEY=VALUE. Raises BadUsage."""
     parser = argparse.ArgumentParser(prog="src.run", add_help=False, exit_on_error=False)
     parser.add_argument("-S", "--set-param", action="append", default=[])
     parser.add_argument("-n", "--name")
@@ -58,6 +59,7 @@ def parsed(words: Iterable[str]) -> Line:
             raise BadUsage(f"{word!r} is no KEY=VALUE, such as -S train.k=64")
         if ":" in key:
             raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
+
     rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
     for option in DVCS_OWN.values():
         for value in getattr(known, option.removeprefix("--").replace("-", "_")):
@@ -66,7 +68,10 @@ def parsed(words: Iterable[str]) -> Line:
 
 
 def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
-    """Run ``asked`` as the experiment ``name``, over params.yaml with the text ``base``. Ends as DVC ends."""
+    """Run what is ``asked`` for as the experiment ``name``, over params.yaml with the text ``base``.
+
+    Ends with DVC's exit code if that is not 0. Several experiments run in the background, from DVC's queue.
+    """
     several = len(asked.values) > 1
     command = ["dvc", "exp", "run"]
     if name:
@@ -92,7 +97,7 @@ def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
 
 
 def _start(number: int) -> None:
-    """Start what was queued, in the background."""
+    """Start the ``number`` experiments of the queue, in the background."""
     if code := _dvc(["dvc", "queue", "start"]):
         raise SystemExit(code)
     _say(f"{number} experiments run one after another in the background; `dvc queue status` says how far they are")
@@ -100,21 +105,25 @@ def _start(number: int) -> None:
 
 
 def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
-    """Call ``job`` with ``base`` in params.yaml, and mend what DVC leaves there.
+    """Call ``job``, which runs DVC, with the text ``base`` in params.yaml; return its exit code.
 
-    ``values``: those that params.yaml has after a run that went well; None where it stays as it was.
+    DVC writes params.yaml anew, without comments. After a run that went well the file has ``values``, with the comments
+    of ``base``. After any other run, and if ``values`` is None, it is as it was before.
     """
     checkout.unstage()  # DVC stumbles over a file of which git's index has another version than the folder
     before = checkout.PARAMS.read_text(encoding="utf-8")
     if before != base:
         write_text(checkout.PARAMS, base)
+
     after, code = before, 1
     try:
         code = job()
         if code == 0 and values is not None:
             left = checkout.PARAMS.read_text(encoding="utf-8")
-            is_his = alike(parse_yaml(left, checkout.PARAMS)) == alike(values)
-            after = (comments.changed(base, values, checkout.PARAMS) or left) if is_his else left
+            if alike(parse_yaml(left, checkout.PARAMS)) == alike(values):
+                after = comments.changed(base, values, checkout.PARAMS) or left
+            else:
+                after = left  # other values than were asked for, perhaps the user's own edit: keep them
     finally:
         write_text(checkout.PARAMS, after)
         checkout.unstage()
@@ -122,14 +131,16 @@ def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
 
 
 def _dvc(command: Sequence[str]) -> int:
-    """Show a command of DVC's, and run it with the Python that this is."""
+    """Show a command of DVC, run it with this Python, and return its exit code."""
     _say(shlex.join(command))
     folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+    # A process group of its own: Ctrl-C then reaches this process alone, and `end` passes it on, once.
     process = subprocess.Popen([sys.executable, "-m", *command], env=environment, process_group=0)
 
     def end(*_: object) -> None:
-        """Have DVC and its stage end as Ctrl-C does; what came of them is waited for."""
+        """Send DVC and its stage what Ctrl-C would send. `process.wait` then waits until they have ended."""
         with suppress(ProcessLookupError):  # it has just ended by itself
             os.killpg(process.pid, signal.SIGINT)
 
@@ -142,5 +153,6 @@ def _dvc(command: Sequence[str]) -> int:
 
 
 def _say(line: str) -> None:
+    """Write a line on stdout at once, so that it stands before what DVC writes."""
     sys.stdout.write(f"run: {line}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`layers: all` and `layers: every 3`, written out: DVC makes a stage of each number, so params.yaml holds numbers."""
+"""Write out `layers: all` and `layers: every 3` as numbers, because DVC makes a stage of each number in params.yaml."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ from strata.run.door import BadInput
 
 
 def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str, list[int]]:
-    """Of ``values`` of params.yaml, each key that says which layers by a word, as numbers: layers -> [0, 3, 6, 9].
+    """Return each key of ``values`` that names layers by a word, with the numbers meant: layers -> [0, 3, 6, 9].
 
-    ``depth``: how many blocks a model has; it is asked only where there is such a word.
+    ``depth``: tells how many blocks a model has. It is called only if there is such a word, because it may be slow.
     """
     stated = {"layers": values.get("layers"), "extract.layers": _inner(values, "extract", "layers")}
     words = {key: word for key, word in stated.items() if isinstance(word, str)}
@@ -32,15 +32,15 @@ def written_out(values: dict[str, Any], depth: Callable[[LM], int]) -> dict[str,
 
 
 def _inner(values: dict[str, Any], section: str, key: str) -> Any:
-    """The value of a key of a section; None where the section is no section."""
+    """Return the value of ``key`` in ``section``; None if it is missing, or the section is no mapping."""
     inside = values.get(section)
     return inside.get(key) if isinstance(inside, dict) else None
 
 
 def depth(lm: LM) -> int:
-    """How many blocks the model of ``fetch.lm`` has, by what fetch has brought, or by its configuration.
+    """Return how many blocks the model of ``fetch.lm`` has, from what fetch has brought, or from its configuration.
 
-    Of a hub model the configuration, a small file, is downloaded where it is not in the cache.
+    The configuration of a hub model, a small file, is downloaded if it is not in the cache.
     """
     if lm.kind != read.LANGUAGE:
         return 1

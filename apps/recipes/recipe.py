@@ -1,4 +1,4 @@
-"""A recipe: a YAML file with those keys of params.yaml that differ, and the line of the file on which each stands."""
+"""Read a recipe: a YAML file with the keys of params.yaml that differ, and the line of the file for each key."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from strata.run.params import lines_of, read_yaml
 
 HOME = Path("recipes")
 SUFFIXES = (".yaml", ".yml")
-# Mappings whose keys are the user's own. What a recipe writes there takes the place of all that params.yaml has.
+# Mappings whose keys the user chooses. What a recipe writes there replaces all that params.yaml has there.
 REPLACED = {("by_layer",), ("tune", "space")}
 
-Key = tuple[str, ...]  # also of what a list holds: ("layers", "0")
+Key = tuple[str, ...]  # ("train", "k"); an item of a list has a key, too: ("layers", "0")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``values``: what the file says. ``lines``: ("train", "k") -> 7."""
+    """A recipe. ``values``: what the file says. ``lines``: key -> line of the file, ("train", "k") -> 7."""
 
     path: Path
     values: dict[str, Any]
@@ -26,28 +26,28 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What an experiment of it is called: `sentences`."""
+        """The name of its experiments: `sentences` for recipes/sentences.yaml."""
         return self.path.stem
 
     def leaves(self) -> list[Key]:
-        """The keys that have values of their own, not other keys."""
+        """List the keys that hold a value, not further keys."""
         return [key for key, _ in leaves(self.values)]
 
     def without(self, key: Key) -> dict[str, Any]:
-        """The values but for the one at ``key``."""
+        """Return the values without the one at ``key``."""
         return _without(self.values, key)
 
 
-NONE = Recipe(Path("params.yaml"), {})  # where nothing but -S is said
+NONE = Recipe(Path("params.yaml"), {})  # stands for no recipe, where the user gives words of -S alone
 
 
 def there() -> list[str]:
-    """The recipes of this checkout."""
+    """List the recipes of this checkout."""
     return sorted(str(path) for path in HOME.glob("*.yaml"))
 
 
 def is_recipe(word: str) -> bool:
-    """Whether a word of the command line names a recipe."""
+    """Say whether a word of the command line names a recipe."""
     return word.endswith(SUFFIXES) and "=" not in word
 
 
@@ -61,7 +61,7 @@ def read(path: Path) -> Recipe:
 
 
 def leaves(values: Mapping[Any, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Key and value of what ``values`` changes: a mapping that is replaced as a whole is one of them."""
+    """Yield the key of each value in ``values``, and the value. A mapping that is replaced as a whole counts as one."""
     for name, value in values.items():
         key = (*above, str(name))
         if isinstance(value, Mapping) and value and key not in REPLACED:
@@ -71,7 +71,7 @@ def leaves(values: Mapping[Any, Any], above: Key = ()) -> Iterator[tuple[Key, An
 
 
 def over(values: Mapping[str, Any], changes: Mapping[str, Any], above: Key = ()) -> dict[str, Any]:
-    """``values`` of params.yaml with ``changes`` over them, key by key where both hold keys.
+    """Put ``changes`` over ``values`` of params.yaml, key by key where both are mappings; return the result.
 
     >>> over({"train": {"k": 80, "lr": 0.1}, "by_layer": {"3": {"k": 1}}}, {"train": {"k": 8}, "by_layer": {}})
     {'train': {'k': 8, 'lr': 0.1}, 'by_layer': {}}
@@ -87,7 +87,8 @@ def over(values: Mapping[str, Any], changes: Mapping[str, Any], above: Key = ())
 
 
 def _without(values: dict[str, Any], key: Key) -> dict[str, Any]:
-    first, *inner = key
-    kept = {name: value for name, value in values.items() if str(name) != first}
-    left = _without(values[first], tuple(inner)) if inner else {}
-    return {**kept, first: left} if left else kept
+    """Copy ``values`` without the one at ``key``, and without mappings that are then empty."""
+    section, *inner_key = key
+    others = {name: value for name, value in values.items() if str(name) != section}
+    left = _without(values[section], tuple(inner_key)) if inner_key else {}
+    return {**others, section: left} if left else others

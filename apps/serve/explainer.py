@@ -161,7 +161,7 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     dtype = DTYPES[strata.get("forward", "bfloat16")]
     if meta["kind"] == read.SENTENCE:
         return replace(of_vectors, sentence=sentences.load(source, device, dtype, **options))
-    if meta["kind"] == read.GIVEN:
+    if meta["kind"] == read.OWN_VECTORS:
         return of_vectors
 
     layer, _ = _point(config)

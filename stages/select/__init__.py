@@ -1,1 +1,1 @@
-"""In: params.yaml. Out: it, read whole and checked as every later stage would check its part."""
+"""In: params.yaml. Out: its values, checked as every later stage would check its part, and the layers of this run."""

@@ -1,4 +1,4 @@
-"""Stage select: params.yaml checked whole, and the layers of this run; removes what a dropped layer left behind."""
+"""Stage select: check the whole of params.yaml, write the layers of this run, and delete what dropped layers left."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,18 @@ from strata.run.params import read
 
 
 def main(target: str, *homes: str) -> None:
-    """Write into TARGET what later stages must know of the layers of this run; in each of HOMES, delete what stages
-    wrote for other layers.
+    """Check params.yaml, and write into TARGET what later stages must know of the layers of this run.
+
+    In each of HOMES, delete what stages wrote for layers that are not in this run.
 
     Example: dvc repro select
     """
     params = whole(read())
-    _tell(params)
+    _tell_unused(params)
     for home in homes:
         stale.remove(Path(home), params.layers)
+
+    # `<L>.json` and `<L>.last.json` of earlier runs go, so that no dropped layer keeps one.
     for old in Path(target).glob("*.json"):
         if old.stem.removesuffix(".last").isdecimal():
             old.unlink()
@@ -30,11 +33,12 @@ def main(target: str, *homes: str) -> None:
     layers.write_extracted(Path(target), params.extracted)
 
 
-def _tell(params: Params) -> None:
-    """Say what in params.yaml changes nothing in this run."""
+def _tell_unused(params: Params) -> None:
+    """Say on stderr which keys of params.yaml change nothing in this run."""
     trained = params.layers
     if stray := sorted(params.by_layer.keys() - set(trained)):
         sys.stderr.write(f"select: by_layer.{', '.join(map(str, stray))} changes nothing: layers are {trained}\n")
+
     for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
         if section.run and not set(params.chosen(section.layers)) & set(trained):
             sys.stderr.write(

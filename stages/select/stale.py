@@ -1,4 +1,4 @@
-"""What a dropped layer left behind, told from what somebody else put beside it."""
+"""Delete what a dropped layer left behind, and leave alone what somebody else put beside it."""
 
 import json
 import sys
@@ -12,20 +12,27 @@ SUFFIXES = {".csv", ".html", ".json", ".npy", ".npz", ".parquet", ".png", ".safe
 def remove(home: Path, layers: Collection[int]) -> None:
     """Delete from ``home`` what stages wrote for layers that are not in ``layers``: `<L>/`, `<L>.json`, `<L>.csv`.
 
-    What has the name of a layer but was not written by a stage stays, and is told; so do strange files in `<L>/`.
+    A file or folder stays if it has the name of a layer but was not written by a stage, and so do files of other kinds
+    inside `<L>/`. A line on stderr says so.
     """
     named = [path for path in sorted(home.glob("*")) if path.name.partition(".")[0].isdecimal()]
     dropped = [path for path in named if int(path.name.partition(".")[0]) not in layers]
-    written = [path for path in dropped if _is_written(path)]
-    for path in written:
-        _remove(path)
+
+    # `3.json` tells whose `3.csv` is: so judge all of them before the first one is deleted.
+    for path in [path for path in dropped if _is_written(path)]:
+        _delete(path)
+
     for path in dropped:
         if path.exists():
             sys.stderr.write(f"select: {path} stays, because not all of it was written by a stage\n")
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a folder is an SAE or says of which layer it is, and a file likewise, or is the curve of such a one."""
+    """Say whether a stage wrote ``path``, which has the name of a layer.
+
+    A folder is ours if it holds an SAE, or a meta.json that names the layer. `<L>.json` is ours if it names the layer,
+    and `<L>.csv`, the training curve, if `<L>.json` beside it does.
+    """
     if path.is_dir():
         return path.name.isdecimal() and (_is_sae(path / "cfg.json") or _is_of(path / "meta.json", int(path.name)))
     layer, _, ending = path.name.partition(".")
@@ -33,32 +40,34 @@ def _is_written(path: Path) -> bool:
 
 
 def _is_sae(path: Path) -> bool:
+    """Say whether a cfg.json is that of an SAE."""
     return {"architecture", "d_sae", "metadata"} <= _object(path).keys()
 
 
 def _is_of(path: Path, layer: int) -> bool:
+    """Say whether a JSON file names ``layer``, or says that its stage was skipped."""
     facts = _object(path)
     return facts.get("layer") == layer or facts.get("skipped") is True
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none, because then no stage has finished it."""
+    """Read the object in a JSON file. It is empty if the file is missing or broken: no stage has finished it then."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _remove(path: Path) -> None:
-    """Delete a file, or a folder's files of the kinds that stages write, and what folders are empty then."""
+def _delete(path: Path) -> None:
+    """Delete a file; of a folder, delete the files of kinds that stages write, and the folders that are then empty."""
     if not path.is_dir():
         path.unlink()
         return
     for inner in path.iterdir():
         if inner.is_dir() or inner.suffix in SUFFIXES:
-            _remove(inner)
+            _delete(inner)
     if not any(path.iterdir()):
         path.rmdir()

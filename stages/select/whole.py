@@ -1,7 +1,7 @@
-"""params.yaml, whole: what each section is, and what one section says of another.
+"""Check the whole of params.yaml: each section by itself, and the sections against each other.
 
-`select` is the first stage of every run, and refuses here what a later stage would refuse after an hour. A plan reads
-the same. Nothing here, nor in the rooms' `knobs.py`, imports what takes long: it has to be quick.
+`select` is the first stage of every run. It refuses here what a later stage would refuse after an hour; a plan does the
+same checks. This file and the `knobs.py` of the rooms import nothing slow, because this check has to be quick.
 """
 
 import math
@@ -27,7 +27,7 @@ from strata.verdict.targets import Targets
 
 @dataclass(frozen=True)
 class Params:
-    """Section by section, in the order of params.yaml."""
+    """The sections of params.yaml, in its order."""
 
     seed: Seed
     layers: Layers
@@ -48,15 +48,15 @@ class Params:
 
     @property
     def extracted(self) -> list[int]:
-        """The layers whose activations are stored."""
+        """The layers whose activations are stored; they may be more than ``layers``."""
         return self.layers if self.extract.layers is None else self.extract.layers
 
     def chosen(self, layers: list[int] | None) -> list[int]:
-        """The ``layers`` of a section that works on some of them; null: the last one of this run."""
+        """Return the layers that a section with these ``layers`` works on; None means the last layer of this run."""
         return self.layers[-1:] if layers is None else layers
 
     def knobs(self, layer: int) -> Train:
-        """The section train with what ``by_layer`` says of a layer; what tune will find is not known yet."""
+        """Return the section train of one layer: with ``by_layer`` over it, but without what tune will find."""
         override = self.by_layer.get(layer, {})
         where = f"params.yaml: train with by_layer.{layer}"
         return check({**self.train.model_dump(), **override}, Train, where) if override else self.train
@@ -68,18 +68,21 @@ def read_whole(path: Path = Path("params.yaml")) -> Params:
 
 
 def whole(values: dict[str, Any], path: Path = Path("params.yaml")) -> Params:
-    """Check ``values``, which are those of ``path``: each section by itself, then together. Raises BadInput."""
+    """Check ``values``, the content of ``path``: each section by itself, then all together. Raises BadInput."""
     known(values, path)
     params = Params(**{name: check(values.get(name), kind, f"{path}: {name}") for name, kind in SECTIONS.items()})
-    _together(params, values, path)
+    _check_together(params, values, path)
     return params
 
 
-SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Params)}
+SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Params)}  # name -> type
 
 
-def _together(params: Params, values: dict[str, Any], path: Path) -> None:
-    """Refuse what no section can see alone. ``values``: the same as plain values. Raises BadInput."""
+def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
+    """Refuse what one section alone cannot know to be wrong. Raises BadInput.
+
+    ``values``: the content of ``path`` that ``params`` was made from.
+    """
     layers, kind = params.layers, params.fetch.lm.kind
     if kind != "language" and layers != [0]:
         raise BadInput(f"{path}: layers is {layers}, but with fetch.lm.kind {kind} it must be [0]")
@@ -91,59 +94,79 @@ def _together(params: Params, values: dict[str, Any], path: Path) -> None:
         raise BadInput(
             f"{path}: extract.layers is {params.extracted}, but layers names {missing[0]}; add it there, or write null"
         )
+
     check_source(params.fetch.lm)
     if params.interpret.texts is not None:
-        other = over(values["fetch"]["corpus"], params.interpret.texts)
-        check(other, Corpus, f"{path}: interpret.texts over fetch.corpus")
-    _of_training(params, values["train"], path)
-    _of_latents(params, path)
-    _of_prompts(params, path)
+        interpreted = over(values["fetch"]["corpus"], params.interpret.texts)
+        check(interpreted, Corpus, f"{path}: interpret.texts over fetch.corpus")
+
+    _check_training(params, values["train"], path)
+    for layer in params.layers:
+        _check_latents(params, layer, path)
+    _check_merge(params, path)
+    _check_prompts(params, path)
 
 
-def _of_training(params: Params, train: dict[str, Any], path: Path) -> None:
-    """What tune, train and ``by_layer`` say of each other."""
+def _check_training(params: Params, train: dict[str, Any], path: Path) -> None:
+    """Check tune, train and ``by_layer`` against each other. ``train``: the section as plain values."""
     layers, tune = params.layers, params.tune
     for layer, override in params.by_layer.items():
         if "from_tune" in override:
             raise BadInput(f"{path}: by_layer.{layer}.from_tune changes nothing; take the knob out of train.from_tune")
         check({**train, **override}, Train, f"{path}: train with by_layer.{layer}")
+
+    # Each end of a range of tune.space must make a valid section train. An end is not judged alone where the space also
+    # holds a knob that it has to fit: then each trial is judged.
     if tune.run:
         check_taken(params.train.from_tune, tune)
         for name, value in extremes(tune):
-            if not {"k", "latents", "batch_size"} & (tune.space.keys() - {name}):  # or they are judged by the trial
+            if not {"k", "latents", "batch_size"} & (tune.space.keys() - {name}):
                 check({**train, name: value}, Train, f"{path}: train with {name} {value} of tune.space")
+
     if not params.fetch.corpus.validation and any(params.knobs(layer).from_ is None for layer in layers):
         raise BadInput(f"{path}: fetch.corpus.validation is 0, but training is judged by validation rows; raise it")
 
 
-def _of_latents(params: Params, path: Path) -> None:
-    """Numbers of latents, and how many of them, that a layer's dictionary has to hold."""
-    cluster, merge, explain = params.cluster, params.merge, params.interpret.explain
-    for layer in params.layers:
-        knobs = params.knobs(layer)
-        if knobs.from_ is not None:
-            continue  # it says itself how many latents it has
-        latents, by = knobs.latents, f"the {knobs.latents} latents of layer {layer}"
-        for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
-            named = section.latents if section.run and layer in params.chosen(section.layers) else 0
-            if isinstance(named, list) and max(named) >= latents:
-                raise BadInput(f"{path}: {stage}.latents has {max(named)}, but {by} are 0 to {latents - 1}")
-        if params.evaluate.run and (most := max(params.evaluate.probing.k)) > latents:
-            raise BadInput(f"{path}: evaluate.probing.k has {most}, more than {by}")
-        if layer in params.chosen(explain.layers) and explain.range and explain.range[0] >= latents:
-            raise BadInput(f"{path}: interpret.explain.range is {explain.range}, but {by} are 0 to {latents - 1}")
-        if not cluster.run:
-            continue
-        asked = cluster.clusters
-        if cluster.method in ("agglomerative", "kmeans") and isinstance(asked, int) and asked > latents:
-            raise BadInput(f"{path}: cluster.clusters is {asked}, more than {by}")
-        counted = cluster.method == "kmeans" or (cluster.method == "agglomerative" and cluster.distance is None)
-        most = (asked if isinstance(asked, int) else math.ceil(asked * latents)) if counted else latents
-        if cluster.selection.clusters == "single" and cluster.selection.single >= most:
-            raise BadInput(
-                f"{path}: cluster.selection.single is {cluster.selection.single}, but at most there are {most}, 0 "
-                f"to {most - 1}"
-            )
+def _check_latents(params: Params, layer: int, path: Path) -> None:
+    """Refuse numbers of latents, and counts of them, that are too large for the dictionary of ``layer``."""
+    knobs, explain = params.knobs(layer), params.interpret.explain
+    if knobs.from_ is not None:
+        return  # the imported SAE itself says how many latents it has
+
+    latents, dictionary = knobs.latents, f"the {knobs.latents} latents of layer {layer}"
+    for stage, section in (("invert", params.invert), ("steer_eval", params.steer_eval)):
+        named = section.latents if section.run and layer in params.chosen(section.layers) else 0
+        if isinstance(named, list) and max(named) >= latents:
+            raise BadInput(f"{path}: {stage}.latents has {max(named)}, but {dictionary} are 0 to {latents - 1}")
+    if params.evaluate.run and (largest_k := max(params.evaluate.probing.k)) > latents:
+        raise BadInput(f"{path}: evaluate.probing.k has {largest_k}, more than {dictionary}")
+    if layer in params.chosen(explain.layers) and explain.range and explain.range[0] >= latents:
+        raise BadInput(f"{path}: interpret.explain.range is {explain.range}, but {dictionary} are 0 to {latents - 1}")
+    if params.cluster.run:
+        _check_clusters(params.cluster, latents, dictionary, path)
+
+
+def _check_clusters(cluster: Cluster, latents: int, dictionary: str, path: Path) -> None:
+    """Refuse more clusters than there are ``latents``. ``dictionary``: what messages call these."""
+    wanted = cluster.clusters  # a number of clusters, or a share of the latents
+    if cluster.method in ("agglomerative", "kmeans") and isinstance(wanted, int) and wanted > latents:
+        raise BadInput(f"{path}: cluster.clusters is {wanted}, more than {dictionary}")
+
+    # Methods that are not told a number of clusters may make as many as there are latents.
+    told_number = cluster.method == "kmeans" or (cluster.method == "agglomerative" and cluster.distance is None)
+    most = latents
+    if told_number:
+        most = wanted if isinstance(wanted, int) else math.ceil(wanted * latents)
+    if cluster.selection.clusters == "single" and cluster.selection.single >= most:
+        raise BadInput(
+            f"{path}: cluster.selection.single is {cluster.selection.single}, but at most there are {most}, 0 "
+            f"to {most - 1}"
+        )
+
+
+def _check_merge(params: Params, path: Path) -> None:
+    """Refuse a merge by clusters that cluster does not make."""
+    cluster, merge = params.cluster, params.merge
     if cluster.run and merge.run and merge.by == "clusters" and merge.latents and cluster.method != "agglomerative":
         raise BadInput(
             f"{path}: merge.by is clusters, but cluster.method {cluster.method} makes no tree that could be cut; set "
@@ -151,11 +174,13 @@ def _of_latents(params: Params, path: Path) -> None:
         )
 
 
-def _of_prompts(params: Params, path: Path) -> None:
-    """Texts that have to fit into contexts, and into each other."""
+def _check_prompts(params: Params, path: Path) -> None:
+    """Refuse prompts of steer_eval that do not fit into a context, or that are shorter than what is scored of them."""
     steer, context = params.steer_eval, params.extract.context
-    if params.fetch.lm.kind != "language" or not steer.run or not set(params.chosen(steer.layers)) & set(params.layers):
+    runs = steer.run and set(params.chosen(steer.layers)) & set(params.layers)
+    if params.fetch.lm.kind != "language" or not runs:
         return
+
     if steer.tokens >= context:
         raise BadInput(
             f"{path}: steer_eval.tokens is {steer.tokens}, but a context has {context} tokens, BOS included "

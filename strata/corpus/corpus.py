@@ -27,8 +27,8 @@ from strata.corpus import sources, values
 from strata.corpus.document import Document
 from strata.corpus.duplicates import NearDuplicates
 from strata.corpus.knobs import Corpus
-from strata.corpus.read import GIVEN, LANGUAGE, SPLITS, VECTORS
-from strata.corpus.vectors import Vectors
+from strata.corpus.read import LANGUAGE, OWN_VECTORS, SPLITS, VECTORS
+from strata.corpus.vectors import VectorCheck
 from strata.run.door import BadInput
 from strata.run.files import sha256, write_json
 
@@ -63,7 +63,7 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     """
     resolved_sources = [sources.resolved(source) for source in params.sources]
     counts: Counter[str] = Counter()
-    vectors = Vectors(params.max_bad_rows)
+    vectors = VectorCheck(params.max_bad_rows)
     spool = folder / "spool.arrow"
 
     # One pass over the sources, which take turns. The documents that are kept wait in the spool, because the order
@@ -83,7 +83,7 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
 
     if not len(order):
         reasons = "; ".join(f"{counts[reason]} {why}" for reason, why in REASONS.items() if counts[reason])
-        bad = f"; bad vectors: {'; '.join(vectors.rows[:3])}" if vectors.rows else ""
+        bad = f"; bad vectors: {'; '.join(vectors.bad_rows[:3])}" if vectors.bad_rows else ""
         raise BadInput(
             f"the corpus is empty: {counts['read']} documents were read{'; ' if reasons else ''}{reasons}{bad}"
         )
@@ -107,8 +107,8 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     }
     if vectors.width:
         meta["vectors_sha256"] = sha256(folder / VECTORS)
-        if vectors.rows:
-            sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.rows[:10])}\n")
+        if vectors.bad_rows:
+            sys.stderr.write(f"fetch: {vectors.bad.total()} rows are left out: {'; '.join(vectors.bad_rows[:10])}\n")
     if near_duplicates := counts["near_duplicate"]:
         sys.stderr.write(
             f"fetch: {near_duplicates} of {counts['read']} documents are left out, each nearly the same as an earlier "
@@ -134,7 +134,7 @@ def _turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
 
 
 def _filtered(
-    documents: Iterable[Document], params: Corpus, kind: str, counts: Counter[str], vectors: Vectors
+    documents: Iterable[Document], params: Corpus, kind: str, counts: Counter[str], vectors: VectorCheck
 ) -> Iterator[Document]:
     """Yield the documents that are long enough and new, cut to ``max_chars``.
 
@@ -143,7 +143,7 @@ def _filtered(
     """
     # `auto` filters differ between documents of text and documents that carry a vector.
     section = params.model_dump(include={"min_chars", "max_chars", "near_duplicates"})
-    text_filters, vector_filters = auto.filters(section, kind), auto.filters(section, GIVEN)
+    text_filters, vector_filters = auto.filters(section, kind), auto.filters(section, OWN_VECTORS)
     overlaps = {filters["near_duplicates"] for filters in (text_filters, vector_filters)} - {None}
     detectors = {overlap: NearDuplicates(overlap) for overlap in overlaps}
 
@@ -151,7 +151,7 @@ def _filtered(
     kept = 0
     for document in documents:
         counts["read"] += 1
-        if not vectors.takes(document):
+        if not vectors.accepts(document):
             continue
 
         filters = vector_filters if document.vector else text_filters

@@ -1,4 +1,4 @@
-"""Rows of a database by query, streamed: only a buffer of them is in memory, and the query cannot write."""
+"""Read the rows that a query finds in a database, a buffer of them at a time. The query cannot write."""
 
 import os
 import re
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".sqlite", ".sqlite3", ".db"}
 BUFFER = 1024  # rows that the driver fetches at a time
-VARIABLE = "env:"  # and the name of the environment variable that holds the URL: params.yaml is no place for passwords
+# A source `env:NAME` names the environment variable that holds the URL, because params.yaml is no place for passwords.
+VARIABLE = "env:"
 
-# Functions of PostgreSQL that are volatile (their value changes from call to call) and yet change nothing.
-ANSWERING = {
+# Functions of PostgreSQL that are volatile (their value may change from call to call) but write nothing, so a query may
+# call them.
+HARMLESS_VOLATILE = {
     *("random", "random_normal", "setseed", "normal_rand", "clock_timestamp", "timeofday", "gen_random_uuid"),
     *("gen_random_bytes", "uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4", "uuidv4", "uuidv7"),
     *("currval", "lastval", "lo_get", "ts_stat", "ts_rewrite", "pg_sleep", "array_shuffle", "array_sample"),
@@ -29,7 +31,7 @@ ANSWERING = {
 _NOT_CODE = re.compile(  # literals and comments of a PostgreSQL query: E'…\'…', '…', $tag$…$tag$, --…, /*…*/
     r"\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*.*?\*/", re.DOTALL
 )
-_CALL = re.compile(r'"?(\w+)"?\s*\(')
+_CALL = re.compile(r'"?(\w+)"?\s*\(')  # the name of a function that is called
 
 
 def address(source: str) -> str:
@@ -55,10 +57,10 @@ def shown(url: str) -> str:
         raise BadInput("params.yaml: fetch.corpus.sources has a database URL that SQLAlchemy cannot read") from None
 
 
-def rows(place: str | Path, query: str, where: str) -> Generator[dict[str, Any], None, None]:
+def rows(database: str | Path, query: str, where: str) -> Generator[dict[str, Any], None, None]:
     """Yield the rows of ``query`` as column -> value.
 
-    ``place``: a URL, or the file of a SQLite database. ``where``: what messages call it.
+    ``database``: a URL, or the file of a SQLite database. ``where``: what messages call it.
 
     The query is sent as it is written: no `:word` or `%` in it is a parameter. It cannot write. SQLite is opened
     read-only and cannot attach another file. PostgreSQL runs one SELECT in a read-only transaction, which may call no
@@ -70,7 +72,7 @@ def rows(place: str | Path, query: str, where: str) -> Generator[dict[str, Any],
     from sqlalchemy.exc import SQLAlchemyError
 
     _check_characters(query, where)
-    engine = _engine(place, where)
+    engine = _engine(database, where)
     options = {"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}
     try:
         with ExitStack() as opened:
@@ -99,16 +101,20 @@ def _check_characters(query: str, where: str) -> None:
         raise BadInput(f"{where}: character {bad.start() + 1} of the query is {bad[0]!r}, which SQL cannot hold")
 
 
-def _engine(place: str | Path, where: str) -> "Engine":
-    """Create the engine, whose connection is closed after use. Raises BadInput for a URL or file that is none."""
+def _engine(database: str | Path, where: str) -> "Engine":
+    """Create the engine, whose connection is closed after use.
+
+    Raises BadInput for a file that does not exist, a URL that cannot be read, and a database whose driver is missing.
+    """
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
     from sqlalchemy.pool import NullPool
 
     try:
-        if isinstance(place, Path):
-            return create_engine("sqlite://", poolclass=NullPool, creator=_reader(place, where))
-        url = make_url(place)
+        # SQLite connects by a function of ours, which opens the file read-only whatever the URL says.
+        if isinstance(database, Path):
+            return create_engine("sqlite://", poolclass=NullPool, creator=_reader(database, where))
+        url = make_url(database)
         if url.get_backend_name() == "sqlite":
             return create_engine("sqlite://", poolclass=NullPool, creator=_reader_of_url(url, where))
         return create_engine(url, poolclass=NullPool)
@@ -153,16 +159,17 @@ def _forbid_writing(connection: "Connection", query: str, where: str) -> None:
             )
         case "postgresql":
             # A read-only transaction forbids all writes that a rollback could undo. But it does not forbid lo_export,
-            # which writes a file, or dblink, which writes to another database. Such functions are marked as volatile.
+            # which writes a file, or dblink, which writes to another database. Such functions are marked as volatile
+            # and written in C. Functions in SQL or PL/pgSQL are let through: they run inside the transaction.
             called = {name.lower() for name in _CALL.findall(_NOT_CODE.sub(" ", query))}
             volatile = connection.exec_driver_sql(
                 "SELECT p.proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang "
                 "WHERE p.provolatile = 'v' AND l.lanname IN ('c', 'internal')"
             ).scalars()
-            if acting := sorted(called & set(volatile) - ANSWERING):
+            if may_write := sorted(called & (set(volatile) - HARMLESS_VOLATILE)):
                 raise BadInput(
-                    f"{where}: the query calls {acting[0]}, which does more than read, but a query runs in a read-only "
-                    "transaction; leave it out"
+                    f"{where}: the query calls {may_write[0]}, which does more than read, but a query runs in a "
+                    "read-only transaction; leave it out"
                 )
         case "mysql" | "mariadb":
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
@@ -171,6 +178,7 @@ def _forbid_writing(connection: "Connection", query: str, where: str) -> None:
 def _plain(error: Exception) -> str:
     """Return the driver's own message on one line, without the link that SQLAlchemy adds."""
     words = " ".join(str(getattr(error, "orig", None) or error).split())
+    # SQLite says no more than this where the authorizer of _forbid_writing denies an action.
     if words in ("not authorized", "authorization denied"):
         return "the query may read this database, but attach, make and load nothing"
     return words

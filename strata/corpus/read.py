@@ -19,7 +19,8 @@ from strata.run.files import check_hashes, read_meta
 
 SPLITS = ("train", "validation", "test")
 CORPUS, VECTORS = "corpus.parquet", "vectors.npy"
-LANGUAGE, SENTENCE, GIVEN = "language", "sentence", "vectors"  # kinds of what makes activations; see params.yaml
+# Kinds of what makes activations (fetch.lm.kind); the last: the corpus itself brings vectors.
+LANGUAGE, SENTENCE, OWN_VECTORS = "language", "sentence", "vectors"
 
 
 def lm_meta(folder: Path) -> dict[str, Any]:

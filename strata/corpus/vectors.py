@@ -1,4 +1,4 @@
-"""Vectors that a source brings along: a column of a table, an array, what a database returns."""
+"""Vectors that a source brings along: read them from a `.npy` or `.npz`, and check those of every kind of source."""
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
@@ -19,58 +19,68 @@ SUFFIXES = {".npy", ".npz"}
 LISTED = 100  # bad rows that are named
 
 
-class Vectors:
-    """Checks the vector of every document: all must have the width of the first one.
+class VectorCheck:
+    """Checks the vectors of the documents of all sources: each must have the width of the first one.
 
-    ``most``: bad rows that are tolerated. ``width``: of the vectors, 0 until one was seen. ``without``: number of
-    documents that have no vector. ``bad``: reason -> number of documents whose vector is unusable. ``rows``: the first
-    LISTED of these, each with its reason.
+    ``max_bad``: how many bad rows are tolerated. ``width``: the width of the vectors; 0 until the first one is seen.
+    ``without_vector``: number of documents whose source has no vectors. ``bad``: reason -> number of documents with an
+    unusable vector. ``bad_rows``: the first LISTED of these, each with its reason, for messages and meta.json.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.width, self.without = most, 0, 0
+    def __init__(self, max_bad: int) -> None:
+        self.max_bad, self.width, self.without_vector = max_bad, 0, 0
         self.bad: Counter[str] = Counter()
-        self.rows: list[str] = []
+        self.bad_rows: list[str] = []
 
-    def takes(self, document: Document) -> bool:
-        """Say whether the document is kept; one with an unusable vector is not.
+    def accepts(self, document: Document) -> bool:
+        """Count the document, and say whether it is kept: one with an unusable vector is not.
 
-        Raises BadInput after more than ``most`` bad rows, which are probably a mistake of the query, and where some
+        Raises BadInput after more than ``max_bad`` bad rows, which are probably a mistake of the query, and where some
         documents have vectors and others come from a source without them.
         """
-        vector = document.vector  # bytes: float32 numbers of 4 bytes; str: why they are unusable
+        vector = document.vector  # bytes: float32 numbers of 4 bytes; str: why they are unusable; None: no column
         if vector is None:
-            self.without += 1
-        elif isinstance(vector, bytes) and len(vector) == 4 * (self.width or len(vector) // 4):
-            self.width = len(vector) // 4
-        else:
-            why = vector if isinstance(vector, str) else f"{len(vector) // 4} numbers, not {self.width}"
-            self.bad["width" if isinstance(vector, bytes) else vector] += 1
-
-            if len(self.rows) < LISTED:
-                self.rows.append(f"{document.id or document.title}: {why}")
-            if self.bad.total() > self.most:
-                raise BadInput(
-                    f"more than {self.most} rows (fetch.corpus.max_bad_rows) have no usable vector, "
-                    f"the first ones: {'; '.join(self.rows[:3])}"
-                )
+            self.without_vector += 1
+        elif isinstance(vector, str):
+            self._refuse(document, vector, vector)
             return False
+        else:
+            width = len(vector) // 4
+            self.width = self.width or width
+            if width != self.width:
+                self._refuse(document, "width", f"{width} numbers, not {self.width}")
+                return False
 
-        if self.without and self.width:
+        if self.without_vector and self.width:
             raise BadInput("some documents have vectors and others have none; name the column of each source as vector")
         return True
+
+    def _refuse(self, document: Document, reason: str, sentence: str) -> None:
+        """Count a bad row under ``reason`` and list it with ``sentence``. Raises BadInput if it is one too many."""
+        self.bad[reason] += 1
+        if len(self.bad_rows) < LISTED:
+            self.bad_rows.append(f"{document.id or document.title}: {sentence}")
+        if self.bad.total() > self.max_bad:
+            raise BadInput(
+                f"more than {self.max_bad} rows (fetch.corpus.max_bad_rows) have no usable vector, "
+                f"the first ones: {'; '.join(self.bad_rows[:3])}"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Describe the vectors for the corpus' meta.json; an empty dictionary where there are none."""
         if not self.width:
             return {}
-        return {"width": self.width, "bad_rows": {"count": self.bad.total(), "why": dict(self.bad), "first": self.rows}}
+        bad_rows = {"count": self.bad.total(), "why": dict(self.bad), "first": self.bad_rows}
+        return {"width": self.width, "bad_rows": bad_rows}
 
 
 def rows(
     path: Path, vector: str | None, id: str | None, text: str | None, label: str | None
 ) -> Generator[Document, None, None]:
-    """Yield a document for each row of a `.npy`, or of the named arrays of a `.npz`.
+    """Yield a document for each row of a `.npy` or `.npz`.
+
+    ``vector``, ``id``, ``text``, ``label``: the names of the arrays in a `.npz`. ``vector`` is "vectors" if it is None;
+    the others may be missing. A `.npy` is one array without names: its rows are vectors, and ``vector`` does not count.
 
     A few rows of vectors are in memory at a time. The other arrays of a `.npz` are in memory whole.
     """
@@ -84,12 +94,13 @@ def rows(
         return
 
     with arrays.archive(path) as file:
-        wanted = {"vector": vector or "vectors", **columns}
-        if missing := next((name for name in wanted.values() if name not in file.names), None):
+        matrix_name = vector or "vectors"
+        names = [matrix_name, *columns.values()]
+        if missing := next((name for name in names if name not in file.names), None):
             raise BadInput(f"{path} has no array {missing!r}; it has {', '.join(file.names)}")
 
-        # Each other array has one value a vector.
-        header = file.header(wanted["vector"])
+        # Each of the other arrays must have one value for each vector.
+        header = file.header(matrix_name)
         _check_matrix(path, header.shape, header.dtype)
         for name in columns.values():
             shape = file.header(name).shape
@@ -97,7 +108,7 @@ def rows(
                 raise BadInput(f"{path}: {name} has the shape {shape}, but there are {header.shape[0]} vectors")
 
         values_by_use = {use: (name, file.read(name)) for use, name in columns.items()}
-        with closing(file.rows(wanted["vector"])) as matrix:
+        with closing(file.rows(matrix_name)) as matrix:
             yield from _documents(path, matrix, values_by_use)
 
 
@@ -111,13 +122,20 @@ def _documents(
     path: Path, matrix: Iterable[NDArray[Any]], columns: dict[str, tuple[str, NDArray[Any]]]
 ) -> Iterator[Document]:
     """Make a document of each row of ``matrix`` (row, width). ``columns``: use -> (name of the array, its values)."""
-    for place, row in enumerate(matrix):
+    for number, row in enumerate(matrix):
         fields: dict[str, str | None] = {}
         for use, (name, column) in columns.items():
+            read = values.text if use == "text" else values.word  # a label or an id may be a number
             try:
-                fields[use] = (values.text if use == "text" else values.word)(column[place])
+                fields[use] = read(column[number])
             except ValueError as error:
-                raise BadInput(f"{path}: row {place + 1} of the array {name!r} holds {error}") from None
+                raise BadInput(f"{path}: row {number + 1} of the array {name!r} holds {error}") from None
 
-        title = fields.get("id") or f"{path.name} {place + 1}"
-        yield Document(title, fields.get("label"), fields.get("text") or "", fields.get("id"), parsed(row))
+        title = fields.get("id") or f"{path.name} {number + 1}"
+        yield Document(
+            title=title,
+            label=fields.get("label"),
+            text=fields.get("text") or "",
+            id=fields.get("id"),
+            vector=parsed(row),  # float32 bytes, or a text that says why the row is unusable
+        )

@@ -1,4 +1,4 @@
-"""Measure whether latents come again when the SAE is trained with another seed.
+"""Measure whether the same latents come again when the SAE is trained with another seed.
 
 Decoder rows of the two SAEs are matched one to one so that the sum of their cosines is largest: the Hungarian
 assignment (Paulo & Belrose 2025, "Sparse autoencoders trained on the same data learn different features").
@@ -26,9 +26,9 @@ SAME = 0.7  # the cosine from which on a latent counts as having come again
 
 
 def matched(first: Tensor, second: Tensor) -> Tensor:
-    """Match the rows of ``first`` and ``second``, (row, width) each; return the cosines of the pairs, (pair,).
+    """Match the rows of ``first`` with those of ``second``, (row, width) each, and return the cosines, (pair,).
 
-    Each row of the one that has fewer rows is in a pair.
+    If one has fewer rows, all of these are in a pair, and some rows of the other are in none.
     """
     cosine = normalize(first.float(), dim=1) @ normalize(second.float(), dim=1).T
     rows, columns = linear_sum_assignment(cosine.cpu().numpy(), maximize=True)
@@ -44,29 +44,32 @@ def stability(
     generator: torch.Generator,
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Train once with each of ``seeds``, as train would, and match ``sae`` with the results.
+    """Train an SAE with each of ``seeds``, as the stage train would, and match its latents with those of ``sae``.
 
-    ``cosine``: the mean over matched latents. ``again``: the share of them above SAME. The control is random directions
-    of the same shape. The interval is the least and the most over ``seeds``. ``work``: a folder where unfinished
-    trainings and the results are kept.
+    Returns ``cosine``, the mean over the pairs of latents, and ``again``, the share of pairs with a cosine above SAME.
+    The interval of each is the least and the most over ``seeds``. The control has random directions in place of the
+    retrained decoder. ``work``: a folder where unfinished trainings and the results are kept.
     """
     device = sae.b_dec.device
 
-    def cosines(seed: int) -> dict[str, Tensor]:
+    def retrained_cosines(seed: int) -> dict[str, Tensor]:
         state = work / f"training-{seed}" if work else None
         fitted = training.train(activations, knobs, targets, seed, work=state, device=device)
         return {"cosines": matched(sae.decoder, fitted.best.decoder)}
 
-    trained, random = [], []
+    retrained, random = [], []  # (pair,) cosines, for each seed
     for seed in seeds:
         path = work / f"matched-{seed}.safetensors" if work else None
-        trained.append(resume.once_tensors(path, partial(cosines, seed))["cosines"])
-        random.append(matched(sae.decoder, torch.randn(sae.decoder.shape, generator=generator).to(device)))
-    return {**_summary(trained), "controls": {"random": _summary(random)}}
+        retrained.append(resume.once_tensors(path, partial(retrained_cosines, seed))["cosines"])
+
+        # Drawn also where the cosines were kept, so that a resumed run has the same control.
+        directions = torch.randn(sae.decoder.shape, generator=generator).to(device)  # (latent, width)
+        random.append(matched(sae.decoder, directions))
+    return {**_summary(retrained), "controls": {"random": _summary(random)}}
 
 
 def _summary(by_seed: Sequence[Tensor]) -> dict[str, Any]:
-    """Summarise the cosines of each seed's pairs, (pair,) each."""
+    """Summarise the cosines of the pairs, (pair,) for each seed."""
     return {
         "cosine": over_seeds([float(cosines.mean()) for cosines in by_seed]),
         "again": over_seeds([float((cosines > SAME).float().mean()) for cosines in by_seed]),

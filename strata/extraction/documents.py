@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strata.corpus.read import GIVEN, SENTENCE, SPLITS, Texts
+from strata.corpus.read import OWN_VECTORS, SENTENCE, SPLITS, Texts
 from strata.extraction.contexts import Layout, until, write
-from strata.extraction.extract import Corpus, Extract, Reading, dtype_of, stored
+from strata.extraction.extract import Corpus, Extract, RowSource, dtype_of, stored
 from strata.lm.sentences import most_tokens, told, unread
 from strata.rows.shards import Contexts
 from strata.rows.spread import FAR, check_norms, far
@@ -77,14 +77,14 @@ def write_read(
     return {**meta, "unread": counted}
 
 
-def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Extract) -> Reading:
-    """Read embeddings by ``model``; with ``params.normalize`` they have length 1.
+def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Extract) -> RowSource:
+    """Take the embeddings of texts by ``model`` as rows; with ``params.normalize`` they have length 1.
 
     A text is padded to the longest one of its batch, which may change the last bits of its embedding. Therefore the
     batches depend on nothing but BLOCK and ``params.batch_size``.
     """
 
-    def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
+    def forward(tokens: NDArray[Any], kept: Tensor, first_context: int) -> dict[int, Tensor]:
         embeddings = model.encode(
             texts.of(tokens[:, 0]),
             batch_size=params.batch_size,
@@ -92,19 +92,19 @@ def sentences(model: "SentenceTransformer", texts: Texts, width: int, params: Ex
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        return {LAYER: stored(embeddings.cpu(), "vectors", first, params)}
+        return {LAYER: stored(embeddings.cpu(), "vectors", first_context, params)}
 
-    return Reading(
-        {"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
-        width,
-        BLOCK,
-        partial(write_read, model, texts, params.tokens),
-        forward,
+    return RowSource(
+        facts={"hook": SENTENCE, "forward": params.dtype, "normalize": params.normalize},
+        width=width,
+        batch_size=BLOCK,
+        write=partial(write_read, model, texts, params.tokens),
+        forward=forward,
     )
 
 
-def given(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], str]) -> Reading:
-    """Read the rows of ``vectors`` (document, width), as they are.
+def own_vectors(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], str]) -> RowSource:
+    """Take ``vectors`` (document, width), which the corpus brought, as rows, unchanged.
 
     Raises BadInput where they cannot be trained on. Says on stderr where a vector is far larger than the others;
     ``name`` gives the name of its document.
@@ -116,9 +116,13 @@ def given(vectors: NDArray[np.float32], params: Extract, name: Callable[[int], s
     if largest > FAR * median:
         sys.stderr.write(f"extract: {far(largest, median, 'vectors', where)}\n")
 
-    def forward(tokens: NDArray[Any], kept: Tensor, first: int) -> dict[int, Tensor]:
+    def forward(tokens: NDArray[Any], kept: Tensor, first_context: int) -> dict[int, Tensor]:
         return {LAYER: torch.from_numpy(vectors[tokens[:, 0]])}
 
-    return Reading(
-        {"hook": GIVEN, "forward": "float32"}, vectors.shape[1], BLOCK, partial(write_rows, params.tokens), forward
+    return RowSource(
+        facts={"hook": OWN_VECTORS, "forward": "float32"},
+        width=vectors.shape[1],
+        batch_size=BLOCK,
+        write=partial(write_rows, params.tokens),
+        forward=forward,
     )

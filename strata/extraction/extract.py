@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from strata.corpus.read import GIVEN, SENTENCE, SPLITS
+from strata.corpus.read import OWN_VECTORS, SENTENCE, SPLITS
 from strata.device import launch
 from strata.extraction.contexts import Layout, fill, tokenise, until, write
 from strata.extraction.knobs import Extract
@@ -26,7 +26,7 @@ from strata.run.door import BadInput
 def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:
     """Refuse, before any work is done, an extraction that disk or memory cannot hold.
 
-    ``weights``: bytes of the model, which each of the ``processes`` on this machine loads.
+    ``layers``: their number. ``weights``: bytes of the model, which each of the ``processes`` on this machine loads.
     """
     files.need_disk(folder, params.tokens * width * DTYPE.itemsize * layers, f"extract ({layers} layers)")
     needed, free = (weights + 10**9) * processes, psutil.virtual_memory().available
@@ -42,7 +42,14 @@ def layout(lm: LanguageModel, params: Extract) -> Layout:
     limit = lm.positions
     if limit is not None and params.context > limit:
         raise BadInput(f"params.yaml: extract.context is {params.context}, but the model reads at most {limit} tokens")
-    return Layout(params.context, params.pack, lm.bos, lm.bos, frozenset(lm.special_ids().tolist()))
+    # Padding may be any token, because causal attention never looks to the right.
+    return Layout(
+        context=params.context,
+        pack=params.pack,
+        bos=lm.bos,
+        padding=lm.bos,
+        special=frozenset(lm.special_ids().tolist()),
+    )
 
 
 def write_contexts(
@@ -58,11 +65,12 @@ def write_contexts(
     ``params.tokens``, by its number of documents. Raises BadInput where there is no token but special ones.
     """
     plan = layout(lm, params)
-    total = sum(counts.values())
-    splits = {
-        split: until(fill(tokenise(corpus[split], lm.read), plan), round(params.tokens * counts[split] / total))
-        for split in SPLITS
-    }
+    documents = sum(counts.values())
+    splits = {}
+    for split in SPLITS:
+        wanted_rows = round(params.tokens * counts[split] / documents)
+        contexts = fill(tokenise(corpus[split], lm.read), plan)
+        splits[split] = until(contexts, wanted_rows)  # lazy: whole contexts, until they hold so many rows or more
 
     meta = write(splits, plan, folder, params.tokens)
     if meta["rows"] == 0:
@@ -70,19 +78,19 @@ def write_contexts(
     return meta
 
 
-# Tokens (context, position), places of the rows to keep in the flattened tokens (row,), number of the first context
-# -> rows (row, width) by layer.
+# A forward pass: the tokens (context, position), the places of the rows to keep in the flattened tokens (row,), and the
+# number of the first context -> layer -> its rows (row, width).
 Forward = Callable[[np.ndarray, Tensor, int], dict[int, Tensor]]
 Corpus = dict[str, Iterator[dict[str, Any]]]  # split -> its documents
 Write = Callable[[Corpus, dict[str, int], Path], dict[str, Any]]  # corpus, documents by split, folder -> meta.json
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A way to turn documents into rows of ``width``.
+class RowSource:
+    """What makes activation rows of documents: a language model, a sentence model, or the vectors in the corpus.
 
-    ``write`` writes the documents' contexts. ``forward`` makes the rows of ``batch_size`` contexts. ``facts``: what
-    meta.json says of this way.
+    ``write`` writes the documents as contexts. ``forward`` then makes the rows of ``batch_size`` contexts at a time,
+    (row, ``width``) for each layer. ``facts``: what meta.json says of the source.
     """
 
     facts: dict[str, Any]
@@ -93,16 +101,19 @@ class Reading:
 
 
 def keep_contexts(
-    reading: Reading, corpus: Corpus, counts: dict[str, int], facts: dict[str, Any], folder: Path
+    source: RowSource, corpus: Corpus, counts: dict[str, int], facts: dict[str, Any], folder: Path
 ) -> None:
-    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an interrupted run left them whole."""
+    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an interrupted run left them whole.
+
+    ``counts``: split -> number of documents. ``facts`` go into meta.json.
+    """
     meta = resume.kept_json(folder / "meta.json")
     if meta is None or not all(resume.whole(folder / file["file"]) for file in meta["files"]):
-        resume.keep_json(folder / "meta.json", {**facts, **reading.write(corpus, counts, folder)})
+        resume.keep_json(folder / "meta.json", {**facts, **source.write(corpus, counts, folder)})
 
 
 def write_shards(
-    reading: Reading, contexts: Contexts, layers: Sequence[int], size: int, facts: dict[str, Any], folder: Path
+    source: RowSource, contexts: Contexts, layers: Sequence[int], size: int, facts: dict[str, Any], folder: Path
 ) -> None:
     """Write the shards `<folder>/<L>/shard-*.safetensors` of each layer, and at the end its `<folder>/<L>/meta.json`.
 
@@ -110,19 +121,20 @@ def write_shards(
     and shards that are whole are kept, so a killed pass goes on after them. Several processes share the shards out in
     turns, and the first process writes meta.json.
     """
-    total, width = contexts.meta["rows"], reading.width
+    total, width = contexts.meta["rows"], source.width
     metas = {layer: {**facts, "layer": layer, "width": width, "rows": total, "shard_rows": size} for layer in layers}
 
-    # Shard -> its rows: those of this process, and of these the ones that are still to be written.
+    # Shard number -> its rows. This process makes every launch.world()-th shard, and of these only the missing ones.
     shards = -(-total // size)
     own_shards = {n: min(size, total - n * size) for n in range(launch.rank(), shards, launch.world())}
     missing = {shard: rows for shard, rows in own_shards.items() if not _is_whole(folder, layers, shard)}
 
-    pieces = _pieces(reading, contexts, size, missing)
+    # One pass over the contexts serves all missing shards: ``pieces`` goes on where the shard before ended.
+    pieces = _pieces(source, contexts, size, missing)
     own_rows = sum(own_shards.values())
-    written_rows = own_rows - sum(missing.values())
-    silent = None if launch.rank() == 0 else True
-    with tqdm(total=own_rows, initial=written_rows, desc="extract", unit=" rows", disable=silent) as bar:
+    kept_rows = own_rows - sum(missing.values())
+    hide_bar = None if launch.rank() == 0 else True  # None: tqdm shows the bar in a terminal only
+    with tqdm(total=own_rows, initial=kept_rows, desc="extract", unit=" rows", disable=hide_bar) as bar:
         for shard, shard_rows in missing.items():
             with ExitStack() as stack:
                 writers = {
@@ -134,12 +146,15 @@ def write_shards(
                     piece = next(pieces)  # never crosses the end of a shard
                     for layer in layers:
                         writers[layer].append(piece[layer])
-                    rows_left -= len(piece[layers[0]])
-                    bar.update(len(piece[layers[0]]))
+                    piece_rows = len(piece[layers[0]])
+                    rows_left -= piece_rows
+                    bar.update(piece_rows)
 
+    # All shards are written before the first process hashes them.
     launch.barrier()
-    for layer, meta in metas.items() if launch.rank() == 0 else ():
-        _finish(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
+    if launch.rank() == 0:
+        for layer, meta in metas.items():
+            _write_meta(folder / str(layer), {**meta, "splits": contexts.meta["splits"]})
 
 
 @contextmanager
@@ -157,29 +172,34 @@ def _is_whole(folder: Path, layers: Sequence[int], number: int) -> bool:
     return all(resume.whole(folder / str(layer) / shard_name(number)) for layer in layers)
 
 
-def _pieces(reading: Reading, contexts: Contexts, size: int, wanted: Collection[int]) -> Iterator[dict[int, Tensor]]:
+def _pieces(source: RowSource, contexts: Contexts, size: int, wanted: Collection[int]) -> Iterator[dict[int, Tensor]]:
     """Yield the rows of the ``wanted`` shards in order, {layer: (row, width)}, cut where a batch or a shard ends.
 
-    ``size``: rows of a shard. Batches of contexts are the same whatever is wanted, but the model runs only on those
-    that have rows of a wanted shard.
+    ``size``: rows of a shard. The batches of contexts do not depend on which shards are wanted, but the model runs only
+    on those batches that hold rows of a wanted shard.
+
+    Example, 10 rows a shard, shards 0 and 2 wanted, batches of rows 0-7, 8-15, 16-23  ->  rows 0-7, 8-9, 20-23.
     """
-    context_count = contexts.meta["contexts"][SPLITS[-1]][1]
-    row = 0  # the first row of the batch
-    for context in range(0, context_count, reading.batch_size):
-        tokens, documents = contexts.read(context, min(context + reading.batch_size, context_count))
+    _, context_count = contexts.meta["contexts"][SPLITS[-1]]  # the last split ends where the contexts end
+    batch_start = 0  # number of the batch's first row, of all rows
+    for context in range(0, context_count, source.batch_size):
+        tokens, documents = contexts.read(context, min(context + source.batch_size, context_count))
         kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()  # (row,) places in the flattened tokens
-        end = row + len(kept)
+        batch_end = batch_start + len(kept)
 
-        shards = [shard for shard in range(row // size, -(-end // size)) if shard in wanted and end > row]
-        batch = reading.forward(tokens, kept, context) if shards else {}
+        # The shards that this batch has rows of; none for a batch of special tokens alone.
+        overlapping = range(batch_start // size, -(-batch_end // size)) if len(kept) else ()
+        shards = [shard for shard in overlapping if shard in wanted]
+        batch = source.forward(tokens, kept, context) if shards else {}
         for shard in shards:
-            part = slice(max(shard * size - row, 0), min((shard + 1) * size, end) - row)
+            start, end = max(shard * size, batch_start), min((shard + 1) * size, batch_end)
+            part = slice(start - batch_start, end - batch_start)
             yield {layer: activations[part] for layer, activations in batch.items()}
-        row = end
+        batch_start = batch_end
 
 
-def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Reading:
-    """Read the rows of a language model at ``params.hook`` of ``layers``.
+def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> RowSource:
+    """Take the activations of a language model at ``params.hook`` of ``layers`` as rows.
 
     The rows do not depend on the batch size or the number of processes, because a context always has the same length.
     Raises BadInput for a hook that cannot be read at one of the layers.
@@ -189,36 +209,46 @@ def language(lm: LanguageModel, layers: Sequence[int], params: Extract) -> Readi
     def write(corpus: Corpus, counts: dict[str, int], folder: Path) -> dict[str, Any]:
         return write_contexts(corpus, counts, lm, params, folder)
 
-    def forward(tokens: np.ndarray, kept: Tensor, first: int) -> dict[int, Tensor]:
+    def forward(tokens: np.ndarray, kept: Tensor, first_context: int) -> dict[int, Tensor]:
         with torch.inference_mode(), capture(lm, params.hook, layers) as captured:
             forward_until(lm, max(layers), tokens=torch.from_numpy(tokens).to(lm.device, torch.long))
-        kept_rows = {layer: captured[layer].to("cpu").flatten(0, 1).index_select(0, kept) for layer in layers}
-        return {
-            layer: stored(rows, f"activations of layer {layer}", first, params) for layer, rows in kept_rows.items()
-        }
 
-    return Reading({"hook": params.hook, "forward": params.dtype}, lm.width, params.batch_size, write, forward)
+        rows_of = {}
+        for layer in layers:
+            rows = captured[layer].to("cpu").flatten(0, 1)  # (context × position, width)
+            rows_of[layer] = stored(rows.index_select(0, kept), f"activations of layer {layer}", first_context, params)
+        return rows_of
+
+    return RowSource(
+        facts={"hook": params.hook, "forward": params.dtype},
+        width=lm.width,
+        batch_size=params.batch_size,
+        write=write,
+        forward=forward,
+    )
 
 
 def dtype_of(meta: dict[str, Any]) -> torch.dtype:
     """Return the dtype of the stored rows: float32 for vectors of the corpus, bfloat16 for the rows of a model."""
-    return torch.float32 if meta["hook"] == GIVEN else DTYPE
+    return torch.float32 if meta["hook"] == OWN_VECTORS else DTYPE
 
 
-def stored(rows: Tensor, what: str, first: int, params: Extract) -> Tensor:
-    """Convert rows (row, width) to the stored dtype. Raises BadInput where one is not finite.
+def stored(rows: Tensor, what: str, first_context: int, params: Extract) -> Tensor:
+    """Convert rows (row, width) to the stored dtype. Raises BadInput where a number is NaN or infinite.
 
-    ``what`` the rows are, and the number of the ``first`` context of theirs, are for its message.
+    The message says ``what`` the rows are, and from which context on they come.
     """
     rows = rows.to(DTYPE)
-    if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():  # 25 times cheaper than isfinite of every element
+
+    # aminmax passes NaN on, so two numbers tell of all. It is 25 times cheaper than isfinite of every element.
+    if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():
         cure = "the model itself makes them" if params.dtype == "float32" else "try extract.dtype: float32"
-        raise BadInput(f"NaN or infinity in the {what}, in or after context {first}; {cure}")
+        raise BadInput(f"NaN or infinity in the {what}, in or after context {first_context}; {cure}")
     return rows
 
 
-def _finish(folder: Path, meta: dict[str, Any]) -> None:
-    """Write meta.json with each shard's hash and the statistics that training starts from."""
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write a layer's meta.json, with each shard's hash and the statistics that training starts from."""
     count = -(-meta["rows"] // meta["shard_rows"])
     shards = [
         {
@@ -233,9 +263,12 @@ def _finish(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _statistics(activations: Activations) -> dict[str, Any]:
-    """Compute mean, scale and median norm of the training rows, in fixed blocks: they are the same for any batch."""
+    """Compute mean, scale and median norm of the training rows (see spread.py).
+
+    Blocks have a fixed size, so that sums have the same order, and the same last bits, for any batch size.
+    """
     start, end = activations.split("train")
-    of_documents = activations.meta["hook"] in (GIVEN, SENTENCE)
+    of_documents = activations.meta["hook"] in (OWN_VECTORS, SENTENCE)
     what = "vectors" if of_documents else f"activations of layer {activations.layer}"
     statistics = spread(lambda: activations.blocks(start, end), what)
     return {"scale": statistics.scale, "median_norm": statistics.median_norm, "mean": statistics.mean.tolist()}

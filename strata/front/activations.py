@@ -20,7 +20,7 @@ from strata import defaults
 from strata.corpus import corpus, read
 from strata.corpus.knobs import Corpus
 from strata.extraction import documents as of_documents
-from strata.extraction.extract import Reading, keep_contexts, language, write_shards
+from strata.extraction.extract import RowSource, keep_contexts, language, write_shards
 from strata.extraction.knobs import Extract
 from strata.front.lm import DEFAULT, identity, load_lm
 from strata.layers import named
@@ -131,7 +131,7 @@ def activations(
     dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.model.dtype, "float32")
     changes = {"tokens": 10**12, "context": context, "hook": hook, "dtype": dtype, **knobs}
     settings = defaults.knobs("extract", Extract, changes)
-    reading = language(model, chosen, settings)
+    row_source = language(model, chosen, settings)
 
     table = {"text": _texts(texts)}
     for name, values in (("label", labels), ("title", titles)):
@@ -144,9 +144,9 @@ def activations(
     text = _corpus(source, {"kind": "table", **columns}, root / "corpus", seed, "language", validation, test)
     source.unlink()
 
-    facts = {"model": identity(model), "corpus": text["sha256"], **reading.facts}
+    facts = {"model": identity(model), "corpus": text["sha256"], **row_source.facts}
     need_disk(root, min(settings.tokens, text["chars"]) * model.width * 2 * len(chosen), "activations")
-    return _kept(reading, chosen, settings.shard_rows, facts, text, root, model, home)
+    return _kept(row_source, chosen, settings.shard_rows, facts, text, root, model, home)
 
 
 def stored(vectors: Vectors, seed: int = 0, folder: str | Path | None = None) -> LayerActivations:
@@ -155,14 +155,14 @@ def stored(vectors: Vectors, seed: int = 0, folder: str | Path | None = None) ->
     source = root / "vectors.parquet"
     save(vectors, source)
     columns = {"kind": "table", "id": "id", "vector": "vector", "text": "text"}
-    text = _corpus(source, columns, root / "corpus", seed, read.GIVEN, 0.1, 0.1)
+    text = _corpus(source, columns, root / "corpus", seed, read.OWN_VECTORS, 0.1, 0.1)
     source.unlink()
 
     settings = defaults.knobs("extract", Extract, {"tokens": len(vectors)})
-    reading = of_documents.given(read.vectors(root / "corpus"), settings, partial(read.name, root / "corpus"))
+    row_source = of_documents.own_vectors(read.vectors(root / "corpus"), settings, partial(read.name, root / "corpus"))
     model = {"name": "vectors", "revision": None, "fingerprint": text["vectors_sha256"]}
-    facts = {"model": model, "corpus": text["sha256"], **reading.facts}
-    return _kept(reading, [0], settings.shard_rows, facts, text, root, None, home)[0]
+    facts = {"model": model, "corpus": text["sha256"], **row_source.facts}
+    return _kept(row_source, [0], settings.shard_rows, facts, text, root, None, home)[0]
 
 
 def which(layers: int | Sequence[int] | str, depth: int) -> list[int]:
@@ -231,7 +231,7 @@ def _corpus(
 
 
 def _kept(
-    reading: Reading,
+    row_source: RowSource,
     layers: list[int],
     shard_rows: int,
     facts: dict[str, Any],
@@ -243,9 +243,9 @@ def _kept(
     """Make the rows of ``layers`` in one pass, and open them."""
     work = root / "work"
     by_split = {split: read.documents(root / "corpus", split) for split in read.SPLITS}
-    keep_contexts(reading, by_split, text["splits"], facts, work / "tokens")
+    keep_contexts(row_source, by_split, text["splits"], facts, work / "tokens")
     with torch.inference_mode():
-        write_shards(reading, open_contexts(work / "tokens"), layers, shard_rows, facts, work)
+        write_shards(row_source, open_contexts(work / "tokens"), layers, shard_rows, facts, work)
     resume.deliver(work, root, ["tokens", *map(str, layers)])
 
     contexts = open_contexts(root / "tokens")

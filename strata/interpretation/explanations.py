@@ -66,13 +66,13 @@ class Halves:
     """The text, shared out between explainers and scores. Only the first ROWS rows take part.
 
     ``near``: where each token stands; if rows are documents, where each word of ``bags`` does.
-    ``learned``: (row,) True where explainers may look.
+    ``visible``: (row,) True where explainers may look.
     ``shown``, ``scored``: the windows of the half that explainers see, and of the half that they are scored on.
     ``seed``: for all random choices.
     """
 
     near: Neighbours
-    learned: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
     shown: Windows
     scored: Windows
     seed: int
@@ -81,8 +81,8 @@ class Halves:
     def rules(self, starts: NDArray[np.int64], rows: NDArray[Any], values: NDArray[np.float32]) -> Rules:
         """Learn the rules of some latents, of tokens or of words. Arguments: see `rules.learn`."""
         if self.bags is None:
-            return rules.learn(starts, rows, values, self.near, self.learned)
-        return word_rules.learn(starts, rows, values, self.bags, self.learned)
+            return rules.learn(starts, rows, values, self.near, self.visible)
+        return word_rules.learn(starts, rows, values, self.bags, self.visible)
 
     def of(self, columns: Columns, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
         """Return the codes of latents ``first`` … ``end`` - 1 on the first ROWS rows, as starts, rows and values.
@@ -93,7 +93,7 @@ class Halves:
         part = slice(int(bounds[0]), int(bounds[-1]))
         rows, values = columns.rows[part], columns.values[part]
 
-        within = rows < len(self.learned)
+        within = rows < len(self.visible)
         starts = np.concatenate([[0], np.cumsum(within)])[bounds - bounds[0]]
         return starts, rows[within], values[within]
 
@@ -110,7 +110,7 @@ def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halv
     rows = min(text.rows, ROWS)
     shown = np.zeros(len(text.document_rows), bool)  # (document,)
     shown[text.documents[halves(len(text.documents), seed)]] = True
-    learned = shown[text.document_of(np.arange(rows))]  # (row,)
+    visible = shown[text.document_of(np.arange(rows))]  # (row,)
 
     if bags is None:
         near = rules.neighbours(text.token[:rows], text.segment[:rows], opening)
@@ -120,7 +120,7 @@ def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halv
     shown_windows, scored_windows = cut(text, shown, rows), cut(text, ~shown, rows)
     both = set(shown_windows.document.tolist()) & set(scored_windows.document.tolist())
     assert not both, "a document is both shown and scored"
-    return Halves(near, learned, shown_windows, scored_windows, seed, bags)
+    return Halves(near, visible, shown_windows, scored_windows, seed, bags)
 
 
 def by_labels(columns: Columns, halves: Halves, labels: Bags, items: int) -> list[Explanation]:

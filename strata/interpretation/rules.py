@@ -5,8 +5,8 @@ It is learned from the documents of one half and scored on the other half. F1 of
 
     F1(T) = 2 Σ active(t) / (Σ count(t) + active)        sums over t in T
 
-with count(t) the rows of token t, active(t) those of them on which the latent fires, and active all rows on which it
-fires. F1 is largest for a set that begins with the token of the highest P(active | t) and goes on in that order, so
+count(t) is the number of rows of token t, active(t) of those on which the latent fires, and active of all rows on which
+it fires. F1 is largest for a set that begins with the token of the highest P(active | t) and goes on in that order, so
 only the prefixes of this order need to be compared.
 """
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 OFFSETS = (0, -1, -2)
 WORDS = {0: "", -1: "the token before is ", -2: "two tokens before stands "}
 SHOWN = 6  # tokens that the text of a rule names
-DOUBT = 3.0  # every token counts as if it stood on this many more rows, active at the latent's own density
+# For the order by P(active | token), every token counts as if it stood on this many more rows, on which the latent has
+# its mean density. So a token that was seen once or twice does not come first.
+DOUBT = 3.0
 STEPS = 2  # a rule is put together from at most so many sets of tokens, each at one offset
 ENOUGH = 0.03  # F1 that the second set has to add
 CELLS = 2**21  # latents × tokens that are counted at a time, 8 bytes each, in several arrays
@@ -52,17 +54,19 @@ def neighbours(tokens: NDArray[np.integer], segments: NDArray[np.integer], bos: 
     begins = np.ones(len(tokens), bool)
     begins[1:] = np.diff(segments) != 0
 
+    # (offset, row) the numbers at each offset: those of the offset before, moved on by one row.
     at = [numbers]
-    for _ in OFFSETS[1:]:  # one place further back each time
+    for _ in OFFSETS[1:]:
         at.append(np.where(begins, 0, np.roll(at[-1], 1)))
 
-    size = len(distinct) + 1
-    starts = [np.concatenate([[0], np.cumsum(np.bincount(row, minlength=size))]) for row in at]
+    # An index from number to rows, for each offset.
+    token_count = len(distinct) + 1
+    counts = [np.bincount(numbers_at, minlength=token_count) for numbers_at in at]
     return Neighbours(
         tokens=np.concatenate([[bos], distinct]).astype(np.int32),
         at=np.stack(at).astype(np.int32),
-        sorted=np.stack([np.argsort(row, kind="stable") for row in at]).astype(np.int32),
-        starts=np.stack(starts),
+        sorted=np.stack([np.argsort(numbers_at, kind="stable") for numbers_at in at]).astype(np.int32),
+        starts=np.stack([np.concatenate([[0], np.cumsum(count)]) for count in counts]),
     )
 
 
@@ -88,57 +92,64 @@ def learn(
     rows: NDArray[np.integer],
     values: NDArray[np.float32],
     near: Neighbours,
-    learned: NDArray[np.bool_],
+    visible: NDArray[np.bool_],
 ) -> Rules:
     """Learn the rule of each latent of a range.
 
     ``starts`` (latents + 1,), ``rows`` and ``values`` (entries,): the range's codes, one latent after the other.
-    ``learned``: (row,) which rows may be looked at.
+    ``visible``: (row,) True for the rows that may be looked at.
     """
     latents_at_once = max(1, CELLS // len(near.tokens))
     parts = []
     for first in range(0, len(starts) - 1, latents_at_once):
+        # The codes of some latents, on the visible rows only.
         bounds = starts[first : first + latents_at_once + 1]
         part = slice(bounds[0], bounds[-1])
-        owner = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-        kept = learned[rows[part]]
-        search = _Search(len(bounds) - 1, owner[kept], rows[part][kept], values[part][kept], near, learned)
+        latents = len(bounds) - 1
+        latent_of = np.repeat(np.arange(latents), np.diff(bounds))
+        seen = visible[rows[part]]
+        search = _Search(latents, latent_of[seen], rows[part][seen], values[part][seen], near, visible)
         parts.append(search.rules())
 
+    # Put the parts one behind the other; ``starts`` counts on, all other fields are joined.
     sizes = np.concatenate([np.diff(part.starts) for part in parts])
-    columns = [np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]]
-    return Rules(np.concatenate([[0], np.cumsum(sizes)]), *columns)
+    _, *columns = zip(*parts, strict=True)
+    return Rules(np.concatenate([[0], np.cumsum(sizes)]), *map(np.concatenate, columns))
 
 
 class _Search:
-    """A search for the rules of a few latents. A key is latent × size + number: one latent and one token.
+    """A search for the rules of a few latents, for all of them at once.
 
-    ``owner``, ``rows``, ``values``: (entries,) the latent, row and activation of each active row.
-    ``learned``: (row,) which rows may be looked at.
+    A key stands for one latent and one token: key = latent × tokens + number of the token.
+
+    ``latent_of``, ``rows``, ``values``: (entries,) the latent, row and activation of each active visible row.
+    ``visible``: (row,) True for the rows that may be looked at.
     """
 
     def __init__(
         self,
         latents: int,
-        owner: NDArray[np.int64],
+        latent_of: NDArray[np.int64],
         rows: NDArray[np.integer],
         values: NDArray[np.float32],
         near: Neighbours,
-        learned: NDArray[np.bool_],
+        visible: NDArray[np.bool_],
     ) -> None:
-        self.latents, self.near, self.learned = latents, near, learned
-        self.size = len(near.tokens)
+        self.latents, self.near, self.visible = latents, near, visible
+        self.tokens = len(near.tokens)
         self.values = values
-        self.active = np.bincount(owner, minlength=latents)  # (latents,)
-        self.density = self.active / max(int(learned.sum()), 1)  # (latents,)
-        self.keys = [owner * self.size + near.at[offset][rows] for offset in range(len(OFFSETS))]  # (entries,) each
-        self.counts = [np.bincount(at[learned], minlength=self.size) for at in near.at]  # (numbers,) rows of each
+        self.active = np.bincount(latent_of, minlength=latents)  # (latents,) rows on which each fires
+        self.density = self.active / max(int(visible.sum()), 1)  # (latents,)
+
+        # For each offset: (entries,) the keys of the active rows, and (tokens,) how many visible rows each token has.
+        self.keys = [latent_of * self.tokens + near.at[offset][rows] for offset in range(len(OFFSETS))]
+        self.counts = [np.bincount(at[visible], minlength=self.tokens) for at in near.at]
 
         # The rules so far.
-        self.left = np.ones(len(owner), bool)  # (entries,) active rows that no token of the rule covers yet
-        self.covered = np.zeros((2, 0), np.int64)  # latent and row of all that the rules cover, each once
-        self.hits = np.zeros(latents, np.int64)  # (latents,) rows covered that are active
-        self.chosen = np.zeros((len(OFFSETS), latents * self.size), bool)  # (offset, key) what the rules hold
+        self.chosen = np.zeros((len(OFFSETS), latents * self.tokens), bool)  # (offset, key) the tokens of the rules
+        self.covered = np.zeros((2, 0), np.int64)  # (2, n) latent and row of all rows that the rules cover, each once
+        self.hits = np.zeros(latents, np.int64)  # (latents,) how many of the covered rows are active
+        self.uncovered = np.ones(len(latent_of), bool)  # (entries,) active rows that the rules do not cover yet
 
     def rules(self) -> Rules:
         """Take the best prefix of tokens at whichever offset is best, then a second one if that helps enough."""
@@ -153,69 +164,77 @@ class _Search:
 
             f1 = np.where(better, best_score, f1)
             for offset, (keys, _) in enumerate(prefixes):
-                latent = keys // self.size
+                latent = keys // self.tokens
                 self._add(offset, keys[better[latent] & (best_offset[latent] == offset)])
-        return self._written()
+        return self._as_rules()
 
     def _prefix(self, offset: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Find the best prefix of tokens at ``offset`` for every latent.
 
         Returns the keys of the prefixes' tokens, and (latents,) F1 of the rules so far together with the prefix.
         """
-        # Rows of each token that the rule does not cover yet: active ones (hits) and all (count). (keys,)
-        active_rows = np.bincount(self.keys[offset][self.left], minlength=self.latents * self.size)
-        keys = np.flatnonzero(active_rows)
-        latent, number = np.divmod(keys, self.size)
-        owner, rows = self.covered
-        taken = np.bincount(owner * self.size + self.near.at[offset][rows], minlength=self.latents * self.size)
-        hits, count = active_rows[keys], self.counts[offset][number] - taken[keys]
+        all_keys = self.latents * self.tokens
 
-        # The order of P(active | token). DOUBT keeps tokens that were seen once or twice from coming first.
+        # (key,) for the tokens that can still help: the rows that they would newly cover, active ones (hits) and all.
+        active_rows = np.bincount(self.keys[offset][self.uncovered], minlength=all_keys)
+        keys = np.flatnonzero(active_rows)
+        latent, number = np.divmod(keys, self.tokens)
+        covered_latent, covered_row = self.covered
+        covered_keys = covered_latent * self.tokens + self.near.at[offset][covered_row]
+        already_covered = np.bincount(covered_keys, minlength=all_keys)
+        hits, count = active_rows[keys], self.counts[offset][number] - already_covered[keys]
+
+        # Order the tokens of each latent by P(active | token), the largest first.
         share = (hits + DOUBT * self.density[latent]) / (count + DOUBT)
         order = np.lexsort((number, -share, latent))
         keys, latent, hits, count = keys[order], latent[order], hits[order], count[order]
 
-        # F1 of every prefix.
-        first = np.searchsorted(latent, np.arange(self.latents))[latent]
-        covered = np.bincount(owner, minlength=self.latents)
-        f1 = 2 * (self.hits[latent] + _running_sums(hits, first))
-        f1 = f1 / (covered[latent] + _running_sums(count, first) + self.active[latent])
+        # (key,) F1 of the prefix that ends with this token.
+        group_start = np.searchsorted(latent, np.arange(self.latents))[latent]
+        hits_with_prefix = self.hits[latent] + _running_sums(hits, group_start)
+        covered_rows = np.bincount(covered_latent, minlength=self.latents)
+        rows_with_prefix = covered_rows[latent] + _running_sums(count, group_start)
+        f1 = 2 * hits_with_prefix / (rows_with_prefix + self.active[latent])
 
-        # Of prefixes with the best F1 the shortest: it is written last, so it stays.
+        # Of the prefixes with the best F1, take the shortest. Where numpy assigns to a place several times, the last
+        # value stays. So the ends are assigned from the longest prefix to the shortest.
         best = np.zeros(self.latents)
         np.maximum.at(best, latent, f1)
-        at_best = np.flatnonzero(f1 == best[latent])[::-1]
+        longest_first = np.flatnonzero(f1 == best[latent])[::-1]
         end = np.full(self.latents, -1)
-        end[latent[at_best]] = at_best
+        end[latent[longest_first]] = longest_first
         return keys[np.arange(len(keys)) <= end[latent]], best
 
     def _add(self, offset: int, keys: NDArray[np.int64]) -> None:
         """Add the tokens of ``keys`` at ``offset`` to the rules."""
         self.chosen[offset, keys] = True
 
-        # The rows that these tokens cover, without those that tokens at other offsets cover already.
-        latent, number = np.divmod(keys, self.size)
-        entry, rows = _rows_of_entries(np.full(len(keys), offset), number, self.near)
-        owner = latent[entry]
-        owner, rows = owner[self.learned[rows]], rows[self.learned[rows]]
+        # The visible rows of these tokens, with the latent of the key that each row comes from.
+        latent, number = np.divmod(keys, self.tokens)
+        key_place, rows = _rows_of_entries(np.full(len(keys), offset), number, self.near)
+        latent_of = latent[key_place]
+        latent_of, rows = latent_of[self.visible[rows]], rows[self.visible[rows]]
+
+        # Of these, the rows that no token at another offset covers already.
         new = np.ones(len(rows), bool)
         for other_offset in range(len(OFFSETS)):
             if other_offset != offset:
-                new &= ~self.chosen[other_offset, owner * self.size + self.near.at[other_offset][rows]]
-        self.covered = np.concatenate([self.covered, np.stack([owner[new], rows[new]])], 1)
+                new &= ~self.chosen[other_offset, latent_of * self.tokens + self.near.at[other_offset][rows]]
+        self.covered = np.concatenate([self.covered, np.stack([latent_of[new], rows[new]])], 1)
 
-        hit = self.left & self.chosen[offset, self.keys[offset]]
-        self.hits += np.bincount(self.keys[offset][hit] // self.size, minlength=self.latents)
-        self.left &= ~hit
+        hit = self.uncovered & self.chosen[offset, self.keys[offset]]
+        self.hits += np.bincount(self.keys[offset][hit] // self.tokens, minlength=self.latents)
+        self.uncovered &= ~hit
 
-    def _written(self) -> Rules:
+    def _as_rules(self) -> Rules:
         """Return the rules as entries, by latent and offset, most hits first."""
+        all_keys = self.latents * self.tokens
         columns = []
         for offset in range(len(OFFSETS)):
             keys = np.flatnonzero(self.chosen[offset])
-            hits = np.bincount(self.keys[offset], minlength=self.latents * self.size)[keys]
-            sums = np.bincount(self.keys[offset], self.values, minlength=self.latents * self.size)[keys]
-            latent, number = np.divmod(keys, self.size)
+            hits = np.bincount(self.keys[offset], minlength=all_keys)[keys]
+            sums = np.bincount(self.keys[offset], self.values, minlength=all_keys)[keys]
+            latent, number = np.divmod(keys, self.tokens)
             count = self.counts[offset][number]
             columns.append((latent, np.full(len(keys), offset), number, hits / count, sums / count, hits))
 
@@ -231,10 +250,14 @@ class _Search:
         )
 
 
-def _running_sums(values: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum up ``values`` from the beginning of each entry's group to the entry. ``first``: where its group begins."""
+def _running_sums(values: NDArray[np.int64], group_start: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum up ``values`` from the beginning of each entry's group to the entry.
+
+    ``group_start``: for each entry, the place where its group begins. Example, groups of 2: [1, 2, 5, 1]  ->
+    [1, 3, 5, 6].
+    """
     total = np.cumsum(values)
-    return total - (total[first] - values[first])
+    return total - (total[group_start] - values[group_start])
 
 
 def _rows_of_entries(
@@ -244,9 +267,13 @@ def _rows_of_entries(
 
     ``offset``, ``number``: (entries,). Returns, for each pair of an entry and a row, the entry's place and the row.
     """
+    # The rows of an entry are near.sorted[offset, first : first + count].
     first = near.starts[offset, number]
     count = near.starts[offset, number + 1] - first
-    place = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)  # in near.sorted
+
+    # Where each pair is in near.sorted: its place among all pairs, shifted from where its entry's pairs begin to first.
+    pairs_before = np.cumsum(count) - count
+    place = np.arange(count.sum()) + np.repeat(first - pairs_before, count)
     return np.repeat(np.arange(len(offset)), count), near.sorted[np.repeat(offset, count), place]
 
 
@@ -256,6 +283,8 @@ def predict(rules: Rules, near: Neighbours, window_of: NDArray[np.integer], wind
     ``window_of``: (row,) the window that a row belongs to, -1 for none.
     """
     latents = len(rules.starts) - 1
+
+    # For each entry of a rule and each row of its token: the entry and the row's window.
     entry, rows = _rows_of_entries(rules.offset, rules.number, near)
     window = window_of[rows]
     entry, window = entry[window >= 0], window[window >= 0]

@@ -35,18 +35,18 @@ def learn(
     rows: NDArray[np.integer],
     values: NDArray[np.float32],
     bags: Bags,
-    learned: NDArray[np.bool_],
+    visible: NDArray[np.bool_],
 ) -> Rules:
     """Learn the rule of each latent of a range.
 
     ``starts`` (latents + 1,), ``rows`` and ``values`` (entries,): the range's codes, one latent after the other.
-    ``learned``: (row,) which rows may be looked at.
+    ``visible``: (row,) True for the rows that may be looked at.
     """
     latents = len(starts) - 1
 
     # Only the rows that may be looked at, numbered anew.
-    open_rows = np.flatnonzero(learned[: bags.rows])
-    place = np.full(len(learned), -1)
+    open_rows = np.flatnonzero(visible[: bags.rows])
+    place = np.full(len(visible), -1)
     place[open_rows] = np.arange(len(open_rows))
     held = bags.by_row[open_rows]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from strata.run import door
 from strata.run.door import BadInput
-from strata.sae.engine.dispatch import decode, fast_dtype, sampled
+from strata.sae.engine.dispatch import decode, fast_dtype, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity, bend
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Block
@@ -159,7 +159,7 @@ class SAE:
         if fast_dtype(x.device) is torch.bfloat16:
             # Find a few candidates by a fast upper bound, and compute the exact h of these alone.
             pattern = _above(self._upper_bound(x), threshold * (1 - 2 * ROUNDING))
-            values = sampled(x.float() - self.b_dec, self.encoder, self.b_enc, pattern)
+            values = preactivations_at(x.float() - self.b_dec, self.encoder, self.b_enc, pattern)
             active = values > threshold[pattern.latents]
             return Codes(values[active], pattern.keep(active))
 

@@ -1,10 +1,11 @@
 """Measure what steering does to the model's predictions, text by text.
 
-promoted   mean over the latent's promoted tokens and the scored positions of log p′(token) − log p(token)
-follows    the same mean over the tokens that follow where the latent is strongest
-kl         mean over the scored positions of KL(p ‖ p′), in nats: the cost of steering
+promoted   mean of log p′(token) − log p(token) over the tokens that the latent's logit lens promotes
+follows    the same mean over the tokens that come next after the peaks of the latent's strongest examples
+kl         KL(p ‖ p′) in nats: the cost of steering
 
-with p the model's own predictions and p′ those under steering.
+p is the model's own prediction and p′ the prediction under steering. All three are also means over the scored positions
+of a text, which are its last few tokens (see texts.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +23,28 @@ from strata.run import resume
 from strata.steering.conditions import Condition, Place
 from strata.steering.texts import Texts
 
-# Predictions that are made at a time, for which the whole head is read once: 256 × 262,144 × 2 bytes = 134 MB.
-HEADED = 256
-ROWS = 16  # of these, predictions that are compared at a time: 16 × 262,144 × 4 bytes = 17 MB
+# Positions whose logits are computed at a time, so that the LM head is read once for all of them. With Gemma's
+# vocabulary that is 256 × 262,144 × 2 bytes = 134 MB.
+LOGIT_ROWS = 256
+COMPARED_ROWS = 16  # of these, positions that are compared at a time, in float32: 16 × 262,144 × 4 bytes = 17 MB
 Floats = NDArray[np.float64]
 
 
-class Wanted(NamedTuple):
-    """The tokens whose probability is measured, (token,) each."""
+class TargetTokens(NamedTuple):
+    """The ids of the tokens whose probability is measured, (token,) int64 each. Either may be empty.
+
+    A token that is listed twice counts twice.
+    """
 
     promoted: Tensor
     follows: Tensor
 
 
-class Dose(NamedTuple):
-    """The effects and the cost of one condition, (strength, text) each; NaN where there are no such tokens."""
+class Response(NamedTuple):
+    """What one condition does at each strength: two effects and the cost, (strength, text) each.
+
+    An effect is NaN where there are no target tokens of its kind.
+    """
 
     promoted: Floats
     follows: Floats
@@ -44,22 +52,22 @@ class Dose(NamedTuple):
 
 
 @torch.inference_mode()
-def doses(
+def responses(
     place: Place,
     texts: Texts,
-    steered: Sequence[tuple[Condition, Wanted]],
+    steered: Sequence[tuple[Condition, TargetTokens]],
     strengths: list[float],
-    batch: int,
-    done: Callable[[int], object] = lambda passes: None,
+    batch_size: int,
+    on_passes: Callable[[int], object] = lambda passes: None,
     work: Path | None = None,
-) -> list[Dose]:
-    """Measure the doses of each condition, in the order of ``steered``.
+) -> list[Response]:
+    """Measure the response to each condition, in the order of ``steered``.
 
-    ``steered``: conditions, each with the tokens whose probability is measured. ``batch``: texts that run together.
-    ``done``: called after each condition of a batch, with how many passes that took. ``work``: a folder where the
-    result of each condition and batch is kept, and from where it is taken if it is there.
+    ``steered``: conditions, each with its target tokens. ``batch_size``: texts that run together. ``on_passes``: called
+    after each condition of a batch, with the number of forward passes that it took. ``work``: a folder that keeps the
+    result of each condition and batch; a result that is there already is read, not computed.
 
-    Strength 0 is not run: its effects and its cost are 0. The blocks below the layer run once for all conditions of a
+    Strength 0 is not run: its effects and its cost are 0. The blocks before the layer run once for all conditions of a
     batch.
     """
     nonzero = [number for number, strength in enumerate(strengths) if strength]
@@ -67,27 +75,30 @@ def doses(
 
     shape = len(strengths), len(texts)
     result = [
-        Dose(
-            promoted=np.full(shape, 0.0 if len(wanted.promoted) else np.nan),
-            follows=np.full(shape, 0.0 if len(wanted.follows) else np.nan),
+        Response(
+            promoted=np.full(shape, 0.0 if len(target_tokens.promoted) else np.nan),
+            follows=np.full(shape, 0.0 if len(target_tokens.follows) else np.nan),
             kl=np.zeros(shape),
         )
-        for _, wanted in steered
+        for _, target_tokens in steered
     ]
     if not nonzero:
         return result
 
-    for first in range(0, len(texts), batch):
-        predictions = _Predictions(place, texts.part(first, first + batch))
-        with shared_start(place.lm, place.layer):
-            for number, (dose, (condition, wanted)) in enumerate(zip(result, steered, strict=True)):
-                path = work / "doses" / f"{first}-{number}.safetensors" if work else None
-                steer = partial(predictions.steered, condition, wanted, strengths_run)
-                moved = resume.once_tensors(path, steer)["moved"].numpy()  # (strength, 3, text)
+    for start in range(0, len(texts), batch_size):
+        end = start + batch_size
+        predictions = _Predictions(place, texts.part(start, end))
 
-                for side, values in enumerate(dose):
-                    values[nonzero, first : first + batch] = moved[:, side]
-                done(len(nonzero))
+        # The blocks before the layer run in the first pass only. The other passes, steered or not, reuse their outputs.
+        with shared_start(place.lm, place.layer):
+            for number, (response, (condition, target_tokens)) in enumerate(zip(result, steered, strict=True)):
+                path = work / "doses" / f"{start}-{number}.safetensors" if work else None
+                measure = partial(predictions.steered, condition, target_tokens, strengths_run)
+                moved = resume.once_tensors(path, measure)["moved"].numpy()  # (nonzero strength, 3, text)
+
+                for column, values in enumerate(response):  # promoted, follows, kl
+                    values[nonzero, start:end] = moved[:, column]
+                on_passes(len(nonzero))
     return result
 
 
@@ -95,46 +106,59 @@ class _Predictions:
     """The model's predictions at the scored positions of some texts, and how steering changes them."""
 
     def __init__(self, place: Place, texts: Texts) -> None:
-        self._place, self._texts = place, len(texts)
-        self._tokens, self._scored = texts.tokens.to(place.lm.device), texts.scored
-        self._text = texts.scored.nonzero()[:, 0]  # (scored position,) the text that it is in
+        self._place = place
+        self._tokens = texts.tokens.to(place.lm.device)  # (text, position)
+        self._scored = texts.scored  # (text, position) bool
+        self._text_of = texts.scored.nonzero()[:, 0]  # (scored position,) the text that it is in
+        self._text_count = len(texts)
 
     @cached_property
-    def _p(self) -> list[Tensor]:
-        """Log-probabilities without steering, in blocks (position, vocabulary).
+    def _log_p(self) -> list[Tensor]:
+        """Log-probabilities at the scored positions without steering, in blocks (position, vocabulary).
 
-        Computed on first use, because a batch whose results were all kept needs no pass.
+        They are computed on first use, because a batch whose results were all kept needs no pass.
         """
         return [scores.log_softmax(1) for scores in self._logits(final_states(self._place.lm, self._tokens))]
 
     def _logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits at the scored positions, ROWS positions at a time. ``states``: (text, position, width)."""
-        for rows in states[self._scored.to(states.device)].split(HEADED):
-            for scores in logits(self._place.lm, rows).split(ROWS):
+        """Yield the float32 logits at the scored positions, COMPARED_ROWS positions at a time.
+
+        ``states``: (text, position, width).
+        """
+        for rows in states[self._scored.to(states.device)].split(LOGIT_ROWS):
+            for scores in logits(self._place.lm, rows).split(COMPARED_ROWS):
                 yield scores.float()
 
-    def steered(self, condition: Condition, wanted: Wanted, strengths: Sequence[float]) -> dict[str, Tensor]:
+    def steered(
+        self, condition: Condition, target_tokens: TargetTokens, strengths: Sequence[float]
+    ) -> dict[str, Tensor]:
         """Return ``moved`` (strength, 3, text): what each strength of a condition does."""
         moved = []
         for strength in strengths:
             with condition.applied(self._place, strength):
-                after = final_states(self._place.lm, self._tokens)
-            moved.append(self.compared(after, wanted))
+                states = final_states(self._place.lm, self._tokens)
+            moved.append(self.compared(states, target_tokens))
         return {"moved": torch.from_numpy(np.stack(moved))}
 
-    def compared(self, states: Tensor, wanted: Wanted) -> Floats:
+    def compared(self, states: Tensor, target_tokens: TargetTokens) -> Floats:
         """Compare predictions from ``states`` (text, position, width) with those without steering.
 
-        Returns (3, text): promoted, follows and kl, as :class:`Dose` orders them.
+        Returns (3, text): promoted, follows and kl, as :class:`Response` orders them.
         """
         by_position: list[Tensor] = []  # (3, position) each
-        for p, scores in zip(self._p, self._logits(states), strict=True):
-            norm = scores.logsumexp(1)  # log p′ = scores − norm
-            effects = [(scores[:, tokens] - p[:, tokens]).mean(1) - norm for tokens in wanted]
-            kl = torch.linalg.vecdot(p.exp(), p - scores) + norm
+        for log_p, scores in zip(self._log_p, self._logits(states), strict=True):
+            # log p′ = scores − norm. So the (position, vocabulary) matrix log p′ is never made.
+            norm = scores.logsumexp(1)
+
+            # log p′(token) − log p(token). The mean over no tokens is NaN, which is what Response promises.
+            effects = [(scores[:, tokens] - log_p[:, tokens]).mean(1) - norm for tokens in target_tokens]
+
+            # KL(p ‖ p′) = Σ p (log p − log p′) = Σ p (log p − scores) + norm. Rounding may take it below 0.
+            kl = torch.linalg.vecdot(log_p.exp(), log_p - scores) + norm
             by_position.append(torch.stack([*effects, kl.clamp(min=0)]).double().cpu())
 
-        # The mean over the scored positions of each text.
-        values = torch.cat(by_position, 1).numpy()
-        scored = np.bincount(self._text, minlength=self._texts)
-        return np.stack([np.bincount(self._text, row, self._texts) for row in values]) / scored
+        # Average over the scored positions of each text.
+        values = torch.cat(by_position, 1).numpy()  # (3, scored position)
+        positions = np.bincount(self._text_of, minlength=self._text_count)
+        sums = np.stack([np.bincount(self._text_of, row, self._text_count) for row in values])
+        return sums / positions

@@ -18,7 +18,7 @@ from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.steering import texts as prompts_of
 from strata.steering.conditions import LATENT, Condition, Place, conditions, difference
-from strata.steering.doses import Dose, Wanted, doses
+from strata.steering.doses import Response, TargetTokens, responses
 from strata.steering.knobs import SteerEval
 from strata.steering.summary import best, compared, drawn, monotone
 from strata.steering.texts import Texts
@@ -88,19 +88,19 @@ def steer_eval(
         j: conditions(sae, j, largest, living, difference(source.activations, source.latents, j), generator(seed, j))
         for j, largest in source.chosen.items()
     }
-    wanted = {j: _wanted(source.latents, j, knobs) for j in source.chosen}
+    target_tokens = {j: _target_tokens(source.latents, j, knobs) for j in source.chosen}
 
     # Run the model: its predictions at each strength, and the texts that it writes.
-    doses_of = _doses(place, prompts, steered, wanted, knobs, work)
+    responses_of = _responses(place, prompts, steered, target_tokens, knobs, work)
     written = _written(place, prompts, source.chosen, steered, knobs, work)
-    _write(folder, steered, doses_of, written, knobs.strengths)
+    _write(folder, steered, responses_of, written, knobs.strengths)
 
     results = [
         {
             "latent": j,
             "largest": largest,
-            **_judged(steered[j], doses_of[j], knobs, np.random.default_rng([seed, j])),
-            **{name: [lm.tokenizer.decode([t]) for t in tokens.tolist()] for name, tokens in _named(wanted[j])},
+            **_judged(steered[j], responses_of[j], knobs, np.random.default_rng([seed, j])),
+            **{name: [lm.tokenizer.decode([t]) for t in tokens.tolist()] for name, tokens in _named(target_tokens[j])},
             "written": written[j],
         }
         for j, largest in source.chosen.items()
@@ -120,34 +120,34 @@ def steer_eval(
     }
 
 
-def _wanted(latents: Latents, latent: int, knobs: SteerEval) -> Wanted:
+def _target_tokens(latents: Latents, latent: int, knobs: SteerEval) -> TargetTokens:
     """Collect the tokens that tell whether steering with ``latent`` had an effect."""
     promoted = prompts_of.promoted_tokens(latents, latent, knobs.promoted)
-    return Wanted(promoted, prompts_of.next_tokens(latents, latent, knobs.contexts))
+    return TargetTokens(promoted, prompts_of.next_tokens(latents, latent, knobs.contexts))
 
 
-def _named(wanted: Wanted) -> list[tuple[str, torch.Tensor]]:
+def _named(target_tokens: TargetTokens) -> list[tuple[str, torch.Tensor]]:
     """Pair each list of tokens with its key in the report."""
-    return [("promoted_tokens", wanted.promoted), ("following_tokens", wanted.follows)]
+    return [("promoted_tokens", target_tokens.promoted), ("following_tokens", target_tokens.follows)]
 
 
-def _doses(
+def _responses(
     place: Place,
     prompts: Texts,
     steered: dict[int, list[Condition]],
-    wanted: dict[int, Wanted],
+    target_tokens: dict[int, TargetTokens],
     knobs: SteerEval,
     work: Path | None,
-) -> dict[int, list[Dose]]:
-    """Map each latent to the doses of its conditions, in their order.
+) -> dict[int, list[Response]]:
+    """Measure the responses to all conditions of each latent: latent -> its responses, in the order of the conditions.
 
     All conditions of all latents run together, so that they share the blocks of the model below the layer.
     """
-    pairs = [(condition, wanted[j]) for j, of_latent in steered.items() for condition in of_latent]
+    pairs = [(condition, target_tokens[j]) for j, of_latent in steered.items() for condition in of_latent]
     batches = -(-len(prompts) // knobs.batch_size)
     passes = len(pairs) * sum(strength != 0 for strength in knobs.strengths) * batches
     with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
-        in_order = iter(doses(place, prompts, pairs, knobs.strengths, knobs.batch_size, bar.update, work))
+        in_order = iter(responses(place, prompts, pairs, knobs.strengths, knobs.batch_size, bar.update, work))
     return {j: [next(in_order) for _ in of_latent] for j, of_latent in steered.items()}
 
 
@@ -200,17 +200,17 @@ def _written(
 def _write(
     folder: Path,
     steered: dict[int, list[Condition]],
-    doses_of: dict[int, list[Dose]],
+    responses_of: dict[int, list[Response]],
     written: dict[int, list[dict[str, Any]]],
     strengths: list[float],
 ) -> None:
     """Write `doses.parquet`, a row for each latent, condition, strength and prompt, and `written.parquet`."""
     rows: list[dict[str, Any]] = []
-    for j, of_latent in doses_of.items():
-        for condition, dose in zip(steered[j], of_latent, strict=True):
-            for number, prompt in np.ndindex(dose.kl.shape):
+    for j, of_latent in responses_of.items():
+        for condition, response in zip(steered[j], of_latent, strict=True):
+            for number, prompt in np.ndindex(response.kl.shape):
                 key = {"latent": j, "condition": condition.name, "strength": strengths[number], "prompt": prompt}
-                rows.append(key | {name: getattr(dose, name)[number, prompt] for name in Dose._fields})
+                rows.append(key | {name: getattr(response, name)[number, prompt] for name in Response._fields})
     files.write_table(folder / "doses.parquet", {name: [row[name] for row in rows] for name in DOSES.names}, DOSES)
 
     rows = [{"latent": j, **text} for j, texts in written.items() for text in texts]
@@ -220,11 +220,11 @@ def _write(
 
 
 def _judged(
-    steered: list[Condition], measured: list[Dose], knobs: SteerEval, random: np.random.Generator
+    steered: list[Condition], measured: list[Response], knobs: SteerEval, random: np.random.Generator
 ) -> dict[str, Any]:
     """Judge one latent: its dose-response, its best effect within the bound on cost, and that of each baseline.
 
-    ``steered``: its own direction first, then the baselines. ``measured``: the doses of each of these. An effect is
+    ``steered``: its own direction first, then the baselines. ``measured``: the responses of each of these. An effect is
     None where the latent has no tokens of that kind.
     """
     draws = drawn(measured[0].kl.shape[1], knobs.bootstraps, random)
@@ -233,7 +233,8 @@ def _judged(
     for effect in ("promoted", "follows"):
         # Condition -> effect and cost, (strength, prompt) each.
         curves = {
-            condition.name: (getattr(dose, effect), dose.kl) for condition, dose in zip(steered, measured, strict=True)
+            condition.name: (getattr(response, effect), response.kl)
+            for condition, response in zip(steered, measured, strict=True)
         }
         own = curves[LATENT]
         if np.isnan(own[0]).any():
@@ -248,10 +249,10 @@ def _judged(
     judged["beats_all"] = all(comparison["beats"] for comparison in judged["promoted"]["against"].values())
     judged["doses"] = {
         condition.name: [
-            {"strength": strength} | {name: _mean(getattr(dose, name)[number]) for name in Dose._fields}
+            {"strength": strength} | {name: _mean(getattr(response, name)[number]) for name in Response._fields}
             for number, strength in enumerate(knobs.strengths)
         ]
-        for condition, dose in zip(steered, measured, strict=True)
+        for condition, response in zip(steered, measured, strict=True)
     }
     return judged
 

@@ -1,4 +1,4 @@
-"""Summarise the doses: the best effect that costs no more than a bound, and whether it beats the baselines."""
+"""Summarise the responses: the best effect that costs no more than a bound, and whether it beats the baselines."""
 
 from typing import Any, NamedTuple
 

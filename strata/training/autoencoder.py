@@ -13,7 +13,7 @@ from strata.device.machine import CPU
 from strata.measure.quality import OUTLIER
 from strata.rows.batches import Rows
 from strata.rows.spread import spread
-from strata.sae.engine.dispatch import decode, sampled
+from strata.sae.engine.dispatch import decode, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity, pull
 from strata.sae.engine.preactivations import Preactivations
 from strata.sae.sae import SAE
@@ -145,7 +145,7 @@ class Autoencoder(nn.Module):
     def forward(self, y: Tensor, rule: Rule, generator: torch.Generator) -> Pass:
         """Choose latents for ``y`` (row, width) by ``rule``, and compute codes and error from the chosen ones alone."""
         pattern, known = rule.select(Preactivations(y, self.encoder, self.b_enc, self.balance))
-        h = sampled(y, self.encoder, self.b_enc, pattern, known)
+        h = preactivations_at(y, self.encoder, self.b_enc, pattern, known)
         codes = rule.codes(h, pattern, generator)
 
         ends, kind = rule.ends(len(self.decoder)), self.decoder_activation

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from strata.corpus.knobs import LM, check_source
 from strata.corpus.place import find, temporary_folder
-from strata.corpus.read import GIVEN, SENTENCE
+from strata.corpus.read import OWN_VECTORS, SENTENCE
 from strata.lm import sentences
 from strata.lm.model import DTYPES, LanguageModel, final_states, load, logits
 from strata.run.door import BadInput
@@ -47,7 +47,7 @@ def fetch(params: LM, folder: Path) -> dict[str, Any]:
 
     Raises BadInput when the model is missing, truncated, unsafe to open, not pinned, or of an unknown architecture.
     """
-    if params.kind == GIVEN:
+    if params.kind == OWN_VECTORS:
         meta = _without_model(params)
     else:
         facts = _sentences(params, folder) if params.kind == SENTENCE else _language(params, folder)
@@ -63,7 +63,15 @@ def _without_model(params: LM) -> dict[str, Any]:
     """Describe the kind vectors: they come with the corpus, and the model that made them is not known."""
     check_source(params)
     unknown = {"stored": None, "name": "vectors", "source": None, "revision": None, "license": None}
-    return {"kind": GIVEN, **unknown, "blocks": 1, "width": None, "bytes": 0, "fingerprint": "vectors", "files": []}
+    return {
+        "kind": OWN_VECTORS,
+        **unknown,
+        "blocks": 1,
+        "width": None,
+        "bytes": 0,
+        "fingerprint": "vectors",
+        "files": [],
+    }
 
 
 def _source(params: LM) -> str:

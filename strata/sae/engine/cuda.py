@@ -16,7 +16,9 @@ from strata.sae.engine.pattern import Pattern
 
 ENTRIES = 8  # entries that a program takes at a time
 COLUMNS = 256  # columns of the width that it takes at a time: 8 × 256 × 4 bytes = 8 kB in flight
-CHUNK = 128  # entries of a latent that one program sums; alone, it would sum for long where a latent fires on every row
+# Entries of a latent that one program sums. Without this limit, a latent that fires on every row would keep one program
+# busy for long after all others are done.
+CHUNK = 128
 
 
 @triton.jit
@@ -85,14 +87,15 @@ def add_kernel(
     out,  # (latents, width) float32, added to
     pieces,  # (pieces, width) float32
     latents,  # (pieces,), the latent of each piece
-    ends,  # (pieces,), for the first piece of a latent the piece after its last; for all others 0
+    ends,  # (pieces,), at the first piece of a latent: the piece after its last one; at all other pieces: 0
     width,
     ENTRIES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Add Σ pieces[p … ends[p] - 1] to out[latents[p]]; do nothing where ends[p] is not above p.
+    """Add Σ pieces[p … ends[p] - 1] to out[latents[p]], for each first piece p of a latent.
 
-    There is one program for each piece and block of columns. No two of them may add to one row of ``out``.
+    There is one program for each piece and block of columns. The programs of other pieces (ends[p] ≤ p) do nothing, so
+    that one program alone adds to a row of ``out``.
     """
     piece = tl.program_id(0).to(tl.int64)
     end = tl.load(ends + piece)
@@ -108,7 +111,7 @@ def add_kernel(
         tl.store(place, total, mask=inside)
 
 
-def sample(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
+def sddmm(x: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
     """Return x[row] · weight[latent] + bias[latent] for each entry, (entries,).
 
     ``x``: (row, width); ``weight``: (latent, width); ``bias``: (latent,).
@@ -130,24 +133,34 @@ def sum_rows(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
 def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     """Return (latent, width): Σ over a latent's entries of value × x[row].
 
-    ``values``: (entries,); ``x``: (row, width). The first CHUNK entries of a latent are summed straight into its row.
-    Further entries are summed in pieces of CHUNK, which are then added. There are at most entries / CHUNK pieces, and
-    so many are launched: to know their number, the CPU would have to wait for the device.
+    ``values``: (entries,); ``x``: (row, width).
+
+    The first CHUNK entries of a latent are summed straight into its row. Further entries are summed in pieces of CHUNK,
+    and the pieces are then added to the row. There are at most entries / CHUNK pieces. This number is launched in any
+    case: to know how many there really are, the CPU would have to wait for the device.
     """
     order, firsts, rows = pattern.transposed
-    values, entries, firsts, ends = values[order], len(rows), firsts[:-1], firsts[1:]
-    out = _sum(values, rows, x, firsts, torch.minimum(firsts + CHUNK, ends))
-    if entries > CHUNK:
-        # Pieces of one latent are neighbours: those of latent l end before piece after[l].
-        counts = (ends - firsts) // CHUNK
-        after = counts.cumsum(0)
-        piece = torch.arange(entries // CHUNK, device=x.device)
-        latents = torch.searchsorted(after, piece, right=True).clamp(max=pattern.width - 1)
-        number = piece - (after - counts)[latents] + 1  # within its latent, from 1; a piece too many turns out empty
-        starts = firsts[latents] + number * CHUNK
-        pieces = _sum(values, rows, x, starts, torch.minimum(starts + CHUNK, ends[latents]))
-        last = torch.where(number == 1, after[latents], 0)
-        _launch(add_kernel, _blocks(pieces), x.shape[1], out, pieces, latents, last)
+    values, entries = values[order], len(rows)
+    starts, ends = firsts[:-1], firsts[1:]  # (latent,)
+    out = _sum(values, rows, x, starts, torch.minimum(starts + CHUNK, ends))
+    if entries <= CHUNK:
+        return out
+
+    # Number the pieces, those of one latent side by side: latent l has pieces piece_ends[l] - counts[l] … piece_ends[l]
+    # - 1. With n entries it needs ceil(n / CHUNK) - 1 pieces. n // CHUNK is that, or one more, which is empty.
+    counts = (ends - starts) // CHUNK
+    piece_ends = counts.cumsum(0)
+
+    # (piece,) The latent of each piece, and the piece's number within the latent, from 1. Pieces past the end of the
+    # last latent are given to it, and are empty, too.
+    piece = torch.arange(entries // CHUNK, device=x.device)
+    latents = torch.searchsorted(piece_ends, piece, right=True).clamp(max=pattern.width - 1)
+    number = piece - (piece_ends - counts)[latents] + 1
+
+    piece_starts = starts[latents] + number * CHUNK
+    pieces = _sum(values, rows, x, piece_starts, torch.minimum(piece_starts + CHUNK, ends[latents]))
+    run_ends = torch.where(number == 1, piece_ends[latents], 0)
+    _launch(add_kernel, _blocks(pieces), x.shape[1], out, pieces, latents, run_ends)
     return out
 
 
@@ -165,7 +178,7 @@ def _blocks(out: Tensor) -> tuple[int, int]:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], width: int, *tensors: Tensor) -> None:
-    """Launch ``kernel`` with its arrays ``tensors``, on their device."""
-    columns = min(COLUMNS, 1 << (width - 1).bit_length())
+    """Launch ``kernel`` on the device of its arrays ``tensors``, which come in the order of its parameters."""
+    columns = min(COLUMNS, 1 << (width - 1).bit_length())  # Triton's blocks are powers of two; no wider than the rows
     with torch.cuda.device_of(tensors[0]):
         kernel[grid](*tensors, width, ENTRIES=ENTRIES, COLUMNS=columns)

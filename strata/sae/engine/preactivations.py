@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from strata.sae.engine import choosing, vnni
-from strata.sae.engine.dispatch import fast_dtype, sample
+from strata.sae.engine.dispatch import fast_dtype, sddmm
 from strata.sae.engine.pattern import Pattern, joined, pattern_of
 
 ROWS = 1024  # rows of h in memory at a time on a CPU; with fewer the product is slower
@@ -154,7 +154,7 @@ class Preactivations:
 
     def at(self, pattern: Pattern) -> Tensor:
         """Return the exact h at the entries of ``pattern``, (entries,)."""
-        return sample(self.y, self.encoder, pattern, self.bias)
+        return sddmm(self.y, self.encoder, pattern, self.bias)
 
     @cached_property
     def _bytes(self) -> Bytes:

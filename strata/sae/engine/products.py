@@ -139,7 +139,7 @@ def transposed(
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=True)
-def sample(
+def sddmm(
     starts,  # (rows + 1,) int64
     latents,  # (entries,) int64
     x,  # (rows, width)
