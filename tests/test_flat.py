@@ -109,7 +109,7 @@ def test_vectors_of_a_corpus_are_looked_at_before_they_are_stored(capsys: pytest
         x = changed(20, value).astype(np.float32)
         said = "the vector of id v20 has a norm of .* times the median of the vectors: is it a value that stands"
         with pytest.raises(BadInput, match=said) if refused else nullcontext():
-            reading = documents.given(x, params, lambda row: f"id v{row}")
+            reading = documents.own_vectors(x, params, lambda row: f"id v{row}")
             kept = reading.forward(np.arange(5)[:, None], torch.arange(5), 0)
             assert torch.equal(kept[0], torch.from_numpy(x[:5])), "as they came"
             assert bool(re.search(said, capsys.readouterr().err)) == (value == -999)

@@ -23,7 +23,7 @@ from apps.show.card import card
 from stages.train.read import read_history, read_result
 from strata.corpus.read import SPLITS
 from strata.extraction import extract as room
-from strata.extraction.extract import Reading
+from strata.extraction.extract import RowSource
 from strata.families.read import selected
 from strata.interpretation.read import open_latents
 from strata.lm import model as language
@@ -87,11 +87,11 @@ def told(capsys: pytest.CaptureFixture[str], path: Path, why: str = "is damaged"
 
 
 @pytest.fixture(scope="module")
-def reading(gpt2: Path) -> Reading:
+def reading(gpt2: Path) -> RowSource:
     return room.language(language.load(gpt2, torch.float32, torch.device("cpu")), LAYERS, extract_knobs())
 
 
-def extract(reading: Reading, folder: Path) -> None:
+def extract(reading: RowSource, folder: Path) -> None:
     texts = corpus()
     documents = {split: iter(texts[split]) for split in SPLITS}
     room.keep_contexts(reading, documents, {split: len(texts[split]) for split in SPLITS}, FACTS, folder / "tokens")
@@ -99,7 +99,7 @@ def extract(reading: Reading, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def extracted(reading: Reading, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extracted(reading: RowSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extracted")
     extract(reading, folder)
     return folder
@@ -118,7 +118,7 @@ def extracted(reading: Reading, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_extract(
     part: str,
     damage: Callable[[Path], None],
-    reading: Reading,
+    reading: RowSource,
     extracted: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
