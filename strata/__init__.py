@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from strata.front.lm import load_lm as load_lm
     from strata.front.prompts import invert as invert
     from strata.front.steering import steer as steer
+    from strata.front.texts import Split as Split
+    from strata.front.texts import documents as documents
+    from strata.front.texts import split as split
+    from strata.front.texts import texts as texts
     from strata.front.training import Fitted as Fitted
     from strata.front.training import train as train
     from strata.notebook import Vectors as Vectors
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
 
 HOMES = {
     "load_lm": "front.lm",
+    "texts": "front.texts",
+    "documents": "front.texts",
+    "split": "front.texts",
+    "Split": "front.texts",
     "activations": "front.activations",
     "LayerActivations": "front.activations",
     "train": "front.training",
