@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.front import plots as plots
+    from strata.front import similarity as similarity
     from strata.front.activations import LayerActivations as LayerActivations
     from strata.front.activations import activations as activations
     from strata.front.families import Families as Families
@@ -75,7 +76,8 @@ HOMES = {
     "SAE": "sae.sae",
     "BadInput": "run.door",
 }
-__all__ = sorted([*HOMES, "plots"])  # pyright: ignore[reportUnsupportedDunderAll]
+ROOMS = ("plots", "similarity")  # modules of strata/front, each with several calls
+__all__ = sorted([*HOMES, *ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 
 try:
     __version__ = version("strata-sae")
@@ -84,8 +86,8 @@ except PackageNotFoundError:  # a checkout that was not installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return import_module("strata.front.plots")
+    if name in ROOMS:
+        return import_module(f"strata.front.{name}")
     if name not in HOMES:
         raise AttributeError(f"module 'strata' has no attribute {name!r}")
     return getattr(import_module(f"strata.{HOMES[name]}"), name)

@@ -136,6 +136,13 @@ def test_families_and_the_smaller_dictionary(latents, sae, acts: dict[int, Layer
     assert smaller.sae.latents == round(living / 2) and fvu["before"] < fvu["after"] < fvu["dropped"]
 
 
+def test_overlaps_of_latents_are_those_of_their_codes(latents, sae, acts: dict[int, LayerActivations]):
+    fires = sae.sae.encode(acts[2].read(0, len(acts[2])).float()).dense() > 0
+    expected = strata.similarity.jaccard(fires, least=0.05)
+    found = strata.similarity.jaccard(latents, least=0.05)
+    assert found.nnz > 64 and np.array_equal(found.toarray(), expected.toarray())
+
+
 def test_steering_changes_what_the_model_writes_inside_the_block_alone(lm, sae):
     ids = lm.tokenizer("the cat", return_tensors="pt")["input_ids"]
     before = lm.model(ids).logits
