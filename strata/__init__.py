@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from strata.front.latents import explain as explain
     from strata.front.latents import latents as latents
     from strata.front.lm import load_lm as load_lm
+    from strata.front.prompts import Inverted as Inverted
     from strata.front.prompts import invert as invert
     from strata.front.steering import steer as steer
     from strata.front.texts import Split as Split
@@ -68,6 +69,7 @@ HOMES = {
     "Scale": "steering.steer",
     "Add": "steering.steer",
     "invert": "front.prompts",
+    "Inverted": "front.prompts",
     "save": "front.files",
     "load": "front.files",
     "encode_texts": "notebook",

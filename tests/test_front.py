@@ -162,8 +162,17 @@ def test_prompts_are_searched_and_measured_again(latents):
     best = int(latents.table["importance"].idxmax())
     small = {"greedy": {"steps": 2, "candidates": 4}, "soft": {"starts": 0}, "templates": 0}
     found = strata.invert(latents, [best], tokens=4, **small)
-    assert set(found["latent"]) == {best} and {"corpus", "random"} <= set(found["method"])
-    assert (found["activation"] >= 0).all()
+    assert set(found.table["latent"]) == {best} and {"corpus", "random"} <= set(found.table["method"])
+    assert (found.table["activation"] >= 0).all()
+
+    # What is drawn is what was measured: the best prompt's tokens, and the best of each search by its calls.
+    shares = np.asarray(strata.plots.prompts(found).axes[0].images[0].get_array())
+    (row,) = found.summary.to_dict("records")
+    assert (shares[0, : len(row["values"])] * row["corpus_max"]).tolist() == pytest.approx(row["values"], rel=1e-5)
+    axes = strata.plots.searches(found).axes[0]
+    drawn = [np.asarray(line.get_ydata())[-1] * row["corpus_max"] for line in axes.lines if line.get_alpha()]
+    assert sorted(drawn) == pytest.approx(sorted(found.curves.groupby("method")["activation"].max()))
+    assert len(found.positions) == found.table["tokens"].str.len().sum()
 
 
 def test_vectors_go_the_same_way():
