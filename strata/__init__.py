@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from strata.front.lm import load_lm as load_lm
     from strata.front.prompts import Inverted as Inverted
     from strata.front.prompts import invert as invert
+    from strata.front.settings import knobs as knobs
     from strata.front.steering import steer as steer
     from strata.front.texts import Split as Split
     from strata.front.texts import documents as documents
@@ -68,6 +69,7 @@ HOMES = {
     "Set": "steering.steer",
     "Scale": "steering.steer",
     "Add": "steering.steer",
+    "knobs": "front.settings",
     "invert": "front.prompts",
     "Inverted": "front.prompts",
     "save": "front.files",

@@ -75,6 +75,8 @@ def train(
     """
     if rule is not None:
         knobs["rule"] = rule
+    if knobs.get("from") is None:
+        knobs.pop("from", None)  # as params.yaml has it: an SAE is trained
     if isinstance(rows, Vectors):
         return notebook.train(rows, latents, k, epochs, seed, calls.device(device), watch, **knobs)
     calls.of_kind("rows", rows, LayerActivations, ROWS)
