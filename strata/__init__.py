@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from strata.front.latents import explain as explain
     from strata.front.latents import latents as latents
     from strata.front.lm import load_lm as load_lm
+    from strata.front.profiles import Profiles as Profiles
+    from strata.front.profiles import profiles as profiles
     from strata.front.prompts import Inverted as Inverted
     from strata.front.prompts import invert as invert
     from strata.front.settings import knobs as knobs
@@ -61,6 +63,8 @@ HOMES = {
     "latents": "front.latents",
     "Latents": "front.latents",
     "explain": "front.latents",
+    "profiles": "front.profiles",
+    "Profiles": "front.profiles",
     "cluster": "front.families",
     "merge": "front.families",
     "Families": "front.families",
