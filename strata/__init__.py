@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from strata.front.latents import explain as explain
     from strata.front.latents import latents as latents
     from strata.front.lm import load_lm as load_lm
+    from strata.front.own import store as store
     from strata.front.profiles import Profiles as Profiles
     from strata.front.profiles import profiles as profiles
     from strata.front.prompts import Inverted as Inverted
@@ -58,6 +59,7 @@ HOMES = {
     "Split": "front.texts",
     "activations": "front.activations",
     "LayerActivations": "front.activations",
+    "store": "front.own",
     "train": "front.training",
     "Fitted": "front.training",
     "latents": "front.latents",

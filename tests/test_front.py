@@ -242,7 +242,7 @@ def test_knobs_of_a_section_go_into_its_call(sae, acts: dict[int, LayerActivatio
     [
         (
             lambda acts, sae, latents: strata.train([1, 2]),  # pyright: ignore[reportArgumentType]
-            "rows is of type list; it must be what strata.activations",
+            r"source\[0\] is 1; it must be \(rows, numbers\)",
         ),
         (
             lambda acts, sae, latents: strata.train(acts[2], ruel="topk"),
