@@ -117,11 +117,11 @@ def _holds(module: nn.Module, blocks: nn.ModuleList) -> bool:
 
 def device_of(model: "PreTrainedModel") -> torch.device:
     """The device where tokens go in: the model's own; of one that is spread over several, the first that computes."""
-    devices = list((getattr(model, "hf_device_map", None) or {}).values())
+    devices = list(dict.fromkeys((getattr(model, "hf_device_map", None) or {}).values()))
+    if len(devices) < 2 and devices != ["disk"]:
+        return model.device
     computing = [device for device in devices if device not in ("cpu", "disk")]  # these two only keep weights for them
-    if computing:
-        return torch.device(computing[0])
-    return torch.device("cpu") if devices else model.device
+    return torch.device(computing[0] if computing else "cpu")
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
@@ -140,7 +140,10 @@ def gathered(module: nn.Module) -> nn.Module:
     alone = copy.copy(module)
     for name in ("forward", "_old_forward", "_hf_hook"):  # how accelerate brings weights and inputs to one device
         alone.__dict__.pop(name, None)
-    weights = {name: nn.Parameter(weight_of(module, name).clone(), False) for name in module._parameters}
+    weights = {
+        name: None if parameter is None else nn.Parameter(weight_of(module, name).clone(), False)
+        for name, parameter in module._parameters.items()
+    }
     alone.__dict__.update(_parameters=weights, _buffers=dict(module._buffers))
     return alone
 
