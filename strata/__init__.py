@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.front import plots as plots
+    from strata.front import similarity as similarity
     from strata.front.activations import LayerActivations as LayerActivations
     from strata.front.activations import activations as activations
     from strata.front.families import Families as Families
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
     from strata.front.latents import explain as explain
     from strata.front.latents import latents as latents
     from strata.front.lm import load_lm as load_lm
+    from strata.front.own import store as store
+    from strata.front.profiles import Profiles as Profiles
+    from strata.front.profiles import profiles as profiles
+    from strata.front.prompts import Inverted as Inverted
     from strata.front.prompts import invert as invert
+    from strata.front.settings import knobs as knobs
     from strata.front.steering import steer as steer
+    from strata.front.texts import Split as Split
+    from strata.front.texts import documents as documents
+    from strata.front.texts import split as split
+    from strata.front.texts import texts as texts
     from strata.front.training import Fitted as Fitted
     from strata.front.training import train as train
     from strata.notebook import Vectors as Vectors
@@ -43,13 +53,20 @@ if TYPE_CHECKING:
 
 HOMES = {
     "load_lm": "front.lm",
+    "texts": "front.texts",
+    "documents": "front.texts",
+    "split": "front.texts",
+    "Split": "front.texts",
     "activations": "front.activations",
     "LayerActivations": "front.activations",
+    "store": "front.own",
     "train": "front.training",
     "Fitted": "front.training",
     "latents": "front.latents",
     "Latents": "front.latents",
     "explain": "front.latents",
+    "profiles": "front.profiles",
+    "Profiles": "front.profiles",
     "cluster": "front.families",
     "merge": "front.families",
     "Families": "front.families",
@@ -58,7 +75,9 @@ HOMES = {
     "Set": "steering.steer",
     "Scale": "steering.steer",
     "Add": "steering.steer",
+    "knobs": "front.settings",
     "invert": "front.prompts",
+    "Inverted": "front.prompts",
     "save": "front.files",
     "load": "front.files",
     "encode_texts": "notebook",
@@ -67,7 +86,8 @@ HOMES = {
     "SAE": "sae.sae",
     "BadInput": "run.door",
 }
-__all__ = sorted([*HOMES, "plots"])  # pyright: ignore[reportUnsupportedDunderAll]
+ROOMS = ("plots", "similarity")  # modules of strata/front, each with several calls
+__all__ = sorted([*HOMES, *ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 
 try:
     __version__ = version("strata-sae")
@@ -76,8 +96,8 @@ except PackageNotFoundError:  # a checkout that was not installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return import_module("strata.front.plots")
+    if name in ROOMS:
+        return import_module(f"strata.front.{name}")
     if name not in HOMES:
         raise AttributeError(f"module 'strata' has no attribute {name!r}")
     return getattr(import_module(f"strata.{HOMES[name]}"), name)

@@ -1,11 +1,5 @@
 """The front door: each thing that Strata does, as one call on values in memory, from any folder."""
 
-import ast
-import subprocess
-import sys
-import tomllib
-import zipfile
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +8,10 @@ import torch
 from conftest import save_tiny_lm
 
 import strata
-from strata import notebook
+from strata import defaults, notebook
 from strata.defaults import changed
 from strata.front.activations import LayerActivations, which
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
     "the",
     "a",
@@ -37,19 +30,6 @@ WORDS = [
     "tree",
     "sea",
 ]
-DISTRIBUTIONS = {  # module -> its package, where the names differ
-    "gguf": "gguf",
-    "huggingface_hub": "huggingface-hub",
-    "jinja2": "Jinja2",
-    "sentence_transformers": "sentence-transformers",
-    "sklearn": "scikit-learn",
-    "skopt": "scikit-optimize",
-    "sqlalchemy": "SQLAlchemy",
-    "umap": "umap-learn",
-    "yaml": "PyYAML",
-}
-BROUGHT = {"llvmlite": "numba", "markupsafe": "Jinja2", "pydantic_core": "pydantic", "threadpoolctl": "scikit-learn"}
-BROUGHT |= {"triton": "torch"}
 
 
 def texts(count: int = 60) -> list[str]:
@@ -136,6 +116,13 @@ def test_families_and_the_smaller_dictionary(latents, sae, acts: dict[int, Layer
     assert smaller.sae.latents == round(living / 2) and fvu["before"] < fvu["after"] < fvu["dropped"]
 
 
+def test_overlaps_of_latents_are_those_of_their_codes(latents, sae, acts: dict[int, LayerActivations]):
+    fires = sae.sae.encode(acts[2].read(0, len(acts[2])).float()).dense() > 0
+    expected = strata.similarity.jaccard(fires, least=0.05)
+    found = strata.similarity.jaccard(latents, least=0.05)
+    assert found.nnz > 64 and np.array_equal(found.toarray(), expected.toarray())
+
+
 def test_steering_changes_what_the_model_writes_inside_the_block_alone(lm, sae):
     ids = lm.tokenizer("the cat", return_tensors="pt")["input_ids"]
     before = lm.model(ids).logits
@@ -155,8 +142,17 @@ def test_prompts_are_searched_and_measured_again(latents):
     best = int(latents.table["importance"].idxmax())
     small = {"greedy": {"steps": 2, "candidates": 4}, "soft": {"starts": 0}, "templates": 0}
     found = strata.invert(latents, [best], tokens=4, **small)
-    assert set(found["latent"]) == {best} and {"corpus", "random"} <= set(found["method"])
-    assert (found["activation"] >= 0).all()
+    assert set(found.table["latent"]) == {best} and {"corpus", "random"} <= set(found.table["method"])
+    assert (found.table["activation"] >= 0).all()
+
+    # What is drawn is what was measured: the best prompt's tokens, and the best of each search by its calls.
+    shares = np.asarray(strata.plots.prompts(found).axes[0].images[0].get_array())
+    (row,) = found.summary.to_dict("records")
+    assert (shares[0, : len(row["values"])] * row["corpus_max"]).tolist() == pytest.approx(row["values"], rel=1e-5)
+    axes = strata.plots.searches(found).axes[0]
+    drawn = [np.asarray(line.get_ydata())[-1] * row["corpus_max"] for line in axes.lines if line.get_alpha()]
+    assert sorted(drawn) == pytest.approx(sorted(found.curves.groupby("method")["activation"].max()))
+    assert len(found.positions) == found.table["tokens"].str.len().sum()
 
 
 def test_vectors_go_the_same_way():
@@ -215,12 +211,38 @@ def test_knobs_are_changed_key_by_key():
     }
 
 
+def test_knobs_of_a_section_are_changed_in_memory():
+    before, change = strata.knobs("interpret"), {"filters": {"entropy": {"min": 0.5}}}
+    mine = strata.knobs("interpret", change, {"examples": {"top": 3}})
+    assert mine["filters"]["entropy"] == {**before["filters"]["entropy"], "min": 0.5}
+    assert mine["filters"]["firing"] == before["filters"]["firing"] and mine["examples"]["top"] == 3
+    assert change == {"filters": {"entropy": {"min": 0.5}}} and strata.knobs("interpret") == before
+    assert before == defaults.section("interpret")
+    for section, changes, said in (
+        ("clustr", {}, "section is 'clustr'; it must be .*did you mean cluster"),
+        ("cluster", {"map": {"spred": 1.0}}, "cluster.map.spred is not a known key"),
+        ("cluster", {"map": {"spread": "wide"}}, "cluster.map.spread is the text"),
+        ("train", {"lr": "much"}, "train.lr is the text"),
+        ("train", 3, "changes is 3; it must be a dict of knobs"),
+    ):
+        with pytest.raises(strata.BadInput, match=said):
+            strata.knobs(section, changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_knobs_of_a_section_go_into_its_call(sae, acts: dict[int, LayerActivations], latents):
+    mine = strata.knobs("train", {"rule": "topk", "latents": 64, "k": 4, "epochs": 1, "batch_size": 64})
+    trained = strata.train(acts[2], **mine)
+    assert isinstance(trained, strata.Fitted) and trained.knobs.batch_size == 64
+    families = strata.cluster(latents, **strata.knobs("cluster", {"clusters": 4, "stability": {"bootstraps": 0}}))
+    assert len(families.table) == 4
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (
             lambda acts, sae, latents: strata.train([1, 2]),  # pyright: ignore[reportArgumentType]
-            "rows is of type list; it must be what strata.activations",
+            r"source\[0\] is 1; it must be \(rows, numbers\)",
         ),
         (
             lambda acts, sae, latents: strata.train(acts[2], ruel="topk"),
@@ -255,74 +277,3 @@ def test_texts_that_are_none(lm):
     ):
         with pytest.raises(strata.BadInput, match=said):
             strata.activations(lm, wrong, layers=[1])  # pyright: ignore[reportArgumentType]
-
-
-# --- the package ---------------------------------------------------------------------------------------------------
-
-
-def test_import_strata_takes_no_time(tmp_path: Path):
-    code = "import time; start = time.perf_counter(); import strata, sys; print(time.perf_counter() - start)\n"
-    code += "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules); assert 'train' in dir(strata)"
-    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    taken = min(
-        float(
-            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, check=True).stdout
-        )
-        for _ in range(3)
-    )
-    assert taken < 0.3
-
-
-def test_every_name_of_the_front_door_is_there_and_documented():
-    for name in strata.__all__:
-        thing = getattr(strata, name)
-        assert thing.__doc__, name
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
-        strata.trian  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def third_parties() -> set[str]:
-    """The packages that some module of the library imports."""
-    found = set()
-    for file in (ROOT / "strata").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found.update(name.partition(".")[0] for name in names)
-    return found - set(sys.stdlib_module_names) - {"strata"}
-
-
-def test_what_the_library_imports_is_declared():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    everything = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    declared = {line.partition(">")[0].partition("[")[0].lower() for line in everything}
-    needed = {DISTRIBUTIONS.get(name, BROUGHT.get(name, name)).lower() for name in third_parties()}
-    assert needed <= declared
-
-
-@pytest.mark.slow
-def test_the_wheel_works_in_an_empty_folder(tmp_path: Path):
-    """What is installed is the library, its templates and the values of knobs; it needs no checkout."""
-    built = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(built, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("strata_sae-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        archive.extractall(tmp_path / "site")
-    assert {"strata/__init__.py", "strata/py.typed", "strata/params.yaml", "strata/families/map.html.j2"} <= set(names)
-    assert not [name for name in names if name.split("/")[0] in ("stages", "apps", "src", "tests")]
-
-    code = (
-        "import numpy as np, strata, pathlib\n"
-        "assert 'site' in strata.__file__\n"
-        "vectors = strata.Vectors(np.random.default_rng(0).normal(size=(200, 16)), range(200), ['a b', 'c d'] * 100)\n"
-        "sae = strata.train(vectors, latents=32, k=4, epochs=2)\n"
-        "strata.cluster(strata.latents(sae, vectors))\n"
-        "strata.save(sae, 'my-sae')\n"
-        "print(strata.load('my-sae').latents, sorted(path.name for path in pathlib.Path('.').iterdir()))\n"
-    )
-    (tmp_path / "empty").mkdir()
-    env = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "empty", env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("32 ['my-sae'")

@@ -118,6 +118,12 @@ def test_a_summary_counts_what_beats_what(found: list[dict[str, Any]]):
         assert row["ratio"] == row["activation"] / row["corpus_max"]
         assert row["beats_random"] == (row["activation"] > row["random"])
         assert row["beats_corpus"] == (row["activation"] > row["corpus_max"])
+    for row, whole in zip(report["latents"], found, strict=True):
+        for method in ("greedy", "soft", "random"):
+            short, long = ([point for point in each["curves"] if point["method"] == method] for each in (row, whole))
+            assert short[0] == long[0] and short[-1] == long[-1] and all(point in long for point in short)
+            heights = [list(dict.fromkeys(point["activation"] for point in points)) for points in (short, long)]
+            assert heights[0] == heights[1]  # what is left out says nothing new
     assert report["beats_random"] == sum(row["beats_random"] for row in report["latents"]) / len(found)
     json.dumps(report, allow_nan=False)
 

@@ -204,6 +204,7 @@ def causes(latent: int) -> Causes:
     steered |= {"promoted_tokens": EVIL, "doses": {"latent": points, "DiffMean": points}, "written": [said]}
     inverted = {"latent": latent, "text": EVIL[0], "pieces": EVIL, "values": [0.0, 8.0, *[1.0] * (len(EVIL) - 2)]}
     inverted |= {"activation": 8.0, "corpus_max": 7.5, "random": 3.0, "template": None, "cross_entropy": 9.0}
+    inverted["curves"] = [{"method": "greedy", "calls": calls, "activation": 4.0 * calls} for calls in (1, 2)]
     shares = {"beats_random": 1.0, "beats_corpus": 1.0}
     return Causes(
         {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "latents": [steered]}},
@@ -217,8 +218,9 @@ def test_what_steering_and_inversion_found_is_on_the_page(latents: Path):
     assert not page.scripts and "2.5" in page.text and "1.25 (0.5 to 2)" in page.text
     assert "Activation 8" in page.text and "the corpus reaches 7.5" in page.text and "<b>&amp;" in page.text
     assert "Steering" not in Parsed(made["9/0.html"]).text
-    picture = causes(5).pictures()["steering-9"]
-    assert picture == causes(5).pictures()["steering-9"] and picture.startswith(b"\x89PNG")
+    pictures = causes(5).pictures()
+    assert pictures == causes(5).pictures() and pictures.keys() == {"steering-9", "inversion-9"}
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
 
 
 def test_nothing_interpreted_is_a_page_that_says_so():

@@ -284,10 +284,9 @@ def the_front_door_is_lazy(root: Path) -> list[str]:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    (table,) = (
-        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HOMES"
-    )
-    homes = {name: f"strata.{home}" for name, home in ast.literal_eval(table).items()} | {"plots": "strata.front"}
+    named = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    homes = {name: f"strata.{home}" for name, home in ast.literal_eval(named["HOMES"]).items()}
+    homes |= dict.fromkeys(ast.literal_eval(named["ROOMS"]), "strata.front")
     return faults + [f"strata.{name} is from {seen.get(name)} for a type checker, and from {homes.get(name)}"
         for name in sorted(seen.keys() | homes.keys()) if seen.get(name) != homes.get(name)]  # fmt: skip
 

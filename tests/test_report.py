@@ -427,3 +427,18 @@ def test_an_sae_that_pca_beats_is_said_first_and_in_red(project: Path, monkeypat
         "792 steps are few: try train.epochs=13",
     ]
     assert page.index("Layer 6: the SAE") < page.index("targets fail"), "above all else"
+
+
+def test_searches_for_prompts_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """A table of the best prompts, and below it how the searches got there."""
+    points = [{"method": "greedy", "calls": calls, "activation": 2.0 * calls} for calls in (1, 2, 4)]
+    row = {"latent": 7, "text": "a cat", "pieces": ["a", " cat"], "values": [0.0, 8.0], "activation": 8.0}
+    row |= {"corpus_max": 7.5, "random": 3.0, "template": None, "cross_entropy": 9.0, "method": "greedy"}
+    row |= {"start": "random", "beats_corpus": True, "curves": points}
+    shares = {"layer": LAYERS[0], "beats_random": 1.0, "beats_corpus": 1.0}
+    write_json(project / "invert" / f"{LAYERS[0]}.json", {**shares, "latents": [row]})
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<h2>Inversion</h2>" in page and f"The searches of layer {LAYERS[0]}" in page
+    assert base64.b64encode(Path(f"plots/inversion-{LAYERS[0]}.png").read_bytes()).decode() in page
+    assert read("summary.json")[f"invert.{LAYERS[0]}.beats_random"] == 1

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
+from strata.inversion.pictures import curves
 from strata.pages.pictures import INK, SOFT, png
 
 Numbers = dict[str, Any]
@@ -26,8 +27,13 @@ class Causes(NamedTuple):
         }
 
     def pictures(self) -> dict[str, bytes]:
-        """Draw the dose-response curves of each layer, `steering-<L>.png`."""
-        return {f"steering-{layer}": doses(steering) for layer, steering in self.steered.items() if steering["latents"]}
+        """Draw each layer's dose-response curves, `steering-<L>.png`, and searches for prompts, `inversion-<L>.png`."""
+        steered = {layer: numbers["latents"] for layer, numbers in self.steered.items() if numbers["latents"]}
+        inverted = {layer: numbers["latents"] for layer, numbers in self.inverted.items() if numbers["latents"]}
+        return {
+            **{f"steering-{layer}": doses(self.steered[layer]) for layer in steered},
+            **{f"inversion-{layer}": curves(rows) for layer, rows in inverted.items()},
+        }
 
     def latents(self, layer: int) -> list[int]:
         """Return the latents of a layer that were steered or inverted: each of them gets a page."""

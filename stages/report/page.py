@@ -71,6 +71,11 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
             for layer, steering in findings.causes.steered.items()
             if steering["latents"]
         },
+        searches={
+            layer: embedded[f"inversion-{layer}"]
+            for layer, inversion in findings.causes.inverted.items()
+            if inversion["latents"]
+        },
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         # evaluate

@@ -70,7 +70,7 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     # can be shuffled only when their number is known.
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(sources.documents(source))) for source in resolved_sources]
-        documents = tqdm(_turns(streams), desc="documents", unit=" documents", disable=None)
+        documents = tqdm(turns(streams), desc="documents", unit=" documents", disable=None)
         labels, label_names = _spool(_filtered(documents, params, kind, counts, vectors), spool)
 
     # (documents,) rows of the spool in the order of the corpus
@@ -89,7 +89,8 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
         )
 
     # Without stratify, all documents count as having the same label.
-    splits = _splits(labels[order] if params.stratify else np.zeros(len(order), np.int64), params)
+    even_in = labels[order] if params.stratify else np.zeros(len(order), np.int64)
+    splits = split(even_in, params.validation, params.test)
     chars = _write(spool, order, splits, folder, vectors.width)
     spool.unlink()
     _vector_file(spool).unlink()
@@ -119,7 +120,7 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     return meta
 
 
-def _turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
+def turns(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
     """Yield one document of each source in turn, so that a limit takes the same number from each source.
 
     A source that has ended is skipped.
@@ -156,7 +157,7 @@ def _filtered(
 
         filters = vector_filters if document.vector else text_filters
         text = document.text or (document.title if document.vector else "")  # a vector need not have a text
-        text = _cut(values.text(text).replace("\r\n", "\n").strip(), params.max_chars)
+        text = _cut(cleaned(text), params.max_chars)
 
         if not text:
             counts["empty"] += 1
@@ -170,6 +171,11 @@ def _filtered(
             kept += 1
             if kept == limit:
                 return
+
+
+def cleaned(text: str) -> str:
+    """Return ``text`` as valid Unicode, with one kind of line ends, and no space around it."""
+    return values.text(text).replace("\r\n", "\n").strip()
 
 
 def _cut(text: str, limit: int | None) -> str:
@@ -246,25 +252,26 @@ def _balanced(labels: NDArray[np.int64], params: Corpus, names: list[str]) -> ND
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_label] for label in large_enough]))
 
 
-def _splits(labels: NDArray[np.int64], params: Corpus) -> NDArray[np.int64]:
+def split(labels: NDArray[np.int64], validation: float, test: float) -> NDArray[np.int64]:
     """Assign each shuffled document to a split; return the splits (documents,) as places in SPLITS.
 
+    ``labels`` (documents,): the number of each document's label. ``validation`` and ``test``: shares of the documents.
     Every label gets the same shares, to within one document: the documents are sorted by label, and one is held out at
     even distances. With a share of 0.1, it is one in ten.
     """
-    held_out_share = params.validation + params.test
-    least = sum(share > 0 for share in (params.validation, params.test))  # a document for each split that is wanted
+    held_out_share = validation + test
+    least = sum(share > 0 for share in (validation, test))  # a document for each split that is wanted
     by_label = np.argsort(labels, kind="stable")
     held_out = by_label[_spread(len(by_label), held_out_share, least)]
 
     # Test documents are spread among the held-out ones in the same way.
-    test = held_out
+    tested = held_out
     if held_out_share:
-        test = held_out[_spread(len(held_out), params.test / held_out_share, int(params.test > 0))]
+        tested = held_out[_spread(len(held_out), test / held_out_share, int(test > 0))]
 
     splits = np.zeros(len(labels), np.int64)
     splits[held_out] = SPLITS.index("validation")
-    splits[test] = SPLITS.index("test")
+    splits[tested] = SPLITS.index("test")
     if len(held_out) >= len(labels):
         raise BadInput(f"{len(labels)} documents are too few for a train, validation and test split")
     return splits

@@ -146,7 +146,7 @@ def activations(
 
     facts = {"model": identity(model), "corpus": text["sha256"], **row_source.facts}
     need_disk(root, min(settings.tokens, text["chars"]) * model.width * 2 * len(chosen), "activations")
-    return _kept(row_source, chosen, settings.shard_rows, facts, text, root, model, home)
+    return kept(row_source, chosen, settings.shard_rows, facts, text, root, model, home)
 
 
 def stored(vectors: Vectors, seed: int = 0, folder: str | Path | None = None) -> LayerActivations:
@@ -162,7 +162,7 @@ def stored(vectors: Vectors, seed: int = 0, folder: str | Path | None = None) ->
     row_source = of_documents.own_vectors(read.vectors(root / "corpus"), settings, partial(read.name, root / "corpus"))
     model = {"name": "vectors", "revision": None, "fingerprint": text["vectors_sha256"]}
     facts = {"model": model, "corpus": text["sha256"], **row_source.facts}
-    return _kept(row_source, [0], settings.shard_rows, facts, text, root, None, home)[0]
+    return kept(row_source, [0], settings.shard_rows, facts, text, root, None, home)[0]
 
 
 def which(layers: int | Sequence[int] | str, depth: int) -> list[int]:
@@ -230,7 +230,7 @@ def _corpus(
     return corpus.build(Corpus.model_validate(section["corpus"]), seed, folder, kind)
 
 
-def _kept(
+def kept(
     row_source: RowSource,
     layers: list[int],
     shard_rows: int,

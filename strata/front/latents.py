@@ -123,6 +123,10 @@ def latents(
     model = sae_of(sae)
     on = stored(rows, seed) if isinstance(rows, Vectors) else rows
     door.of_kind("rows", on, LayerActivations, "it must be what strata.activations gives for one layer, or Vectors")
+    if not on.corpus.is_dir():
+        raise BadInput(
+            "these rows have no texts to look at latents on; take rows that strata.activations makes of some"
+        )
     return interpreted(model, on, seed, folder, device, {"explain": {"model": None}, **knobs})
 
 

@@ -1,17 +1,21 @@
 """Figures of what the other calls give; each is a matplotlib Figure, which a notebook shows."""
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from strata.front.latents import Latents
+from strata.front.prompts import Inverted
+from strata.inversion import invert, pictures
 from strata.notebook import BLUE, compared, curves, densities, figure
-from strata.pages.pictures import INK
+from strata.pages.pictures import INK, STYLE, drawn
 from strata.run import door
 
-__all__ = ["compared", "curves", "densities", "histogram", "importance"]
+__all__ = ["compared", "curves", "densities", "histogram", "importance", "prompts", "searches"]
 
 LATENTS = "it must be what strata.latents gives"
+INVERTED = "it must be what strata.invert gives"
 
 
 def histogram(found: Latents, latent: int) -> Figure:
@@ -43,3 +47,20 @@ def importance(found: Latents, most: int = 20) -> Figure:
         axes.set(xlabel="importance")
 
     return figure(draw, height=0.6 + 0.22 * len(top))
+
+
+def searches(found: Inverted) -> Figure:
+    """The best activation so far by calls of the model: a faint line a latent, a strong one their median.
+
+    Activations are shares of the largest one in the texts, which is at 1.
+    """
+    door.of_kind("found", found, Inverted, INVERTED)
+    return figure(pictures.searches(found.rows))
+
+
+def prompts(found: Inverted) -> Figure:
+    """The tokens of the best prompt of each latent, coloured by how strongly it fires there."""
+    door.of_kind("found", found, Inverted, INVERTED)
+    draw, size = pictures.tokens([invert.summary(row) for row in found.rows])
+    with rc_context({**STYLE, "font.size": 8, "text.parse_math": False}):
+        return drawn(draw, size)

@@ -1,5 +1,6 @@
 """Prompts that a latent fires on, found by search and measured again as text."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,19 +19,43 @@ from strata.run import door
 from strata.run.door import BadInput
 
 
+@dataclass(frozen=True)
+class Inverted:
+    """Prompts that were searched for some latents; :mod:`strata.plots` draws them.
+
+    ``table``: a line a prompt: its text, the activation measured on that text, and the method that gave it.
+    ``summary``: a line a latent: its best prompt beside what random search, templates and the corpus reach.
+    """
+
+    table: pd.DataFrame
+    summary: pd.DataFrame = field(repr=False)
+    rows: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def positions(self) -> pd.DataFrame:
+        """A line a token of each prompt, with the latent's activation there."""
+        return pd.DataFrame(write.positions(self.rows))
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """The best activation of each latent and method so far, by calls of the model."""
+        return pd.DataFrame([{"latent": row["latent"], **point} for row in self.rows for point in row["curves"]])
+
+
 def invert(
     found: Latents,
     latents: int | list[int] = 4,
     lm: LanguageModel | None = None,
     seed: int = 0,
     **knobs: Any,
-) -> pd.DataFrame:
-    """Search prompts on which latents fire strongest: a line a prompt, with what random search and the texts reach.
+) -> Inverted:
+    """Search prompts on which latents fire strongest, beside what random search and the texts reach.
 
     ``latents``: numbers of latents, or how many of the most important. ``lm``: the model, unless ``found`` has it.
     ``knobs``: others of the section invert of params.yaml, such as ``tokens=8`` or ``greedy={"steps": 4}``.
 
-    >>> strata.invert(latents, [42])[["latent", "method", "text", "activation"]]          # doctest: +SKIP
+    >>> prompts = strata.invert(latents, [42])                                            # doctest: +SKIP
+    >>> prompts.table[["latent", "method", "text", "activation"]]                         # doctest: +SKIP
     """
     door.of_kind("found", found, Latents, "it must be what strata.latents gives")
     model = lm or found.rows.lm
@@ -43,4 +68,5 @@ def invert(
     source = work.Source(model, sae_of(found.sae).to(model.device), found.opened)
     with TemporaryDirectory(prefix="strata-") as passing:
         rows = work.invert(source, maxima, settings, seed, Path(passing))
-    return pd.DataFrame(write.prompts(rows))
+    summary = pd.DataFrame([work.summary(row) for row in rows])
+    return Inverted(pd.DataFrame(write.prompts(rows)), summary, rows)

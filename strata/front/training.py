@@ -9,8 +9,10 @@ import pandas as pd
 import torch
 
 from strata import auto, defaults, notebook
+from strata.corpus.read import LANGUAGE, OWN_VECTORS
 from strata.front.activations import LayerActivations
 from strata.front.files import save
+from strata.front.own import store
 from strata.lm.model import LanguageModel
 from strata.measure import controls
 from strata.notebook import Vectors
@@ -23,7 +25,6 @@ from strata.training import training
 from strata.training.knobs import Train
 from strata.verdict.targets import settled
 
-ROWS = "it must be what strata.activations gives for one layer, or Vectors"
 LEAST_BATCHES = 8  # of an epoch
 
 
@@ -50,7 +51,7 @@ class Fitted:
 
 
 def train(
-    rows: "LayerActivations | Vectors",
+    rows: Any,
     rule: str | None = None,
     latents: int | None = None,
     k: int | None = None,
@@ -59,10 +60,13 @@ def train(
     device: str | torch.device = "cpu",
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     ce_tokens: int | None = None,
+    layer: int | None = None,
     **knobs: Any,
 ) -> "Fitted | notebook.Trained":
     """Train an SAE on ``rows``, choose its checkpoint on validation rows and judge it on test rows.
 
+    ``rows``: what :func:`strata.activations` gives for one layer, Vectors, or rows of your own, as :func:`strata.store`
+    takes them: a file of states, an array, an iterator of shards; ``layer`` is then the layer that they are from.
     ``rule``: topk, batchtopk, matryoshka, jumprelu, relu, gated. ``latents``: hidden units. ``k``: active latents a
     row. What is not given is as in params.yaml, or follows from the number of rows and their width
     (`strata/auto.py`). ``knobs``: others of the section train, such as ``lr`` or ``batch_size``. ``ce_tokens``:
@@ -72,13 +76,19 @@ def train(
 
     >>> sae = strata.train(acts[6], rule="topk", latents=4096, k=32)                      # doctest: +SKIP
     >>> sae.quality[["what", "fvu", "l0", "delta_ce"]]                                    # doctest: +SKIP
+    >>> strata.train("layer_6_states.npy", layer=6).save("my-sae")                        # doctest: +SKIP
     """
     if rule is not None:
         knobs["rule"] = rule
+    if knobs.get("from") is None:
+        knobs.pop("from", None)  # as params.yaml has it: an SAE is trained
     if isinstance(rows, Vectors):
         return notebook.train(rows, latents, k, epochs, seed, door.device(device), watch, **knobs)
-    door.of_kind("rows", rows, LayerActivations, ROWS)
     door.whole("seed", seed, 0, 2**32 - 1)
+    if not isinstance(rows, LayerActivations):
+        rows = store(rows, layer, seed=seed)
+    elif layer is not None and layer != rows.layer:
+        raise BadInput(f"layer is {layer}, but the rows are of layer {rows.layer}; leave it out")
     if "from" in knobs or "from_" in knobs:
         raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.load")
     on = door.device(device)
@@ -89,7 +99,7 @@ def train(
     if "batch_size" not in knobs:
         knobs["batch_size"] = min(1024, 2 ** max(4, (trained // LEAST_BATCHES).bit_length() - 1))
     named = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
-    size = auto.Size("vectors" if rows.lm is None else "language", trained, rows.width)
+    size = auto.Size(OWN_VECTORS if rows.hook == OWN_VECTORS else LANGUAGE, trained, rows.width)
     unset = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": []}
     section = auto.train({**defaults.section("train"), **unset, **named, **knobs}, size)
     settings = params.check(section, Train, "train")

@@ -88,7 +88,7 @@ def interpret(
     # What needs the whole layer.
     statistics = looked.statistics | geometry(sae)
     statistics["importance"] = importance(statistics)
-    statistics |= _verdicts(statistics, len(text.documents), knobs.filters)
+    statistics |= verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
     nearest = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
@@ -112,7 +112,7 @@ def interpret(
     return report
 
 
-def _verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
+def verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
     """Give each latent its quadrant, and say whether the filters keep it and, if not, why."""
     quadrant = quadrants(statistics["entropy"], statistics["varentropy"], ~statistics["dead"])
     firing = statistics["documents"] / documents

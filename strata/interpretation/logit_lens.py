@@ -7,7 +7,6 @@ is left out: it is the same positive number for all tokens of the vocabulary, so
 bias of the head is left out, too, since it does not depend on d.
 """
 
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from strata.lm.anatomy import gathered, weight_of
 from strata.lm.model import LanguageModel, final_states
 
 TOKENS = 8192  # tokens of the vocabulary that are read at a time: 8,192 × 640 × 4 bytes = 21 MB
@@ -61,7 +61,8 @@ def lens(decoder: Tensor, lm: LanguageModel, top: int) -> Lens | None:
         return None
 
     directions = through(norm, decoder.to(lm.device, torch.float32))
-    unembedding = head.weight[: len(lm.tokenizer)]  # rows behind the tokenizer's last one only fill up the matrix
+    # Rows behind the tokenizer's last one only fill up the matrix.
+    unembedding = weight_of(head).to(lm.device)[: len(lm.tokenizer)]
     return _read(directions, unembedding, min(top, len(unembedding)))
 
 
@@ -87,7 +88,7 @@ def final_norm(lm: LanguageModel) -> nn.Module | None:
         for handle in handles:
             handle.remove()
 
-    norms = [module for module, output in outputs.items() if torch.equal(output, state)]
+    norms = [module for module, output in outputs.items() if torch.equal(output.to(state.device), state)]
     return norms[0] if len(norms) == 1 else None
 
 
@@ -104,7 +105,7 @@ def through(norm: nn.Module, directions: Tensor) -> Tensor:
     turn, so that its mean is 0 and its mean square is 1. Then norm(v) − norm(−v) = 2 g v, and the bias cancels. A norm
     that subtracts the mean gives the same output for v + 1 as for v.
     """
-    norm = copy.deepcopy(norm).float()
+    norm = gathered(norm).to(directions.device, torch.float32)
     v = torch.ones(directions.shape[1], device=directions.device)
     v[1::2] = -1
 

@@ -91,12 +91,25 @@ def _so_far(points: list[Row]) -> list[Row]:
     return points
 
 
+def _rises(points: list[Row]) -> list[Row]:
+    """Leave out the points of a curve that say nothing new: those between two with the same activation."""
+    kept = []
+    for method in dict.fromkeys(point["method"] for point in points):
+        curve = [point for point in points if point["method"] == method]
+        before = [None, *(point["activation"] for point in curve)]
+        kept += [point for point, last in zip(curve, before, strict=False) if point["activation"] != last]
+        if kept[-1] is not curve[-1]:
+            kept.append(curve[-1])
+    return kept
+
+
 def report(layer: int, found: list[Row]) -> Row:
-    """Summarise a layer: its latents' best prompts, and how often these beat random search and the corpus.
+    """Summarise a layer: its latents' best prompts with the searches' curves, and how often these beat random search
+    and the corpus.
 
     ``found``: a row for each latent, as :func:`one` makes it.
     """
-    rows = [summary(row) for row in found]
+    rows = [{**summary(row), "curves": _rises(row["curves"])} for row in found]
     shares = {
         name: sum(row[name] for row in rows) / len(rows) if rows else None for name in ("beats_random", "beats_corpus")
     }

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from strata.lm.anatomy import FOREIGN, same
+from strata.lm.anatomy import FOREIGN, same, weight_of
 from strata.lm.model import Hook, LanguageModel, capture, final_states, forward_until, logits
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
@@ -58,7 +58,7 @@ def embeddings(lm: LanguageModel) -> tuple[Tensor, float]:
     layer = lm.model.get_input_embeddings()
     assert isinstance(layer.weight, Tensor)
     scale = torch.as_tensor(getattr(layer, "embed_scale", 1.0))
-    return layer.weight.detach(), float(scale.to(layer.weight.dtype))  # rounded as the model rounds it
+    return weight_of(layer).to(lm.device), float(scale.to(layer.weight.dtype))  # rounded as the model rounds it
 
 
 def reads(sae: SAE, latents: list[int]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Draw a layer's inverted latents, as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from strata.pages.pictures import INK, SOFT, png
 
 COLOURS = {"greedy": "#2f6db3", "soft": "#c2703d", "random": SOFT}
 LENGTH = 11  # characters of a token that fit into its cell
+TOKENS: dict[str, Any] = {"font_size": 8, "text_parse_math": False}  # how tokens are written
 Row = dict[str, Any]
+Draw = Callable[[Axes], None]
 
 
 def drawable(text: str) -> str:
@@ -21,9 +23,20 @@ def drawable(text: str) -> str:
 
 
 def heatmap(rows: Sequence[Row]) -> bytes:
-    """Draw a row for each latent: the tokens of its best prompt, coloured by activation over corpus maximum.
+    """Draw what :func:`tokens` says, as PNG."""
+    draw, size = tokens(rows)
+    return png(draw, size, 200, **TOKENS)
 
-    ``rows``: as `invert.summary` makes them.
+
+def curves(found: Sequence[Row]) -> bytes:
+    """Draw what :func:`searches` says, as PNG."""
+    return png(searches(found))
+
+
+def tokens(rows: Sequence[Row]) -> tuple[Draw, tuple[float, float]]:
+    """How to draw a row for each latent: the tokens of its best prompt, coloured by activation over corpus maximum.
+
+    ``rows``: as `invert.summary` makes them. Returns what draws it, and its size in inches.
     """
     width = max((len(row["values"]) for row in rows), default=1)
     shares = np.full((max(1, len(rows)), width), np.nan)
@@ -48,14 +61,14 @@ def heatmap(rows: Sequence[Row]) -> bytes:
         assert axes.figure is not None
         axes.figure.colorbar(image, ax=axes, label="activation / corpus maximum", pad=0.01, fraction=0.02)
 
-    size = (2.4 + 0.62 * width, 1.2 + 0.3 * len(rows))
-    return png(draw, size, 200, font_size=8, text_parse_math=False)
+    return draw, (2.4 + 0.62 * width, 1.2 + 0.3 * len(rows))
 
 
-def curves(found: Sequence[Row]) -> bytes:
-    """Draw the best activation so far against model calls: a faint line for each latent, a strong one for the median.
+def searches(found: Sequence[Row]) -> Draw:
+    """How to draw the best activation so far against model calls: a faint line for each latent, a strong one for the
+    median.
 
-    ``found``: a row for each latent, as `invert.one` makes it.
+    ``found``: a row for each latent with its ``curves`` and ``corpus_max``, as `invert.one` makes it, or `report`.
     """
 
     def draw(axes: Axes) -> None:
@@ -76,7 +89,7 @@ def curves(found: Sequence[Row]) -> bytes:
         axes.grid(axis="y")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1.2, columnspacing=1)
 
-    return png(draw)
+    return draw
 
 
 def _line(row: Row, method: str) -> Any:

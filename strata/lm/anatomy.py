@@ -11,6 +11,7 @@ The same pass tells whether the stream is (context, position, width), whether a 
 whether :func:`logits_of` gives the model's own logits. A model that fails one of these is refused in a sentence.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,42 @@ def _holds(module: nn.Module, blocks: nn.ModuleList) -> bool:
     return any(inner is blocks for inner in module.modules())
 
 
+# --- a model that lies on several devices, as transformers' `device_map` spreads it -----------------------------------
+
+
+def device_of(model: "PreTrainedModel") -> torch.device:
+    """The device where tokens go in: the model's own; of one that is spread over several, the first that computes."""
+    devices = list(dict.fromkeys((getattr(model, "hf_device_map", None) or {}).values()))
+    if len(devices) < 2 and devices != ["disk"]:
+        return model.device
+    computing = [device for device in devices if device not in ("cpu", "disk")]  # these two only keep weights for them
+    return torch.device(computing[0] if computing else "cpu")
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """A parameter of ``module`` itself, with its numbers also where they wait on the disk or in memory."""
+    parameter = getattr(module, name)
+    if not parameter.is_meta:
+        return parameter.detach()
+    spread: Any = module  # accelerate gives it a hook that knows where its weights are
+    return spread._hf_hook.weights_map[name].detach()
+
+
+def gathered(module: nn.Module) -> nn.Module:
+    """A copy of a ``module`` without children that holds its own weights, wherever they lie."""
+    if not hasattr(module, "_hf_hook"):
+        return copy.deepcopy(module)
+    alone = copy.copy(module)
+    for name in ("forward", "_old_forward", "_hf_hook"):  # how accelerate brings weights and inputs to one device
+        alone.__dict__.pop(name, None)
+    weights = {
+        name: None if parameter is None else nn.Parameter(weight_of(module, name).clone(), False)
+        for name, parameter in module._parameters.items()
+    }
+    alone.__dict__.update(_parameters=weights, _buffers=dict(module._buffers))
+    return alone
+
+
 def positions_of(model: "PreTrainedModel") -> int | None:
     """Return the most tokens of a context of ``model``; None where nothing bounds them.
 
@@ -142,14 +179,14 @@ def logits_of(model: "PreTrainedModel", blocks: nn.ModuleList, states: Tensor) -
     around_blocks = [m for m in find_trunk(model, blocks).modules() if m is not blocks and _holds(m, blocks)]
     with ExitStack() as stack:
         for module in around_blocks:
-            stack.callback(_restore, module, module.__dict__.get("forward"))
+            stack.callback(restore, module, module.__dict__.get("forward"))
             module.forward = answer
 
         tokens = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         return model(input_ids=tokens, use_cache=False).logits[0]
 
 
-def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+def restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
     """Undo a change of ``module.forward``. ``forward``: the module's own one before; None: that of its class."""
     del module.forward
     if forward is not None:
@@ -259,7 +296,7 @@ def _contexts(model: "PreTrainedModel") -> Tensor:
     """Choose two contexts (2, POSITIONS) of tokens from all over the vocabulary, which are equal up to the middle."""
     embeddings = model.get_input_embeddings().weight  # (vocabulary, width)
     assert isinstance(embeddings, Tensor)
-    spread = torch.linspace(0, len(embeddings) - 1, 2 * POSITIONS + 1, device=embeddings.device).long()
+    spread = torch.linspace(0, len(embeddings) - 1, 2 * POSITIONS + 1, device=device_of(model)).long()
     contexts = spread[1::2].repeat(2, 1)
     contexts[1, POSITIONS // 2 :] = spread[POSITIONS:-1:2][: POSITIONS - POSITIONS // 2]
     return contexts
@@ -283,7 +320,7 @@ def _check_head(model: "PreTrainedModel", blocks: nn.ModuleList, states: Tensor,
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Say whether two tensors, computed in two ways, agree to rounding: by the norm of their difference."""
-    difference = (a.double() - b.double()).norm()
+    difference = (a.to(b.device).double() - b.double()).norm()
     return float(difference) <= _tolerance(b.dtype) * float(b.double().norm())
 
 
@@ -375,7 +412,7 @@ class _Block:
         outputs = {name: seen for name, seen in self._outputs.items() if seen is not None}
         self._in_place = any(seen.written_over for seen in (self.before, *outputs.values()))
         if self.after.copy.shape == self.before.copy.shape:
-            self.parts = _parts(self.before.copy, self.after.copy, outputs)
+            self.parts = _parts(self.before.copy.to(self.after.copy.device), self.after.copy, outputs)
         self._outputs.clear()
 
 

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from strata.lm.anatomy import (
     FOREIGN,
     Anatomy,
+    device_of,
     examine,
     find_blocks,
     find_trunk,
     last_states,
     logits_of,
+    restore,
     stream_from,
     stream_into,
 )
@@ -35,6 +37,7 @@ from strata.run.params import Hook
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SPREAD = ("device_map", "max_memory", "offload_folder", "offload_buffers")  # where the weights of a model lie
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -79,7 +82,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where tokens go in, and where activations come out, also of a model that lies on several devices."""
+        return device_of(self.model)
 
     @property
     def bos(self) -> int:
@@ -115,8 +119,9 @@ def _without(text: str, mark: str) -> str:
 def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> LanguageModel:
     """Load a folder (or a name in the hub's cache) for inference, in ``dtype``, and check it by a short pass.
 
-    ``kwargs`` go to transformers' ``from_pretrained``. Raises BadInput for a model that cannot be loaded whole, and for
-    one that :func:`strata.lm.anatomy.examine` refuses.
+    ``kwargs`` go to transformers' ``from_pretrained``. With a ``device_map`` among them the model lies where that says,
+    and not on ``device``. Raises BadInput for a model that cannot be loaded whole, and for one that
+    :func:`strata.lm.anatomy.examine` refuses.
     """
     with _uncollected():  # imported here, because it takes two seconds and many stages do not need it
         import transformers
@@ -140,7 +145,9 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
         sys.stderr.write(f"{source}: {kind} has no place for {len(unread)} of the weights, {unread[0]} for one\n")
 
     model.requires_grad_(False)
-    model.eval().to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
+    model.eval()
+    if kwargs.get("device_map") is None:
+        model.to(device)  # pyright: ignore[reportArgumentType]  # transformers' stub of .to
     examine(model, find_blocks(model))
 
     # generate() hands the head a slice of its states. On a CPU torch multiplies a slice by one product a text, each
@@ -148,7 +155,8 @@ def load(source: str | Path, dtype: torch.dtype, device: torch.device, **kwargs:
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
     model.get_input_embeddings().register_forward_pre_hook(_refuse_unknown)
-    return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **kwargs))
+    named = {name: value for name, value in kwargs.items() if name not in SPREAD}
+    return LanguageModel(model, find_blocks(model), lambda: AutoTokenizer.from_pretrained(source, **named))
 
 
 def _refuse_unknown(table: nn.Module, args: tuple[Any, ...]) -> None:
@@ -287,8 +295,8 @@ def shared_start(lm: LanguageModel, layer: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for block in lm.blocks[:layer] if not lm.anatomy.in_place else ():
+            stack.callback(restore, block, block.__dict__.get("forward"))
             block.forward = _once(block.forward)
-            stack.callback(delattr, block, "forward")  # uncovers the forward of the class again
         yield
 
 
@@ -346,11 +354,18 @@ def logits(lm: LanguageModel, states: Tensor) -> Tensor:
 
 
 @contextmanager
-def _hooked(lm: LanguageModel, layer: int, hook: Hook, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Inside the block, call ``visit`` on the tensor at ``hook``; a tensor that it returns takes that one's place."""
-    block = lm.blocks[layer]
+def _hooked(lm: LanguageModel, layer: int, hook: Hook, read: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Inside the block, call ``read`` on the tensor at ``hook``; a tensor that it returns takes that one's place.
+
+    It gets the tensor on the model's device, also where the layer lies on another.
+    """
+    block, device = lm.blocks[layer], lm.device
     module, factor = module_at(lm, hook, layer)
     shape = torch.Size()
+
+    def visit(tensor: Tensor) -> Tensor | None:
+        new = read(tensor.to(device))
+        return None if new is None else new.to(tensor.device)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal shape
