@@ -516,3 +516,22 @@ def test_a_broken_house_is_told(
     before = rule(house)
     harm(house)
     assert any(fault in found for found in set(rule(house)) - set(before))
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("strata/training/fit.py", {"tune", "train", "evaluate"}),  # evaluate trains SAEs like the layer's, too
+        ("strata/training/rules/topk.py", {"tune", "train", "evaluate"}),
+        ("strata/measure/controls.py", {"train", "evaluate"}),
+        ("strata/front/training.py", set()),
+        ("apps/serve/app.py", set()),
+    ],
+)
+def test_a_change_runs_again_what_it_must_and_nothing_else(file: str, again: set[str]) -> None:
+    """Stages that only read SAEs follow when an SAE's bytes change, not when the training loop does."""
+    assert (ROOT / file).is_file()
+    names = {
+        name for name in stages(ROOT) for path in paths(stages(ROOT)[name], "deps") if f"{file}/".startswith(f"{path}/")
+    }
+    assert names == again
