@@ -35,7 +35,10 @@ _CALL = re.compile(r'"?(\w+)"?\s*\(')  # the name of a function that is called
 
 
 def address(source: str) -> str:
-    """Return the URL of a source: the source itself, or for `env:NAME` the value of that environment variable."""
+    """Return the URL of a source: the source itself, or for `env:NAME` the value of that environment variable.
+
+    Raises BadInput where the variable is not set.
+    """
     if not source.startswith(VARIABLE):
         return source
     name = source.removeprefix(VARIABLE)
@@ -45,7 +48,10 @@ def address(source: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Return a source without the password that its URL may hold, for messages and meta.json."""
+    """Return a source without the password that its URL may hold, for messages and meta.json; `env:NAME` as it is.
+
+    Raises BadInput, without the URL, where SQLAlchemy cannot read the URL.
+    """
     if url.startswith(VARIABLE):
         return url
     from sqlalchemy import make_url  # a third of a second, and only this source needs it
@@ -64,7 +70,8 @@ def rows(database: str | Path, query: str, where: str) -> Generator[dict[str, An
 
     The query is sent as it is written: no `:word` or `%` in it is a parameter. It cannot write. SQLite is opened
     read-only and cannot attach another file. PostgreSQL runs one SELECT in a read-only transaction, which may call no
-    function that does more than read. Other databases roll the transaction back.
+    function that does more than read. MySQL and MariaDB run a read-only transaction. All others roll the transaction
+    back.
 
     Raises BadInput, without the password that the URL may hold, when the database cannot be reached or refuses the
     query, or when two columns of the result have the same name.
@@ -77,6 +84,7 @@ def rows(database: str | Path, query: str, where: str) -> Generator[dict[str, An
     try:
         with ExitStack() as opened:
             connection = opened.enter_context(engine.connect())
+            # With stream_results, psycopg declares a cursor for the query. PostgreSQL takes one SELECT there, no more.
             connection.execution_options(stream_results=True, yield_per=BUFFER, no_parameters=True, **options)
             _forbid_writing(connection, query, where)
             result = opened.enter_context(closing(connection.exec_driver_sql(query)))
@@ -148,7 +156,11 @@ def _reader_of_url(url: "URL", where: str) -> Callable[[], sqlite3.Connection]:
 
 
 def _forbid_writing(connection: "Connection", query: str, where: str) -> None:
-    """Make the connection read-only. Raises BadInput for a PostgreSQL query that calls a function which may write."""
+    """Make SQLite, MySQL and MariaDB refuse to write, and check the functions that a PostgreSQL query calls.
+
+    PostgreSQL's transaction is read-only already, by the options in :func:`rows`. Raises BadInput for a function that
+    may write all the same. For other databases this does nothing.
+    """
     match connection.dialect.name:
         case "sqlite":
             connection.exec_driver_sql("PRAGMA query_only = ON")

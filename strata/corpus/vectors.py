@@ -82,7 +82,12 @@ def rows(
     ``vector``, ``id``, ``text``, ``label``: the names of the arrays in a `.npz`. ``vector`` is "vectors" if it is None;
     the others may be missing. A `.npy` is one array without names: its rows are vectors, and ``vector`` does not count.
 
-    A few rows of vectors are in memory at a time. The other arrays of a `.npz` are in memory whole.
+    Some megabytes of vectors are in memory at a time, or all of them if a `.npz` stores them column by column. The
+    other arrays of a `.npz` are in memory whole.
+
+    Raises BadInput where an array is missing, is damaged, has the wrong shape or type, or holds what is no text, id or
+    label; and for a `.npy` if ``id``, ``text`` or ``label`` is given. A vector that is unusable raises nothing: its
+    document says why (see :class:`Document`).
     """
     columns = {use: name for use, name in {"text": text, "label": label, "id": id}.items() if name is not None}
     if arrays.begins_npy(path):

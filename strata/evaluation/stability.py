@@ -22,7 +22,7 @@ from strata.training import training
 from strata.training.knobs import Train
 from strata.verdict.targets import Targets
 
-SAME = 0.7  # the cosine from which on a latent counts as having come again
+SAME = 0.7  # a latent counts as having come again if its cosine is above this
 
 
 def matched(first: Tensor, second: Tensor) -> Tensor:
@@ -48,7 +48,8 @@ def stability(
 
     Returns ``cosine``, the mean over the pairs of latents, and ``again``, the share of pairs with a cosine above SAME.
     The interval of each is the least and the most over ``seeds``. The control has random directions in place of the
-    retrained decoder. ``work``: a folder where unfinished trainings and the results are kept.
+    retrained decoder. ``generator`` draws them, and must be on the CPU. ``work``: a folder where unfinished trainings
+    and the results are kept.
     """
     device = sae.b_dec.device
 

@@ -103,8 +103,9 @@ class RowSource:
 def keep_contexts(
     source: RowSource, corpus: Corpus, counts: dict[str, int], facts: dict[str, Any], folder: Path
 ) -> None:
-    """Write the contexts of ``corpus`` and their meta.json, sealed, unless an interrupted run left them whole.
+    """Write the contexts of ``corpus`` and their meta.json, unless an interrupted run left them whole.
 
+    Their hashes are kept beside them (see resume.py), so that a damaged file is found. One process alone does this.
     ``counts``: split -> number of documents. ``facts`` go into meta.json.
     """
     meta = resume.kept_json(folder / "meta.json")
@@ -117,9 +118,9 @@ def write_shards(
 ) -> None:
     """Write the shards `<folder>/<L>/shard-*.safetensors` of each layer, and at the end its `<folder>/<L>/meta.json`.
 
-    ``size``: rows of a shard. ``facts`` go into meta.json and, in part, into the shards' headers. Shards are sealed,
-    and shards that are whole are kept, so a killed pass goes on after them. Several processes share the shards out in
-    turns, and the first process writes meta.json.
+    ``size``: rows of a shard. ``facts`` go into meta.json; a shard's header names the model and the hook. The hash of a
+    finished shard is kept beside it (see resume.py). Shards that are whole are not written again, so a killed pass goes
+    on after them. Several processes share the shards out in turns, and the first process writes meta.json.
     """
     total, width = contexts.meta["rows"], source.width
     metas = {layer: {**facts, "layer": layer, "width": width, "rows": total, "shard_rows": size} for layer in layers}
@@ -159,7 +160,7 @@ def write_shards(
 
 @contextmanager
 def _sealed(folder: Path, number: int, rows: int, meta: dict[str, Any]) -> Iterator[ShardWriter]:
-    """Open shard ``number`` for appending its ``rows``; it takes its name when it is whole."""
+    """Open shard ``number`` for appending its ``rows``; when it is whole, it takes its name and its hash is kept."""
     with (
         resume.sealing(folder / shard_name(number)) as temporary,
         writing(temporary, rows, meta["width"], identity(meta, number), dtype_of(meta)) as shard,
@@ -184,7 +185,8 @@ def _pieces(source: RowSource, contexts: Contexts, size: int, wanted: Collection
     batch_start = 0  # number of the batch's first row, of all rows
     for context in range(0, context_count, source.batch_size):
         tokens, documents = contexts.read(context, min(context + source.batch_size, context_count))
-        kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()  # (row,) places in the flattened tokens
+        # (row,) Places in the flattened tokens. Document -1 marks BOS, special tokens and padding, which are no rows.
+        kept = torch.from_numpy(documents >= 0).flatten().nonzero().flatten()
         batch_end = batch_start + len(kept)
 
         # The shards that this batch has rows of; none for a batch of special tokens alone.
@@ -234,7 +236,7 @@ def dtype_of(meta: dict[str, Any]) -> torch.dtype:
 
 
 def stored(rows: Tensor, what: str, first_context: int, params: Extract) -> Tensor:
-    """Convert rows (row, width) to the stored dtype. Raises BadInput where a number is NaN or infinite.
+    """Convert rows (row, width), one or more, to the stored dtype. Raises BadInput where a number is NaN or infinite.
 
     The message says ``what`` the rows are, and from which context on they come.
     """
@@ -263,7 +265,7 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _statistics(activations: Activations) -> dict[str, Any]:
-    """Compute mean, scale and median norm of the training rows (see spread.py).
+    """Compute mean, scale (a factor for training) and median norm of the training rows; see Spread in spread.py.
 
     Blocks have a fixed size, so that sums have the same order, and the same last bits, for any batch size.
     """

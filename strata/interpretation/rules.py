@@ -94,7 +94,7 @@ def learn(
     near: Neighbours,
     visible: NDArray[np.bool_],
 ) -> Rules:
-    """Learn the rule of each latent of a range.
+    """Learn the rule of each latent of a range, which holds one or more.
 
     ``starts`` (latents + 1,), ``rows`` and ``values`` (entries,): the range's codes, one latent after the other.
     ``visible``: (row,) True for the rows that may be looked at.
@@ -152,7 +152,11 @@ class _Search:
         self.uncovered = np.ones(len(latent_of), bool)  # (entries,) active rows that the rules do not cover yet
 
     def rules(self) -> Rules:
-        """Take the best prefix of tokens at whichever offset is best, then a second one if that helps enough."""
+        """Take the best prefix of tokens at whichever offset is best, then a second one if that helps enough.
+
+        The second one is at another offset: at the same one it would only make the first longer, and the longer
+        prefixes there have been compared already.
+        """
         f1 = np.zeros(self.latents)
         for step in range(STEPS):
             prefixes = [self._prefix(offset) for offset in range(len(OFFSETS))]
@@ -175,7 +179,8 @@ class _Search:
         """
         all_keys = self.latents * self.tokens
 
-        # (key,) for the tokens that can still help: the rows that they would newly cover, active ones (hits) and all.
+        # (key,) for the tokens that can still help: how many rows each would newly cover, active ones (hits) and all
+        # (count). The count of a token leaves out its rows that the latent's rule covers already.
         active_rows = np.bincount(self.keys[offset][self.uncovered], minlength=all_keys)
         keys = np.flatnonzero(active_rows)
         latent, number = np.divmod(keys, self.tokens)
@@ -215,7 +220,8 @@ class _Search:
         latent_of = latent[key_place]
         latent_of, rows = latent_of[self.visible[rows]], rows[self.visible[rows]]
 
-        # Of these, the rows that no token at another offset covers already.
+        # Of these, the rows that no token at another offset covers already. Tokens at the same offset cover other rows,
+        # because a row has one token at an offset.
         new = np.ones(len(rows), bool)
         for other_offset in range(len(OFFSETS)):
             if other_offset != offset:

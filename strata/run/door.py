@@ -1,4 +1,4 @@
-"""The door, where bad input is refused in one clear sentence, and nothing is lost.
+"""The door, where bad input is refused in one clear sentence, without a traceback.
 
 A command line goes through :func:`run`, which turns the refusal into an exit code. A Python call checks its arguments
 by the functions at the end, such as :func:`choice` and :func:`whole`, which name the argument.
@@ -74,7 +74,8 @@ def run(main: Callable[..., None], options: bool = False) -> None:
     themselves are wrong, 130 after Ctrl-C, and 141 where the reader of the output has gone away.
     ``options``: whether ``main`` itself reads words that begin with -.
     """
-    # src/__init__.py switched the collector off during the imports. Freezing exempts their objects from its searches.
+    # src/__init__.py switched the garbage collector off while modules were imported. It goes on again here. Freezing
+    # exempts the objects that the imports made from its searches.
     gc.freeze()
     gc.enable()
 
@@ -133,6 +134,7 @@ def check_words(main: Callable[..., None], words: Sequence[str]) -> None:
     single = [part for part in parameters.values() if part.kind is not part.VAR_POSITIONAL]
     if missing := [part.name.upper() for part in single[len(words) :] if part.default is part.empty]:
         raise BadUsage(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: {usage(main)}")
+    # With a parameter `*words`, which is not in ``single``, no number of words is too large.
     if len(words) > len(single) == len(parameters):
         raise BadUsage(f"{words[len(single)]!r} is one word too many: {usage(main)}")
     for word, part in zip(words, single, strict=False):
@@ -228,7 +230,11 @@ def a_thing(value: object) -> str:
 
 
 def device(value: object) -> "torch.device":
-    """Return the device that ``value`` names, cpu or cuda, or is; refuse one that this machine does not have."""
+    """Return the device that ``value`` is, or names: "cpu", "cuda".
+
+    Raises BadInput for what torch cannot read as a device, and for cuda where torch finds no GPU. The number of a GPU,
+    and devices of other kinds, are not checked.
+    """
     import torch  # only here: no command line waits for it
 
     try:

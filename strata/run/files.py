@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from torch import Tensor
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota or the size of a file is used up
 LAST = ("meta.json", "cfg.json")  # the file that is written last says that a folder is complete
 ROW_GROUP = 4096  # rows of a Parquet file that are read together, also where only one latent is wanted
 WRITERS = 8  # files that are synced at the same time: 300 small ones take 0.1 s instead of 1.2
@@ -69,7 +69,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Iterable[tuple[Path, str]]) -> None:
-    """Write many small files, several at a time, because each one waits for the disk."""
+    """Write many small files, several at a time, because each one waits for the disk.
+
+    If one fails, the others are written all the same, and then the error of the first that failed is raised.
+    """
     with ThreadPoolExecutor(WRITERS) as pool:
         writes = [pool.submit(write_text, path, text) for path, text in texts]
     for write in writes:
@@ -93,7 +96,11 @@ def json_text(value: Any) -> str:
 
 
 def write_skipped(folder: Path, report: Path, why: str | None = None) -> None:
-    """Say in a stage's outputs, and on stderr, that it did not run. ``why``: the reason, if it is not `run: false`."""
+    """Say in a stage's outputs, and on stderr, that it did not run.
+
+    ``report``: the file of the stage's report; its folder has the name of the stage. ``why``: the reason, if it is not
+    `run: false` in params.yaml.
+    """
     for path in (folder / "meta.json", report):
         write_json(path, {"skipped": True} | ({"why": why} if why else {}))
     stage = report.parent.name
@@ -162,7 +169,10 @@ def write_array(path: Path, array: "np.ndarray") -> None:
 
 
 def table(columns: dict[str, Any], schema: "pa.Schema") -> "pa.Table":
-    """Make a table of ``columns``, in the order and types of ``schema``; NaN becomes null."""
+    """Make a table of ``columns``, in the order and types of ``schema``; NaN becomes null.
+
+    Each field of ``schema`` needs a column. Columns that it does not name are left out.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -178,7 +188,7 @@ def table(columns: dict[str, Any], schema: "pa.Schema") -> "pa.Table":
 
 @contextmanager
 def writing_table(path: Path, schema: "pa.Schema") -> Iterator["pq.ParquetWriter"]:
-    """Open a Parquet file, for tables that are written one after the other."""
+    """Open a Parquet file, for tables that are written one after the other. Each one starts a new row group."""
     import pyarrow.parquet as pq
 
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -204,7 +214,10 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def check_hash(folder: Path, name: str, noted: Mapping[str, str], stage: str) -> None:
-    """Check one file as :func:`check_hashes` does. ``noted``: name -> SHA-256, as of :func:`hashes`."""
+    """Check one file as :func:`check_hashes` does. ``noted``: name -> SHA-256, as of :func:`hashes`.
+
+    A file that is not in ``noted`` is not checked, nor need it be there. Raises BadInput if ``noted`` is no mapping.
+    """
     if not isinstance(noted, Mapping):
         raise BadInput(
             f"{folder / 'meta.json'}: files has no hashes, so {stage} of today did not write it; {again(stage)}"
@@ -225,8 +238,8 @@ def check_hashes(folder: Path, listed: Sequence[Mapping[str, Any]], stage: str) 
         return
 
     with ThreadPoolExecutor(min(len(unchecked), os.cpu_count() or 1)) as pool:  # hashing does not block other threads
-        hashes = pool.map(lambda entry: sha256(folder / entry["file"]), unchecked)
-    for entry, actual in zip(unchecked, hashes, strict=True):
+        actual_hashes = pool.map(lambda entry: sha256(folder / entry["file"]), unchecked)
+    for entry, actual in zip(unchecked, actual_hashes, strict=True):
         path = folder / entry["file"]
         if actual != entry["sha256"]:
             raise BadInput(f"{path} does not have the hash that was noted when it was written; {again(stage)}")

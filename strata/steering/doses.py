@@ -26,7 +26,8 @@ from strata.steering.texts import Texts
 # Positions whose logits are computed at a time, so that the LM head is read once for all of them. With Gemma's
 # vocabulary that is 256 × 262,144 × 2 bytes = 134 MB.
 LOGIT_ROWS = 256
-COMPARED_ROWS = 16  # of these, positions that are compared at a time, in float32: 16 × 262,144 × 4 bytes = 17 MB
+# Of these positions, so many are compared at a time, in float32: 16 × 262,144 × 4 bytes = 17 MB.
+COMPARED_ROWS = 16
 Floats = NDArray[np.float64]
 
 
@@ -63,9 +64,13 @@ def responses(
 ) -> list[Response]:
     """Measure the response to each condition, in the order of ``steered``.
 
-    ``steered``: conditions, each with its target tokens. ``batch_size``: texts that run together. ``on_passes``: called
-    after each condition of a batch, with the number of forward passes that it took. ``work``: a folder that keeps the
-    result of each condition and batch; a result that is there already is read, not computed.
+    ``steered``: conditions, each with its target tokens. ``strengths``: multiples of what a condition does at strength
+    1 (see :class:`Condition`). ``batch_size``: texts that run together. ``on_passes``: called after each condition of a
+    batch, with its number of forward passes; they count also where a result was read from ``work``.
+
+    ``work``: a folder that keeps the result of each condition and batch; a result that is there already is read, not
+    computed. A result is named by its first text and its place in ``steered`` alone, so a folder serves only calls with
+    the same arguments.
 
     Strength 0 is not run: its effects and its cost are 0. The blocks before the layer run once for all conditions of a
     batch.
@@ -103,7 +108,10 @@ def responses(
 
 
 class _Predictions:
-    """The model's predictions at the scored positions of some texts, and how steering changes them."""
+    """The model's predictions at the scored positions of some texts, and how steering changes them.
+
+    Each text must have a scored position.
+    """
 
     def __init__(self, place: Place, texts: Texts) -> None:
         self._place = place
@@ -132,7 +140,10 @@ class _Predictions:
     def steered(
         self, condition: Condition, target_tokens: TargetTokens, strengths: Sequence[float]
     ) -> dict[str, Tensor]:
-        """Return ``moved`` (strength, 3, text): what each strength of a condition does."""
+        """Return ``moved`` (strength, 3, text): what each strength of a condition does.
+
+        It has a name because the files of resume.py hold tensors by name.
+        """
         moved = []
         for strength in strengths:
             with condition.applied(self._place, strength):

@@ -146,20 +146,26 @@ def sum_latents(values: Tensor, pattern: Pattern, x: Tensor) -> Tensor:
     if entries <= CHUNK:
         return out
 
-    # Number the pieces, those of one latent side by side: latent l has pieces piece_ends[l] - counts[l] … piece_ends[l]
-    # - 1. With n entries it needs ceil(n / CHUNK) - 1 pieces. n // CHUNK is that, or one more, which is empty.
+    # (latent,) How many pieces each latent has. With n entries it needs ceil(n / CHUNK) - 1 besides the first CHUNK
+    # entries. It gets n // CHUNK, which is that number, or one more; then its last piece is empty.
+    #
+    # Pieces are numbered latent by latent: those of latent l end before piece_ends[l].
     counts = (ends - starts) // CHUNK
     piece_ends = counts.cumsum(0)
 
-    # (piece,) The latent of each piece, and the piece's number within the latent, from 1. Pieces past the end of the
-    # last latent are given to it, and are empty, too.
+    # (piece,) The latent of each piece, and how many CHUNKs of this latent's entries come before the piece: 1 or more,
+    # because the first CHUNK entries are in no piece. More pieces may be launched than the latents have. The surplus
+    # goes to the last latent, where those pieces begin past its entries, so that they are empty.
     piece = torch.arange(entries // CHUNK, device=x.device)
     latents = torch.searchsorted(piece_ends, piece, right=True).clamp(max=pattern.width - 1)
-    number = piece - (piece_ends - counts)[latents] + 1
+    chunks_before = piece - (piece_ends - counts)[latents] + 1
 
-    piece_starts = starts[latents] + number * CHUNK
+    piece_starts = starts[latents] + chunks_before * CHUNK
     pieces = _sum(values, rows, x, piece_starts, torch.minimum(piece_starts + CHUNK, ends[latents]))
-    run_ends = torch.where(number == 1, piece_ends[latents], 0)
+
+    # The first piece of a latent adds up all of them. If the last latent has no pieces, a surplus piece looks like its
+    # first one; but there piece_ends is not above that piece's own number, so that add_kernel does nothing.
+    run_ends = torch.where(chunks_before == 1, piece_ends[latents], 0)
     _launch(add_kernel, _blocks(pieces), x.shape[1], out, pieces, latents, run_ends)
     return out
 

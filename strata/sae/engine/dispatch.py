@@ -7,7 +7,7 @@ All of training rests on two of them, and each is the gradient of the other. An 
 
 :func:`sddmm` is the first one without gradients: a sampled dense-dense matrix product, that is, x Wᵀ computed at some
 places only. Weights are (latent, width), so that for both products the weights of a latent are contiguous. A product
-runs on the device of its arguments: on a CPU by Numba or torch, on CUDA by Triton.
+runs on the device of its arguments: on a CPU by Numba or torch, in float32 only; on CUDA by Triton (see cuda.py).
 """
 
 from types import ModuleType
@@ -32,8 +32,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def largest(pattern: Pattern, values: Tensor, k: int, together: bool = False) -> tuple[Pattern, Tensor]:
     """Return the entries with the ``k`` largest positive ``values`` (entries,) of each row, and these values.
 
-    With ``together``, ``k`` counts for all rows together, as BatchTopK needs it. Of equal values, the first is taken.
-    On devices other than a CPU all rows must have the same number of entries, unless they are taken together.
+    ``k`` is at least 1. With ``together``, it counts for all rows together, as BatchTopK needs it. Of equal values, the
+    first is taken. The entries that stay keep their order. On a CPU, NaN stays too, so that training finds it; on other
+    devices it is dropped.
+
+    On devices other than a CPU all rows must have the same number of entries, unless they are taken together. This is
+    not checked: with other numbers, entries of different rows may be compared.
     """
     if values.device.type == "cpu":
         # The first row of each group of rows, and the end: all rows are one group, or each row is one.
