@@ -34,7 +34,7 @@ def resolved(source: Source) -> Source:
 
     1. `package:NAME`: text that an installed package carries;
     2. `hub:NAME` and `kaggle:OWNER/NAME` say it themselves, and so does a database's URL, written out or in an
-       environment variable (`postgresql://…`, `env:NAME`);
+       environment variable (`postgresql://…`, `env:NAME`); every other URL is taken for a database's, too;
     3. a file or folder that is there: by its suffix a table (.csv, .tsv, .jsonl, .parquet), an array (.npy, .npz), a
        SQLite database (.sqlite, .db), a text (.txt) or a MediaWiki dump (.xml, .xml.bz2, .bz2); a folder is a dataset
        in the hub's layout;
@@ -45,7 +45,7 @@ def resolved(source: Source) -> Source:
     if source.kind != "auto":
         return source
 
-    # A prefix says the kind.
+    # A prefix says the kind. `package:` stays in the name, because meta.json shows it so; see _packaged.
     prefix, colon, name = source.source.partition(":")
     if colon and prefix in ("hub", "kaggle"):
         return _as(source, prefix, source=name)
@@ -73,7 +73,7 @@ def _as(original: Source, kind: str, **changes: str) -> Source:
 
 def _path_kind(path: Path) -> Kind:
     """Tell the kind of an existing file or folder by its suffix. Raises BadInput for an unknown one."""
-    suffix = lines.kind(path)
+    suffix = lines.kind(path)  # of what is inside: .csv for data.csv.gz
     if path.is_dir():
         return "hub"
     if suffix in tables.SUFFIXES:
@@ -84,6 +84,7 @@ def _path_kind(path: Path) -> Kind:
         return "sql"
     if suffix == ".txt":
         return "text"
+    # A part of Wikipedia's dump is called ….xml-p10p30302.bz2: only its last suffix is known.
     if suffix == ".xml" or path.suffix.lower() in (".xml", ".bz2"):
         return "mediawiki"
     raise BadInput(f"{path} has a suffix that says nothing of what is inside; add kind: mediawiki, table, text or sql")
@@ -122,7 +123,10 @@ def _all(source: Source) -> Generator[Document, None, None]:
 
 
 def facts(source: Source) -> dict[str, Any]:
-    """Describe a source for meta.json: its keys, its name without the folder where it lay, and its file's SHA-256."""
+    """Describe a source for meta.json: its keys, its name without the folder where it lay, and its file's SHA-256.
+
+    A dataset in the hub's layout, and a database with a URL, have no SHA-256.
+    """
     keys = source.model_dump(exclude_none=True)
     if source.kind == "hub":
         folder = find(source.source, SUFFIXES)
@@ -156,7 +160,10 @@ def _columns(source: Source, where: str) -> tables.Columns:
 
 
 def _query(source: Source) -> Generator[Document, None, None]:
-    """Yield a document for each row of a database query: `id` and `vector` are read unless other columns are named."""
+    """Yield a document for each row of a database query.
+
+    The result must have the columns `id` and `vector`, unless ``source`` names others for them.
+    """
     path = _sqlite(source)
     where = path.name if path else database.shown(source.source)
     columns = _columns(source.model_copy(update={"vector": source.vector or "vector", "id": source.id or "id"}), where)
@@ -216,7 +223,7 @@ def _hub(source: Source) -> Generator[Document, None, None]:
             stream = datasets.load_dataset(
                 str(place), source.config, split=split, revision=source.revision, streaming=True
             )
-            if stream.column_names:
+            if stream.column_names:  # else they are known from the first row on, and columns.documents checks that
                 columns.check(stream.column_names)
                 stream = stream.select_columns(sorted(set(columns.named.values())))
 
@@ -256,7 +263,7 @@ def _without_patterns(folder: Path) -> Iterator[Path]:
         return
 
     with tempfile.TemporaryDirectory(prefix="strata-") as home:
-        for file in folder.resolve().rglob("*"):  # one link a file: datasets would follow a link to the folder back
+        for file in folder.resolve().rglob("*"):  # a link to the folder would not do: datasets resolves it
             if file.is_file():
                 link = Path(home) / file.relative_to(folder.resolve())
                 link.parent.mkdir(parents=True, exist_ok=True)

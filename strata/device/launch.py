@@ -91,7 +91,10 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def join(device: torch.device) -> None:
-    """Connect to the other processes, by gloo for tensors on the CPU and by NCCL for tensors on CUDA."""
+    """Connect to the other processes, by gloo for tensors on the CPU and by NCCL for tensors on CUDA.
+
+    Each process calls this once, before it exchanges anything with the others.
+    """
     if world() == 1:
         return
     if device.type == "cuda":
@@ -116,7 +119,10 @@ def broadcast(*tensors: Tensor) -> None:
 
 
 def told(text: str) -> str:
-    """Return, in every process, the ``text`` of the first one; it may have at most ``LONGEST`` bytes."""
+    """Return, in every process, the ``text`` of the first one.
+
+    It may have at most ``LONGEST`` bytes, which nothing checks: with more, the processes' tensors differ in length.
+    """
     padded = torch.frombuffer(bytearray(text.encode().ljust(LONGEST, b"\0")), dtype=torch.uint8)
     broadcast(padded)
     return padded.numpy().tobytes().rstrip(b"\0").decode()
@@ -124,7 +130,12 @@ def told(text: str) -> str:
 
 @contextmanager
 def shared(block: AbstractContextManager[Path]) -> Iterator[Path]:
-    """Enter ``block`` in the first process only, and yield its folder in all. Every machine must see that folder."""
+    """Enter ``block`` in the first process only, and yield its folder in all. Every machine must see that folder.
+
+    At the end the processes do not wait for each other. The caller sees to it that none uses the folder any longer when
+    the first one leaves, since ``block`` may remove it then.
+    """
+    # The other processes send nothing: told gives them the folder of the first.
     if rank():
         yield Path(told(""))
         return
@@ -150,7 +161,10 @@ def share(parts: int, key: str) -> range:
 def sum_in_order(parts: Iterable[Tensor]) -> Tensor:
     """Sum the float32 vectors (n,) of all processes, one by one in the order of :func:`share`; return the sum (n,).
 
-    The first vector is overwritten. Floating-point sums depend on their order, so the sum of each process's own sum
+    Every process must give the same number of vectors. One process alone adds to its first vector, in place, as the
+    vectors come; several first collect them all.
+
+    Floating-point sums depend on their order, so the sum of each process's own sum
     would depend on the number of processes. Here instead each process receives one slice of every vector and adds these
     slices up. Then the sums of the slices are gathered.
     """

@@ -15,7 +15,8 @@ Table = dict[str, Any]
 def cluster_profiles(profile: Sparse, labels: NDArray[np.int64], clusters: int) -> Sparse:
     """Average the members' rows of ``profile`` (n, documents) for each cluster, (clusters, documents).
 
-    ``labels``: (n,) the cluster of each latent, or below 0. In each row of the result, documents stand in rising order.
+    ``labels``: (n,) the cluster of each latent, below 0 where it is in none. The row of a cluster without members is
+    empty. In each row of the result, documents stand in rising order.
     """
     inside = np.flatnonzero(labels >= 0)
     size = np.bincount(labels[inside], minlength=clusters)
@@ -28,8 +29,9 @@ def cluster_profiles(profile: Sparse, labels: NDArray[np.int64], clusters: int) 
 def top_documents(profiles: Sparse, top: int) -> Table:
     """Find the ``top`` documents in which each cluster's mean code is largest.
 
-    ``profiles``: (clusters, documents). Returns the columns cluster, rank, column (of ``profiles``) and mean. Of equal
-    means the lower column comes first.
+    ``profiles``: (clusters, documents). Returns the columns cluster, rank (from 0), column (of ``profiles``) and mean.
+    Of equal means the lower column comes first. Only documents where the cluster fires count: a cluster that fires in
+    fewer than ``top`` has fewer lines.
     """
     parts = []
     for cluster in range(profiles.shape[0]):
@@ -46,7 +48,8 @@ def correlated(profiles: Sparse, least: float) -> Table:
     """Find the pairs of clusters whose profiles correlate over documents by more than ``least``.
 
     ``profiles``: (clusters, documents). Returns the columns cluster, other (always the higher number) and correlation,
-    the strongest first. A profile that is the same in all documents correlates with nothing.
+    the strongest first. A profile that is the same in all documents has correlation 0 with every other one; so such
+    pairs are listed only if ``least`` is below 0.
     """
     documents = profiles.shape[1]
     mean = np.asarray(profiles.sum(1)).ravel() / documents

@@ -43,7 +43,7 @@ def read(folder: Path) -> Found:
         b_enc=tensors["encoder.bias"],
         decoder=tensors["W_dec"],
         b_dec=tensors["b_dec"],
-        centred=True,
+        centred=True,  # h is computed of x − b_dec: the formula above
         k=top(k, latents, path),
     )
     return Found(sae, "sparsify", "topk", _place(folder))
@@ -67,7 +67,11 @@ def _place(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
-    """Write an SAE with top-k. Raises BadInput for one with thresholds."""
+    """Write an SAE with top-k. Raises BadInput for one with thresholds.
+
+    sparsify subtracts b_dec from x, as an SAE here does, so all tensors go over as they are. Merged SAEs and decoders
+    that end in tanh or sigmoid are refused by the caller, :mod:`strata.formats.write`.
+    """
     if sae.k is None:
         raise BadInput("sparsify has no thresholds, only top-k; write it as saelens or dictionary_learning")
 
@@ -77,7 +81,7 @@ def write(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.latents // sae.width),
-        "normalize_decoder": True,
+        "normalize_decoder": True,  # of sparsify's training: reading does not rescale the decoder
         "num_latents": sae.latents,
         "k": sae.k,
         "multi_topk": False,

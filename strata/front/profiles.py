@@ -28,7 +28,7 @@ BLOCK = 4096  # rows that are encoded at a time
 
 @dataclass(frozen=True)
 class Profiles:
-    """What prompts make the latents of an SAE do that the filters keep.
+    """How strongly each prompt makes latents of an SAE fire; only the latents that the filters keep.
 
     ``codes``: (prompt, kept latent) float32, sparse: the mean code over the prompt's tokens, special ones left out.
     ``latents``: (kept latent,) their numbers in the SAE. ``prompts``: the texts, in the order in which they were given;
@@ -56,7 +56,11 @@ def profiles(
 
     ``lm``, ``layer``, ``context`` and ``hook``: as :func:`strata.activations` takes them. ``filters``: changes of
     interpret.filters of params.yaml, which bound the entropy over prompts as a share of its maximum, the share of the
-    prompts in which a latent fires, its importance, and its quadrant. Nothing is left on disk.
+    prompts in which a latent fires, its importance, and its quadrant (of entropy and varentropy). ``device``: where the
+    SAE encodes; ``lm`` stays where it is, and ``sae`` itself is not moved. Nothing is left on disk.
+
+    Raises BadInput for all that :func:`strata.activations` refuses (fewer than three prompts, for one), for an SAE of
+    another width than the rows, and for a filter that does not exist or fit.
 
     >>> found = strata.profiles(lm, sae, prompts, layer=6, filters={"firing": {"min": 0.1}})  # doctest: +SKIP
     >>> found.codes.shape, found.latents, found.table["dropped"].value_counts()           # doctest: +SKIP
@@ -76,11 +80,15 @@ def profiles(
 
 @torch.inference_mode()
 def _codes(sae: SAE, rows: LayerActivations, device: torch.device) -> tuple[csr_array, dict[str, Any], list[int]]:
-    """Mean codes (prompt, latent), the statistics of every latent, and the number of each prompt."""
-    # (row,) the prompt of each row, by its place among those that have rows
+    """Return mean codes (prompt, latent), the statistics of every latent, and the number of each prompt.
+
+    The prompts here are those that have rows. Their numbers are their places in the list that the user gave.
+    """
+    # The corpus is shuffled and split, so a row leads to its document, and the document's title to the number of its
+    # prompt. Rows are stored split by split. ``document`` and ``prompt``: (row,); ``numbers``: (prompt,), ascending.
     document = np.concatenate([rows.contexts.rows(split)[1] for split in corpus.SPLITS])
-    given = np.array([int(str(title)) for title in corpus.titles(rows.corpus)[0]])
-    numbers, prompt = np.unique(given[document], return_inverse=True)
+    number_of = np.array([int(str(title)) for title in corpus.titles(rows.corpus)[0]])
+    numbers, prompt = np.unique(number_of[document], return_inverse=True)
     shape = (len(numbers), sae.latents)
 
     total, active = csr_array(shape, dtype=np.float64), np.zeros(sae.latents, np.int64)

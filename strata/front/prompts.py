@@ -25,6 +25,7 @@ class Inverted:
 
     ``table``: a line a prompt: its text, the activation measured on that text, and the method that gave it.
     ``summary``: a line a latent: its best prompt beside what random search, templates and the corpus reach.
+    ``rows``: the same unabridged, one for each latent, as :func:`strata.inversion.invert.one` makes it.
     """
 
     table: pd.DataFrame
@@ -49,10 +50,12 @@ def invert(
     seed: int = 0,
     **knobs: Any,
 ) -> Inverted:
-    """Search prompts on which latents fire strongest, beside what random search and the texts reach.
+    """Search prompts on which latents fire strongest, beside what random search and the texts of ``found`` reach.
 
-    ``latents``: numbers of latents, or how many of the most important. ``lm``: the model, unless ``found`` has it.
-    ``knobs``: others of the section invert of params.yaml, such as ``tokens=8`` or ``greedy={"steps": 4}``.
+    ``latents``: numbers of latents, or how many of the most important. ``lm``: takes the place of the model of
+    ``found``; nothing checks that it is the same model. ``knobs``: others of the section invert of params.yaml, such as
+    ``tokens=8`` or ``greedy={"steps": 4}``. Raises BadInput where there is no model that writes text, and for a latent
+    that does not exist or is dead.
 
     >>> prompts = strata.invert(latents, [42])                                            # doctest: +SKIP
     >>> prompts.table[["latent", "method", "text", "activation"]]                         # doctest: +SKIP
@@ -61,6 +64,7 @@ def invert(
     model = lm or found.rows.lm
     if model is None or mute(model):
         raise BadInput("these latents are not of a language model that writes text, so there is no prompt to search")
+    # The section must be complete, but the search reads neither layers nor dtype: the model is loaded already.
     dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.model.dtype, "float32")
     asked = {"layers": [found.rows.layer], "latents": latents, "dtype": dtype, **knobs}
     settings = defaults.knobs("invert", Invert, asked)

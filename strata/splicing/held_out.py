@@ -1,4 +1,4 @@
-"""Measure reconstructors on the held-out text of a layer. Train measures its SAE so, and merge its smaller one."""
+"""Measure reconstructors on the held-out text of a layer: the SAE that train makes, and the smaller one of merge."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -40,9 +40,11 @@ def held_out(
     """Measure each candidate on the test rows: mse, fvu, fvu_inlier, l0, cosine and the ce metrics.
 
     ``candidates``: reconstructors by name. The ce metrics are measured on whole contexts, on the first ``ce_tokens``
-    held-out tokens and the rest of the last context. Without an ``lm`` they are None.
+    held-out tokens and the rest of the last context. Without an ``lm`` they are None. ``device``: that of the
+    candidates, where the rows go.
 
-    Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on.
+    Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on. Raises
+    BadInput where the test rows do not vary, so that an fvu would mean nothing.
     """
     first, end = activations.split("test")
     check_held_out(activations, "test")
@@ -70,13 +72,15 @@ def _cross_entropy(
     if lm is None or budget == 0:
         return {name: dict.fromkeys(splice.METRICS) for name in candidates}, 0
 
-    # As many contexts as are needed. A token is predicted where it is a row; the first of a context never is.
+    # As many contexts as are needed, or all where the budget is larger than the split. A token is predicted where it is
+    # a row; the first of a context never is.
     tokens, documents = contexts.read(*contexts.split("test"))
     is_row = documents >= 0
     enough = int(np.searchsorted(is_row[:, 1:].sum(1).cumsum(), budget)) + 1
     tokens, is_row = tokens[:enough], is_row[:enough]
 
-    # The candidates, and the two ablations that they are compared with.
+    # The candidates, and the two ablations that they are compared with. Train has the mean among its candidates, as a
+    # control under the same name; it is not run twice.
     variants: dict[str, splice.Replace] = {
         name: lambda x, reconstruct=reconstruct: reconstruct(x.float())[0] for name, reconstruct in candidates.items()
     }

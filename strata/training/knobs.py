@@ -17,9 +17,10 @@ BY_BATCH = ("batchtopk", "matryoshka")  # these rules take their final threshold
 
 
 class Given(Section):
-    """The user's encoder in an `encoder.npz` (strata/formats/npz.py).
+    """The user's encoder in an `encoder.npz` (strata/formats/npz.py), with which training begins.
 
-    ``sha256`` pins its bytes, because DVC does not watch the file.
+    ``sha256`` pins its bytes, because DVC does not watch the file. ``frozen``: encoder and b_enc stay as they are, and
+    the decoder alone learns.
     """
 
     file: str
@@ -28,7 +29,7 @@ class Given(Section):
 
 
 class From(Section):
-    """The folder of an SAE that is used without training, as `src.convert` writes it.
+    """The folder of an SAE that is used without training, as `python -m src.convert` writes it.
 
     ``sha256`` pins its bytes, because DVC does not watch the folder.
     """
@@ -112,8 +113,8 @@ class Train(Section):
     def sae_bytes(self, width: int) -> int:
         """Return the bytes of one SAE's weights in float32.
 
-        These are encoder, decoder and their biases, thresholds for all rules but top-k, and the mean of a decoder that
-        ends in tanh or sigmoid.
+        These are encoder, decoder and their biases, and the thresholds (latent,) for all rules but top-k. An SAE whose
+        decoder ends in tanh or sigmoid also keeps the mean of the training rows (width,).
         """
         thresholds = 0 if self.rule == "topk" else self.latents
         mean = width if self.decoder_activation != "identity" else 0
@@ -134,9 +135,11 @@ def knobs_of(
     """Return the checked knobs of one layer's training.
 
     Later sources win: the section ``train``, then the values ``tuned`` that it takes from tune, then the ``override``
-    that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``.
+    that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``. Raises
+    BadInput for a knob that does not exist, or whose value does not fit.
     """
-    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9".
+    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9". Where tuned and
+    # override are empty, nothing follows "params.yaml: train".
     sources = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
     where = " with ".join(["params.yaml: train", " and ".join(sources)][: 1 + bool(sources)])
     return check(auto.train({**train, **tuned, **override}, size), Train, where)

@@ -50,6 +50,7 @@ def learning_rate(step: int, steps: int, knobs: Train) -> float:
 class Trainer:
     """Model, rule, optimiser and counters. ``done`` counts the steps taken, ``tokens`` the rows seen.
 
+    The model works on the training scale y = s (x − μ), which ``scale`` holds; :func:`fold` gives an SAE on raw x.
     ``untrained`` is the SAE as it is before the first step, with top-k.
 
     Random numbers of a step depend on ``seed`` and the step's number alone, so there is no generator to keep.
@@ -81,7 +82,8 @@ class Trainer:
     def advance(self, y: Tensor) -> Step:
         """Take one step on ``y``, (row, width) float32 on the training scale.
 
-        loss = ‖y − ŷ‖² / (rows · width · variance) + the rule's penalty + ``auxk`` × AuxK on the dead latents.
+        loss = ‖y − ŷ‖² / (rows · width · variance) + the rule's penalty + ``auxk`` × AuxK on the dead latents. Where a
+        rule has nested reconstructions ŷ, the first term is the mean over them.
         Raises BadInput, and takes no step, when the loss is not finite or far above that of predicting the mean.
         """
         knobs, model, generator = self.knobs, self.model, self.generator()
@@ -93,7 +95,7 @@ class Trainer:
 
         dead = self._dead()
         gradients = self._gradients if knobs.micro_batches == 1 else self._summed_gradients
-        step, fired, run = gradients(y, dead, generator)
+        step, fired, run = gradients(y, dead, generator)  # fired: numbers or a (latent,) mask, which index the same
         self._check(step)
 
         update(model, self.optimizer, knobs.clip)
@@ -107,7 +109,8 @@ class Trainer:
         self.done += 1
         self.tokens += len(y)
 
-        # Every resample_every epochs, but not after the last step: nothing could be learnt from it.
+        # Every resample_every epochs, but not after the last step: nothing could be learnt from it. Two tests in one
+        # chain: the epochs are full (their steps divide done), and steps are left.
         if (
             knobs.resample_every
             and self.done % (knobs.resample_every * self.steps // knobs.epochs) == 0 < self.steps - self.done
@@ -124,7 +127,8 @@ class Trainer:
     ) -> tuple[Step, Tensor, Pass]:
         """Set the parameters' gradients to those of ``share`` × the loss on ``y``.
 
-        Returns what the step saw, the numbers of the latents that were active, and the forward pass.
+        Returns what the step saw, the numbers of the latents that were active (one repeats for each row where it was),
+        and the forward pass.
         """
         knobs, model = self.knobs, self.model
         unit = y.numel() * self.scale.variance  # turns a squared error into an fvu
@@ -135,6 +139,7 @@ class Trainer:
             loss = loss + knobs.auxk * model.auxk(y, model.unexplained(run), dead, knobs.auxk_latents)
 
         active = run.codes.detach() > 0  # (entries,)
+        # The fvu is that of the whole reconstruction; run.error may be a mean over nested ones.
         step = Step(loss.item(), float(run.residual.norm()) ** 2 / unit, float(active.sum()) / len(y), len(dead))
 
         model.zero_grad()
@@ -146,7 +151,8 @@ class Trainer:
         """Do as :meth:`_gradients` over the micro-batches of all processes.
 
         Each micro-batch begins with the rule's buffers as they were before the step. Afterwards the buffers hold the
-        mean of what the micro-batches left there. The pass returned is that of this process's first micro-batch.
+        mean of what the micro-batches left there. The latents that fired in any micro-batch are returned as a mask,
+        (latent,) bool. The pass returned is that of this process's first micro-batch.
         """
         parts = y.tensor_split(self.knobs.micro_batches)
         buffers_before = [buffer.clone() for buffer in self.rule.buffers()]
@@ -157,6 +163,7 @@ class Trainer:
                 for buffer, value in zip(self.rule.buffers(), buffers_before, strict=True):
                     buffer.copy_(value)
                 part, share = parts[number], len(parts[number]) / len(y)
+                # Micro-batch 0 goes on with the step's generator: in the first step, model.start has drawn from it.
                 random = self.generator(number) if number else generator
                 step, fired, run = self._gradients(part, dead, random, share)
                 passes.extend([run] if not passes else [])
@@ -174,6 +181,7 @@ class Trainer:
         marks = torch.zeros(len(self.silent), device=self.device)
         marks[fired] = 1
         seen = marks.new_tensor([step.loss, step.fvu, step.active])
+        # Every trained parameter has a gradient after backward, which _unpacked relies on; the test is for the types.
         gradients = [p.grad.flatten() for p in self._parameters() if p.grad is not None]
         return torch.cat([*gradients, *(b.flatten() * share for b in self.rule.buffers()), seen * share, marks])
 
@@ -209,7 +217,10 @@ class Trainer:
         raise BadInput(f"training diverged at step {self.done}: {symptom}; {cure}")
 
     def _resample(self, run: Pass) -> None:
-        """Begin anew with the latents that were silent for an epoch: new directions, no moments."""
+        """Begin anew with the latents that were silent for an epoch: new directions, no moments.
+
+        ``run``: the pass of the step just taken. The limit is one epoch, whatever ``dead_after`` says.
+        """
         dead = (self.silent > self.epoch_tokens).nonzero().flatten()
         if not len(dead):
             return
@@ -217,7 +228,9 @@ class Trainer:
         # The first process has the pass of the first micro-batch, however many processes there are.
         changed = (self.model.encoder, self.model.decoder, self.model.b_enc)
         if launch.rank() == 0:
+            # done counts the step already, so the next step draws the same random numbers, for another purpose.
             self.model.resample(run, dead, self.generator())
+        # length, ‖v‖ of each decoder row v/‖v‖, is a buffer: it changes too, but the optimiser has no moments of it.
         launch.broadcast(*(parameter.detach() for parameter in changed), self.model.length)
 
         for parameter in changed:
@@ -234,7 +247,10 @@ class Trainer:
         return float((self.silent > self.epoch_tokens).float().mean())
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that :meth:`restore` needs, as tensors by name."""
+        """Return everything that :meth:`restore` needs, as tensors by name.
+
+        Most are the trainer's own tensors, not copies: save them before the next step.
+        """
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"rule.{name}": t for name, t in self.rule.state_dict().items()}
         tensors |= {f"optimizer.{name}": t for name, t in self.optimizer.state().items()}

@@ -45,7 +45,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 def fetch(params: LM, folder: Path) -> dict[str, Any]:
     """Put the model into the existing ``folder``, or a hub model into the hub's cache; return the content of meta.json.
 
-    Raises BadInput when the model is missing, truncated, unsafe to open, not pinned, or of an unknown architecture.
+    Raises BadInput when the model is missing, truncated, unsafe to open, not pinned, or of an unknown architecture, and
+    when disk or memory is short.
     """
     if params.kind == OWN_VECTORS:
         meta = _without_model(params)
@@ -60,7 +61,10 @@ def fetch(params: LM, folder: Path) -> dict[str, Any]:
 
 
 def _without_model(params: LM) -> dict[str, Any]:
-    """Describe the kind vectors: they come with the corpus, and the model that made them is not known."""
+    """Describe the kind vectors: they come with the corpus, and the model that made them is not known.
+
+    Raises BadInput where a model is named all the same.
+    """
     check_source(params)
     unknown = {"stored": None, "name": "vectors", "source": None, "revision": None, "license": None}
     return {
@@ -179,7 +183,10 @@ def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, folder: Path, params: LM) -> None:
-    """Copy the files that loading needs. Hard links would not do: DVC makes the files in data/ read-only."""
+    """Copy the files that loading needs.
+
+    Hard links would not do: DVC makes the files in data/ read-only, and so it would make the user's own files.
+    """
     patterns = (WEIGHTS, *TEXTS, *(("*.py",) if params.trust_remote_code else ()))
     files = sorted({file for pattern in patterns for file in source.glob(pattern) if file.name != "meta.json"})
     need_disk(folder, sum(file.stat().st_size for file in files), f"copying {source.name}")
@@ -261,7 +268,8 @@ def _examined(home: Path, params: LM, files: dict[str, Any]) -> dict[str, Any]:
     check_tokens(lm, str(params.source))
     check_text(lm, str(params.source))
 
-    # The parts of a block are a sentence where they cannot be read. Blocks with the same sentence are named together.
+    # anatomy.parts has an entry for each block: its parts, or a text that says why they cannot be read. Blocks with the
+    # same text are named together.
     reasons = dict.fromkeys(parts for parts in lm.anatomy.parts if isinstance(parts, str))
     refusals = "; ".join(
         f"block {', '.join(str(block) for block, parts in enumerate(lm.anatomy.parts) if parts == reason)}: {reason}"
@@ -303,7 +311,7 @@ def check_tokens(lm: LanguageModel, where: str) -> None:
 
 
 def _added_special_ids(lm: LanguageModel) -> set[int]:
-    """Return the tokens that were added to the vocabulary and marked as special."""
+    """Return the ids of the tokens that were added to the vocabulary and marked as special."""
     return {id for id, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
 
 
