@@ -138,8 +138,11 @@ def knobs_of(
     that ``by_layer`` has for this layer. Each `auto` that is left becomes its value for rows of ``size``. Raises
     BadInput for a knob that does not exist, or whose value does not fit.
     """
-    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9". Where tuned and
-    # override are empty, nothing follows "params.yaml: train".
-    sources = [f"tune's {', '.join(tuned)}"] * bool(tuned) + [f"by_layer.{layer}"] * bool(override)
-    where = " with ".join(["params.yaml: train", " and ".join(sources)][: 1 + bool(sources)])
+    # An error names the sources that took part: "params.yaml: train with tune's lr and by_layer.9".
+    sources = []
+    if tuned:
+        sources.append(f"tune's {', '.join(tuned)}")
+    if override:
+        sources.append(f"by_layer.{layer}")
+    where = f"params.yaml: train with {' and '.join(sources)}" if sources else "params.yaml: train"
     return check(auto.train({**train, **tuned, **override}, size), Train, where)

@@ -109,13 +109,11 @@ class Trainer:
         self.done += 1
         self.tokens += len(y)
 
-        # Every resample_every epochs, but not after the last step: nothing could be learnt from it. Two tests in one
-        # chain: the epochs are full (their steps divide done), and steps are left.
-        if (
-            knobs.resample_every
-            and self.done % (knobs.resample_every * self.steps // knobs.epochs) == 0 < self.steps - self.done
-        ):
-            self._resample(run)
+        # Not after the last step: nothing could be learnt from it.
+        if knobs.resample_every and self.done < self.steps:
+            steps_between = knobs.resample_every * self.steps // knobs.epochs
+            if self.done % steps_between == 0:
+                self._resample(run)
         return step
 
     def _dead(self) -> Tensor:
