@@ -31,7 +31,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     size = auto.size_of(rows.meta)
-    train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override))
+    train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
     targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
     source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
 

@@ -519,9 +519,10 @@ def test_dvc_is_run_by_this_python(git: Callable[..., str], capfd: pytest.Captur
 
 
 WAITS = """import signal, subprocess, sys, time
-print("it runs", flush=True)
 try:
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print("it runs", flush=True)
+    process.wait()
 except KeyboardInterrupt:
     raise SystemExit(7)
 """
@@ -529,10 +530,16 @@ STARTS = "import sys; from apps.recipes import experiment; raise SystemExit(expe
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_whoever_ends_a_run_ends_dvc_first(tmp_path: Path, number: signal.Signals):
+@pytest.mark.parametrize("behind", [False, True])
+def test_whoever_ends_a_run_ends_dvc_first(tmp_path: Path, number: signal.Signals, behind: bool):
+    """``behind``: as a script's `&` starts it, with Ctrl-C ignored."""
     (tmp_path / "waits.py").write_text(WAITS)
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    process = subprocess.Popen([sys.executable, "-c", STARTS], env=env, stdout=subprocess.PIPE, text=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if behind else signal.default_int_handler)
+    try:
+        process = subprocess.Popen([sys.executable, "-c", STARTS], env=env, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["run: waits\n", "it runs\n"]
     process.send_signal(number)  # to this process alone

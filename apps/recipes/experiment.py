@@ -136,16 +136,20 @@ def _dvc(command: Sequence[str]) -> int:
     folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
 
-    # A process group of its own: Ctrl-C then reaches this process alone, and `end` passes it on, once.
-    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, process_group=0)
+    process: subprocess.Popen[bytes] | None = None
 
     def end(*_: object) -> None:
         """Send DVC and its stage what Ctrl-C would send. `process.wait` then waits until they have ended."""
-        with suppress(ProcessLookupError):  # it has just ended by itself
-            os.killpg(process.pid, signal.SIGINT)
+        if process is not None:
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.killpg(process.pid, signal.SIGINT)
 
+    # Set before DVC starts: a signal that a shell's `&` had us ignore would be ignored by DVC, too; one with a handler
+    # is as new for it.
     handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        # A process group of its own: Ctrl-C then reaches this process alone, and `end` passes it on, once.
+        process = subprocess.Popen([sys.executable, "-m", *command], env=environment, process_group=0)
         return process.wait()
     finally:
         for number, handler in handlers.items():

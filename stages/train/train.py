@@ -39,7 +39,8 @@ def main(
     rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(read.lm_meta(Path(lm))))
     layer, size = rows.layer, auto.size_of(rows.meta)
     leads = launch.rank() == 0  # only this process says something, judges and writes
-    knobs = of_layer(layer, size, Path(tuned), Path(override), tell=leads)
+    settings = of_layer(layer, size, Path(tuned), Path(override))
+    knobs = settings.knobs
 
     # Refuse before the training what would fail in it or after it.
     launch.share(knobs.micro_batches, "train.micro_batches")
@@ -59,6 +60,8 @@ def main(
     }
     with ExitStack() as unfinished:
         if knobs.from_ is None:
+            if leads:
+                settings.tell(layer, size)
             given = None
             work = unfinished.enter_context(launch.shared(resume.scratch(f"train-{layer}", inputs)))
             live = tracking.live(f"train@{layer}", {"train": knobs.model_dump(), "layer": layer, "seed": seed})
