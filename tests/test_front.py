@@ -76,6 +76,7 @@ def test_training_beats_what_has_learned_nothing(sae):
     assert fvu["SAE"] < fvu["untrained"] < fvu["mean"] + 1e-6
     assert sae.quality["delta_ce"].notna().all() and (sae.quality["l0"][0] <= 4)
     assert {"step", "fvu", "l0"} <= set(sae.history) and sae.sae.latents == sae.final.latents == 64
+    assert repr(sae.sae) == "SAE(64 latents, width 32, k 4)"
 
 
 def test_the_same_call_gives_the_same_bits(sae, acts: dict[int, LayerActivations]):

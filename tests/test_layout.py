@@ -535,3 +535,13 @@ def test_a_change_runs_again_what_it_must_and_nothing_else(file: str, again: set
         name for name in stages(ROOT) for path in paths(stages(ROOT)[name], "deps") if f"{file}/".startswith(f"{path}/")
     }
     assert names == again
+
+
+def test_git_ignores_the_homes_of_outs() -> None:
+    """Else DVC writes a .gitignore into each, which changes with the layers and is left behind when one goes back."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    outs = [
+        path for stage in stages(ROOT).values() for path in paths(stage, "outs", "plots") if "${item.layer}" in path
+    ]
+    homes = {f"/{path.rpartition('/')[0]}/" for path in outs if path.startswith("reports/")}
+    assert homes and homes <= set(ignored)

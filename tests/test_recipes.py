@@ -32,6 +32,7 @@ from strata.corpus import sources
 from strata.corpus.knobs import LM, Source
 from strata.run import door, params
 from strata.run.door import BadInput, BadUsage
+from strata.run.files import write_json
 from strata.sae import disk
 
 ROOT = small.ROOT
@@ -455,6 +456,14 @@ def test_after_a_run_that_failed_the_file_is_as_it_was(
     if code == 255:
         assert end.value.code == 255  # pyright: ignore[reportAttributeAccessIssue]
         assert "dvc ended with 255, and params.yaml is as it was before" in capsys.readouterr().err
+
+
+def test_the_verdict_is_said_at_the_end(dvc: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    assert experiment._verdict() is None  # no report was written yet
+    line = {"metric": "dead", "layer": 0, "value": 0.125, "min": None, "max": 0.1, "pass": False}
+    write_json(Path("reports/scorecard.json"), {"passed": 3, "failed": 1, "targets": [line]})
+    run_script.main("mine.yaml")
+    assert "run: 3 of 4 targets pass; layer 0: dead is 0.125, above its max 0.1\n" in capsys.readouterr().out
 
 
 def test_a_refused_recipe_starts_nothing(dvc: dict[str, Any]):

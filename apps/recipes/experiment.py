@@ -15,10 +15,12 @@ from typing import Any
 from apps.recipes import checkout, comments
 from apps.recipes.check import Asked
 from apps.recipes.words import alike
+from stages.report.scorecard import failures
 from strata.run.door import BadUsage
-from strata.run.files import write_text
+from strata.run.files import read_json, write_text
 from strata.run.params import parse_yaml
 
+CARD = Path("reports/scorecard.json")
 BACK = "git checkout HEAD -- params.yaml dvc.lock reports/summary.json && dvc checkout"
 DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # other options of `dvc exp run` with a value
 
@@ -93,7 +95,19 @@ def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
     if several and not line.queue:
         _start(len(asked.values))
     elif not elsewhere:
+        if verdict := _verdict():
+            _say(verdict)
         _say(f"the report is reports/report.html; to go back to the state before: {BACK}")
+
+
+def _verdict() -> str | None:
+    """How many targets pass and which fail; None where no report was written."""
+    if not CARD.is_file():
+        return None
+    card = read_json(CARD)
+    missed = failures(card)
+    counted = f"{card['passed']} of {card['passed'] + card['failed']} targets pass"
+    return f"{counted}; {'; '.join(missed)}" if missed else counted
 
 
 def _start(number: int) -> None:

@@ -75,6 +75,11 @@ class SAE:
     groups: Tensor | None = None
     shares: Tensor | None = None
 
+    def __repr__(self) -> str:
+        rule = f"k {self.k}" if self.k is not None else "threshold"
+        merged = f", of {self.parts:,} parts" if self.groups is not None else ""
+        return f"SAE({self.latents:,} latents{merged}, width {self.width}, {rule})"
+
     @property
     def latents(self) -> int:
         return len(self.decoder)
