@@ -215,7 +215,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     process = project.start("dvc", "repro")
     scratch = folder / ".scratch"
     wait_for(
-        lambda: process.poll() is not None or list(scratch.glob(f"extract-*/{LAYERS[1]}/shard-00001.safetensors")),
+        # Writers end in reverse, so that the first layer's shard is the last one of its number.
+        lambda: process.poll() is not None or list(scratch.glob(f"extract-*/{LAYERS[0]}/shard-00001.safetensors")),
         120, pause=0.02,
     )  # fmt: skip
     os.killpg(process.pid, signal.SIGKILL)
