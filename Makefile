@@ -76,7 +76,7 @@ run: setup ## a recipe, that is a YAML file of changes to params.yaml, e.g. RECI
 	@python -m src.run $(RECIPE) $(WORDS)
 
 # Two processes of tests, a file each at a time, in the order of tests/conftest.py; types are checked meanwhile.
-test: lint ## lint, types and all tests (about 10 minutes on 2 cores)
+test: lint ## lint, types and all tests (15 to 20 minutes on 2 cores)
 	$(MAKE) --jobs 2 types tests
 
 check: lint types ## lint and types alone

@@ -33,6 +33,8 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
     row_document = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
     whole, counts = np.unique(row_document, return_counts=True)
     chosen = np.array([n for n, rows in zip(whole, counts, strict=True) if labels[n] is not None and rows >= TOKENS])
+
+    # What both tools probe: documents by their first TOKENS rows, (document, token, width), and their means.
     place = pooled.places(row_document, chosen, TOKENS)
     parts = pooled.Parts(rows, place, CPU)
     means = pooled.pooled({"sae": coder}, parts, len(chosen))
@@ -44,6 +46,8 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
         "residual_means": torch.from_numpy(means["residual"]),
         "sae_means": torch.from_numpy(means["sae"]),
     }
+
+    # Our side of the probes, on splits that the oracle is given, too.
     names = [str(labels[n]) for n in chosen]
     tasks = []
     for number, label in enumerate(probing.commonest(names, 8, 16)):
@@ -55,9 +59,13 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
                 order = probing.strongest(columns[of.train], of.y_train, max(KS))
                 found = {str(k): probing.accuracy(columns[:, order[:k]], of) for k in KS}
                 tasks.append({"split": name, "what": what, "strongest": order.tolist(), "accuracy": found})
+
+    # A small SAE of the decoder, for the oracle to judge.
     knobs = knobs_of(params.load("train", dict), {}, {}, rows.layer, auto.size_of(rows.meta))
     small = meta_sae(coder.decoder, knobs, 0, META_STEPS)
     disk.save(folder / "meta", small, config["metadata"])
+
+    # Our numbers.
     test = tensors["test"]
     documents = contexts.rows("test")[1]
     ours = core(coder, rows, documents, np.random.default_rng(0)) or {}
@@ -68,6 +76,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
     numbers["nearest_decoder"] = float(nearest(coder.decoder).mean())
     numbers["nearest_encoder"] = float(nearest(coder.encoder).mean())
     numbers["meta_explained"] = explained(small, coder.decoder)
+
     write_tensors(folder / "tensors.safetensors", tensors)
     write_json(folder / "ours.json", {"numbers": numbers, "tasks": tasks, "layer": rows.layer})
 

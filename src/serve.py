@@ -7,8 +7,8 @@ from pathlib import Path
 from apps.serve.app import Gate, make_app
 from apps.serve.explainer import Explainer, open_explainer
 from apps.serve.listening import config, is_loopback
+from strata import sentences
 from strata.device.machine import Machine, start
-from strata.lm import sentences
 from strata.run.door import BadInput, run, whole_number
 
 

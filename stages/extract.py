@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.select.layers import extracted
+from strata import sentences
 from strata.corpus import read
 from strata.corpus.read import SPLITS
 from strata.device import launch
 from strata.device.machine import Machine, start
 from strata.extraction import documents
 from strata.extraction import extract as extraction
-from strata.lm import sentences
 from strata.lm.model import DTYPES, check_layers, load
 from strata.rows.shards import open_contexts
 from strata.run import params, resume

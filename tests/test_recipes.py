@@ -466,6 +466,15 @@ def test_the_verdict_is_said_at_the_end(dvc: dict[str, Any], capsys: pytest.Capt
     assert "run: 3 of 4 targets pass; layer 0: dead is 0.125, above its max 0.1\n" in capsys.readouterr().out
 
 
+def test_a_run_without_a_report_has_no_verdict(dvc: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    """The scorecard that lies there is of an earlier run."""
+    write_json(Path("reports/scorecard.json"), {"passed": 18, "failed": 0, "targets": []})
+    run_script.main("mine.yaml", "--force", "train@9", "-m", "a note")
+    said = capsys.readouterr().out
+    assert "targets pass" not in said and "run: train@9 ran, and no report" in said
+    assert experiment.parsed(["train@9", "report"]).reports and experiment.parsed(["--force", "-m", "a note"]).reports
+
+
 def test_a_refused_recipe_starts_nothing(dvc: dict[str, Any]):
     Path("wrong.yaml").write_text("train:\n  k: 0\n")
     with pytest.raises(BadInput, match=r"^wrong.yaml:2: train.k is 0"):

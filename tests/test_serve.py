@@ -31,13 +31,13 @@ from apps.serve import app as server
 from apps.serve import listening
 from apps.serve.explainer import Explainer, open_explainer
 from benchmarks import fuzzing
+from strata import sentences
 from strata.corpus.read import SPLITS
 from strata.device.machine import CPU
 from strata.extraction.documents import sentences as embedded
 from strata.formats import npz
 from strata.interpretation.interpret import interpret
 from strata.interpretation.read import open_latents
-from strata.lm import sentences
 from strata.rows.shards import open_activations, open_contexts
 from strata.run.door import BadInput
 from strata.run.files import write_json

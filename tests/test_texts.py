@@ -14,6 +14,7 @@ from test_extract import corpus, knobs
 from tokenizers import processors
 
 from apps.serve.explainer import Explainer
+from strata import sentences
 from strata.extraction.contexts import Layout, fill, tokenise
 from strata.extraction.documents import sentences as embedded
 from strata.extraction.extract import write_contexts
@@ -21,7 +22,6 @@ from strata.interpretation import writers
 from strata.interpretation.explain import answer_prompt, check_room, cut, explanation_prompt, fitted
 from strata.interpretation.explanations import Case, Example
 from strata.inversion.vocabulary import vocabulary
-from strata.lm import sentences
 from strata.lm.anatomy import find_blocks
 from strata.lm.model import LanguageModel, load, wrapped
 from strata.run.door import BadInput

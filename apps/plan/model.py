@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from strata import sentences
 from strata.corpus import read
 from strata.corpus.knobs import LM
-from strata.lm import sentences
 from strata.run.door import BadInput
 from strata.run.resume import main_root
 

@@ -29,15 +29,22 @@ DVCS_OWN = {"-m": "--message", "-C": "--copy-paths", "-j": "--jobs"}  # other op
 class Line:
     """The words of a command line, sorted.
 
-    ``changes``: those of -S. ``rest``: those that only DVC understands. ``elsewhere``: whether the working tree stays
-    as it is, because the experiment runs later, in a folder of its own, or not at all.
+    ``changes``: those of -S. ``stages``: those to which the run is limited; none: the whole pipeline. ``rest``: the
+    stages, and options that only DVC understands. ``elsewhere``: whether the working tree stays as it is, because the
+    experiment runs later, in a folder of its own, or not at all.
     """
 
     changes: list[str]
     name: str | None
     queue: bool
     elsewhere: bool
+    stages: list[str]
     rest: list[str]
+
+    @property
+    def reports(self) -> bool:
+        """Whether the run makes the report anew."""
+        return not self.stages or not {"report", "track"}.isdisjoint(self.stages)
 
 
 def parsed(words: Iterable[str]) -> Line:
@@ -62,11 +69,13 @@ def parsed(words: Iterable[str]) -> Line:
         if ":" in key:
             raise BadUsage(f"{word!r} is of another file than params.yaml, which a recipe does not know")
 
-    rest = [word for word in rest if word not in changes] + ["--dry"] * known.dry + ["--temp"] * known.temp
+    rest = [word for word in rest if word not in changes]
+    stages = [word for word in rest if not word.startswith("-")]
+    rest += ["--dry"] * known.dry + ["--temp"] * known.temp
     for option in DVCS_OWN.values():
         for value in getattr(known, option.removeprefix("--").replace("-", "_")):
             rest += [option, value]
-    return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, rest)
+    return Line(changes, known.name, known.queue, known.queue or known.temp or known.dry, stages, rest)
 
 
 def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
@@ -95,9 +104,13 @@ def run(asked: Asked, line: Line, name: str | None, base: str) -> None:
     if several and not line.queue:
         _start(len(asked.values))
     elif not elsewhere:
-        if verdict := _verdict():
+        if line.reports and (verdict := _verdict()):
             _say(verdict)
-        _say(f"the report is reports/report.html; to go back to the state before: {BACK}")
+        if line.reports:
+            _say("the report is reports/report.html")
+        else:
+            _say(f"{', '.join(line.stages)} ran, and no report: it and summary.json are older, until `dvc repro`")
+        _say(f"to go back to the state before: {BACK}")
 
 
 def _verdict() -> str | None:

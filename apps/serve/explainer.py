@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata import sentences
 from strata.corpus import read
 from strata.device.machine import CPU
 from strata.formats import npz
 from strata.interpretation.read import Latents, interpreted, open_latents
-from strata.lm import sentences
 from strata.lm.model import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
 from strata.pages.readable import explained
 from strata.run.door import BadInput

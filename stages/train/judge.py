@@ -90,6 +90,8 @@ def metadata(
     """
     meta = activations.meta
     origin = (given or {}).get("imported_from")
+
+    # First what SAELens and its kin read; under "strata" what only Strata asks for; at the end where an import is from.
     return {
         "model_name": meta["model"]["name"],
         "hook_name": activations.hook_name,

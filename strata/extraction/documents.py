@@ -17,11 +17,11 @@ from torch import Tensor
 from strata.corpus.read import OWN_VECTORS, SENTENCE, SPLITS, Texts
 from strata.extraction.contexts import Layout, until, write
 from strata.extraction.extract import Corpus, Extract, RowSource, dtype_of, stored
-from strata.lm.sentences import most_tokens, told, unread
 from strata.rows.shards import Contexts
 from strata.rows.spread import FAR, check_norms, far
 from strata.run.door import BadInput
 from strata.run.files import need_disk
+from strata.sentences import most_tokens, told, unread
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

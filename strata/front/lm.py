@@ -10,7 +10,7 @@ import torch
 
 from strata.corpus.knobs import LM
 from strata.corpus.place import find, whole_folder
-from strata.lm.anatomy import weight_of
+from strata.lm.devices import weight_of
 from strata.lm.model import LanguageModel, load
 from strata.run import door
 from strata.run.door import BadInput

@@ -34,10 +34,8 @@ from strata.run.params import Hook
 from strata.tables import arrays
 
 BLOCK = 8192  # rows in memory at a time
-STRETCHES, LONGEST = (
-    100,
-    1024,
-)  # at least so many stretches of rows are shared among the splits, of so many rows at most
+STRETCHES = 100  # at least so many stretches of neighbouring rows are shared among the splits
+LONGEST = 1024  # rows of a stretch at the most
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", *state.SUFFIXES)
 ROWS = f"it must be (rows, numbers): an array, a tensor, a file ({', '.join(SUFFIXES)}), or any number of these"
 Floats = NDArray[np.float32]
@@ -204,10 +202,9 @@ def _parquet(path: Path, key: str | None) -> Iterator[Floats]:
                 raise BadInput(f"{path} has no column {name!r}; it has {', '.join(names)}: name one as key")
             for batch in file.iter_batches(BLOCK, columns=[name]):
                 column = batch.column(0)
-                rows = [] if pa.types.is_nested(column.type) and column.null_count == 0 else None
-                if rows is not None:
-                    rows = column.to_numpy(zero_copy_only=False)
-                if rows is None or len({len(row) for row in rows}) > 1:
+                holds_lists = pa.types.is_nested(column.type) and column.null_count == 0
+                rows = column.to_numpy(zero_copy_only=False) if holds_lists else []
+                if not holds_lists or len({len(row) for row in rows}) > 1:
                     raise BadInput(f"{path}: the column {name!r} does not hold equally long lists of numbers")
                 yield from _blocks(np.stack(list(rows)), None, f"{path}: {name}")
     except (OSError, pa.ArrowException) as error:

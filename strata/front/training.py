@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from strata import auto, defaults, notebook
+from strata import auto, notebook
 from strata.corpus.read import LANGUAGE, OWN_VECTORS
 from strata.front.activations import LayerActivations
 from strata.front.files import save
@@ -17,13 +17,12 @@ from strata.lm.model import LanguageModel
 from strata.measure import controls
 from strata.notebook import Vectors
 from strata.rows import batches
-from strata.run import door, params
+from strata.run import door
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
 from strata.splicing.held_out import held_out
 from strata.training import training
 from strata.training.knobs import Train
-from strata.verdict.targets import settled
 
 LEAST_BATCHES = 8  # of an epoch
 
@@ -89,8 +88,6 @@ def train(
         rows = store(rows, layer, seed=seed)
     elif layer is not None and layer != rows.layer:
         raise BadInput(f"layer is {layer}, but the rows are of layer {rows.layer}; leave it out")
-    if "from" in knobs or "from_" in knobs:
-        raise BadInput("train.from takes an SAE that is there, and trains none; open it with strata.load")
     on = door.device(device)
     batches.check_held_out(rows, "test")
 
@@ -98,23 +95,18 @@ def train(
     trained = rows.split("train")[1] - rows.split("train")[0]
     if "batch_size" not in knobs:
         knobs["batch_size"] = min(1024, 2 ** max(4, (trained // LEAST_BATCHES).bit_length() - 1))
-    named = {name: value for name, value in (("latents", latents), ("k", k), ("epochs", epochs)) if value is not None}
     size = auto.Size(OWN_VECTORS if rows.hook == OWN_VECTORS else LANGUAGE, trained, rows.width)
-    unset = {**dict.fromkeys(auto.TOKENS, auto.AUTO), "from_tune": []}
-    section = auto.train({**defaults.section("train"), **unset, **named, **knobs}, size)
-    settings = params.check(section, Train, "train")
-    targets = settled(defaults.section("targets"), size.kind, settings.k)
+    settings, targets = notebook.settings_of(size, latents, k, epochs, knobs)
 
     fitted = training.train(rows, settings, targets, seed, watch, device=on)
     table = judged(fitted, rows, settings, ce_tokens, on)
     history = pd.DataFrame(fitted.history)
-    verdict = {"test": table[0], "controls": {row["what"]: row for row in table[1:]}}
     origin = {
         "model_name": rows.activations.meta["model"]["name"],
         "hook_name": rows.activations.hook_name,
         "context_size": rows.contexts.meta["context"],
         "training_architecture": settings.rule,
-        "l0": verdict["test"]["l0"],
+        "l0": table[0]["l0"],  # the SAE stands first
     }
     return Fitted(fitted.best, fitted.saes["final"], history, pd.DataFrame(table), settings, origin)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strata.lm.anatomy import gathered, weight_of
+from strata.lm.devices import gathered, weight_of
 from strata.lm.model import LanguageModel, final_states
 
 TOKENS = 8192  # tokens of the vocabulary that are read at a time: 8,192 × 640 × 4 bytes = 21 MB

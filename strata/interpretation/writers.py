@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strata import sentences
 from strata.device.machine import CPU
-from strata.lm import sentences
 from strata.lm.model import LanguageModel
 from strata.run.files import read_json, write_json
 

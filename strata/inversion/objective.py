@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from strata.lm.anatomy import FOREIGN, same, weight_of
+from strata.lm.anatomy import FOREIGN, same
+from strata.lm.devices import weight_of
 from strata.lm.model import Hook, LanguageModel, capture, final_states, forward_until, logits
 from strata.run.door import BadInput
 from strata.sae.sae import SAE

@@ -11,7 +11,6 @@ The same pass tells whether the stream is (context, position, width), whether a 
 whether :func:`logits_of` gives the model's own logits. A model that fails one of these is refused in a sentence.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from strata.lm.devices import device_of
 from strata.run.door import BadInput
 
 if TYPE_CHECKING:
@@ -110,42 +110,6 @@ def find_trunk(model: "PreTrainedModel", blocks: nn.ModuleList) -> nn.Module:
 def _holds(module: nn.Module, blocks: nn.ModuleList) -> bool:
     """Say whether ``blocks`` are in ``module``, at any depth."""
     return any(inner is blocks for inner in module.modules())
-
-
-# --- a model that lies on several devices, as transformers' `device_map` spreads it -----------------------------------
-
-
-def device_of(model: "PreTrainedModel") -> torch.device:
-    """The device where tokens go in: the model's own; of one that is spread over several, the first that computes."""
-    devices = list(dict.fromkeys((getattr(model, "hf_device_map", None) or {}).values()))
-    if len(devices) < 2 and devices != ["disk"]:
-        return model.device
-    computing = [device for device in devices if device not in ("cpu", "disk")]  # these two only keep weights for them
-    return torch.device(computing[0] if computing else "cpu")
-
-
-def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """A parameter of ``module`` itself, with its numbers also where they wait on the disk or in memory."""
-    parameter = getattr(module, name)
-    if not parameter.is_meta:
-        return parameter.detach()
-    spread: Any = module  # accelerate gives it a hook that knows where its weights are
-    return spread._hf_hook.weights_map[name].detach()
-
-
-def gathered(module: nn.Module) -> nn.Module:
-    """A copy of a ``module`` without children that holds its own weights, wherever they lie."""
-    if not hasattr(module, "_hf_hook"):
-        return copy.deepcopy(module)
-    alone = copy.copy(module)
-    for name in ("forward", "_old_forward", "_hf_hook"):  # how accelerate brings weights and inputs to one device
-        alone.__dict__.pop(name, None)
-    weights = {
-        name: None if parameter is None else nn.Parameter(weight_of(module, name).clone(), False)
-        for name, parameter in module._parameters.items()
-    }
-    alone.__dict__.update(_parameters=weights, _buffers=dict(module._buffers))
-    return alone
 
 
 def positions_of(model: "PreTrainedModel") -> int | None:

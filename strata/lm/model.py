@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from strata.lm.anatomy import (
     FOREIGN,
     Anatomy,
-    device_of,
     examine,
     find_blocks,
     find_trunk,
@@ -30,6 +29,7 @@ from strata.lm.anatomy import (
     stream_from,
     stream_into,
 )
+from strata.lm.devices import device_of
 from strata.run import door
 from strata.run.door import BadInput
 from strata.run.params import Hook

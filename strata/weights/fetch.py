@@ -19,10 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from strata import sentences
 from strata.corpus.knobs import LM, check_source
 from strata.corpus.place import find, temporary_folder
 from strata.corpus.read import OWN_VECTORS, SENTENCE
-from strata.lm import sentences
 from strata.lm.model import DTYPES, LanguageModel, final_states, load, logits
 from strata.run.door import BadInput
 from strata.run.files import need_disk, sha256, write_json
