@@ -37,6 +37,7 @@ from strata.inversion.measure import measured
 from strata.inversion.objective import Objective, embedded, states
 from strata.inversion.pictures import drawable
 from strata.inversion.vocabulary import Vocabulary, vocabulary
+from strata.inversion.write import positions
 from strata.lm.model import load
 from strata.run import files, params
 from strata.run.door import BadInput
@@ -133,6 +134,11 @@ def test_a_prefix_stays(source: Source, tmp_path: Path):
     (row,) = invert(source, maxima, knobs(keep_prefix="the cat"), 0, tmp_path)
     for prompt in row["prompts"]:
         assert prompt["text"].startswith("the cat ") and len(prompt["tokens"]) <= TOKENS
+
+    # A soft prompt has a cosine for each token, and those of the prefix are their own embeddings.
+    soft = [prompt["cosines"] for prompt in row["prompts"] if prompt["cosines"]]
+    assert soft and all(cosines[:2] == [1, 1] for cosines in soft)
+    assert len(positions([row])) == sum(len(prompt["tokens"]) for prompt in row["prompts"])
 
 
 def test_no_search_but_one(source: Source, tmp_path: Path):

@@ -29,7 +29,7 @@ UNITS: dict[Kind, tuple[Unit, ...]] = {
 
 
 class LM(Section):
-    """What makes activations. See params.yaml."""
+    """What makes activations: a language model, a sentence model, or none (the vectors come with the corpus)."""
 
     kind: Literal["language", "sentence", "vectors"]
     source: Annotated[str, Field(min_length=1)] | None
@@ -38,7 +38,10 @@ class LM(Section):
 
 
 def check_source(lm: LM) -> None:
-    """Refuse a model without a name, and a name where the kind is vectors, which come from the corpus."""
+    """Refuse a model without a name, and a name where the kind is vectors, which come from the corpus.
+
+    Stage select calls it when it checks all of params.yaml, and so does what fetches the model.
+    """
     if lm.kind == "vectors" and lm.source is not None:
         raise BadInput(
             f"params.yaml: fetch.lm.source is {lm.source}, but with kind vectors it must be null: "
@@ -54,7 +57,9 @@ class Source(Section):
     source: str = Field(min_length=1)
     kind: Kind | Literal["auto"] = "auto"
     documents: int | None = Field(default=None, gt=0)  # how many of its documents are read at the most
-    text: str | None = None  # columns of a table, a hub dataset or a query; text unless given: `text`
+    # Names of the columns of a table, a hub dataset or a query. Without ``text`` the text is in the column "text";
+    # where ``vector`` is named, there need be none.
+    text: str | None = None
     label: str | None = None
     title: str | None = None
     id: str | None = None
@@ -70,7 +75,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _known_knobs(self) -> "Source":
-        """Refuse keys that mean nothing for this kind of source."""
+        """Refuse keys that mean nothing for this kind of source. Kind auto is checked later, when the kind is known."""
         if self.kind != "auto":
             named = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
             if wrong := sorted(named - KNOBS[self.kind]):
@@ -91,7 +96,7 @@ class Corpus(Section):
     min_chars: Annotated[int, Field(ge=0)] | Literal["auto"]
     max_chars: int | None = Field(gt=0)
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None
-    balance: int | Literal["smallest"] | None = Field()
+    balance: int | Literal["smallest"] | None  # documents kept of each label; smallest: as many as the rarest label has
     max_bad_rows: int = Field(ge=0)
     validation: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
@@ -105,7 +110,9 @@ class Corpus(Section):
         if isinstance(self.min_chars, int) and self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is less than min_chars {self.min_chars}")
         if isinstance(self.balance, int) and self.balance < 1:
-            raise ValueError(f"balance {self.balance} keeps nothing; give the documents a label, smallest, or null")
+            raise ValueError(
+                f"balance {self.balance} keeps nothing; write how many documents of a label, smallest or null"
+            )
         return self
 
 
@@ -119,7 +126,8 @@ class Fetch(Section):
 def over(corpus: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
     """Make the section corpus of another text: the keys ``texts`` of interpret.texts replace those of ``corpus``.
 
-    No documents of it are held out, because nothing is trained on it. Raises BadInput where ``texts`` lacks sources.
+    Unless ``texts`` says so, no documents of it are held out, because nothing is trained on it. Raises BadInput where
+    ``texts`` lacks sources.
     """
     if "sources" not in texts:
         raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")

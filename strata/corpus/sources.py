@@ -54,6 +54,7 @@ def resolved(source: Source) -> Source:
     if colon and (name.startswith("//") or prefix == "env"):
         return _as(source, "sql")
 
+    # A name that ends in one of these suffixes and is not there raises BadInput; any other name gives None.
     if path := find(source.source, SUFFIXES):
         return _as(source, _path_kind(path))
     if source.file:
@@ -132,7 +133,7 @@ def facts(source: Source) -> dict[str, Any]:
         folder = find(source.source, SUFFIXES)
         return {**keys, "source": folder.name} if folder else keys
     if source.kind == "sql" and _sqlite(source) is None:
-        return {**keys, "source": database.shown(source.source)}
+        return {**keys, "source": database.shown(source.source)}  # without the password in the URL
 
     path = _file(source)
     name = source.source if source.kind in ("package", "kaggle") else path.name
@@ -233,6 +234,7 @@ def _hub(source: Source) -> Generator[Document, None, None]:
                 {name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream
             )
             yield from columns.documents(rows)
+    # BadInput is none of these: what our own readers refuse passes through with its own sentence.
     except (DatasetsError, HfHubHTTPError, OSError, ValueError, pa.ArrowException) as error:
         raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None
 

@@ -31,12 +31,12 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
         from umap import UMAP
 
-        keep_umap()
+        keep_umap()  # on the disk: the loops that Numba compiles of it
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,
             n_epochs=EPOCHS,
-            init=10 * start / max(float(np.abs(start).max()), 1e-12),
+            init=10 * start / max(float(np.abs(start).max()), 1e-12),  # from -10 to 10
             random_state=seed,
             n_jobs=1,
             precomputed_knn=(order.astype(np.int32), away, None),

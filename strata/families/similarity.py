@@ -70,8 +70,8 @@ class Moments:
             total += np.bincount(latent, w * columns.values.astype(np.float64) ** power, n)
         self.rows += float(weight.sum())
 
-        # The same codes sorted by row. Each entry is numbered first, so that ``entry`` says which of the codes stands
-        # at each place of that order, and ``place`` where each code stands there.
+        # The same codes sorted by row, by sorting their numbers. entry[p] is the number, in the order by latent, of the
+        # code at place p of the order by row. ``place`` is the inverse: code e stands at place[e].
         numbered = (np.arange(len(latent)), columns.rows, columns.starts)
         by_row = csc_array(numbered, shape=(len(weight), n)).tocsr()
         entry = np.asarray(by_row.data, np.intp)
@@ -115,10 +115,10 @@ def _products(starts, rows, place, begins, latents, values, weight, products, bo
                     sums[j, 0] += v * values[entry]
                     sums[j, 1] += w
 
-        row_start = i * (2 * n - i - 1) // 2 - i - 1
+        shift = i * (2 * n - i - 1) // 2 - i - 1  # shift + j is the condensed place of the pair (i, j)
         for j in range(i + 1, n):
-            products[row_start + j] += sums[j, 0]
-            both[row_start + j] += sums[j, 1]
+            products[shift + j] += sums[j, 0]
+            both[shift + j] += sums[j, 1]
 
 
 def unit(rows: Floats) -> Floats:
@@ -143,7 +143,8 @@ def distances(decoder: Floats, profile: Sparse, moments: Moments, weights: Weigh
     n, total_weight = len(decoder), sum(weights.model_dump().values())
     directions, profiles = unit(decoder.astype(np.float32)), unit_sparse(profile)
 
-    # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing.
+    # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing. Weights
+    # are whole numbers, so that rows is at least 1, or 0 where the moments are not needed.
     deviation = np.sqrt(np.maximum(moments.squares - moments.sums**2 / max(moments.rows, 1), 0))
     deviation[deviation <= 1e-6 * np.sqrt(moments.squares)] = 0
     scale = np.divide(1, deviation, out=np.zeros(n), where=deviation > 0)

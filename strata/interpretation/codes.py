@@ -23,6 +23,8 @@ def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> di
     Returns starts (latents + 1,), rows and values (entries,).
     """
     codes_of_blocks = [sae.encode(put(block, device).float()) for block in blocks]
+    # order (entries,): for each place in the order by latent, which entry of the order by row stands there. The rows of
+    # later blocks count on from those before.
     order, starts, rows = joined([codes.pattern for codes in codes_of_blocks]).transposed
     values = torch.cat([codes.values for codes in codes_of_blocks])[order]
     return {"starts": starts.cpu(), "rows": rows.int().cpu(), "values": values.cpu()}

@@ -20,8 +20,9 @@ JUDGED = 2  # swaps of a step for which the whole model runs, where fluency coun
 class Climb:
     """The state of a search.
 
-    ``prompt``: (token,) the best so far. ``h``: of that prompt. ``curve``: pairs of calls so far and h so far.
-    ``judged``: every prompt whose cross-entropy was measured, with its h and its cross-entropy.
+    ``prompt``: (token,) the best so far. ``h``: the latent's value at the last token of that prompt, before any
+    threshold (see `objective.py`). ``curve``: after each step, how often the model had run by then, and h. ``judged``:
+    every prompt whose cross-entropy was measured, with its h and its cross-entropy.
     """
 
     prompt: Tensor
@@ -35,7 +36,8 @@ def greedy(
 ) -> Climb:
     """Climb from ``start`` (token,) on h / scale − ``fluency`` × cross-entropy.
 
-    Only swaps that survive being written as text are tried (see `vocabulary.py`).
+    The scale is the latent's largest activation in the corpus, so that h / scale is about 1 for a good prompt. The
+    cross-entropy is in nats a token. Only swaps that survive being written as text are tried (see `vocabulary.py`).
     """
     climb = Climb(start, float(objective.heights(start[None])))
     predicted = objective.predicted(start) if fluency else None
@@ -80,6 +82,8 @@ def _swaps(
     # (place, vocabulary) what each token promises; never one that is not allowed, or that stands there already.
     gain = promise(objective, objective.slope(prompt)[places])
     if predicted is not None:
+        # predicted[i] is about token i itself, given those before it. A head may have columns for padding, behind the
+        # rows of the table.
         gain = gain / objective.scale + fluency / len(prompt) * predicted[places, : gain.shape[1]]
     gain.masked_fill_(~vocabulary.allowed, -torch.inf)
     gain[torch.arange(len(places)), prompt[places]] = -torch.inf
@@ -96,5 +100,5 @@ def promise(objective: Objective, slope: Tensor) -> Tensor:
 
     The estimate is of first order: it takes h to be as steep everywhere as ``slope`` (place, width) says.
     """
-    rows, stretch = embeddings(objective.lm)
+    rows, stretch = embeddings(objective.lm)  # stretch: what the model multiplies a row by (1, but not in Gemma 3)
     return (slope.to(rows.dtype) @ rows.T).float() * stretch

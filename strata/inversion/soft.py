@@ -62,8 +62,8 @@ class Drift:
     """The path of one start.
 
     ``prompt``: (token,) the best prompt on the way. ``h``: of that prompt, −∞ if none survived. ``cosines``: (token,)
-    of its tokens with the embeddings that they were nearest to. ``end``: (free position, width) the last embeddings.
-    ``curve``: pairs of calls so far and best h so far.
+    of its tokens with the embeddings that they were nearest to; 1 for tokens of the prefix, which are their own.
+    ``end``: (free position, width) the last embeddings. ``curve``: pairs of calls so far and best h so far.
     """
 
     prompt: Tensor
@@ -86,6 +86,7 @@ def soft(objective: Objective, table: Table, starts: Tensor, knobs: Soft) -> lis
     The nearest tokens of every step are a candidate for the best prompt. The prefix and what stands before it stay as
     they are. Returns one drift for each start.
     """
+    # Starts begin with the prefix, and `embedded` puts BOS in front of it: these 1 + fixed positions never move.
     fixed = len(table.vocabulary.prefix)
     opening, free = embedded(objective.lm, starts).split([1 + fixed, starts.shape[1] - fixed], dim=1)
 
@@ -124,6 +125,7 @@ def _terms(
     whole = torch.cat([opening, read.to(opening.dtype)], dim=1)
 
     if knobs.fluency:
+        # predicting[:, i] predicts token i (BOS is not counted): cut to (start, free position, width).
         h, predicting = objective.with_predictions(whole)
         loss = knobs.fluency * fluency(objective, table, p, near, predicting[:, opening.shape[1] - 1 :])
     else:
@@ -176,17 +178,22 @@ def fluency(objective: Objective, table: Table, p: Tensor, near: Tensor, predict
     ``predicting``: (start, position, width) the final states of the positions before them.
     """
     q, choices = soft_tokens(table, p, near)
+    # One start at a time, because `logits` takes (row, width): (position, vocabulary) each.
     scores = [logits(objective.lm, states).float() for states in predicting]
     log_p = torch.stack([score[:, choices] - score.logsumexp(1, keepdim=True) for score in scores])
     return -(q * log_p).sum(-1).mean(1)
 
 
 def _land(vocabulary: Vocabulary, drifts: list[Drift], calls: int, tokens: Tensor, cosines: Tensor, h: Tensor) -> None:
-    """Keep the nearest tokens of each start where they beat its best prompt and survive (see `vocabulary.py`).
+    """Keep the nearest tokens of each start where they beat its best prompt and survive being written as text.
+
+    They survive if they are the same tokens when that text is read again (see `vocabulary.py`).
 
     ``tokens`` and ``cosines``: (start, free position). ``h``: (start,). ``calls``: how many calls were made so far.
     """
-    prompts = torch.cat([vocabulary.prefix.expand(len(tokens), -1), tokens], dim=1)
+    prefix = vocabulary.prefix.expand(len(tokens), -1)  # (start, prefix)
+    prompts = torch.cat([prefix, tokens], dim=1)
+    cosines = torch.cat([torch.ones_like(prefix, dtype=cosines.dtype), cosines], dim=1)  # (start, token)
     heights = torch.where(vocabulary.survive(prompts), h, -torch.inf).tolist()
     for drift, prompt, height, token_cosines in zip(drifts, prompts, heights, cosines, strict=True):
         if height > drift.h:

@@ -27,7 +27,10 @@ from strata.verdict.targets import Targets, penalty
 
 
 def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
-    """Return the same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``."""
+    """Return the same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``.
+
+    ``blocks`` is called several times, and begins anew each time.
+    """
     return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
 
 
@@ -89,6 +92,7 @@ def train(
         reconstruct = settled(sae, rows).reconstruct
         measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
 
+        # A rule with a price has paid for its l0 in it: then only the dead ones are added.
         price = price_of(rule, sae, validation(rows), scale)
         cost = penalty(measured["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
         return Judgement(measured["fvu"], measured["l0"], measured["fvu"] + cost)
@@ -112,6 +116,7 @@ def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> fl
     total, rows = 0.0, 0
     for x in blocks:
         codes = sae.encode(x.float())
+        # The unit is the variance of the whole block on the training scale, so that the price is a share of it.
         price = rule.price(codes.values * scale.factor, codes.pattern, x.numel() * scale.variance)
         if price is None:
             return None
@@ -140,5 +145,6 @@ def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor,
             f"and activations have {shape[1]} numbers"
         )
 
+    # In float64: where rows lie far from 0, b and W μ are large, and may cancel.
     rows, bias = rows.to(scale.mean.device), bias.to(scale.mean.device)
     return rows, (scale.factor * (bias.double() + rows.double() @ scale.mean.double())).float()

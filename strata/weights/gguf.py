@@ -40,6 +40,7 @@ def unpack(path: Path, folder: Path) -> None:
         try:
             config = AutoConfig.from_pretrained(**where)
             bar.update()
+            # If the tokenizer's type is said, transformers need not read the config from the file once more.
             known = config.model_type in TOKENIZER_MAPPING_NAMES
             tokenizer = AutoTokenizer.from_pretrained(
                 **where, **({"tokenizer_type": config.model_type} if known else {})
