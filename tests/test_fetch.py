@@ -320,11 +320,26 @@ def test_auto_tells_sources_apart(given: dict[str, Any], kind: str) -> None:
         ),
         ({"source": "a.csv", "kind": "table", "split": "x"}, r"split means nothing for a\.csv"),
         ({"source": "a.csv", "colour": "x"}, r"sources\.0\.colour is not a known key"),
+        (
+            {"source": "owner/name", "kind": "kaggle", "file": "a.csv", "revision": "1", "unit": "line"},
+            r"unit means nothing for a\.csv of owner/name, which is a table",
+        ),
+        (
+            {"source": "owner/name", "kind": "kaggle", "file": "a.txt.gz", "revision": "1", "label": "l"},
+            r"label means nothing for a\.txt\.gz of owner/name, which is plain text",
+        ),
     ],
 )
 def test_a_wrong_source_is_one_sentence(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         build(tmp_path / "out", given)
+
+
+def test_a_table_in_a_txt_is_read_as_a_table(tmp_path: Path) -> None:
+    """The kind that the user names wins over the suffix."""
+    table = written(tmp_path / "data.txt", "id\ttext\tlabel\n7\tone two\tA\n8\tthree four\tB\n")
+    source = sources.resolved(sources.Source(**table, kind="table", separator="\t", label="label", id="id"))
+    assert [(row.text, row.label) for row in sources.documents(source)] == [("one two", "A"), ("three four", "B")]
 
 
 # From documents to a corpus.

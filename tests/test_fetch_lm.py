@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,26 @@ def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(b"\x80\x02 a pickle")
     with pytest.raises(BadInput, match=r"cut\.gguf is not a GGUF file"):
         lm.fetch(model(cut), tmp_path / "lm")
+
+
+def test_a_gguf_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    """Three headers of one pair, a key and a value, that a reader would stumble over."""
+
+    def header(key: bytes, kind: int, value: bytes) -> bytes:
+        return (
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+        )
+
+    nested = struct.pack("<IQ", 9, 1) * 3000 + struct.pack("<IQ", 4, 0)  # an array of an array of …
+    damaged = {
+        "its alignment is 0": header(b"general.alignment", 4, struct.pack("<I", 0)),
+        "an array of its header has 9223372036854775807 numbers": header(b"a", 9, struct.pack("<IQ", 4, 2**63 - 1)),
+        "maximum recursion depth": header(b"a", 9, nested),
+    }
+    for reason, content in damaged.items():
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(BadInput, match=rf"bad\.gguf is damaged: {reason}"):
+            check(tmp_path / "bad.gguf")
 
 
 def test_a_wrong_model_is_one_sentence(tmp_path: Path, gpt2: Path) -> None:

@@ -1,5 +1,6 @@
 """The section fetch of params.yaml."""
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -64,7 +65,7 @@ class Source(Section):
     title: str | None = None
     id: str | None = None
     vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
-    blob: Blob | None = None  # numbers of a vector that is a BLOB; None: float32, if that fits
+    blob: Blob | None = None  # the type of the numbers in a BLOB; None: float32, an error if they look like another's
     query: str | None = None  # of a database
     separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
     unit: Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)
@@ -80,6 +81,12 @@ class Source(Section):
             named = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
             if wrong := sorted(named - KNOBS[self.kind]):
                 raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
+            if self.kind == "kaggle" and self.file:
+                text = ".txt" in PurePath(self.file.lower()).suffixes[-2:]  # also data.txt.gz
+                unused = {*COLUMNS, "separator"} if text else {"unit"}
+                if wrong := sorted(named & unused):
+                    what = "plain text" if text else "a table"
+                    raise ValueError(f"{wrong[0]} means nothing for {self.file} of {self.source}, which is {what}")
             units = UNITS.get(self.kind)
             if self.unit and units and self.unit not in units:
                 raise ValueError(f"unit is {self.unit}, but a document of {self.source} is a {' or a '.join(units)}")
@@ -95,12 +102,12 @@ class Corpus(Section):
     documents: int | None = Field(gt=0)
     min_chars: Annotated[int, Field(ge=0)] | Literal["auto"]
     max_chars: int | None = Field(gt=0)
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None  # Jaccard overlap; None: keep all
     balance: int | Literal["smallest"] | None  # documents kept of each label; smallest: as many as the rarest label has
-    max_bad_rows: int = Field(ge=0)
+    max_bad_rows: int = Field(ge=0)  # rows without a usable vector that are left out; more: an error
     validation: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
-    stratify: bool
+    stratify: bool  # the same shares within every label
 
     @model_validator(mode="after")
     def _possible(self) -> "Corpus":

@@ -54,7 +54,8 @@ def resolved(source: Source) -> Source:
     if colon and (name.startswith("//") or prefix == "env"):
         return _as(source, "sql")
 
-    # A name that ends in one of these suffixes and is not there raises BadInput; any other name gives None.
+    # `find` raises BadInput where nothing is there and the name looks like a path: it has one of these suffixes, or
+    # begins with ".", "/" or "~". Any other name gives None.
     if path := find(source.source, SUFFIXES):
         return _as(source, _path_kind(path))
     if source.file:
@@ -118,7 +119,8 @@ def _all(source: Source) -> Generator[Document, None, None]:
         return mediawiki.documents(path, source.unit == "paragraph")
     if source.kind == "array":
         return vectors.rows(path, source.vector, source.id, source.text, source.label)
-    if source.kind == "text" or lines.kind(path) == ".txt":
+    # A Kaggle dataset's file says by its suffix what it is: a .txt is plain text, everything else a table.
+    if source.kind == "text" or (source.kind == "kaggle" and lines.kind(path) == ".txt"):
         return tables.text_documents(path, source.unit or "paragraph")
     return tables.documents(path, _columns(source, path.name), source.separator)
 
@@ -224,7 +226,7 @@ def _hub(source: Source) -> Generator[Document, None, None]:
             stream = datasets.load_dataset(
                 str(place), source.config, split=split, revision=source.revision, streaming=True
             )
-            if stream.column_names:  # else they are known from the first row on, and columns.documents checks that
+            if stream.column_names:  # None where a row must be read first; then columns.documents checks that row
                 columns.check(stream.column_names)
                 stream = stream.select_columns(sorted(set(columns.named.values())))
 

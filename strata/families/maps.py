@@ -31,7 +31,7 @@ def layout(vectors: Floats, near: Near | None, knobs: Map, seed: int) -> Floats:
         warnings.simplefilter("ignore")  # umap says that it cannot place new points, and that a seed costs threads
         from umap import UMAP
 
-        keep_umap()  # on the disk: the loops that Numba compiles of it
+        keep_umap()  # Numba keeps UMAP's compiled loops on the disk, else each process compiles them for 5 s
         model = UMAP(
             n_neighbors=knobs.neighbours,
             min_dist=knobs.spread,

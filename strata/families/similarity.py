@@ -70,8 +70,8 @@ class Moments:
             total += np.bincount(latent, w * columns.values.astype(np.float64) ** power, n)
         self.rows += float(weight.sum())
 
-        # The same codes sorted by row, by sorting their numbers. entry[p] is the number, in the order by latent, of the
-        # code at place p of the order by row. ``place`` is the inverse: code e stands at place[e].
+        # Sort the same codes by row: a matrix whose values are the codes' numbers 0, 1, 2 … goes from CSC to CSR. Then
+        # entry[p] is the number of the code at place p of the order by row; ``place`` is the inverse.
         numbered = (np.arange(len(latent)), columns.rows, columns.starts)
         by_row = csc_array(numbered, shape=(len(weight), n)).tocsr()
         entry = np.asarray(by_row.data, np.intp)
@@ -143,8 +143,8 @@ def distances(decoder: Floats, profile: Sparse, moments: Moments, weights: Weigh
     n, total_weight = len(decoder), sum(weights.model_dump().values())
     directions, profiles = unit(decoder.astype(np.float32)), unit_sparse(profile)
 
-    # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing. Weights
-    # are whole numbers, so that rows is at least 1, or 0 where the moments are not needed.
+    # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing. Rows
+    # have whole weights, so that moments.rows is at least 1, or 0 where the moments are not needed.
     deviation = np.sqrt(np.maximum(moments.squares - moments.sums**2 / max(moments.rows, 1), 0))
     deviation[deviation <= 1e-6 * np.sqrt(moments.squares)] = 0
     scale = np.divide(1, deviation, out=np.zeros(n), where=deviation > 0)

@@ -23,10 +23,12 @@ def steer(
 ) -> Iterator[None]:
     """Inside the block every pass of ``lm``, also each step of ``generate``, runs with latents changed.
 
-    ``sae``: an SAE, or what :func:`strata.train`, merge or load gives. ``changes``: latent -> ``strata.Set(value)``,
-    ``Scale(factor)`` or ``Add(strength)`` of its code. ``hook``: the place in the layer, "resid_post", "resid_pre",
-    "mlp_out" or "attn_out". ``at``: ``"all"`` tokens but special ones, the ``"last"``, or positions. What the SAE does
-    not explain of an activation stays in it, unless ``replace`` splices the reconstruction in.
+    ``lm``: what :func:`strata.load_lm` gives, or a model of transformers'. ``sae``: an SAE, or what
+    :func:`strata.train`, merge or load gives. ``changes``: latent -> ``strata.Set(value)``, ``Scale(factor)`` or
+    ``Add(strength)`` of its code. ``hook``: the place in the layer, "resid_post", "resid_pre",
+    "mlp_out" or "attn_out". ``at``: ``"all"`` tokens but special ones, the ``"last"``, or a list of positions in the
+    prompt (0: its first real token, -1: its last). What the SAE does not explain of an activation stays in it, unless
+    ``replace`` splices the reconstruction in.
 
     >>> with strata.steer(lm, sae, {42: strata.Set(100.0)}, layer=6):                     # doctest: +SKIP
     ...     ids = lm.model.generate(**lm.tokenizer("The city of", return_tensors="pt"), max_new_tokens=20)

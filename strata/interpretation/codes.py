@@ -20,11 +20,10 @@ from strata.sae.sae import SAE
 def encode(sae: SAE, blocks: Iterable[Tensor], device: torch.device = CPU) -> dict[str, Tensor]:
     """Encode all rows of ``blocks``, (rows, width) each, and order the codes by latent.
 
-    Returns starts (latents + 1,), rows and values (entries,).
+    Returns starts (latents + 1,), rows and values (entries,). Rows count from 0, the first row of the first block.
     """
     codes_of_blocks = [sae.encode(put(block, device).float()) for block in blocks]
-    # order (entries,): for each place in the order by latent, which entry of the order by row stands there. The rows of
-    # later blocks count on from those before.
+    # The codes come row by row. ``order`` (entries,) is the permutation that sorts them by latent.
     order, starts, rows = joined([codes.pattern for codes in codes_of_blocks]).transposed
     values = torch.cat([codes.values for codes in codes_of_blocks])[order]
     return {"starts": starts.cpu(), "rows": rows.int().cpu(), "values": values.cpu()}
@@ -46,7 +45,7 @@ def write_codes(
 
             if resume.whole(folder / name):
                 with safe_open(folder / name, "pt") as file:
-                    values = file.get_tensor("values")
+                    values = file.get_tensor("values")  # counted below, and the largest is taken
             else:
                 tensors = encode(sae, activations.blocks(first, end), device)
                 values = tensors["values"]

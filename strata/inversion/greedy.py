@@ -22,7 +22,7 @@ class Climb:
 
     ``prompt``: (token,) the best so far. ``h``: the latent's value at the last token of that prompt, before any
     threshold (see `objective.py`). ``curve``: after each step, how often the model had run by then, and h. ``judged``:
-    every prompt whose cross-entropy was measured, with its h and its cross-entropy.
+    every swap whose cross-entropy was measured, with its h and its cross-entropy; the start is not among them.
     """
 
     prompt: Tensor
@@ -82,8 +82,8 @@ def _swaps(
     # (place, vocabulary) what each token promises; never one that is not allowed, or that stands there already.
     gain = promise(objective, objective.slope(prompt)[places])
     if predicted is not None:
-        # predicted[i] is about token i itself, given those before it. A head may have columns for padding, behind the
-        # rows of the table.
+        # predicted[i] is about token i itself, given those before it. Divided by the length, because the cross-entropy
+        # is a mean over tokens. A head may have columns for padding, behind the rows of the table: they are cut off.
         gain = gain / objective.scale + fluency / len(prompt) * predicted[places, : gain.shape[1]]
     gain.masked_fill_(~vocabulary.allowed, -torch.inf)
     gain[torch.arange(len(places)), prompt[places]] = -torch.inf
@@ -100,5 +100,5 @@ def promise(objective: Objective, slope: Tensor) -> Tensor:
 
     The estimate is of first order: it takes h to be as steep everywhere as ``slope`` (place, width) says.
     """
-    rows, stretch = embeddings(objective.lm)  # stretch: what the model multiplies a row by (1, but not in Gemma 3)
+    rows, stretch = embeddings(objective.lm)  # stretch: what the model multiplies a row by (1 in most models)
     return (slope.to(rows.dtype) @ rows.T).float() * stretch

@@ -55,7 +55,7 @@ def check_embeddings(lm: LanguageModel, tokens: Tensor) -> None:
 
 
 def embeddings(lm: LanguageModel) -> tuple[Tensor, float]:
-    """Return the model's table (vocabulary, width), and the factor of a row when looked up: 1 except in Gemma 3."""
+    """Return the model's table (vocabulary, width), and the factor of a row when looked up: 1 in most models."""
     layer = lm.model.get_input_embeddings()
     assert isinstance(layer.weight, Tensor)
     scale = torch.as_tensor(getattr(layer, "embed_scale", 1.0))

@@ -125,11 +125,13 @@ def _terms(
     whole = torch.cat([opening, read.to(opening.dtype)], dim=1)
 
     if knobs.fluency:
-        # predicting[:, i] predicts token i (BOS is not counted): cut to (start, free position, width).
+        # predicting: (start, prefix + free position, width). Entry i is the state that predicts token i, where BOS does
+        # not count. The cut leaves (start, free position, width).
         h, predicting = objective.with_predictions(whole)
         loss = knobs.fluency * fluency(objective, table, p, near, predicting[:, opening.shape[1] - 1 :])
     else:
         h, loss = objective.preactivations(whole), torch.zeros(len(p), device=p.device)
+    # The objective has counted the forward pass. This counts the backward pass that follows in `soft`.
     objective.calls += BACKWARD * len(p)
 
     if knobs.distance:

@@ -44,7 +44,9 @@ def train(
     save_every: float = 60.0,
     device: torch.device = CPU,
 ) -> Fitted:
-    """Train on the training rows. The validation rows choose the checkpoint and settle batchtopk's threshold.
+    """Train on the training rows.
+
+    The validation rows choose the checkpoint, and settle the threshold of batchtopk and matryoshka.
 
     ``work``: a folder for the state of an unfinished training. A state that lies there is continued, and a new one is
     written every ``save_every`` seconds.
@@ -92,7 +94,7 @@ def train(
         reconstruct = settled(sae, rows).reconstruct
         measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
 
-        # A rule with a price has paid for its l0 in it: then only the dead ones are added.
+        # A price covers l0 already: then the targets add what dead latents cost, and no more.
         price = price_of(rule, sae, validation(rows), scale)
         cost = penalty(measured["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
         return Judgement(measured["fvu"], measured["l0"], measured["fvu"] + cost)
@@ -116,7 +118,7 @@ def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> fl
     total, rows = 0.0, 0
     for x in blocks:
         codes = sae.encode(x.float())
-        # The unit is the variance of the whole block on the training scale, so that the price is a share of it.
+        # The unit: rows × width × the variance of an element over the training rows. So a price is a share, as fvu is.
         price = rule.price(codes.values * scale.factor, codes.pattern, x.numel() * scale.variance)
         if price is None:
             return None
@@ -132,6 +134,7 @@ def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor,
 
     Raises BadInput where there is no such file, or its bytes or its ``shape`` (latent, width) are others.
     """
+    # A queued experiment of DVC runs in a copy; main_root() is the user's own checkout.
     path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.is_file()), None)
     if path is None:
         raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is no file")

@@ -63,7 +63,11 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 class _Reader(gguf.GGUFReader):
-    """gguf's reader on a plain array. It slices once a token, and a slice of a memmap costs three times as much."""
+    """gguf's reader on a plain array.
+
+    The reader sets its ``data`` to a memmap, and slices it once for each token of the vocabulary. A slice of a memmap
+    costs three times as much as one of a plain array, which the setter below makes of it.
+    """
 
     @property
     def data(self) -> np.ndarray:
@@ -94,6 +98,8 @@ def check(path: Path) -> int:
             raise BadInput(f"{path.name} is truncated: its {size} bytes end inside the header") from None
         except KeyError as error:
             raise BadInput(f"{path.name} is damaged, or of a newer GGUF format: it holds a type {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path.name} is damaged: {error}") from None
     if size < end:
         raise BadInput(f"{path.name} is truncated: it has {size} bytes, and its tensors end at {end}")
     return sum(elements for elements, _, _ in tensors)
@@ -114,6 +120,8 @@ def _tensors(file: BinaryIO) -> tuple[list[tuple[int, int, int]], int]:
         value = _value(file, _read(file, "<I")[0])
         if key == b"general.alignment" and isinstance(value, int):
             alignment = value
+    if alignment < 1:
+        raise ValueError(f"its alignment is {alignment}")
 
     # Of each tensor: its name, its dimensions, its type, and its offset.
     infos = []
@@ -135,6 +143,8 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
     inner, count = _read(file, "<IQ")
     if inner in SCALARS:
+        if count > 2**32:  # more than any vocabulary, and than a file can be wound forward
+            raise ValueError(f"an array of its header has {count} numbers")
         file.seek(count * struct.calcsize(f"<{SCALARS[inner]}"), os.SEEK_CUR)
     else:
         for _ in range(count):
