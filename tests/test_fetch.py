@@ -335,6 +335,27 @@ def test_a_wrong_source_is_one_sentence(tmp_path: Path, given: dict[str, Any], s
         build(tmp_path / "out", given)
 
 
+def test_a_pinned_dataset_is_not_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder `imdb` lies here. A revision means the hub's imdb, but the package datasets would read the folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb" / "train.csv").write_text("text\nours\n")
+    for name in ("imdb", "hub:imdb"):
+        with pytest.raises(BadInput, match="imdb is a folder here, and a folder has no revision"):
+            list(sources.documents(sources.resolved(sources.Source(source=name, revision="abc"))))
+    local = sources.resolved(sources.Source(source="imdb"))
+    assert [row.text for row in sources.documents(local)] == ["ours"]
+
+
+def test_a_sum_of_splits_is_read_by_our_own_reader(tmp_path: Path) -> None:
+    """pandas would turn 007 into 7."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"id,text\n007,of {split}\n")
+    source = sources.resolved(sources.Source(source=str(tmp_path), id="id", split="train+test"))
+    rows = list(sources.documents(source))
+    assert [(row.title, row.text) for row in rows] == [("007", "of train"), ("007", "of test")]
+
+
 def test_a_table_in_a_txt_is_read_as_a_table(tmp_path: Path) -> None:
     """The kind that the user names wins over the suffix."""
     table = written(tmp_path / "data.txt", "id\ttext\tlabel\n7\tone two\tA\n8\tthree four\tB\n")

@@ -167,10 +167,12 @@ def test_a_gguf_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
         "its alignment is 0": header(b"general.alignment", 4, struct.pack("<I", 0)),
         "an array of its header has 9223372036854775807 numbers": header(b"a", 9, struct.pack("<IQ", 4, 2**63 - 1)),
         "maximum recursion depth": header(b"a", 9, nested),
+        "it is of GGUF version 1, or its numbers": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
+        "it is of GGUF version 50331648, or its numbers are big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     }
     for reason, content in damaged.items():
         (tmp_path / "bad.gguf").write_bytes(content)
-        with pytest.raises(BadInput, match=rf"bad\.gguf is damaged: {reason}"):
+        with pytest.raises(BadInput, match=rf"bad\.gguf cannot be read: {reason}"):
             check(tmp_path / "bad.gguf")
 
 

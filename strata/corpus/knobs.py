@@ -1,6 +1,5 @@
 """The section fetch of params.yaml."""
 
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -65,7 +64,8 @@ class Source(Section):
     title: str | None = None
     id: str | None = None
     vector: str | None = None  # the column, or array of an .npz, with vectors, for fetch.lm.kind: vectors
-    blob: Blob | None = None  # the type of the numbers in a BLOB; None: float32, an error if they look like another's
+    # The type of the numbers in a BLOB. None: float32, but an error if they look like another type, e.g. float64.
+    blob: Blob | None = None
     query: str | None = None  # of a database
     separator: str | None = Field(default=None, min_length=1, max_length=1)  # of a CSV; None: found out
     unit: Unit | None = None  # a document of a .txt file (None: a paragraph) or of an article (None: a section)
@@ -81,12 +81,6 @@ class Source(Section):
             named = {name for name in set().union(*KNOBS.values()) if getattr(self, name) is not None}
             if wrong := sorted(named - KNOBS[self.kind]):
                 raise ValueError(f"{wrong[0]} means nothing for {self.source}, which is of the kind {self.kind}")
-            if self.kind == "kaggle" and self.file:
-                text = ".txt" in PurePath(self.file.lower()).suffixes[-2:]  # also data.txt.gz
-                unused = {*COLUMNS, "separator"} if text else {"unit"}
-                if wrong := sorted(named & unused):
-                    what = "plain text" if text else "a table"
-                    raise ValueError(f"{wrong[0]} means nothing for {self.file} of {self.source}, which is {what}")
             units = UNITS.get(self.kind)
             if self.unit and units and self.unit not in units:
                 raise ValueError(f"unit is {self.unit}, but a document of {self.source} is a {' or a '.join(units)}")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from strata.corpus import database, lines, mediawiki, tables, vectors
 from strata.corpus.document import Document
-from strata.corpus.knobs import Kind, Source
+from strata.corpus.knobs import COLUMNS, Kind, Source
 from strata.corpus.place import find
 from strata.run.door import BadInput
 from strata.run.files import sha256
@@ -27,6 +27,7 @@ PACKAGES = {
     )
 }
 SUFFIXES = {*tables.SUFFIXES, *lines.PACKED, *vectors.SUFFIXES, *database.SUFFIXES, ".txt", ".xml"}
+FOLDER = "{0} is a folder here, and a folder has no revision; remove the key, or, for the hub's {0}, rename the folder"
 
 
 def resolved(source: Source) -> Source:
@@ -57,7 +58,10 @@ def resolved(source: Source) -> Source:
     # `find` raises BadInput where nothing is there and the name looks like a path: it has one of these suffixes, or
     # begins with ".", "/" or "~". Any other name gives None.
     if path := find(source.source, SUFFIXES):
-        return _as(source, _path_kind(path))
+        kind = _path_kind(path)
+        if kind == "hub" and source.revision:
+            raise BadInput(FOLDER.format(source.source))
+        return _as(source, kind)
     if source.file:
         return _as(source, "kaggle")
     if source.revision:
@@ -132,7 +136,7 @@ def facts(source: Source) -> dict[str, Any]:
     """
     keys = source.model_dump(exclude_none=True)
     if source.kind == "hub":
-        folder = find(source.source, SUFFIXES)
+        folder = _hub_folder(source)
         return {**keys, "source": folder.name} if folder else keys
     if source.kind == "sql" and _sqlite(source) is None:
         return {**keys, "source": database.shown(source.source)}  # without the password in the URL
@@ -205,9 +209,21 @@ def _local(source: Source) -> Path:
     return path
 
 
+def _hub_folder(source: Source) -> Path | None:
+    """Find the local folder in the hub's layout; None for a dataset of the hub itself, which has a revision.
+
+    Raises BadInput where a folder has a revision: the package datasets would read it in place of the hub's dataset.
+    """
+    if source.revision is None:
+        return find(source.source, SUFFIXES)
+    if Path(source.source).is_dir():
+        raise BadInput(FOLDER.format(source.source))
+    return None
+
+
 def _hub(source: Source) -> Generator[Document, None, None]:
     """Stream a dataset of the hub, or of a local folder in the hub's layout; read nothing past the last document."""
-    folder = find(source.source, SUFFIXES)
+    folder = _hub_folder(source)
     if folder is None and source.revision is None:
         raise BadInput(f"{source.source} is a hub dataset, which changes with time: pin its revision")
     import datasets  # half a second, and only this source needs it
@@ -242,8 +258,9 @@ def _hub(source: Source) -> Generator[Document, None, None]:
 
 
 def _csv_files(place: str, config: str | None, split: str) -> list[str]:
-    """List the files of a split of a local dataset if they are CSV, for our own reader; else none.
+    """List the files of a ``split`` of a local dataset if they are CSV, for our own reader; else none.
 
+    ``split`` may be a sum, as `train+test`; with a part that does not exist, datasets finds the words for the error.
     The package datasets reads CSV by pandas, which turns 007 into 7 and NA into nothing, and moves the values of a line
     that is too long under other names. A dataset whose card gives the types of its columns is left to it all the same.
     """
@@ -253,7 +270,8 @@ def _csv_files(place: str, config: str | None, split: str) -> list[str]:
     builder = datasets.load_dataset_builder(place, config)
     if not isinstance(builder, Csv) or builder.info.features is not None:
         return []
-    return list((builder.config.data_files or {}).get(split, []))
+    by_split, parts = builder.config.data_files or {}, [part.strip() for part in split.split("+")]
+    return [file for part in parts for file in by_split[part]] if all(part in by_split for part in parts) else []
 
 
 @contextmanager
@@ -281,6 +299,11 @@ def _kaggle(source: Source) -> Path:
         raise BadInput(
             f"{source.source} is a Kaggle dataset: it needs a file, and the number of its version as revision"
         )
+    is_text = lines.kind(Path(source.file)) == ".txt"
+    unused = ("separator", *COLUMNS) if is_text else ("unit",)
+    if wrong := [name for name in unused if getattr(source, name) is not None]:
+        what = "plain text" if is_text else "a table"
+        raise BadInput(f"{wrong[0]} means nothing for {source.file} of {source.source}, which is {what}")
     import kagglehub
     from kagglehub import exceptions
 

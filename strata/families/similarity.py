@@ -24,6 +24,9 @@ from strata.interpretation.read import Columns
 from strata.sae.engine.compiled import njit
 
 BLOCK = 512  # latents whose cosines with all others are in memory at a time
+# A code whose deviation is below this share of its root mean square counts as constant: sums in float32 cannot tell its
+# correlations from rounding.
+CONSTANT = 3e-3
 Floats = NDArray[Any]
 Sparse = Any  # a csr_array, which is typed too loosely to be read from
 
@@ -146,7 +149,7 @@ def distances(decoder: Floats, profile: Sparse, moments: Moments, weights: Weigh
     # Standard deviations, up to a factor that cancels; 0 for a constant code, which correlates with nothing. Rows
     # have whole weights, so that moments.rows is at least 1, or 0 where the moments are not needed.
     deviation = np.sqrt(np.maximum(moments.squares - moments.sums**2 / max(moments.rows, 1), 0))
-    deviation[deviation <= 1e-6 * np.sqrt(moments.squares)] = 0
+    deviation[deviation <= CONSTANT * np.sqrt(moments.squares)] = 0
     scale = np.divide(1, deviation, out=np.zeros(n), where=deviation > 0)
 
     out = np.empty(pairs(n), np.float32)

@@ -63,7 +63,8 @@ class Drift:
 
     ``prompt``: (token,) the best prompt on the way. ``h``: of that prompt, −∞ if none survived. ``cosines``: (token,)
     of its tokens with the embeddings that they were nearest to; 1 for tokens of the prefix, which are their own.
-    ``end``: (free position, width) the last embeddings. ``curve``: pairs of calls so far and best h so far.
+    ``end``: (free position, width) the last embeddings. ``curve``: after each step, the calls of all starts together so
+    far, and the best h of this start so far.
     """
 
     prompt: Tensor

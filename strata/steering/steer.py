@@ -113,7 +113,8 @@ def steer(
 
     - "all": all tokens of the prompt, and all that are generated;
     - "last": the last real token of each pass, and so all that are generated;
-    - a list: positions in the prompt, counted from its first real token, or, below 0, back from its last one.
+    - a list: positions in the prompt, where padding does not count: 0 is the first token (BOS, if there is one), -1
+      the last.
 
     Padding on either side is not changed where an attention mask marks it. Special tokens are changed only if their
     positions are named.

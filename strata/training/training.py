@@ -89,7 +89,10 @@ def train(
 
     @torch.inference_mode()
     def judge(sae: SAE, dead: float) -> Judgement:
-        """Score an epoch's SAE: its fvu plus what it pays for l0, by its rule or by the targets, and for ``dead``."""
+        """Score an epoch's SAE: its fvu, plus what it pays for l0 (by its rule or the targets) and for dead latents.
+
+        ``dead``: their share, 0 to 1.
+        """
         rows = knobs.validation_rows
         reconstruct = settled(sae, rows).reconstruct
         measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
@@ -118,7 +121,8 @@ def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> fl
     total, rows = 0.0, 0
     for x in blocks:
         codes = sae.encode(x.float())
-        # The unit: rows × width × the variance of an element over the training rows. So a price is a share, as fvu is.
+        # Codes and variance are on the training scale. The unit is rows × width × variance, so that a price is a share
+        # of the variance, as fvu is.
         price = rule.price(codes.values * scale.factor, codes.pattern, x.numel() * scale.variance)
         if price is None:
             return None

@@ -24,6 +24,7 @@ from strata.run.files import need_disk
 # Number of a type in the GGUF format, version 2 and 3 -> format by which struct reads a value of it.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+VERSIONS = (2, 3)  # of the format; version 1 counts in 32 bits
 MOST = 2**24  # bytes that one entry of a header may take
 QUANT_SIZES = {kind.value: sizes for kind, sizes in GGML_QUANT_SIZES.items()}  # elements and bytes of a block
 
@@ -99,7 +100,7 @@ def check(path: Path) -> int:
         except KeyError as error:
             raise BadInput(f"{path.name} is damaged, or of a newer GGUF format: it holds a type {error}") from None
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path.name} is damaged: {error}") from None
+            raise BadInput(f"{path.name} cannot be read: {error}") from None
     if size < end:
         raise BadInput(f"{path.name} is truncated: it has {size} bytes, and its tensors end at {end}")
     return sum(elements for elements, _, _ in tensors)
@@ -111,7 +112,9 @@ def _tensors(file: BinaryIO) -> tuple[list[tuple[int, int, int]], int]:
     ``file`` is read from behind the letters GGUF. The gguf package's own reader makes an object of each of a million
     tokens, which takes ten seconds.
     """
-    _version, tensors, pairs = _read(file, "<IQQ")
+    version, tensors, pairs = _read(file, "<IQQ")
+    if version not in VERSIONS:
+        raise ValueError(f"it is of GGUF version {version}, or its numbers are big-endian; versions 2 and 3 are read")
 
     # Key-value pairs, of which only the alignment is needed.
     alignment = 32
