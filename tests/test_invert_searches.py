@@ -1,5 +1,6 @@
 """The searches of invert: what is planted is found, and every penalty does what it says."""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +186,44 @@ def test_a_penalty_has_a_gradient(source: Source, words: Vocabulary, name: str):
             found = softly.fluency(objective, table, p, near, predicting)
     (gradient,) = torch.autograd.grad(found.sum(), p)
     assert found.shape == (2,) and (gradient.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["repetition", "fluency"])
+def test_a_penalty_of_a_start_does_not_depend_on_the_others(source: Source, words: Vocabulary, name: str):
+    table, starts = softly.table_of(words), without_sun(words, 3)
+    opening, p = embedded(source.lm, starts).split([1, TOKENS], 1)
+    p = p + 0.1 * torch.randn(p.shape, generator=generator(0))
+
+    def penalties(several: slice) -> torch.Tensor:
+        _, near = table.near(p[several], softly.NEAR)
+        if name == "repetition":
+            return softly.repetition(table, p[several], near)
+        objective = objective_of(source)
+        _, predicting = objective.with_predictions(torch.cat([opening[several], p[several]], 1))
+        return softly.fluency(objective, table, p[several], near, predicting)
+
+    torch.testing.assert_close(penalties(slice(1)), penalties(slice(3))[:1])
+
+
+def test_soft_tokens_count_each_token_once(words: Vocabulary):
+    """Two positions, near to the tokens 1 and 2 and to 2 and 3: q is a distribution over three tokens."""
+    table = softly.table_of(words)
+    near = torch.tensor([[[1, 2], [2, 3]]])
+    q, choices = softly.soft_tokens(table, table.rows(near[..., 0]), near)
+    assert choices.tolist() == [[1, 2, 2, 3]] and q[..., 2].tolist() == [[0, 0]]
+    cosines = torch.nn.functional.cosine_similarity(table.rows(torch.tensor([1, 2])), table.rows(torch.tensor([3, 3])))
+    torch.testing.assert_close(q.sum(-1), torch.ones(1, 2))
+    logits = (q[0, :, 3] / q[0, torch.arange(2), torch.arange(2)]).log()  # of token 3 against the position's own
+    torch.testing.assert_close(logits, (cosines - 1) / softly.TEMPERATURE, rtol=1e-4, atol=1e-4)
+
+
+def test_only_allowed_tokens_are_near(words: Vocabulary):
+    table = softly.table_of(words)
+    allowed = torch.zeros_like(words.allowed)
+    allowed[[1, 2, 3]] = True
+    few = dataclasses.replace(table, vocabulary=dataclasses.replace(words, allowed=allowed))
+    _, near = few.near(table.rows(torch.tensor([[5, 6]])), softly.NEAR)
+    assert near.shape == (1, 2, 3) and set(near.flatten().tolist()) == {1, 2, 3}
 
 
 def test_random_search_has_as_many_calls_and_one_stream(source: Source, words: Vocabulary):

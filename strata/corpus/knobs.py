@@ -92,7 +92,7 @@ class Source(Section):
 class Corpus(Section):
     """Which text, how much of it, and how it is split. See params.yaml."""
 
-    sources: Annotated[list[Source], EachOnce] = Field(min_length=1)
+    sources: Annotated[list[Source], EachOnce] = Field(min_length=1)  # none of them twice
     documents: int | None = Field(gt=0)
     min_chars: Annotated[int, Field(ge=0)] | Literal["auto"]
     max_chars: int | None = Field(gt=0)
@@ -125,10 +125,11 @@ class Fetch(Section):
 
 
 def over(corpus: dict[str, Any], texts: dict[str, Any]) -> dict[str, Any]:
-    """Make the section corpus of another text: the keys ``texts`` of interpret.texts replace those of ``corpus``.
+    """Make the section corpus of another text.
 
-    Unless ``texts`` says so, no documents of it are held out, because nothing is trained on it. Raises BadInput where
-    ``texts`` lacks sources.
+    ``corpus``: the section fetch.corpus. ``texts``: the section interpret.texts, whose keys replace those of
+    ``corpus``. Unless ``texts`` says so, no documents of it are held out, because nothing is trained on it. Raises
+    BadInput where ``texts`` lacks sources.
     """
     if "sources" not in texts:
         raise BadInput("params.yaml: interpret.texts lacks sources; for the training text write null")

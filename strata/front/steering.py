@@ -24,13 +24,14 @@ def steer(
     """Inside the block every pass of ``lm``, also each step of ``generate``, runs with latents changed.
 
     ``lm``: what :func:`strata.load_lm` gives, or a model of transformers'. ``sae``: an SAE, or what
-    :func:`strata.train`, merge or load gives. ``changes``: latent -> ``strata.Set(value)``, ``Scale(factor)`` or
-    ``Add(strength)`` of its code. ``hook``: the place in the layer, "resid_post", "resid_pre", "mlp_out" or "attn_out".
+    :func:`strata.train`, merge or load gives. ``changes``: latent -> ``strata.Set(value)`` or ``Add(strength)``, in the
+    units of its code, or ``Scale(factor)``, which multiplies the code. ``hook``: the place in the layer, "resid_post",
+    "resid_pre", "mlp_out" or "attn_out".
 
-    ``at``: ``"all"`` tokens but special ones, also those that are generated; ``"last"``: the last token of each pass,
-    and so each that is generated; or a list of positions in the prompt, where padding does not count (0: the first
-    token, which is BOS if there is one; -1: the last). What the SAE does not explain of an activation stays in it,
-    unless ``replace`` splices the reconstruction in.
+    ``at``: ``"all"`` tokens but special ones, also those that are generated; ``"last"``: the last token of each pass
+    that is not padding, and so each that is generated, unless it is special; or a list of positions in the prompt,
+    where padding does not count (0: the first token, which is BOS if there is one; -1: the last). What the SAE does not
+    explain of an activation stays in it, unless ``replace`` splices the reconstruction in.
 
     >>> with strata.steer(lm, sae, {42: strata.Set(100.0)}, layer=6):                     # doctest: +SKIP
     ...     ids = lm.model.generate(**lm.tokenizer("The city of", return_tensors="pt"), max_new_tokens=20)

@@ -34,8 +34,9 @@ def write_codes(
 ) -> tuple[list[dict[str, Any]], float]:
     """Write `codes/shard-*.safetensors` in ``folder``, one for each shard of activations.
 
-    A shard that is already there and whole is not computed again. Memory holds the codes of one shard. Returns what
-    meta.json says of the shards, and the largest code of any latent, 0 if none is active.
+    In a file, rows count from 0, the first row of the shard. A shard that is there and whole is not computed again.
+    Memory holds the codes of one shard. Returns what meta.json says of the shards, and the largest code of any latent,
+    0 if none is active.
     """
     size, largest, shards = activations.meta["shard_rows"], 0.0, []
     with tqdm(total=activations.rows, desc="encode", unit=" rows", disable=None) as bar:

@@ -12,7 +12,7 @@ repetition  mean overlap of two positions' soft tokens, Σ q q′
 fluency     mean cross-entropy of the soft tokens under the model, −Σ q log P, in nats
 
 A position's soft token q is a distribution: the softmax of its cosines / TEMPERATURE with the tokens that are near to
-any position.
+any position of the same start. h is what the latent reads at the last token, before any threshold (see `Objective`).
 """
 
 from dataclasses import dataclass
@@ -44,12 +44,14 @@ class Table:
     stretch: float
 
     def near(self, p: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Find the ``count`` allowed tokens that are nearest to each of ``p`` (start, position, width).
+        """Find the ``count`` allowed tokens that are nearest to each of ``p`` (start, position, width), or all of them.
 
         Returns cosines and token ids, (start, position, count) each, the nearest first.
         """
         cosines = (normalize(p, dim=-1).to(self.weight.dtype) @ self.weight.T).float() / self.norm
-        nearest = cosines.masked_fill_(~self.vocabulary.allowed, -2).topk(min(count, len(self.norm)))
+        nearest = cosines.masked_fill_(~self.vocabulary.allowed, -2).topk(
+            min(count, int(self.vocabulary.allowed.sum()))
+        )
         return nearest.values, nearest.indices
 
     def rows(self, tokens: Tensor) -> Tensor:
@@ -63,8 +65,8 @@ class Drift:
 
     ``prompt``: (token,) the best prompt on the way. ``h``: of that prompt, −∞ if none survived. ``cosines``: (token,)
     of its tokens with the embeddings that they were nearest to; 1 for tokens of the prefix, which are their own.
-    ``end``: (free position, width) the last embeddings. ``curve``: after each step, the calls of all starts together so
-    far, and the best h of this start so far.
+    ``end``: (free position, width) the last embeddings. ``curve``: after each step, the calls of the objective so far,
+    and the best h of this start so far.
     """
 
     prompt: Tensor
@@ -169,10 +171,17 @@ def _pairs(square: Tensor) -> Tensor:
 
 
 def soft_tokens(table: Table, p: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the soft tokens q (start, position, choice), and the ids of the tokens that are the choices (choice,)."""
-    choices = near.unique()
-    cosines = normalize(p, dim=-1) @ normalize(table.rows(choices), dim=-1).T
-    return (cosines / TEMPERATURE).softmax(-1), choices
+    """Compute the soft tokens q (start, position, choice), and the tokens that are the choices (start, choice).
+
+    The choices of a start are the tokens near to any of its positions. One that is near to several is listed as often,
+    and counts once: the others have no part in q.
+    """
+    choices = near.flatten(1).sort(1).values
+    repeats = torch.zeros_like(choices, dtype=torch.bool)
+    repeats[:, 1:] = choices[:, 1:] == choices[:, :-1]
+
+    cosines = normalize(p, dim=-1) @ normalize(table.rows(choices), dim=-1).mT
+    return (cosines / TEMPERATURE).masked_fill(repeats[:, None], -torch.inf).softmax(-1), choices
 
 
 def fluency(objective: Objective, table: Table, p: Tensor, near: Tensor, predicting: Tensor) -> Tensor:
@@ -181,10 +190,14 @@ def fluency(objective: Objective, table: Table, p: Tensor, near: Tensor, predict
     ``predicting``: (start, position, width) the final states of the positions before them.
     """
     q, choices = soft_tokens(table, p, near)
+
     # One start at a time, because `logits` takes (row, width): (position, vocabulary) each.
-    scores = [logits(objective.lm, states).float() for states in predicting]
-    log_p = torch.stack([score[:, choices] - score.logsumexp(1, keepdim=True) for score in scores])
-    return -(q * log_p).sum(-1).mean(1)
+    cross_entropy = []
+    for start_q, start_choices, states in zip(q, choices, predicting, strict=True):
+        scores = logits(objective.lm, states).float()
+        log_p = scores[:, start_choices] - scores.logsumexp(1, keepdim=True)
+        cross_entropy.append(-(start_q * log_p).sum(-1).mean())
+    return torch.stack(cross_entropy)
 
 
 def _land(vocabulary: Vocabulary, drifts: list[Drift], calls: int, tokens: Tensor, cosines: Tensor, h: Tensor) -> None:

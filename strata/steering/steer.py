@@ -112,7 +112,7 @@ def steer(
     ``changes``: maps a latent to what becomes of its code. ``at``: the positions that are changed:
 
     - "all": all tokens of the prompt, and all that are generated;
-    - "last": the last real token of each pass, and so all that are generated;
+    - "last": the last token of each pass that is not padding, and so all that are generated;
     - a list: positions in the prompt, where padding does not count: 0 is the first token (BOS, if there is one), -1
       the last.
 

@@ -97,7 +97,7 @@ def train(
         reconstruct = settled(sae, rows).reconstruct
         measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
 
-        # A price covers l0 already: then the targets add what dead latents cost, and no more.
+        # Where the rule has a price, it stands in for the target of l0. Then the targets add what dead latents cost.
         price = price_of(rule, sae, validation(rows), scale)
         cost = penalty(measured["l0"], dead, targets) if price is None else price + penalty(None, dead, targets)
         return Judgement(measured["fvu"], measured["l0"], measured["fvu"] + cost)
@@ -121,8 +121,8 @@ def price_of(rule: Rule, sae: SAE, blocks: Iterable[Tensor], scale: Scale) -> fl
     total, rows = 0.0, 0
     for x in blocks:
         codes = sae.encode(x.float())
-        # Codes and variance are on the training scale. The unit is rows × width × variance, so that a price is a share
-        # of the variance, as fvu is.
+        # Codes and variance are on the training scale. `price` divides by the unit, rows × width × variance: a price is
+        # a share of the variance, as fvu is.
         price = rule.price(codes.values * scale.factor, codes.pattern, x.numel() * scale.variance)
         if price is None:
             return None
