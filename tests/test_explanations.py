@@ -338,6 +338,12 @@ def test_an_explanation_that_cannot_be_read_is_counted_and_not_scored(planted):
         ("<think>maybe dates?</think>\n months", "months"),
         ("one two three four five six seven eight", "one two three four five six seven eight"),
         ("one two three four five six seven eight nine", None),
+        ("'s possessive endings\"", "'s possessive endings"),
+        ("'names of cities'", "names of cities"),
+        ('.py file names"', ".py file names"),
+        ('"of" before names"', '"of" before names'),
+        ('"months', "months"),
+        ('<br> and <div>"', "<br> and <div>"),
         ("[explanation]", None),
         ("<1-8 words>", None),
         ("...", None),
@@ -353,7 +359,7 @@ def test_explanations_are_read(reply, text):
     [
         ("7", 7), (" 10\n", 10), ("0.", 0), ("3.5 or so", 3.5), ("yes", 10), ("No, it is not", 0), ("**8**", 8),
         ("8/10", 8), ("11", None), ("-3", None), ("nothing", None), ("not 3", None), ("", None), ("NaN", None),
-        ("1e9", None),
+        ("1e9", None), ("5,000", None), ("\u22125", None), ("5, I think", 5), ("5.", 5),
     ],
 )  # fmt: skip
 def test_answers_are_read(reply, number):
@@ -363,9 +369,14 @@ def test_answers_are_read(reply, number):
 
 def test_prompts_of_documents_say_how_much():
     active = [Example(["A cat\nsleeps."], [4.0]), Example(["Dogs."], [1.0])]
-    prompt = explanation_prompt(Case(3, active, [Example(["Bread."], [0.0])], []))
+    prompt = explanation_prompt(Case(3, active, [Example(["Bread."], [0.0])], [], documents=True))
     assert "1. A cat sleeps. (10)\n2. Dogs. (2)\nSilent:\n1. Bread." in prompt
     assert "<<" not in prompt and "embedding model" in prompt and "1 to 8 words" in prompt
+
+
+def test_a_window_of_one_token_is_no_document():
+    prompt = explanation_prompt(Case(3, [Example([" York"], [4.0])], [], []))
+    assert "<< York>>" in prompt and "embedding model" not in prompt
 
 
 def test_prompts_mark_what_is_active():

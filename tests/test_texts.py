@@ -200,7 +200,7 @@ def test_examples_are_left_out_until_a_prompt_fits():
 
 def test_long_documents_are_cut_before_any_is_left_out():
     documents = [Example([" ".join(f"w{n}" for n in range(400))], [1.0 + i]) for i in range(4)]
-    case = Case(3, documents, documents[:2], [])
+    case = Case(3, documents, documents[:2], [], documents=True)
     shown = fitted(case, fits_of(600))
     assert len(shown.active) == 4 and len(shown.silent) == 2
     assert {len(example.text.split()) for example in [*shown.active, *shown.silent]} <= {50, 100}

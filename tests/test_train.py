@@ -235,6 +235,56 @@ def test_other_first_directions(planted: Activations):
     assert nearest["data"] > 0.9 > nearest["kaiming"]
 
 
+def bury(model: Autoencoder, y: torch.Tensor, k: int, generator: torch.Generator) -> None:
+    """A start after which all latents but the first ATOMS cannot fire."""
+    model.b_enc.data[ATOMS:] = -1e3
+
+
+@pytest.mark.parametrize("skip_outliers", [False, True])
+def test_latents_silent_from_the_first_step_are_dead_after_one_epoch(planted: Activations, skip_outliers: bool):
+    """Half of the latents cannot fire: their share is told at the end of epoch 1, and paid for by its checkpoint."""
+    plan = knobs(rule="topk", latents=2 * ATOMS, epochs=2, auxk=0.0, wake=0.0, skip_outliers=skip_outliers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Autoencoder, "start", bury)
+        fitted = training.train(planted, plan, TARGETS, 0)
+    first, second = (row for row in fitted.history if "score" in row)
+    assert first["validation_dead"] >= 0.5 and second["validation_dead"] >= 0.5
+    assert first["score"] > first["validation_fvu"] + 1  # targets: dead at most 10 %
+
+
+def test_silent_latents_begin_anew_after_the_first_epoch(planted: Activations, monkeypatch: pytest.MonkeyPatch):
+    """Those that never fired are resampled at the end of epoch 1; at the end of the last one nothing is."""
+    resampled = []
+    original = Autoencoder.resample
+
+    def count(model: Autoencoder, run: Any, dead: torch.Tensor, generator: torch.Generator) -> None:
+        resampled.append(len(dead))
+        original(model, run, dead, generator)
+
+    monkeypatch.setattr(Autoencoder, "start", bury)
+    monkeypatch.setattr(Autoencoder, "resample", count)
+    plan = knobs(rule="topk", latents=2 * ATOMS, epochs=2, auxk=0.0, wake=0.0, resample_every=1)
+    training.train(planted, plan, TARGETS, 0)
+    assert len(resampled) == 1 and resampled[0] >= ATOMS
+
+
+def test_validation_rows_that_do_not_vary_are_said(planted: Activations):
+    class Flat:
+        """The planted rows, of which the first 16 validation rows are all the same."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(planted, name)
+
+        def blocks(self, first: int, end: int, rows: int = 4096):
+            start, _ = planted.split("validation")
+            for block in planted.blocks(first, end, rows):
+                yield torch.cat([block[:1].expand(16, -1), block[16:]])[: len(block)] if first == start else block
+
+    with pytest.raises(BadInput, match=r"the first 16 validation rows are all the same; raise train\.validation_rows"):
+        training.train(Flat(), knobs(validation_rows=16), TARGETS, 0)  # pyright: ignore[reportArgumentType]
+
+
 def test_learning_rate_by_hand():
     plan = knobs(lr=1.0, warmup=0.1, decay_from=0.5, decay="linear")
     assert [learning_rate(step, 100, plan) for step in (0, 10, 49, 50, 75, 99)] == pytest.approx(

@@ -106,6 +106,10 @@ def test_a_knob_is_a_number_a_whole_number_or_a_choice():
     [
         ({"space": {}}, "tune.space: it is empty; name at least one knob of train, e.g. lr: "),
         ({"space": {"learning_rate": [1, 2]}}, "tune.space: 'learning_rate' is no knob of train; lr, k, latents, "),
+        (
+            {"space": {"encoder": [None, {"file": "e.npz", "sha256": "0"}]}},
+            "tune.space: encoder cannot be tuned: it is a file",
+        ),
         ({"space": {"epochs": [1, 2]}}, "tune.space: epochs cannot be tuned: tune.epochs says how long a trial is"),
         ({"space": {"rule": {"min": 1, "max": 2}}}, "tune.space: rule has a range, but is no number; give a list of"),
         ({"space": {"rule": ["topk", "bottomk"]}}, "tune.space: rule may be 'bottomk', but it should be 'topk', "),
@@ -268,6 +272,24 @@ def test_trials_that_fail_say_why(rows: Activations):
     refused = attempt(rows, base, {"latents": 16, "k": 20}, knobs(), TARGETS, 0)
     assert refused["score"] is None and refused["curve"] == []
     assert refused["reason"] == "train: k is 20, more than the 16 latents of the dictionary; lower k"
+
+
+def test_a_score_that_is_not_finite_is_a_failure(rows: Activations, monkeypatch: pytest.MonkeyPatch):
+    judged = {"score": math.inf, "fvu": math.inf, "fvu_inlier": math.inf, "l0": 1.0, "dead": 0.0}
+    monkeypatch.setattr("strata.tuning.trial.judge", lambda sae, activations, targets: judged)
+    failed = attempt(rows, first(), {}, knobs(), TARGETS, 0)
+    assert failed["score"] is None and failed["reason"] == "training diverged: the error on the validation rows is inf"
+
+
+def test_a_range_without_the_value_of_params_yaml_begins_elsewhere():
+    """resample_every is null in train, which no range holds; a list of choices may."""
+    point = {"resample_every": None}
+    ranged = Search(knobs(space={"resample_every": {"min": 1, "max": 4}}), 0, point)
+    assert ranged.first is None and ranged.ask()["resample_every"] in (1, 2, 3, 4)
+    listed = Search(knobs(space={"resample_every": [None, 1]}), 0, point)
+    assert listed.ask() == {"resample_every": None}
+    listed.tell(0.0)  # the logarithm of a score has a floor
+    assert math.isfinite(listed.told[0][1])
 
 
 def test_tuning_for_real_is_written_and_repeats_bit_for_bit(rows: Activations, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Train small SAEs for evaluate: on rows in memory, with train's knobs except those that the rows need otherwise."""
+"""Train small SAEs for evaluate on rows in memory: with train's knobs, except those in PLAIN and in ``changes``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,8 @@ from strata.verdict.targets import Targets
 PLAIN = {
     "encoder": None, "decoder_activation": "identity", "micro_batches": 1, "skip_outliers": False, "keep_every": None,
 }  # fmt: skip
-FREE = params.check({"enforce": False, "l0": {"min": 0.0}}, Targets, "targets")  # fvu alone chooses the checkpoint
+# No target costs anything: fvu chooses the checkpoint, with the price of those rules that have one.
+FREE = params.check({"enforce": False, "l0": {"min": 0.0}}, Targets, "targets")
 
 
 def train(

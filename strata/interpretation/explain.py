@@ -94,7 +94,7 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
         lm = load(folder or source, dtype, device, local_files_only=True)
 
         # Replies are kept by the fingerprint, so it has to differ when the weights differ.
-        weights = sorted(folder.glob("*.safetensors")) if folder else []
+        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder else []
         fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
 
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
@@ -150,7 +150,7 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
 def fitted(case: Case, fits: Fits) -> Case:
     """Shorten a case until the writer has room for the question about it.
 
-    First, documents of more than LONG words are halved, the longest first. Then examples are left out, the weakest
+    First, texts of more than LONG words are halved, the longest first. Then examples are left out, the weakest
     active one or the last silent one. In the end the one example that is left is halved.
     Raises BadInput if there is not even room for the question and one example.
     """
@@ -204,18 +204,17 @@ def explanation_prompt(case: Case) -> str:
     """Write the question what a latent stands for.
 
     The prompt holds a worked example, then the case: its active texts, with the active tokens marked, and its silent
-    texts. A text that is one piece is a whole document and has no tokens to mark: only the strength stands behind it.
+    texts. A whole document has no tokens to mark: only the strength stands behind it.
     """
     most = max((max(example.values) for example in case.active), default=0.0)
-    documents = bool(case.active) and all(len(example.pieces) == 1 for example in case.active)
-    show = _with_strength if documents else _with_marks
+    show = _with_strength if case.documents else _with_marks
     active = [f"{i}. {show(example, most)}" for i, example in enumerate(case.active, 1)]
     silent = [f"{i}. {_on_one_line(example.text)}" for i, example in enumerate(case.silent, 1)]
 
     question = (
         "A hidden unit of an embedding model is active on some texts and silent on others. After each active one "
         f"stands how much, from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the active texts have in common. "
-        if documents
+        if case.documents
         else "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>, and "
         f"the strongest are listed with their activation from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the "
         "marked tokens have in common. "
@@ -223,7 +222,7 @@ def explanation_prompt(case: Case) -> str:
     lines = [
         question + "Reply with these words alone.",
         "",
-        *(SOLVED_DOCUMENTS if documents else SOLVED),
+        *(SOLVED_DOCUMENTS if case.documents else SOLVED),
         "",
         "Active:",
         *active,
@@ -281,21 +280,34 @@ def read_explanation(reply: str) -> str | None:
     """
     lines = [line for line in _without_thinking(reply).splitlines() if line.strip()]
     text = re.sub(r"^\W*(explanation|answer|in common)\s*:", "", lines[0] if lines else "", flags=re.I)
-    text = _unquoted(re.sub(r"^\s*1[.)]\s+", "", text).strip(" \t'`*.")).strip(" \t'`*.")
-    placeholder = re.fullmatch(r"[\[<(].*[\])>]", text)
+    text = _unquoted(_bare(re.sub(r"^\s*1[.)]\s+", "", text)))
+    placeholder = re.fullmatch(r"[\[<(][^\[\]<>()]*[\])>]", text)
     return text if 1 <= len(text.split()) <= WORDS and re.search(r"\w", text) and not placeholder else None
 
 
+def _bare(text: str) -> str:
+    """Remove the spaces, asterisks and backticks around a text, full stops behind it, and a pair of single quotes."""
+    text = text.strip(" \t`*").rstrip(" \t`*.")
+    return _bare(text[1:-1]) if len(text) > 2 and text[0] == text[-1] == "'" else text
+
+
 def _unquoted(text: str) -> str:
-    """Remove the quotes around a text; or, where it only closes the quotation that the prompt began, what follows."""
+    """Remove the quotes around a text. If their number is odd, one belongs to the quotation that the prompt began.
+
+    So `months" and so on` becomes `months`, `"of" before names"` becomes `"of" before names`, and `"months` loses the
+    quote in front.
+    """
     if text.count('"') % 2:
-        return text[1:] if text.startswith('"') else text.rpartition('"')[0]
-    return text[1:-1] if text.count('"') == 2 and text[0] == text[-1] == '"' else text
+        text = text[1:] if text.startswith('"') and not text.endswith('"') else text.rpartition('"')[0]
+    elif text.count('"') == 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    return _bare(text)
 
 
 def read_strength(reply: str) -> float:
     """Return the number from 0 to 10 that a reply begins with. "yes" counts as 10 and "no" as 0; NaN for all else."""
-    match = re.match(r"[^\w-]*(yes\b|no\b|\d+(?:\.\d+)?(?![\w.]*\d))", _without_thinking(reply), flags=re.I)
+    number = r"\d+(?:\.\d+)?(?![\w.,]*\d)"  # not the 5 of 5,000, of 5e9, or of 5.1.2
+    match = re.match(rf"[^\w−-]*(yes\b|no\b|{number})", _without_thinking(reply), flags=re.I)
     if not match:
         return np.nan
 

@@ -198,13 +198,15 @@ class Case:
     """A latent to explain.
 
     ``active`` and ``silent``: windows that the explainer sees. ``scored``: windows that it judges. The windows that it
-    sees and those that it judges share no document.
+    sees and those that it judges share no document. ``documents``: each is a whole document, of which an embedding
+    model makes one vector, and has no tokens to mark.
     """
 
     latent: int
     active: Sequence[Example]
     silent: Sequence[Example]
     scored: Sequence[Example]
+    documents: bool = False
 
     @property
     def truth(self) -> NDArray[np.float64]:
@@ -257,6 +259,7 @@ def case(
         active=examples(halves.shown, strongest_windows),
         silent=examples(halves.shown, silent_windows),
         scored=examples(halves.scored, judged),
+        documents=halves.bags is not None,
     )
 
 

@@ -185,9 +185,9 @@ def check_origin(latents: Latents, shape: tuple[int, int], model: dict[str, Any]
 def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: str) -> dict[int, float]:
     """Choose latents, and return {latent: its largest code on all text}.
 
-    ``wanted``: the latents, or how many. If it is a number, those ``ranked`` come first, then the ones that the filters
-    kept by falling importance, then the others likewise; dead ones are left out. ``where``: the key of params.yaml that
-    holds ``wanted``, for messages. Raises BadInput for a latent that does not exist, is dead or is named twice.
+    ``wanted``: the latents, or how many. If it is a number, living latents are taken in this order: those ``ranked``,
+    those that the filters kept, the rest; the last two groups by falling importance. ``where``: the key of params.yaml
+    that holds ``wanted``, for messages. Raises BadInput for a latent that does not exist, is dead or is named twice.
     """
     table = latents.table("statistics", ["latent", "max", "importance", "dead", "kept"])
     assert table is not None, "interpret always writes it"

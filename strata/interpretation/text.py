@@ -42,7 +42,7 @@ class Text:
 
     @cached_property
     def document_rows(self) -> NDArray[np.int64]:
-        """(documents,) how many rows each document of the corpus has; 0 for a document that was not read."""
+        """(largest document with rows + 1,) how many rows each document of the corpus has; 0 for one without."""
         return np.bincount(self.document, np.diff(self.starts)).astype(np.int64)
 
     @cached_property
@@ -114,7 +114,7 @@ def read_text(contexts: Contexts, work: Path, window: int) -> Text:
     segment = np.lib.format.open_memmap(work / "segment.npy", "w+", np.int32, shape)
 
     file_contexts = contexts.meta["file_contexts"]
-    total = max(end for _, end in contexts.meta["contexts"].values())
+    total = max(end for _, end in contexts.meta["contexts"].values())  # of each split: its first context, and its end
     parts = []  # of each file: first row, context, position and document of its segments
     rows, segments = 0, 0  # read so far
     for first in range(0, total, file_contexts):

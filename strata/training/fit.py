@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from strata.device import launch
 from strata.run import resume
+from strata.run.door import BadInput
 from strata.sae.sae import SAE
 from strata.training.trainer import Step, Trainer, learning_rate
 
@@ -138,6 +139,11 @@ def _end_epoch(
     keep_every = trainer.knobs.keep_every
     sae, dead = trainer.folded(), trainer.asleep()
     judgement = judge(sae, dead)
+    if not math.isfinite(judgement.score):
+        raise BadInput(
+            f"training diverged in epoch {epoch}: the error on the validation rows is {judgement.fvu}; lower train.lr "
+            f"({trainer.knobs.lr})"
+        )
 
     # The last epoch's SAE is `final` already.
     kept = bool(keep_every) and epoch % (keep_every or 1) == 0 and trainer.done < trainer.steps

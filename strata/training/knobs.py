@@ -83,7 +83,7 @@ class Train(Section):
     wake: float = Field(ge=0)
     resample_every: int | None = Field(gt=0)
     log_every: int = Field(gt=0, le=10**9)
-    validation_rows: int = Field(gt=0, le=10**12)
+    validation_rows: int = Field(gt=1, le=10**12)  # one row alone does not vary
     keep_every: int | None = Field(gt=0)
     ce_tokens: int = Field(ge=0, le=10**9)
     from_tune: Annotated[list[str], EachOnce]

@@ -101,7 +101,7 @@ class Trainer:
         update(model, self.optimizer, knobs.clip)
 
         # Note which latents fired, and help those that have not for long.
-        self.silent += len(y)
+        self.silent += knobs.batch_size  # also where outliers were left out of the batch, so that an epoch counts whole
         self.silent[fired] = 0
         if knobs.wake and not model.frozen:
             model.wake(self._dead(), knobs.wake)
@@ -219,7 +219,7 @@ class Trainer:
 
         ``run``: the pass of the step just taken. The limit is one epoch, whatever ``dead_after`` says.
         """
-        dead = (self.silent > self.epoch_tokens).nonzero().flatten()
+        dead = (self.silent >= self.epoch_tokens).nonzero().flatten()
         if not len(dead):
             return
 
@@ -228,7 +228,8 @@ class Trainer:
         if launch.rank() == 0:
             # done counts the step already, so the next step draws the same random numbers, for another purpose.
             self.model.resample(run, dead, self.generator())
-        # length, ‖v‖ of each decoder row v/‖v‖, is a buffer: it changes too, but the optimiser has no moments of it.
+        # model.length holds ‖v‖, where a decoder row is v/‖v‖ (update.py). It changes, too, but the optimiser has no
+        # moments of it.
         launch.broadcast(*(parameter.detach() for parameter in changed), self.model.length)
 
         for parameter in changed:
@@ -242,7 +243,7 @@ class Trainer:
 
     def asleep(self) -> float:
         """Return the share of latents that were silent for the last epoch's tokens."""
-        return float((self.silent > self.epoch_tokens).float().mean())
+        return float((self.silent >= self.epoch_tokens).float().mean())
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that :meth:`restore` needs, as tensors by name.

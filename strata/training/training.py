@@ -96,6 +96,8 @@ def train(
         rows = knobs.validation_rows
         reconstruct = settled(sae, rows).reconstruct
         measured = quality.reconstruction(reconstruct, validation(rows), scale.factor, activations.median_norm)
+        if measured["fvu"] is None:
+            raise BadInput(f"the first {rows} validation rows are all the same; raise train.validation_rows")
 
         # Where the rule has a price, it stands in for the target of l0. Then the targets add what dead latents cost.
         price = price_of(rule, sae, validation(rows), scale)

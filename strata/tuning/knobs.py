@@ -14,6 +14,7 @@ FIXED = {
     "epochs": "tune.epochs says how long a trial is",
     "from_tune": "it is no knob of a training",
     "from_": "it is no knob of a training",
+    "encoder": "it is a file",
     "groups": "it is a list",
     "micro_batches": "it is chosen for the number of processes",
     "log_every": "it changes no result",

@@ -17,7 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from strata.tuning.knobs import Range, Tune, ends
 
-WORST = 10.0  # the largest score that is told, also for failures: fvu 1, and all latents dead
+# The least and the largest score that are told. The largest is also that of a failure: fvu 1, and 9 for all latents
+# dead where 10 % may be.
+BEST, WORST = 1e-9, 10.0
 MODELS = {"gp": "GP", "forest": "ET"}
 DIGITS = 3  # significant digits of a proposed number
 CANDIDATES = 2000  # points whose expected improvement is computed; the best few are then improved by gradient
@@ -56,7 +58,7 @@ class Search:
         self.names = list(tune.space)
         self.space = Space(dimensions(tune))
         point = None if first is None else [first[name] for name in self.names]
-        self.first = point if point is not None and point in self.space else None
+        self.first = point if point is not None and self._holds(point) else None
 
         self._asked: list[Any] = []
         self.told: list[tuple[list[Any], float]] = []
@@ -74,6 +76,13 @@ class Search:
                 random_state=seed,
             )
 
+    def _holds(self, point: list[Any]) -> bool:
+        """Whether ``point`` lies in the space. null lies in a list of choices that has it, and in no range."""
+        ranges = [not isinstance(part, Categorical) for part in self.space]
+        return not any(value is None for value, is_range in zip(point, ranges, strict=True) if is_range) and (
+            point in self.space
+        )
+
     def ask(self) -> Point:
         """Choose the next point: knob -> value."""
         if self.first is not None and not self.told:
@@ -90,7 +99,7 @@ class Search:
 
     def tell(self, score: float | None) -> None:
         """Take in the score of the point that was asked for last; None: it failed."""
-        log_score = math.log(min(WORST if score is None else score, WORST))
+        log_score = math.log(min(max(WORST if score is None else score, BEST), WORST))
         self.told.append((self._asked, log_score))
         if self.model is not None:
             with _quiet():

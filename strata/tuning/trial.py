@@ -1,5 +1,6 @@
 """Make one trial: a short training, and its score on held-out rows."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -21,7 +22,9 @@ from strata.tuning.knobs import Tune
 from strata.verdict.targets import Targets, penalty
 
 CURVE = ("step", "tokens", "lr", "loss", "mse", "fvu", "l0", "dead")
-SETTLED = {"ce_tokens": 0, "keep_every": None, "validation_rows": 1024}  # in every trial: they change no result
+
+# In every trial. They change which checkpoint is the best one, and the cross-entropy: a trial uses neither.
+SETTLED = {"ce_tokens": 0, "keep_every": None, "validation_rows": 1024}
 
 
 def sliced(activations: Activations, rows: int | None) -> Activations:
@@ -50,8 +53,8 @@ def attempt(
     """Train with ``values`` on the slice ``activations``, and judge the SAE.
 
     ``train``: the section of params.yaml that ``values`` change. Returns the score, its parts, the training curve, and
-    the ``reason`` of a failure (knobs that do not go together, divergence, an error that is no number), or None. A
-    trial that failed has no score.
+    the ``reason`` of a failure (knobs that do not go together, divergence, a score that is no finite number), or None.
+    A trial that failed has no score.
     """
     failed = {"score": None, **dict.fromkeys(("fvu", "fvu_inlier", "l0", "dead")), "curve": []}
     try:
@@ -64,6 +67,8 @@ def attempt(
     curve = [{name: row[name] for name in CURVE} for row in fitted.history]
     if judgement["score"] is None:
         return {**failed, "curve": curve, "reason": "there is no variance to explain in the validation rows"}
+    if not math.isfinite(judgement["score"]):
+        return {**failed, "reason": f"training diverged: the error on the validation rows is {judgement['fvu']}"}
     return {**judgement, "curve": curve, "reason": None}
 
 
