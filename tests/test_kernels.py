@@ -196,8 +196,7 @@ def dense_codes(h: Tensor, rule: Rule, model: Autoencoder, drawn: Tensor) -> tup
     if isinstance(rule, Reward):
         logit = (h - rule.threshold) / rule.bandwidth
         window = (h > rule.threshold - rule.reach).detach() & (h > 0)
-        log_p = torch.where(drawn, -torch.log1p(torch.exp(-logit)), -torch.log1p(torch.exp(logit.clamp(max=20))))
-        return h.relu() * drawn, log_p.where(window, 0.0)
+        return h.relu() * drawn, (1 / (1 + torch.exp(-logit))).where(window, 0.0)
     if isinstance(rule, Gated):
         return (rule.r.exp() * h + rule.c).relu() * (h > 0), rule.coefficient * h.relu().sum()
     if isinstance(rule, ReLU):
@@ -242,16 +241,18 @@ def test_training_gradients_equal_dense_autograd(name: str, ending: Nonlinearity
     ends = rule.ends(LATENTS)
     before = [codes[:, :end] @ model.decoder[:end] + model.b_dec for end in ends]
     outputs = [g(u) for u in before]
-    residual = (y - outputs[-1]).detach()
+    residual = (y - outputs[-1]).detach() * slope(before[-1]).detach()
     if isinstance(rule, Gated):
         penalty = penalty + (y - g(h.relu() @ model.decoder.detach() + model.b_dec.detach())).square().sum()
     if isinstance(rule, Reward):
-        assert isinstance(penalty, Tensor)
-        counts, share = drawn.sum(1), drawn.float().mean(0)
-        novelty = (drawn * (1 - share)).sum(1) / counts.clamp(min=1)
-        reward = -residual.square().sum(1) * ROWS + 0.1 * novelty - 0.01 * counts
-        penalty = -((reward - reward.mean())[:, None] * penalty).sum() / ROWS
-    residual = residual * slope(before[-1]).detach()
+        assert isinstance(penalty, Tensor)  # the probability of each entry
+        code, mask, rarity = h.relu().detach(), drawn.float(), 1 - drawn.float().mean(0)
+        along = residual @ model.decoder.detach().T + mask * code
+        others = mask.sum(1, keepdim=True) - mask
+        others_rarity = (mask * rarity).sum(1, keepdim=True) - mask * rarity
+        novelty = (others_rarity + rarity) / (others + 1) - others_rarity / others.clamp(min=1)
+        gain = (2 * along - code) * code * ROWS + 0.1 * novelty - 0.01
+        penalty = -(gain * penalty).sum() / ROWS
     revived = torch.zeros_like(h[:, dead])
     best = h[:, dead].topk(2, dim=1)
     revived = revived.scatter(1, best.indices, best.values.relu())

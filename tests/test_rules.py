@@ -1,9 +1,11 @@
 """Sparsity rules: exact selection, and gradients and penalties by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from strata.formats.conventions import l1_coefficient
 from strata.sae.engine.pattern import Pattern, pattern_of
@@ -159,26 +161,53 @@ def test_matryoshka_reconstructs_by_every_prefix():
 
 
 def test_reward_gradient_is_that_of_the_expectation():
-    """Two latents, four masks: E[R] is a finite sum. Its exact gradient is the mean of many drawn ones."""
-    rule = Reward(k=1, latents=2, bandwidth=0.5, coefficient=0.1, diversity=0.0)
-    rule.threshold.data = torch.tensor([0.4, 0.9])
-    rows, h = 200_000, torch.tensor([0.6, 0.8])
-    y = torch.tensor([[1.0, 0.5]])
-    pattern = pattern_of(torch.ones(rows, 2, dtype=torch.bool))
-    drawn = rule.codes(h.repeat(rows), pattern, torch.Generator().manual_seed(1)).view(rows, 2)
-    run = a_pass(pattern, h.repeat(rows), drawn.flatten(), y.expand(rows, 2), drawn)  # the decoder is the identity
-    loss = rule.penalty(tiny(2, 2), run, rows * 2.0)
-    ours = torch.autograd.grad(loss, rule.threshold)[0]
-
+    """Three latents, eight masks: E[R] is a finite sum, and the mean of the estimates is its exact gradient."""
+    rule = Reward(k=1, latents=3, bandwidth=0.5, coefficient=0.1, diversity=0.0)
+    rule.threshold.data = torch.tensor([0.4, 0.9, 0.5])
+    model, h = tiny(2, 3), torch.tensor([0.6, 0.8, 0.3])
+    model.decoder.data = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [-0.5, 1.0]]), dim=1)
+    y, pattern = torch.tensor([[1.0, 0.5]]), pattern_of(torch.ones(1, 3, dtype=torch.bool))
     threshold = rule.threshold.detach().clone().requires_grad_()
     p = ((h - threshold) / 0.5).sigmoid()
-    expected = torch.zeros(())
-    for mask in ([0, 0], [0, 1], [1, 0], [1, 1]):
-        m = torch.tensor(mask, dtype=torch.float32)
-        reward = -(y[0] - m * h).square().sum() / 2 - 0.1 * m.sum()
-        expected = expected + (p * m + (1 - p) * (1 - m)).prod() * reward
-    theirs = torch.autograd.grad(-expected, threshold)[0]
-    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=2e-3)
+
+    estimate, expected, spread = torch.zeros(3), torch.zeros(()), torch.zeros(3)
+    for mask in itertools.product((0.0, 1.0), repeat=3):
+        m = torch.tensor(mask)
+        codes = m * h
+        residual = y - codes @ model.decoder
+        chance = (p * m + (1 - p) * (1 - m)).prod()
+        loss = rule.penalty(model, a_pass(pattern, h, codes, y, y - residual), 2.0)
+        (gradient,) = torch.autograd.grad(loss, rule.threshold)
+        estimate += chance.detach() * gradient
+        spread += chance.detach() * gradient.square()
+        expected = expected + chance * (-residual.square().sum() / 2 - 0.1 * m.sum())
+    (exact,) = torch.autograd.grad(-expected, threshold)
+    torch.testing.assert_close(estimate, exact)
+
+    # The score function R ∇ log π(m), even with the best constant baseline, is spread more widely around the same mean.
+    def score(baseline: Tensor) -> Tensor:
+        total = torch.zeros(3)
+        for mask in itertools.product((0.0, 1.0), repeat=3):
+            m = torch.tensor(mask)
+            reward = -(y - (m * h) @ model.decoder).square().sum() / 2 - 0.1 * m.sum()
+            slope = -(m - p) / 0.5 * (baseline - reward)  # of -(R − b) log π by θ
+            total += (p * m + (1 - p) * (1 - m)).prod() * slope.square()
+        return total.detach()
+
+    assert (spread < 0.5 * score(expected.detach())).all()
+
+
+def test_reward_counts_what_a_rare_latent_earns():
+    """Two rows: latent 0 is drawn in both, latent 1 in the first. What each adds to the diversity is worked by hand."""
+    rule = Reward(k=1, latents=2, bandwidth=0.5, coefficient=0.0, diversity=1.0)
+    pattern = pattern_of(torch.ones(2, 2, dtype=torch.bool))
+    codes, model = torch.tensor([1.0, 1.0, 1.0, 0.0]), tiny(2, 2)
+    y = pattern.dense(codes) @ model.decoder  # nothing is left to explain
+    h = torch.tensor([1.0, 1.0, 1.0, 1e-9])
+    gain = rule._gain(model, a_pass(pattern, h, codes, y, y), unit=2.0)
+    lowered = torch.tensor([1.0, 1.0, 1.0, 0.0])  # 2 a q − a² = a² for the drawn ones, times rows / unit = 1
+    rarity = torch.tensor([0.25 - 0.5, 0.25 - 0.0, 0.0, 0.25 - 0.0])  # shares 1 and ½: 1 − share is 0 and ½
+    torch.testing.assert_close(gain, lowered + rarity)
 
 
 @pytest.mark.parametrize("name", ["relu", "gated", "jumprelu", "matryoshka"])

@@ -199,7 +199,7 @@ def test_a_far_too_large_learning_rate_is_divergence_not_a_result(planted: Activ
 
 
 def test_raising_the_cost_of_activity_lowers_l0(planted: Activations):
-    """The score function's gradient is a real one: from 0 to λ to 10 λ, each takes a fifth at least."""
+    """The gradient of the reward is a real one: from 0 to λ to 10 λ, each takes a fifth at least."""
     l0 = []
     for cost in (0.0, 0.03, 0.3):
         plan = knobs(rule="reward", bandwidth=0.1, activity_cost=cost, lr=0.01)
