@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from apps.compare import folders
+from apps.compare import folders, runs
 from apps.compare.comparison import Comparison
-from strata.run.door import BadInput
+from strata.run.door import BadInput, whole_number
+
+ROWS = "data/activations"
 
 
-def compare(a: str, b: str, activations: Path) -> Comparison:
+def compare(a: str, b: str, of: str) -> Comparison:
     """Compare A and B, which are both SAE folders, or both experiments or commits.
 
-    ``activations``: the rows that SAE folders are judged on. Raises BadInput where the two are not of one kind.
+    ``of``: the activations that SAE folders are judged on, or "" for those of the checkout; else the layer, or "" for
+    all. Raises BadInput where the two are not of one kind.
     """
     kinds = [_are_folders(word) for word in (a, b)]
     if kinds[0] != kinds[1]:
@@ -18,7 +21,9 @@ def compare(a: str, b: str, activations: Path) -> Comparison:
         raise BadInput(
             f"{folder} is a folder and {other} is none; compare two experiments or commits, or two SAE folders"
         )
-    return folders.compare(a, b, activations)
+    if kinds[0]:
+        return folders.compare(a, b, Path(of or ROWS))
+    return runs.compare(a, b, whole_number(of, "the layer") if of else None)
 
 
 def _are_folders(word: str) -> bool:

@@ -11,7 +11,7 @@ class Comparison:
     """Two groups, and a row for each metric.
 
     ``a`` and ``b``: their names. ``members_a`` and ``members_b``: the experiments or folders that they consist of.
-    ``again``: how one more seed is trained, after "train B again". ``scope``: what the numbers were measured on.
+    ``remedy``: what to do where a side has one seed. ``scope``: what the numbers were measured on.
     ``notes``: what could not be compared or checked.
     """
 
@@ -19,7 +19,7 @@ class Comparison:
     b: str
     members_a: Sequence[str]
     members_b: Sequence[str]
-    again: str
+    remedy: str
     scope: str
     notes: Sequence[str]
     rows: Sequence[Row]

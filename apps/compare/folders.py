@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.compare import words
 from apps.compare.comparison import Comparison
 from strata.comparison import documents, paired
 from strata.comparison.documents import Group
@@ -58,7 +59,7 @@ def compare(a: str, b: str, activations: Path) -> Comparison:
         b=b,
         members_a=[str(one.folder) for one in of_a],
         members_b=[str(one.folder) for one in of_b],
-        again=AGAIN,
+        remedy=words.train(len(of_a), len(of_b), AGAIN),
         scope=f"the same held-out rows of {rows.hook_name}, in {rows.folder}",
         notes=notes,
         rows=paired.compare(metrics),

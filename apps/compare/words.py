@@ -24,7 +24,7 @@ def verdict(comparison: Comparison) -> str:
     """Say in one or two sentences which is better, and in what."""
     rows = comparison.rows
     if any(row.p is None for row in rows):
-        return f"Undecided: one seed decides nothing. {_train(comparison)}"
+        return f"Undecided: one seed decides nothing. {comparison.remedy}"
     better, worse = ([row.metric for row in rows if row.verdict == word] for word in ("better", "worse"))
     if better and worse:
         return f"A trade: A is better in {listed(better)}, B in {listed(worse)}."
@@ -34,14 +34,10 @@ def verdict(comparison: Comparison) -> str:
     return "Undecided: in no metric is the difference larger than what seeds and documents do by chance."
 
 
-def _train(comparison: Comparison) -> str:
-    """Say what to train so that there are two seeds on each side."""
-    lacking = [
-        name
-        for name, members in (("A", comparison.members_a), ("B", comparison.members_b))
-        if len(members) < 2
-    ]  # fmt: skip
-    return f"Train {' and '.join(lacking)} again {comparison.again}."
+def train(a: int, b: int, how: str) -> str:
+    """Say which side to train again, so that there are two seeds on each, and how. ``a``, ``b``: their seeds."""
+    lacking = [name for name, seeds in (("A", a), ("B", b)) if seeds < 2]
+    return f"Train {listed(lacking)} again {how}." if lacking else ""
 
 
 def listed(words: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from strata.run.door import BadInput
 
@@ -37,7 +37,7 @@ SAME = 1e-9  # values that differ by less than this share of their size are the 
 
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "undecided"]
-Items = Literal["documents", "tasks"]
+Items = Literal["documents", "tasks", "features"]
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ class Spread:
         """Return the two-sided p of a difference from 0."""
         if not self.variance:
             return 0.0 if difference else 1.0
-        return float(2 * stats.t.sf(abs(difference) / sqrt(self.variance), self.freedom))
+        return float(2 * stdtr(self.freedom, -abs(difference) / sqrt(self.variance)))
 
     def half(self, level: float) -> float:
         """Return half the width of the interval that excludes 0 where p is below ``level``."""
-        return float(stats.t.isf(level / 2, self.freedom)) * sqrt(self.variance)
+        return float(stdtrit(self.freedom, 1 - level / 2)) * sqrt(self.variance)
 
     def suffices(self, difference: float, level: float) -> bool:
         """Say whether a true ``difference`` of this size gives p below ``level`` with a probability of CHANCE."""
-        return self.half(level) + float(stats.t.isf(1 - CHANCE, self.freedom)) * sqrt(self.variance) <= abs(difference)
+        return self.half(level) + float(stdtrit(self.freedom, CHANCE)) * sqrt(self.variance) <= abs(difference)
 
 
 @dataclass(frozen=True)
