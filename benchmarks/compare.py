@@ -1,6 +1,6 @@
-"""Is `src.compare` right? Verdicts of groups of three seeds, drawn again and again, where the truth is known.
+"""Is `src.compare` right? Verdicts of groups of seeds, drawn again and again, where the truth is known.
 
-    python -m benchmarks.compare [DRAWS]
+    python -m benchmarks.compare [DRAWS] [SEEDS]
 
 Rows of width 32 are sums of few of 64 directions; documents prefer different directions. SAEs of 128 latents with top-k
 are trained on them, hundreds at a time, by a few lines of plain PyTorch. As in train, a seed gives the first weights
@@ -38,7 +38,6 @@ DOCUMENTS, ROWS = 100, 40  # ROWS of each document
 ACTIVE = 2.0  # directions in a row, on average
 RECOVERED = 0.9  # a direction has come back if its cosine with a decoder row is above this
 BATCH, LR = 128, 3e-3
-SEEDS = 3  # of a group
 TOGETHER = 100  # SAEs that are trained at a time
 CONFIGURATIONS = {"k4": (4, 300), "k16": (16, 300), "short": (4, 60), "less": (4, 240)}  # name -> k, steps
 ITEMS: dict[str, Items | None] = {"fvu_inlier": "documents", "l0": "documents", "dead": None, "recovered": "features"}
@@ -136,18 +135,23 @@ def metrics_of(a: dict[int, Sums], b: dict[int, Sums]) -> list[Metric]:
     return [Metric(name, name != "recovered", side(name, a), side(name, b), items) for name, items in ITEMS.items()]
 
 
-def main(draws: str = "100") -> None:
-    """DRAWS: how many pairs of groups each case has.
+def main(draws: str = "20", seeds: str = "3") -> None:
+    """DRAWS: how many pairs of groups each case has. SEEDS: of a group.
 
-    Example: python -m benchmarks.compare 100
+    Example: python -m benchmarks.compare 20 5
     """
     torch.set_num_threads(1)
-    count, of = whole_number(draws, "the number of draws", 1), world()
-    all_seeds = range(2 * count * SEEDS)
+    count, size, of = (
+        whole_number(draws, "the number of draws", 1),
+        whole_number(seeds, "the number of seeds", 2),
+        world(),
+    )
+    all_seeds = range(2 * count * size)
     sums = {
-        name: measured(of, name, all_seeds if name in ("k4", "short") else all_seeds[: count * SEEDS])
+        name: measured(of, name, all_seeds if name in ("k4", "short") else all_seeds[: count * size])
         for name in CONFIGURATIONS
     }
+    groups_of = {name: _groups(of_all, size) for name, of_all in sums.items()}
 
     def same(draw: int) -> tuple[int, int]:
         return draw, draw
@@ -164,18 +168,18 @@ def main(draws: str = "100") -> None:
     }
     for case, (a, b, groups) in cases.items():
         pairs = [groups(draw) for draw in range(count)]
-        tables = [paired.compare(metrics_of(_group(sums[a], one), _group(sums[b], other))) for one, other in pairs]
+        tables = [paired.compare(metrics_of(groups_of[a][one], groups_of[b][other])) for one, other in pairs]
         together = metrics_of(sums[a], sums[b])
-        print(f"\n{case}: {a} against {b}, {count} draws of {SEEDS} seeds")
+        print(f"\n{case}: {a} against {b}, {count} draws of {size} seeds")
         for place, metric in enumerate(together):
             _tell(metric, [table[place] for table in tables])
         decided = sum(any(row.verdict != "undecided" for row in table) for table in tables)
         print(f"  draws with a verdict in any metric: {decided} of {count}")
 
 
-def _group(sums: dict[int, Sums], number: int) -> dict[int, Sums]:
-    """Return the seeds of a group."""
-    return {seed: sums[seed] for seed in range(number * SEEDS, (number + 1) * SEEDS)}
+def _groups(sums: dict[int, Sums], size: int) -> list[dict[int, Sums]]:
+    """Share the seeds out to groups of ``size``."""
+    return [{seed: sums[seed] for seed in range(first, first + size)} for first in range(0, len(sums), size)]
 
 
 def _tell(metric: Metric, rows: Sequence[Row]) -> None:

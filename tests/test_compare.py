@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 
 import strata
-from apps.compare import folders, history, runs, words
+from apps.compare import folders, history, runs
 from apps.compare.comparison import Comparison
 from apps.compare.page import WIDTH, drawing, render
 from apps.compare.table import as_csv, as_text
@@ -21,6 +21,7 @@ from src import compare as command
 from strata.comparison import documents, paired
 from strata.comparison.documents import Group
 from strata.comparison.paired import Metric, Row, Side, Spread, compare, holm
+from strata.comparison.words import listed
 from strata.measure import quality
 from strata.rows.batches import in_memory
 from strata.run.door import BadInput
@@ -215,11 +216,11 @@ def sums_of_directions(rows: int) -> torch.Tensor:
     return (codes * (torch.rand(rows, FEATURES, generator=random) < ACTIVE / FEATURES)) @ directions()
 
 
-def near_truth(noise: float, seed: int, k: int = ACTIVE) -> SAE:
-    """An SAE with the true directions, each a little off, as if trained with this seed."""
+def near_truth(noise: float, seed: int, length: float = 1.0) -> SAE:
+    """An SAE with the true directions, each a little off, as if trained with this seed. ``length``: of decoder rows."""
     decoder = directions() + noise * torch.randn(FEATURES, DIMENSIONS, generator=generator(100 + seed))
     decoder = torch.nn.functional.normalize(decoder, dim=1)
-    return SAE(decoder, torch.zeros(FEATURES), decoder, torch.zeros(DIMENSIONS), k=k)
+    return SAE(decoder, torch.zeros(FEATURES), length * decoder, torch.zeros(DIMENSIONS), k=ACTIVE)
 
 
 def test_documents_sum_to_what_train_reports():
@@ -248,16 +249,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model_fingerprint": rows.activations.meta["model"]["fingerprint"],
         "corpus": rows.activations.meta["corpus"],
     }
-    for name, noise in (("good", 0.02), ("poor", 0.3)):
-        for seed in range(3):
-            facts = {**origin, "strata": {**ours, "seed": seed}}
-            strata.save(near_truth(noise, seed), folder / f"{name}-{seed}", facts)
-            if name == "good":
-                strata.save(
-                    near_truth(noise, 10 + seed),
-                    folder / f"again-{seed}",
-                    {**origin, "strata": {**ours, "seed": 10 + seed}},
-                )
+    for seed in range(3):
+        for name, trained_with, length in (("good", seed, 0.6), ("again", 10 + seed, 0.6), ("poor", seed, 1.0)):
+            facts = {**origin, "strata": {**ours, "seed": trained_with}}
+            strata.save(near_truth(0.03, trained_with, length), folder / f"{name}-{seed}", facts)
     return folder
 
 
@@ -285,15 +280,12 @@ def test_two_groups_of_one_configuration_are_undecided(home: Path):
     found = folders.compare(f"{home}/good-*", f"{home}/again-*", home / "rows")
     assert {row.verdict for row in found.rows} == {"undecided"}
     assert not any(row.paired for row in found.rows)
-    assert words.verdict(found).startswith("Undecided: in no metric")
+    assert found.verdict.startswith("Undecided: in no metric")
 
 
 def test_one_folder_shows_its_numbers_and_says_what_to_do(home: Path):
     found = folders.compare(f"{home}/good-*", f"{home}/poor-0", home / "rows")
-    assert (
-        words.verdict(found)
-        == "Undecided: one seed decides nothing. Train B again with another seed, on the same rows."
-    )
+    assert found.verdict == "Undecided: one seed decides nothing. Train B again with another seed, on the same rows."
     assert found.rows[0].b > found.rows[0].a
     text = as_text(found, 100, False)
     assert "needs two seeds or more on each side" in text and "fvu_inlier" in text
@@ -306,7 +298,7 @@ def test_folders_that_cannot_be_compared(home: Path, tmp_path: Path, monkeypatch
         with pytest.raises(BadInput, match=match):
             command.main(a, b, rows, str(tmp_path))
 
-    def saved(name: str, sae: SAE | None = None, **facts: Any) -> str:
+    def saved(name: str, sae: Any = None, **facts: Any) -> str:
         config = json.loads(Path("good-0/cfg.json").read_text())["metadata"]
         strata.save(sae or near_truth(0.05, 77), tmp_path / name, {**config, **facts})
         return str(tmp_path / name)
@@ -494,11 +486,11 @@ def test_the_verdict_in_words():
         ]
     )
     assert [row.verdict for row in (better, worse, even)] == ["better", "worse", "undecided"]
-    assert words.verdict(comparison(better, even)) == "A is better than B in x."
-    assert words.verdict(comparison(worse, even)) == "B is better than A in y."
-    assert words.verdict(comparison(better, worse)) == "A trade: A is better in x, B in y."
-    assert words.verdict(comparison(even)).startswith("Undecided: in no metric")
-    assert words.listed(["x", "y", "z"]) == "x, y and z"
+    assert comparison(better, even).verdict == "A is better than B in x."
+    assert comparison(worse, even).verdict == "B is better than A in y."
+    assert comparison(better, worse).verdict == "A trade: A is better in x, B in y."
+    assert comparison(even).verdict.startswith("Undecided: in no metric")
+    assert listed(["x", "y", "z"]) == "x, y and z"
     assert "a note" in as_text(comparison(even), 100, True)
     assert as_csv(comparison(better, even)).count("\n") == 3
 

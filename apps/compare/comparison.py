@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from strata.comparison import words
 from strata.comparison.paired import Row
 
 
@@ -23,3 +24,8 @@ class Comparison:
     scope: str
     notes: Sequence[str]
     rows: Sequence[Row]
+
+    @property
+    def verdict(self) -> str:
+        """One or two sentences."""
+        return words.verdict(self.rows, self.remedy)

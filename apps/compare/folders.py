@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.compare import words
+import torch
+
 from apps.compare.comparison import Comparison
-from strata.comparison import documents, paired
-from strata.comparison.documents import Group
+from strata.comparison import documents, paired, words
+from strata.comparison.documents import Group, Predicted
+from strata.corpus import read as corpus
 from strata.formats import read
+from strata.lm.model import DTYPES, load
 from strata.rows.shards import Activations, Contexts, open_layer
 from strata.run.door import BadInput, near
 from strata.run.files import read_json
@@ -53,13 +56,14 @@ def compare(a: str, b: str, activations: Path) -> Comparison:
     notes = _check_home([*of_a, *of_b], rows)
 
     group_a, group_b = (Group([one.sae for one in side], _seeds(side)) for side in (of_a, of_b))
-    metrics = documents.compared(group_a, group_b, rows, contexts.rows("test")[1])
+    predicted = _predicted(rows.folder.parents[1] / "lm", rows, contexts)
+    metrics = documents.compared(group_a, group_b, rows, contexts.rows("test")[1], predicted)
     return Comparison(
         a=a,
         b=b,
         members_a=[str(one.folder) for one in of_a],
         members_b=[str(one.folder) for one in of_b],
-        remedy=words.train(len(of_a), len(of_b), AGAIN),
+        remedy=words.remedy(len(of_a), len(of_b), AGAIN),
         scope=f"the same held-out rows of {rows.hook_name}, in {rows.folder}",
         notes=notes,
         rows=paired.compare(metrics),
@@ -146,6 +150,17 @@ def _rows(folder: Path, saes: list[Opened]) -> tuple[Activations, Contexts]:
             "third word, or run `dvc repro extract`"
         )
     return open_layer(folder, folder.parent / "tokens")
+
+
+def _predicted(folder: Path, rows: Activations, contexts: Contexts) -> Predicted | None:
+    """Open the language model that the rows are from, in the ``folder`` beside them; None where there is none."""
+    if not rows.of_tokens or not (folder / "meta.json").is_file():
+        return None
+    if corpus.lm_meta(folder)["fingerprint"] != rows.meta["model"]["fingerprint"]:
+        return None
+    name, options = corpus.lm_path(folder)
+    lm = load(name, DTYPES[rows.meta["forward"]], torch.device("cpu"), **options)
+    return Predicted(lm, contexts, rows.meta["hook"])
 
 
 def _check_home(saes: list[Opened], rows: Activations) -> list[str]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from apps.compare import words
 from apps.compare.comparison import Comparison
 from strata.comparison.paired import CHANCE, ERROR, Row
+from strata.comparison.words import listed
 from strata.pages.readable import number
 
 WIDTH, HEIGHT, MARGIN = 240, 34, 8  # of an interval's drawing, in its own units
@@ -46,22 +47,17 @@ def render(comparison: Comparison) -> str:
     rows = comparison.rows
     return environment.get_template("compare.html.j2").render(
         comparison=comparison,
-        verdict=words.verdict(comparison),
+        verdict=comparison.verdict,
         drawings=[drawing(row) for row in rows],
         verdicts=words.VERDICTS,
         undecided=[row for row in rows if row.verdict == "undecided"],
         paired=any(row.paired for row in rows),
-        items=words.listed(list(dict.fromkeys(row.items for row in rows if row.items))) if _items(rows) else "",
+        items=listed(list(dict.fromkeys(row.items for row in rows if row.items)) or [""]),
         width=WIDTH,
         height=HEIGHT,
         error=round(100 * ERROR),
         chance=round(100 * CHANCE),
     )
-
-
-def _items(rows: Sequence[Row]) -> bool:
-    """Say whether any metric was compared by document or task."""
-    return any(row.items for row in rows)
 
 
 def drawing(row: Row) -> Drawing:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from apps.compare import words
 from apps.compare.comparison import Comparison
 from apps.compare.history import History, Run, cache_folder, cached, differing
-from strata.comparison import paired
+from strata.comparison import paired, words
 from strata.comparison.paired import Metric, Side
 from strata.run.door import BadInput
 
@@ -72,7 +71,7 @@ def compare(a: str, b: str, layer: int | None = None) -> Comparison:
     _check_judged_alike(of_a.runs[0], of_b.runs[0])
 
     notes = []
-    remedy = words.train(len(of_a.runs), len(of_b.runs), f"with `-S seed={_next_seed(of_a, of_b)}`")
+    remedy = words.remedy(len(of_a.runs), len(of_b.runs), f"with `-S seed={_next_seed(of_a, of_b)}`")
     common = set(of_a.seeds) & set(of_b.seeds)
     if common and set(of_a.seeds) != set(of_b.seeds) and (len(common) > 1 or min(len(of_a.seeds), len(of_b.seeds)) < 2):
         left = sorted((set(of_a.seeds) | set(of_b.seeds)) - common)

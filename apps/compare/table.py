@@ -28,7 +28,7 @@ def as_csv(comparison: Comparison) -> str:
 def as_text(comparison: Comparison, width: int, colour: bool) -> str:
     """Write the verdict, then a line for each metric, for a terminal of ``width``."""
     bold, plain = ("\033[1m", "\033[0m") if colour else ("", "")
-    lines = [f"{bold}{line}{plain}" for line in wrap(words.verdict(comparison), width)]
+    lines = [f"{bold}{line}{plain}" for line in wrap(comparison.verdict, width)]
     lines += [f"A  {', '.join(comparison.members_a)}", f"B  {', '.join(comparison.members_b)}", ""]
 
     cells = [

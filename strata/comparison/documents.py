@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strata.comparison.paired import Items, Metric, Side
+from strata.comparison.predictions import delta_ce
+from strata.lm.model import Hook, LanguageModel
 from strata.measure import quality
 from strata.measure.quality import OUTLIER
 from strata.rows import batches
 from strata.rows.batches import Rows
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
+from strata.splicing.held_out import Texts
 
+TOKENS = 1536  # that a language model predicts
 Floats = NDArray[np.float64]
 
 
@@ -30,11 +34,23 @@ class Group:
     seeds: tuple[int, ...] | None = None
 
 
-def compared(a: Group, b: Group, rows: Rows, row_document: NDArray[np.integer]) -> list[Metric]:
-    """Measure both groups on the test rows: fvu_inlier and l0 by document, and dead on all rows.
+@dataclass(frozen=True)
+class Predicted:
+    """By which text a language model predicts with SAEs in place: about ``tokens`` tokens of the test ``contexts``."""
 
-    ``row_document``: (row,) the document of each test row; the rows of a document stand together. Raises BadInput where
-    the test rows do not vary, or an SAE is of another width.
+    lm: LanguageModel
+    contexts: Texts
+    hook: Hook
+    tokens: int = TOKENS
+
+
+def compared(
+    a: Group, b: Group, rows: Rows, row_document: NDArray[np.integer], predicted: Predicted | None = None
+) -> list[Metric]:
+    """Measure both groups on the test rows: fvu_inlier, l0 and delta_ce by document, and dead on all rows.
+
+    ``row_document``: (row,) the document of each test row. ``predicted``: None where there is no language model, and so
+    no delta_ce. Raises BadInput where the test rows do not vary, or an SAE is of another width.
     """
     batches.check_held_out(rows, "test")
     for sae in (*a.saes, *b.saes):
@@ -54,7 +70,16 @@ def compared(a: Group, b: Group, rows: Rows, row_document: NDArray[np.integer]) 
         return Side(np.array([[_dead(sae, rows)] for sae in group.saes]), np.ones(1), group.seeds)
 
     by_document = [Metric(name, True, side(name, of_a, a), side(name, of_b, b), items) for name in weights]
+    if predicted is not None:
+        by_document.append(_predictions(a, b, rows.layer, predicted))
     return [*by_document, Metric("dead", True, dead(a), dead(b))]
+
+
+def _predictions(a: Group, b: Group, layer: int, by: Predicted) -> Metric:
+    """Return delta_ce of both groups."""
+    (of_a, of_b), weights = delta_ce([a.saes, b.saes], by.contexts, by.hook, layer, by.lm, by.tokens)
+    sides = Side(of_a, weights, a.seeds), Side(of_b, weights, b.seeds)
+    return Metric("delta_ce", True, *sides, "documents" if len(weights) > 1 else None)
 
 
 @torch.inference_mode()
