@@ -1,6 +1,6 @@
 """Is `src.compare` right? Verdicts of groups of seeds, drawn again and again, where the truth is known.
 
-    python -m benchmarks.compare [DRAWS] [SEEDS]
+    python -m benchmarks.compare [DRAWS] [SEEDS] [CASE] [FIRST]
 
 Rows of width 32 are sums of few of 64 directions; documents prefer different directions. SAEs of 128 latents with top-k
 are trained on them, hundreds at a time, by a few lines of plain PyTorch. As in train, a seed gives the first weights
@@ -9,13 +9,13 @@ comes in two draws. Beside them stands the truth, which all seeds together give.
 
     same        one configuration, A and B of other seeds: nothing may be decided
     sparsity    k 4 against k 16, of the same seeds: fvu_inlier must be for B, l0 for A
-    truth       300 steps against 60: how many of the true directions come back must be for A
-    close       300 steps against 240: the same, nearer together
+    truth       200 steps against 100: how many of the true directions come back must be for A
+    close       200 steps against 150: the same, nearer together
     unpaired    as truth, A and B of other seeds
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,16 +30,24 @@ from strata.comparison.documents import Group
 from strata.comparison.paired import Items, Metric, Row, Side
 from strata.corpus.read import SPLITS
 from strata.rows.batches import InMemory, in_memory
-from strata.run.door import run, whole_number
+from strata.run.door import one_of, run, whole_number
 from strata.sae.sae import SAE
 
 WIDTH, FEATURES, LATENTS = 32, 64, 128
 DOCUMENTS, ROWS = 100, 40  # ROWS of each document
 ACTIVE = 2.0  # directions in a row, on average
 RECOVERED = 0.9  # a direction has come back if its cosine with a decoder row is above this
-BATCH, LR = 128, 3e-3
+BATCH, LR = 64, 6e-3
 TOGETHER = 100  # SAEs that are trained at a time
-CONFIGURATIONS = {"k4": (4, 300), "k16": (16, 300), "short": (4, 60), "less": (4, 240)}  # name -> k, steps
+CONFIGURATIONS = {"k4": (4, 200), "k16": (16, 200), "short": (4, 100), "less": (4, 150)}  # name -> k, steps
+# Case -> A, B, and whose seeds B has: those of A (0), or others (1).
+CASES = {
+    "same": ("k4", "k4", 1),
+    "sparsity": ("k4", "k16", 0),
+    "truth": ("k4", "short", 0),
+    "close": ("k4", "less", 0),
+    "unpaired": ("k4", "short", 1),
+}
 ITEMS: dict[str, Items | None] = {"fvu_inlier": "documents", "l0": "documents", "dead": None, "recovered": "features"}
 Floats = NDArray[np.float64]
 Sums = dict[str, tuple[Floats, Floats]]  # metric -> sums and weights of one SAE, (item,) each
@@ -135,63 +143,50 @@ def metrics_of(a: dict[int, Sums], b: dict[int, Sums]) -> list[Metric]:
     return [Metric(name, name != "recovered", side(name, a), side(name, b), items) for name, items in ITEMS.items()]
 
 
-def main(draws: str = "20", seeds: str = "3") -> None:
-    """DRAWS: how many pairs of groups each case has. SEEDS: of a group.
+def main(draws: str = "20", seeds: str = "3", case: str = "all", first: str = "0") -> None:
+    """DRAWS: how many pairs of groups a case has. SEEDS: of a group. CASE: one of those above, or all. FIRST: the first
+    seed, for other draws.
 
     Example: python -m benchmarks.compare 20 5
     """
     torch.set_num_threads(1)
-    count, size, of = (
-        whole_number(draws, "the number of draws", 1),
-        whole_number(seeds, "the number of seeds", 2),
-        world(),
-    )
-    all_seeds = range(2 * count * size)
-    sums = {
-        name: measured(of, name, all_seeds if name in ("k4", "short") else all_seeds[: count * size])
-        for name in CONFIGURATIONS
-    }
-    groups_of = {name: _groups(of_all, size) for name, of_all in sums.items()}
+    count, size = whole_number(draws, "the number of draws", 1), whole_number(seeds, "the number of seeds", 2)
+    offset, of = whole_number(first, "the first seed"), world()
+    chosen = list(CASES) if one_of(case, ["all", *CASES], "the case") == "all" else [case]
 
-    def same(draw: int) -> tuple[int, int]:
-        return draw, draw
+    # The first half of the seeds is A's, and also B's where they are paired; the second half is B's where they are not.
+    halves = [range(offset + half * count * size, offset + (half + 1) * count * size) for half in (0, 1)]
+    known: dict[tuple[str, int], dict[int, Sums]] = {}
+    for name in chosen:
+        a, b, half = CASES[name]
+        for side in ((a, 0), (b, half)):
+            if side not in known:
+                known[side] = measured(of, side[0], halves[side[1]])
+        sums_a, sums_b = known[a, 0], known[b, half]
 
-    def apart(draw: int) -> tuple[int, int]:
-        return draw, count + draw
-
-    cases: dict[str, tuple[str, str, Callable[[int], tuple[int, int]]]] = {
-        "same": ("k4", "k4", apart),
-        "sparsity": ("k4", "k16", same),
-        "truth": ("k4", "short", same),
-        "close": ("k4", "less", same),
-        "unpaired": ("k4", "short", apart),
-    }
-    for case, (a, b, groups) in cases.items():
-        pairs = [groups(draw) for draw in range(count)]
-        tables = [paired.compare(metrics_of(groups_of[a][one], groups_of[b][other])) for one, other in pairs]
-        together = metrics_of(sums[a], sums[b])
-        print(f"\n{case}: {a} against {b}, {count} draws of {size} seeds")
-        for place, metric in enumerate(together):
+        groups = zip(_groups(sums_a, size), _groups(sums_b, size), strict=True)
+        tables = [paired.compare(metrics_of(*pair)) for pair in groups]
+        print(f"\n{name}: {a} against {b}, {count} draws of {size} seeds")
+        for place, metric in enumerate(metrics_of(sums_a, sums_b)):
             _tell(metric, [table[place] for table in tables])
         decided = sum(any(row.verdict != "undecided" for row in table) for table in tables)
-        print(f"  draws with a verdict in any metric: {decided} of {count}")
+        print(f"  draws with a verdict in any metric: {decided} of {count}", flush=True)
 
 
 def _groups(sums: dict[int, Sums], size: int) -> list[dict[int, Sums]]:
     """Share the seeds out to groups of ``size``."""
-    return [{seed: sums[seed] for seed in range(first, first + size)} for first in range(0, len(sums), size)]
+    seeds = list(sums)
+    return [{seed: sums[seed] for seed in seeds[first : first + size]} for first in range(0, len(seeds), size)]
 
 
 def _tell(metric: Metric, rows: Sequence[Row]) -> None:
     """Print what all seeds say of a metric, how A and B of one seed go together, and how often each verdict came."""
     a, b = metric.a.values, metric.b.values
-    shared = min(len(a), len(b))
-    with np.errstate(invalid="ignore"):
-        alike = np.corrcoef(a[:shared], b[:shared])[0, 1] if a.std() and b.std() else float("nan")
+    alike = f", r {np.corrcoef(a, b)[0, 1]:+.2f}" if paired.paired(metric) and a.std() and b.std() else ""
     counts = Counter(row.verdict for row in rows)
     print(
-        f"  {metric.name:<11} A {a.mean():.4f} ± {a.std(ddof=1):.4f}, B {b.mean():.4f} ± {b.std(ddof=1):.4f}, "
-        f"r {alike:+.2f}: {', '.join(f'{word} {counts[word]}' for word in ('better', 'worse', 'undecided'))}"
+        f"  {metric.name:<11} A {a.mean():.4f} ± {a.std(ddof=1):.4f}, B {b.mean():.4f} ± {b.std(ddof=1):.4f}"
+        f"{alike}: {', '.join(f'{word} {counts[word]}' for word in ('better', 'worse', 'undecided'))}"
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 
 import strata
-from apps.compare import folders, history, runs
+from apps.compare import folders, history, runs, words
 from apps.compare.comparison import Comparison
 from apps.compare.page import WIDTH, drawing, render
 from apps.compare.table import as_csv, as_text
@@ -133,7 +133,7 @@ def test_seeds_that_agree_decide_nothing_while_documents_do_not():
     b = Side(np.zeros((3, 8)), np.ones(8), (0, 1, 2))
     row = compare([Metric("m", True, a, b, "documents")])[0]
     assert row.verdict == "undecided"
-    assert row.more_seeds is None and row.more_items is not None and row.more_items > 8
+    assert row.more_seeds is None and row.more_items is not None and row.more_items > 8 and not row.together
     assert compare([Metric("m", True, a, b)])[0].verdict == "better"
 
 
@@ -184,6 +184,16 @@ def test_the_seeds_and_documents_that_would_decide():
         return all(spread.suffices(row.difference, level) for spread in (seeds, seeds + items))
 
     assert decides(3 + row.more_seeds) and not decides(2 + row.more_seeds)
+
+
+def test_seeds_and_documents_that_decide_together_alone():
+    """Both spreads are larger than the difference, so that neither more seeds nor more documents do alone."""
+    by_seed, by_document = np.array([-1.0, 1.0, 0.3])[:, None], np.tile([-2.0, 2.0], 5)
+    a = Side(0.5 + by_seed + by_document, np.ones(10), (0, 1, 2))
+    row = compare([Metric("m", True, a, Side(np.zeros((3, 10)), np.ones(10), (0, 1, 2)), "documents")])[0]
+    assert row.verdict == "undecided" and row.together
+    assert row.more_seeds is not None and row.more_items == -(-10 * row.more_seeds // 3)
+    assert f"{row.more_seeds} more seeds on each side and {row.more_items} more documents" == words.more(row)
 
 
 def test_sides_that_were_not_measured_alike_are_refused():
@@ -491,6 +501,8 @@ def test_the_verdict_in_words():
     assert comparison(better, worse).verdict == "A trade: A is better in x, B in y."
     assert comparison(even).verdict.startswith("Undecided: in no metric")
     assert listed(["x", "y", "z"]) == "x, y and z"
+    assert listed(list("abcdefg")) == "a, b, c, d and 3 more"
+    assert words.title("train.9.l0") == "active latents a row" and words.title("evaluate.9.probing.sae.2") == ""
     assert "a note" in as_text(comparison(even), 100, True)
     assert as_csv(comparison(better, even)).count("\n") == 3
 

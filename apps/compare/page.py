@@ -51,6 +51,7 @@ def render(comparison: Comparison) -> str:
         drawings=[drawing(row) for row in rows],
         verdicts=words.VERDICTS,
         undecided=[row for row in rows if row.verdict == "undecided"],
+        single=any(row.p is None for row in rows),
         paired=any(row.paired for row in rows),
         items=listed(list(dict.fromkeys(row.items for row in rows if row.items)) or [""]),
         width=WIDTH,

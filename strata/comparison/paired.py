@@ -111,9 +111,10 @@ class Row:
     %. ``paired``: whether A and B have the same seeds.
 
     ``more_seeds``: how many more on each side would give a verdict with a probability of CHANCE if the difference and
-    its spread stay as they are; ``more_items``: the same of documents or tasks. 0: there is a verdict. None: not even
-    MOST would, or it is not known. ``by_seed``: A - B of each seed where they are paired, else each seed of A minus the
-    mean of B.
+    its spread stay as they are; ``more_items``: the same of documents or tasks, with the seeds that are there. 0: there
+    is a verdict. None: not even MOST would, or it is not known. ``together``: neither does alone, but both do.
+
+    ``by_seed``: A - B of each seed where they are paired, else each seed of A minus the mean of B.
     """
 
     metric: str
@@ -135,6 +136,7 @@ class Row:
     verdict: Verdict
     more_seeds: int | None
     more_items: int | None
+    together: bool
     by_seed: tuple[float, ...]
 
 
@@ -237,6 +239,7 @@ def _row(
         half = max(spread.half(level) for spread in ([seeds, seeds + items] if items else [seeds]))
     items_half = items.half(ERROR) if items else None
     decided = p is not None and level is not None and p < level
+    more_seeds, more_items, together = (0, 0, False) if decided else _lacking(metric, difference, items, level)
 
     return Row(
         metric=metric.name,
@@ -256,52 +259,50 @@ def _row(
         p=p,
         level=level,
         verdict="undecided" if not decided else "better" if (difference < 0) == metric.lower else "worse",
-        more_seeds=0 if decided else _more_seeds(metric, difference, items, level),
-        more_items=0 if decided else _more_items(metric, difference, seeds, items, level),
+        more_seeds=more_seeds,
+        more_items=more_items,
+        together=together,
         by_seed=tuple((metric.a.values - (_in_order(metric) if paired(metric) else metric.b.values.mean())).tolist()),
     )
 
 
-def _more_seeds(metric: Metric, difference: float, items: Spread | None, level: float | None) -> int | None:
-    """Count the seeds that both sides lack, together with the documents that are there, for a verdict."""
-    a, b = metric.a.values, metric.b.values
+def _lacking(
+    metric: Metric, difference: float, items: Spread | None, level: float | None
+) -> tuple[int | None, int | None, bool]:
+    """Return more_seeds, more_items and together of a :class:`Row` without a verdict."""
     if level is None or not difference:
-        return None
+        return None, None, False
+    seeds_now, items_now = min(len(metric.a.values), len(metric.b.values)), len(metric.a.weights)
 
-    # The variance that one seed has, and one side's share of it, are what they are; their number grows.
+    def suffice(seeds: int, documents: int) -> bool:
+        of_seeds = _spread_of(metric, seeds)
+        if not of_seeds.suffices(difference, level):
+            return False
+        if items is None:
+            return True
+        of_items = Spread(items.variance * items_now / documents, documents - 1)
+        return (of_seeds + of_items).suffices(difference, level)
+
+    more_seeds = _fewest(lambda count: suffice(count, items_now), seeds_now, MOST)
+    if items is None:
+        return more_seeds, None, False
+    more_items = _fewest(lambda count: suffice(seeds_now, count), items_now, MOST * items_now)
+    if more_seeds is not None or more_items is not None:
+        return more_seeds, more_items, False
+
+    # Neither alone: as many times of both.
+    more_seeds = _fewest(lambda count: suffice(count, -(-items_now * count // seeds_now)), seeds_now, MOST)
+    if more_seeds is None:
+        return None, None, False
+    return more_seeds, -(-items_now * more_seeds // seeds_now), True
+
+
+def _spread_of(metric: Metric, count: int) -> Spread:
+    """Return what ``count`` seeds on each side do to the difference, if each seed varies as those that are there."""
+    a, b = metric.a.values, metric.b.values
     if paired(metric):
-        each = float((a - _in_order(metric)).var(ddof=1))
-
-        def spread(count: int) -> Spread:
-            return Spread(each / count, count - 1)
-    else:
-        each_a, each_b = float(a.var(ddof=1)), float(b.var(ddof=1))
-
-        def spread(count: int) -> Spread:
-            return Spread(each_a / count, count - 1) + Spread(each_b / count, count - 1)
-
-    def suffices(count: int) -> bool:
-        seeds = spread(count)
-        together = seeds + items if items else seeds
-        return seeds.suffices(difference, level) and together.suffices(difference, level)
-
-    now = min(len(a), len(b))
-    return _fewest(suffices, now, MOST)
-
-
-def _more_items(
-    metric: Metric, difference: float, seeds: Spread | None, items: Spread | None, level: float | None
-) -> int | None:
-    """Count the documents that are lacking for a verdict, with the seeds that are there."""
-    if seeds is None or items is None or level is None or not difference:
-        return None
-    now = len(metric.a.weights)
-
-    def suffices(count: int) -> bool:
-        together = seeds + Spread(items.variance * now / count, count - 1)
-        return seeds.suffices(difference, level) and together.suffices(difference, level)
-
-    return _fewest(suffices, now, MOST * now)
+        return Spread(float((a - _in_order(metric)).var(ddof=1)) / count, count - 1)
+    return Spread(float(a.var(ddof=1)) / count, count - 1) + Spread(float(b.var(ddof=1)) / count, count - 1)
 
 
 def _fewest(suffices: Callable[[int], bool], now: int, most: int) -> int | None:

@@ -24,6 +24,8 @@ def remedy(a: int, b: int, how: str) -> str:
     return f"Train {listed(lacking)} again {how}." if lacking else ""
 
 
-def listed(words: Sequence[str]) -> str:
-    """Join words: "x", "x and y", "x, y and z"."""
+def listed(words: Sequence[str], most: int = 5) -> str:
+    """Join words: "x", "x and y", "x, y and z". Of more than ``most`` the last ones are counted."""
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
