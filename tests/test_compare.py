@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,63 @@ def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(BadInput, match="no git repository here"):
         history.History()
+
+
+STAGE = """
+import json, random, yaml
+params = yaml.safe_load(open("params.yaml"))
+k, luck = params["train"]["k"], random.Random(params["seed"]).random() / 50
+labels = [{"label": f"l{n}", "accuracy": {"value": 0.6 + k / 100 + luck / 10}} for n in range(3)]
+accuracy = sum(label["accuracy"]["value"] for label in labels) / 3
+found = {"train.9.l0": k, "train.9.fvu_inlier": 1 / k + luck, "evaluate.9.probing.sae.1": accuracy}
+json.dump(found, open("reports/summary.json", "w"))
+json.dump({"probing": {"labels": labels}}, open("reports/evaluate/9.json", "w"))
+"""
+
+
+@pytest.mark.slow
+def test_experiments_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The commands of docs/compare.md on a project of one quick stage."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
+    stage = {
+        "matrix": {"layer": [9]},
+        "cmd": "python stage.py",
+        "deps": ["stage.py"],
+        "params": ["seed", "train"],
+        "outs": ["reports/evaluate/9.json"],
+        "metrics": [{"reports/summary.json": {"cache": False}}],
+    }
+    Path("stage.py").write_text(STAGE)
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 0, "train": {"k": 4}}))
+    for folder in ("reports", "reports/evaluate"):
+        Path(folder).mkdir()
+    Path("reports/.gitkeep").touch()
+
+    def dvc(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True)
+
+    git("init", "-q", "-b", "main")
+    dvc("init", "-q")
+    git("config", "user.name", "someone")
+    git("config", "user.email", "someone@example.org")
+    git("add", ".")
+    git("commit", "-qm", "begin")
+    dvc("repro", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "the default run")
+    for name, knobs in (("base-1", ["seed=1"]), ("k8", ["train.k=8"]), ("k8-1", ["train.k=8", "seed=1"])):
+        changes = [part for knob in knobs for part in ("-S", knob)]
+        dvc("exp", "run", "--queue", "-n", name, *changes)
+    dvc("exp", "run", "--run-all")
+
+    command.main("main", "k8-1")
+    said = capsys.readouterr().out
+    assert "A  main (seed 0), base-1 (seed 1)\nB  k8 (seed 0), k8-1 (seed 1)\n" in said
+    lines = {line["metric"]: line for line in written()}
+    assert lines["evaluate.9.probing.sae.1"]["items"] == "tasks"
+    assert [line["verdict"] for line in lines.values()] == ["worse", "better", "worse"]
 
 
 # --- words and drawings -------------------------------------------------------------------------------------------
