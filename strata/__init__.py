@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from strata.front import similarity as similarity
     from strata.front.activations import LayerActivations as LayerActivations
     from strata.front.activations import activations as activations
+    from strata.front.comparing import Compared as Compared
+    from strata.front.comparing import compare as compare
     from strata.front.families import Families as Families
     from strata.front.families import Merged as Merged
     from strata.front.families import cluster as cluster
@@ -62,6 +64,8 @@ HOMES = {
     "store": "front.own",
     "train": "front.training",
     "Fitted": "front.training",
+    "compare": "front.comparing",
+    "Compared": "front.comparing",
     "latents": "front.latents",
     "Latents": "front.latents",
     "explain": "front.latents",

@@ -107,6 +107,7 @@ def train(
         "context_size": rows.contexts.meta["context"],
         "training_architecture": settings.rule,
         "l0": table[0]["l0"],  # the SAE stands first
+        "seed": seed,
     }
     return Fitted(fitted.best, fitted.saes["final"], history, pd.DataFrame(table), settings, origin)
 
