@@ -1,0 +1,226 @@
+"""How much of the true features every rule recovers of equally many tokens, beside SAELens: F1, MCC, uniqueness, l0.
+
+The rows are those of `strata/synthetic/`: SynthSAEBench-16k at an eighth of its features (2,048 in width 256), with
+dictionaries of 512 latents. SAELens trains in another process, by its own `fit`, on the rows that ours trains on, on
+the same scale, with what `benchmarks/quality.py` gives it beyond its defaults. Both sides are scored here, on test
+rows, as `sae_lens.synthetic` scores them (`benchmarks/synthetic_oracle.py`). Each side and rule tries equally many
+settings with the first seed; the one with the best F1 on validation rows goes on to the other seeds. `reward` has no
+counterpart. The bytes of the rows depend on --threads, as all sums of products do.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.peer import Peer, Refused, started
+from benchmarks.pieces import say
+from benchmarks.training import machine
+from strata import auto
+from strata.device.machine import Machine, start
+from strata.evaluation.own import FREE
+from strata.rows.batches import InMemory, in_memory
+from strata.run import params
+from strata.run.door import BadInput, run
+from strata.run.files import write_tensors
+from strata.sae.sae import SAE
+from strata.synthetic.config import Config
+from strata.synthetic.rows import Drawn, drawn
+from strata.synthetic.scores import of_sae
+from strata.synthetic.truth import draw
+from strata.training import training
+from strata.training.autoencoder import Scale
+from strata.training.knobs import BY_BATCH, knobs_of
+
+TRUTH, ROWS = 0, 1000  # seeds of the true features and of the rows; trainings have others
+TRAIN, VALIDATION, TEST = 524_288, 8192, 32_768  # rows
+EPOCHS, BATCH, LATENTS, K = 4, 1024, 512, 8  # k: the 512 features that fire most often have 8.4 active ones a row
+TOKENS = EPOCHS * TRAIN
+RULES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward")
+OURS_ALONE = ("reward",)
+BY_L1 = ("relu", "gated")
+RATES = (1e-3, 3e-3)
+L1 = (1.0, 2.0, 4.0)  # of Σ err² + λ Σ |z| for a row, on both sides
+L1_RATE = 1e-3
+SHOWN = ("f1", "precision", "recall", "mcc", "uniqueness", "dead", "l0", "l0_error", "fvu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. ``l1``: None where the rule has no such weight."""
+
+    side: str
+    rule: str
+    lr: float
+    l1: float | None
+    seed: int
+
+
+class Bench:
+    """Trains and scores one job after another; ``peer`` None: ours alone."""
+
+    def __init__(self, rows: Drawn, kept: InMemory, peer: Peer | None) -> None:
+        self.rows, self.kept, self.peer = rows, kept, peer
+        self.scale = Scale.of(kept)
+        self.section = params.load("train", dict)
+
+    def row(self, job: Job) -> dict[str, Any]:
+        """What came of it, or why nothing did."""
+        try:
+            sae = self._ours(job) if job.side == "ours" else self._theirs(job)
+        except (BadInput, Refused) as refusal:
+            return {**asdict(job), "error": str(refusal)}
+
+        directions = self.rows.truth.directions
+        test, validation = (
+            asdict(of_sae(sae, directions, self.rows.labelled(*self.rows.split(split))))
+            for split in ("test", "validation")
+        )
+        return {**asdict(job), **test, "validation_f1": validation["f1"]}
+
+    def _ours(self, job: Job) -> SAE:
+        """params.yaml's knobs, but for the size, the learning rate and l1; the last checkpoint, like SAELens's."""
+        change = {
+            "rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "epochs": EPOCHS, "lr": job.lr,
+            "auxk_latents": LATENTS // 16, "log_every": 1000,
+        }  # fmt: skip
+        if job.l1 is not None:
+            change["l1_coefficient"] = job.l1
+        knobs = knobs_of(self.section, {}, change, 0, auto.Size("language", TRAIN, self.kept.width))
+        return training.train(self.kept, knobs, FREE, job.seed).saes["final"]
+
+    def _theirs(self, job: Job) -> SAE:
+        """SAELens's, which acts on y = s (x − μ), as one that acts on x."""
+        assert self.peer is not None
+        window = round(self.section["dead_after"] * TRAIN / BATCH)
+        setting = {
+            **asdict(job), "tokens": TOKENS, "latents": LATENTS, "l0": K, "window": window, "decay": 0.2,
+            "beta2": 0.999, "autocast": False, "options": {} if job.l1 is None else {"l1_coefficient": job.l1},
+        }  # fmt: skip
+        t, s = self.peer.train(setting), self.scale.factor
+        encoder, bias, threshold = t["W_enc"].T.contiguous(), t.get("b_enc"), t.get("threshold")
+        if job.rule == "gated":  # one gate and one magnitude are a jumprelu of the magnitude
+            gain = t["r_mag"].exp()
+            encoder, bias, threshold = encoder * gain[:, None], t["b_mag"], t["b_mag"] - t["b_gate"] * gain
+        assert bias is not None
+        sae = SAE(
+            encoder=encoder,
+            b_enc=bias / s,
+            decoder=t["W_dec"],
+            b_dec=self.scale.mean + t["b_dec"] / s,
+            k=K if job.rule == "topk" else None,
+            threshold=(torch.zeros_like(bias) if threshold is None else threshold / s) if job.rule != "topk" else None,
+        )
+        blocks = partial(self.kept.blocks, *self.kept.split("validation"))
+        return training.with_threshold(sae, K, blocks) if job.rule in BY_BATCH else sae
+
+
+def settings(rule: str) -> list[dict[str, Any]]:
+    """What is tried with the first seed."""
+    if rule in BY_L1:
+        return [{"lr": L1_RATE, "l1": weight} for weight in L1]
+    return [{"lr": lr, "l1": None} for lr in RATES]
+
+
+def plan(rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int]) -> Iterator[Job]:
+    """Every setting with the first seed, then each side's best with the others. ``rows`` grows meanwhile."""
+    for rule in rules:
+        for side in sides:
+            if not (side == "saelens" and rule in OURS_ALONE):
+                yield from (Job(side, rule, **setting, seed=seeds[0]) for setting in settings(rule))
+                if (best := chosen(rows, side, rule, seeds[0])) is not None:
+                    yield from (Job(side, rule, **best, seed=seed) for seed in seeds[1:])
+
+
+def chosen(rows: list[dict[str, Any]], side: str, rule: str, seed: int) -> dict[str, Any] | None:
+    """The setting with the best F1 on validation rows, once all are tried; None before."""
+    tried = [row for row in rows if (row["side"], row["rule"], row["seed"]) == (side, rule, seed)]
+    whole = [row for row in tried if "error" not in row]
+    if len(tried) < len(settings(rule)) or not whole:
+        return None
+    best = max(whole, key=lambda row: row["validation_f1"])
+    return {"lr": best["lr"], "l1": best["l1"]}
+
+
+def table(rows: list[dict[str, Any]], rules: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """A line a rule and side: the mean over the seeds at the chosen setting, and F1 by seed."""
+    lines = []
+    for rule in rules:
+        for side in ("ours", "saelens"):
+            if (best := chosen(rows, side, rule, seeds[0])) is None:
+                continue
+            same = [row for row in rows if {"side": side, "rule": rule, **best}.items() <= row.items()]
+            whole = [row for row in same if row["seed"] in seeds and "error" not in row]
+            means = {name: statistics.fmean(row[name] for row in whole) for name in SHOWN}
+            by_seed = [row["f1"] for row in sorted(whole, key=lambda row: row["seed"])]
+            lines.append({"rule": rule, "side": side, **best, "seeds": len(whole), **means, "f1_by_seed": by_seed})
+    return lines
+
+
+def rows_of(path: Path | None) -> tuple[Drawn, InMemory]:
+    """The rows by number, and in memory; from the file ``path``, which is written if it is not there."""
+    rows = drawn(draw(Config(), torch.Generator().manual_seed(TRUTH)), TRAIN, VALIDATION, TEST, ROWS)
+    if path is None:
+        return rows, rows.kept()
+    if not path.exists():
+        write_tensors(path, {"x": rows.kept().x})
+    x: Tensor = load_file(path)["x"]
+    if not torch.equal(x[:256], rows.read(0, 256)):
+        raise BadInput(f"{path} holds other rows; remove it")
+    return rows, in_memory(x, rows.splits)
+
+
+def main(*words: str) -> None:
+    """Print one JSON object: a row a training, and a table of means. Rows also go to --out, and are not made again."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic", description=main.__doc__)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sides", nargs="+", choices=("ours", "saelens"), default=["ours", "saelens"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=Path, help="a file that keeps the rows, so that they are drawn once")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no training after so many")
+    parser.add_argument("--saelens", metavar="PYTHON", help="the Python that has SAELens; without it, ours alone")
+    parser.add_argument("--out", type=Path, help="a file of one JSON row a line")
+    given = parser.parse_args(words)
+    begun = time.monotonic()
+    start(Machine(device="cpu", threads=given.threads, save_every=60))
+
+    drawn_rows, kept = rows_of(given.rows)
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out and given.out.exists() else []
+    found = {"machine": machine(given.threads), "peer": None, "tokens": TOKENS, "latents": LATENTS, "k": K}
+
+    def go(peer: Peer | None, sides: list[str]) -> None:
+        bench = Bench(drawn_rows, kept, peer)
+        for job in plan(rows, sides, given.rules, given.seeds):
+            if any(asdict(job).items() <= row.items() for row in rows):
+                continue
+            if time.monotonic() - begun > 60 * given.minutes:
+                return
+            rows.append(bench.row(job))
+            say(f"{time.monotonic() - begun:.0f} s {json.dumps(rows[-1])}")
+            if given.out:
+                with given.out.open("a", encoding="utf-8") as file:
+                    print(json.dumps(rows[-1]), file=file)
+
+    if "ours" in given.sides:
+        go(None, ["ours"])
+    if given.saelens and "saelens" in given.sides:
+        same = Scale.of(kept).apply(kept.read(*kept.split("train")))
+        with started("saelens", given.saelens, same, given.threads, BATCH) as peer:
+            found["peer"] = peer.facts
+            go(peer, ["saelens"])
+    found |= {"table": table(rows, given.rules, given.seeds), "rows": rows}
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    run(main)
