@@ -54,10 +54,9 @@ class Counts:
 
     @classmethod
     def empty(cls, features: int) -> "Counts":
-        sums = [torch.zeros(features, dtype=torch.float64) for _ in range(3)]
-        return cls(
-            *sums, torch.zeros(PAIRS, PAIRS, dtype=torch.float64), torch.zeros(features + 1, dtype=torch.float64)
-        )
+        fired, size, square = torch.zeros(3, features, dtype=torch.float64)
+        together, l0 = (torch.zeros(shape, dtype=torch.float64) for shape in ((PAIRS, PAIRS), (features + 1,)))
+        return cls(fired, size, square, together, l0)
 
     def add(self, activations: Tensor) -> None:
         """Add rows of ``activations`` (row, feature)."""
