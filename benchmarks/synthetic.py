@@ -42,9 +42,9 @@ from strata.training.autoencoder import Scale
 from strata.training.knobs import BY_BATCH, knobs_of
 
 TRUTH, ROWS = 0, 1000  # seeds of the true features and of the rows; trainings have others
-TRAIN, VALIDATION, TEST = 524_288, 8192, 32_768  # rows
-EPOCHS, BATCH, LATENTS, K = 4, 1024, 512, 8  # k: the 512 features that fire most often have 8.4 active ones a row
-TOKENS = EPOCHS * TRAIN
+TRAIN, EPOCHS = 524_288, 4  # rows, and how often each of them is read
+VALIDATION, TEST = 8192, 16_384  # rows
+BATCH, LATENTS, K = 1024, 512, 7  # k: the 512 most frequent features have 8.4 active ones a row; the paper: 20 of 25
 RULES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward")
 OURS_ALONE = ("reward",)
 BY_L1 = ("relu", "gated")
@@ -62,6 +62,7 @@ class Job:
     rule: str
     lr: float
     l1: float | None
+    tokens: int
     seed: int
 
 
@@ -70,7 +71,7 @@ class Bench:
 
     def __init__(self, rows: Drawn, kept: InMemory, peer: Peer | None) -> None:
         self.rows, self.kept, self.peer = rows, kept, peer
-        self.scale = Scale.of(kept)
+        self.scale, self.trained = Scale.of(kept), kept.split("train")[1]
         self.section = params.load("train", dict)
 
     def row(self, job: Job) -> dict[str, Any]:
@@ -90,20 +91,20 @@ class Bench:
     def _ours(self, job: Job) -> SAE:
         """params.yaml's knobs, but for the size, the learning rate and l1; the last checkpoint, like SAELens's."""
         change = {
-            "rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "epochs": EPOCHS, "lr": job.lr,
-            "auxk_latents": LATENTS // 16, "log_every": 1000,
+            "rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr,
+            "epochs": job.tokens // self.trained, "auxk_latents": LATENTS // 16, "log_every": 1000,
         }  # fmt: skip
         if job.l1 is not None:
             change["l1_coefficient"] = job.l1
-        knobs = knobs_of(self.section, {}, change, 0, auto.Size("language", TRAIN, self.kept.width))
+        knobs = knobs_of(self.section, {}, change, 0, auto.Size("language", self.trained, self.kept.width))
         return training.train(self.kept, knobs, FREE, job.seed).saes["final"]
 
     def _theirs(self, job: Job) -> SAE:
         """SAELens's, which acts on y = s (x − μ), as one that acts on x."""
         assert self.peer is not None
-        window = round(self.section["dead_after"] * TRAIN / BATCH)
+        window = round(self.section["dead_after"] * self.trained / BATCH)
         setting = {
-            **asdict(job), "tokens": TOKENS, "latents": LATENTS, "l0": K, "window": window, "decay": 0.2,
+            **asdict(job), "latents": LATENTS, "l0": K, "window": window, "decay": 0.2,
             "beta2": 0.999, "autocast": False, "options": {} if job.l1 is None else {"l1_coefficient": job.l1},
         }  # fmt: skip
         t, s = self.peer.train(setting), self.scale.factor
@@ -131,14 +132,16 @@ def settings(rule: str) -> list[dict[str, Any]]:
     return [{"lr": lr, "l1": None} for lr in RATES]
 
 
-def plan(rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int]) -> Iterator[Job]:
+def plan(
+    rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int], tokens: int
+) -> Iterator[Job]:
     """Every setting with the first seed, then each side's best with the others. ``rows`` grows meanwhile."""
     for rule in rules:
         for side in sides:
             if not (side == "saelens" and rule in OURS_ALONE):
-                yield from (Job(side, rule, **setting, seed=seeds[0]) for setting in settings(rule))
+                yield from (Job(side, rule, **setting, tokens=tokens, seed=seeds[0]) for setting in settings(rule))
                 if (best := chosen(rows, side, rule, seeds[0])) is not None:
-                    yield from (Job(side, rule, **best, seed=seed) for seed in seeds[1:])
+                    yield from (Job(side, rule, **best, tokens=tokens, seed=seed) for seed in seeds[1:])
 
 
 def chosen(rows: list[dict[str, Any]], side: str, rule: str, seed: int) -> dict[str, Any] | None:
@@ -166,15 +169,15 @@ def table(rows: list[dict[str, Any]], rules: list[str], seeds: list[int]) -> lis
     return lines
 
 
-def rows_of(path: Path | None) -> tuple[Drawn, InMemory]:
+def rows_of(path: Path | None, train: int) -> tuple[Drawn, InMemory]:
     """The rows by number, and in memory; from the file ``path``, which is written if it is not there."""
-    rows = drawn(draw(Config(), torch.Generator().manual_seed(TRUTH)), TRAIN, VALIDATION, TEST, ROWS)
+    rows = drawn(draw(Config(), torch.Generator().manual_seed(TRUTH)), train, VALIDATION, TEST, ROWS)
     if path is None:
         return rows, rows.kept()
     if not path.exists():
         write_tensors(path, {"x": rows.kept().x})
     x: Tensor = load_file(path)["x"]
-    if not torch.equal(x[:256], rows.read(0, 256)):
+    if len(x) != train + VALIDATION + TEST or not torch.equal(x[:256], rows.read(0, 256)):
         raise BadInput(f"{path} holds other rows; remove it")
     return rows, in_memory(x, rows.splits)
 
@@ -185,6 +188,8 @@ def main(*words: str) -> None:
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sides", nargs="+", choices=("ours", "saelens"), default=["ours", "saelens"])
+    parser.add_argument("--train", type=int, default=TRAIN, help="training rows, a multiple of the batch")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="a file that keeps the rows, so that they are drawn once")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no training after so many")
@@ -194,13 +199,17 @@ def main(*words: str) -> None:
     begun = time.monotonic()
     start(Machine(device="cpu", threads=given.threads, save_every=60))
 
-    drawn_rows, kept = rows_of(given.rows)
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out and given.out.exists() else []
-    found = {"machine": machine(given.threads), "peer": None, "tokens": TOKENS, "latents": LATENTS, "k": K}
+    if given.train % BATCH:
+        raise BadInput(f"--train is {given.train}, but must be a multiple of {BATCH}")
+    drawn_rows, kept = rows_of(given.rows, given.train)
+    tokens = given.train * given.epochs
+    earlier = given.out.read_text().splitlines() if given.out and given.out.exists() else []
+    rows = [row for row in map(json.loads, earlier) if row["tokens"] == tokens]
+    found = {"machine": machine(given.threads), "peer": None, "tokens": tokens, "latents": LATENTS, "k": K}
 
     def go(peer: Peer | None, sides: list[str]) -> None:
         bench = Bench(drawn_rows, kept, peer)
-        for job in plan(rows, sides, given.rules, given.seeds):
+        for job in plan(rows, sides, given.rules, given.seeds, tokens):
             if any(asdict(job).items() <= row.items() for row in rows):
                 continue
             if time.monotonic() - begun > 60 * given.minutes:
