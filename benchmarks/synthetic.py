@@ -5,7 +5,8 @@ dictionaries of 512 latents. SAELens trains in another process, by its own `fit`
 the same scale, with what `benchmarks/quality.py` gives it beyond its defaults. Both sides are scored here, on test
 rows, as `sae_lens.synthetic` scores them (`benchmarks/synthetic_oracle.py`). Each side and rule tries equally many
 settings with the first seed; the one with the best F1 on validation rows goes on to the other seeds. `reward` has no
-counterpart. The bytes of the rows depend on --threads, as all sums of products do.
+counterpart. The control is a dictionary before training. The bytes of the rows depend on --threads, as all sums of
+products do.
 """
 
 import argparse
@@ -41,16 +42,18 @@ from strata.training import training
 from strata.training.autoencoder import Scale
 from strata.training.knobs import BY_BATCH, knobs_of
 
-TRUTH, ROWS = 0, 1000  # seeds of the true features and of the rows; trainings have others
+TRUTH, ROWS = 1001, 1000  # seeds of the true features and of the rows; trainings have others
 TRAIN, EPOCHS = 524_288, 4  # rows, and how often each of them is read
 VALIDATION, TEST = 8192, 16_384  # rows
 BATCH, LATENTS, K = 1024, 512, 7  # k: the 512 most frequent features have 8.4 active ones a row; the paper: 20 of 25
 RULES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward")
 OURS_ALONE = ("reward",)
 BY_L1 = ("relu", "gated")
+SIDES = ("ours", "saelens")
 RATES = (1e-3, 3e-3)
 L1 = (1.0, 2.0, 4.0)  # of Σ err² + λ Σ |z| for a row, on both sides
 L1_RATE = 1e-3
+CONTROLS = ("f1", "mcc", "uniqueness")  # shown of the dictionary before training, which has top-k
 SHOWN = ("f1", "precision", "recall", "mcc", "uniqueness", "dead", "l0", "l0_error", "fvu")
 
 
@@ -77,19 +80,20 @@ class Bench:
     def row(self, job: Job) -> dict[str, Any]:
         """What came of it, or why nothing did."""
         try:
-            sae = self._ours(job) if job.side == "ours" else self._theirs(job)
+            sae, untrained = self._ours(job) if job.side == "ours" else (self._theirs(job), None)
         except (BadInput, Refused) as refusal:
             return {**asdict(job), "error": str(refusal)}
 
-        directions = self.rows.truth.directions
-        test, validation = (
-            asdict(of_sae(sae, directions, self.rows.labelled(*self.rows.split(split))))
-            for split in ("test", "validation")
-        )
-        return {**asdict(job), **test, "validation_f1": validation["f1"]}
+        test, validation = self._scores(sae, "test"), self._scores(sae, "validation")
+        control = self._scores(untrained, "validation") if untrained else {}
+        controls = {f"untrained_{name}": control[name] for name in CONTROLS if control}
+        return {**asdict(job), **test, "validation_f1": validation["f1"], **controls}
 
-    def _ours(self, job: Job) -> SAE:
-        """params.yaml's knobs, but for the size, the learning rate and l1; the last checkpoint, like SAELens's."""
+    def _scores(self, sae: SAE, split: str) -> dict[str, Any]:
+        return asdict(of_sae(sae, self.rows.truth.directions, self.rows.labelled(*self.rows.split(split))))
+
+    def _ours(self, job: Job) -> tuple[SAE, SAE]:
+        """By params.yaml's knobs, but for size, lr and l1: the last checkpoint, like SAELens's, and the SAE before."""
         change = {
             "rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr,
             "epochs": job.tokens // self.trained, "auxk_latents": LATENTS // 16, "log_every": 1000,
@@ -97,7 +101,8 @@ class Bench:
         if job.l1 is not None:
             change["l1_coefficient"] = job.l1
         knobs = knobs_of(self.section, {}, change, 0, auto.Size("language", self.trained, self.kept.width))
-        return training.train(self.kept, knobs, FREE, job.seed).saes["final"]
+        fitted = training.train(self.kept, knobs, FREE, job.seed)
+        return fitted.saes["final"], fitted.untrained
 
     def _theirs(self, job: Job) -> SAE:
         """SAELens's, which acts on y = s (x − μ), as one that acts on x."""
@@ -158,7 +163,7 @@ def table(rows: list[dict[str, Any]], rules: list[str], seeds: list[int]) -> lis
     """A line a rule and side: the mean over the seeds at the chosen setting, and F1 by seed."""
     lines = []
     for rule in rules:
-        for side in ("ours", "saelens"):
+        for side in SIDES:
             if (best := chosen(rows, side, rule, seeds[0])) is None:
                 continue
             same = [row for row in rows if {"side": side, "rule": rule, **best}.items() <= row.items()]
@@ -187,7 +192,7 @@ def main(*words: str) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic", description=main.__doc__)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--sides", nargs="+", choices=("ours", "saelens"), default=["ours", "saelens"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--train", type=int, default=TRAIN, help="training rows, a multiple of the batch")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--threads", type=int, default=2)
@@ -232,4 +237,4 @@ def main(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, options=True)

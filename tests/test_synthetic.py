@@ -18,6 +18,7 @@ from strata.synthetic.rows import Drawn, Labelled, drawn, part
 from strata.synthetic.scores import cosines, mcc, of_sae, scores, uniqueness
 from strata.synthetic.truth import Truth, draw
 from strata.training import training
+from strata.training.autoencoder import Autoencoder
 
 SMALL = Config(features=60, width=24, roots=2, children=3, depth=2, orthogonal_steps=5, most=0.5, least=0.05)
 ORTHONORMAL = Config(
@@ -78,6 +79,13 @@ def test_random_directions_score_as_chance():
     assert chance < 0.4
     sae = dictionary(random, truth.bias, threshold=2.0)
     assert of_sae(sae, truth.directions, drawn(truth, 1, 1, 3000, 0).labelled(2, 3002)).f1 < 0.2
+
+
+def test_a_training_with_the_same_seed_does_not_begin_at_the_truth():
+    """Its first directions are drawn with the seed, too: they must be as far away as those of another seed."""
+    truth = draw(Config(features=256, width=64, orthogonal_steps=0), generator(5))
+    begun = [mcc(cosines(Autoencoder(64, 128, generator(seed)).decoder.detach(), truth.directions)) for seed in (5, 6)]
+    assert begun[0] == pytest.approx(begun[1], abs=0.02) and begun[0] < 0.5
 
 
 def test_scores_by_hand():

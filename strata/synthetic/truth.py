@@ -118,6 +118,11 @@ class Truth:
 
 def draw(config: Config, generator: torch.Generator) -> Truth:
     """Draw the true features that ``config`` describes."""
+    # A training draws its first directions in the same way. With the same seed it would begin at the truth, so the
+    # numbers come from a generator of their own.
+    seed = int(torch.randint(2**62, (), generator=generator))
+    generator = torch.Generator().manual_seed(seed)
+
     features = config.features
     directions = normalize(torch.randn(features, config.width, generator=generator), dim=1)
     directions = orthogonalised(directions, config.orthogonal_steps, config.orthogonal_rate)
