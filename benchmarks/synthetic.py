@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,10 @@ from strata.rows.batches import InMemory, in_memory
 from strata.run import params
 from strata.run.door import BadInput, run
 from strata.run.files import write_tensors
-from strata.sae.sae import SAE
+from strata.sae.engine.pattern import joined
+from strata.sae.sae import SAE, Codes
 from strata.synthetic.config import Config
-from strata.synthetic.rows import Drawn, drawn
+from strata.synthetic.rows import Drawn, Labelled, drawn
 from strata.synthetic.scores import of_sae
 from strata.synthetic.truth import draw
 from strata.training import training
@@ -45,14 +46,15 @@ from strata.training.knobs import BY_BATCH, knobs_of
 TRUTH, ROWS = 1001, 1000  # seeds of the true features and of the rows; trainings have others
 TRAIN, EPOCHS = 524_288, 4  # rows, and how often each of them is read
 VALIDATION, TEST = 8192, 16_384  # rows
+AT_ONCE = 8  # chunks that are scored together
 BATCH, LATENTS, K = 1024, 512, 7  # k: the 512 most frequent features have 8.4 active ones a row; the paper: 20 of 25
 RULES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward")
 OURS_ALONE = ("reward",)
 BY_L1 = ("relu", "gated")
 SIDES = ("ours", "saelens")
-RATES = (1e-3, 3e-3)
+RATES = (3e-3, 1e-2)
 L1 = (1.0, 2.0, 4.0)  # of Σ err² + λ Σ |z| for a row, on both sides
-L1_RATE = 1e-3
+L1_RATE = 3e-3
 CONTROLS = ("f1", "mcc", "uniqueness")  # shown of the dictionary before training, which has top-k
 SHOWN = ("f1", "precision", "recall", "mcc", "uniqueness", "dead", "l0", "l0_error", "fvu")
 
@@ -76,6 +78,7 @@ class Bench:
         self.rows, self.kept, self.peer = rows, kept, peer
         self.scale, self.trained = Scale.of(kept), kept.split("train")[1]
         self.section = params.load("train", dict)
+        self.labelled = {split: together(rows.labelled(*rows.split(split))) for split in ("test", "validation")}
 
     def row(self, job: Job) -> dict[str, Any]:
         """What came of it, or why nothing did."""
@@ -90,7 +93,7 @@ class Bench:
         return {**asdict(job), **test, "validation_f1": validation["f1"], **controls}
 
     def _scores(self, sae: SAE, split: str) -> dict[str, Any]:
-        return asdict(of_sae(sae, self.rows.truth.directions, self.rows.labelled(*self.rows.split(split))))
+        return asdict(of_sae(sae, self.rows.truth.directions, self.labelled[split]))
 
     def _ours(self, job: Job) -> tuple[SAE, SAE]:
         """By params.yaml's knobs, but for size, lr and l1: the last checkpoint, like SAELens's, and the SAE before."""
@@ -128,6 +131,17 @@ class Bench:
         )
         blocks = partial(self.kept.blocks, *self.kept.split("validation"))
         return training.with_threshold(sae, K, blocks) if job.rule in BY_BATCH else sae
+
+
+def together(blocks: Iterable[Labelled]) -> list[Labelled]:
+    """The same rows in blocks of AT_ONCE chunks, which are scored faster."""
+    parts, joint = list(blocks), []
+    for first in range(0, len(parts), AT_ONCE):
+        some = parts[first : first + AT_ONCE]
+        codes = [part.activations for part in some]
+        activations = Codes(torch.cat([code.values for code in codes]), joined([code.pattern for code in codes]))
+        joint.append(Labelled(torch.cat([part.x for part in some]), activations))
+    return joint
 
 
 def settings(rule: str) -> list[dict[str, Any]]:
