@@ -155,12 +155,13 @@ def plan(
     rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int], tokens: int
 ) -> Iterator[Job]:
     """Every setting with the first seed, then each side's best with the others. ``rows`` grows meanwhile."""
-    for rule in rules:
-        for side in sides:
-            if not (side == "saelens" and rule in OURS_ALONE):
-                yield from (Job(side, rule, **setting, tokens=tokens, seed=seeds[0]) for setting in settings(rule))
-                if (best := chosen(rows, side, rule, seeds[0])) is not None:
-                    yield from (Job(side, rule, **best, tokens=tokens, seed=seed) for seed in seeds[1:])
+    pairs = [(rule, side) for rule in rules for side in sides if not (side == "saelens" and rule in OURS_ALONE)]
+    for rule, side in pairs:
+        yield from (Job(side, rule, **setting, tokens=tokens, seed=seeds[0]) for setting in settings(rule))
+    for seed in seeds[1:]:
+        for rule, side in pairs:
+            if (best := chosen(rows, side, rule, seeds[0])) is not None:
+                yield Job(side, rule, **best, tokens=tokens, seed=seed)
 
 
 def chosen(rows: list[dict[str, Any]], side: str, rule: str, seed: int) -> dict[str, Any] | None:
