@@ -52,8 +52,8 @@ RULES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward
 OURS_ALONE = ("reward",)
 BY_L1 = ("relu", "gated")
 SIDES = ("ours", "saelens")
-RATES = (1e-3, 3e-3)
-L1 = (1.0, 2.0, 4.0)  # of Σ err² + λ Σ |z| for a row, on both sides
+RATES = (3e-3, 1e-3)
+L1 = (2.0, 4.0, 1.0)  # of Σ err² + λ Σ |z| for a row, on both sides
 L1_RATE = 3e-3
 CONTROLS = ("f1", "mcc", "uniqueness")  # shown of the dictionary before training, which has top-k
 SHOWN = ("f1", "precision", "recall", "mcc", "uniqueness", "dead", "l0", "l0_error", "fvu")
@@ -156,8 +156,10 @@ def plan(
 ) -> Iterator[Job]:
     """Every setting with the first seed, then each side's best with the others. ``rows`` grows meanwhile."""
     pairs = [(rule, side) for rule in rules for side in sides if not (side == "saelens" and rule in OURS_ALONE)]
-    for rule, side in pairs:
-        yield from (Job(side, rule, **setting, tokens=tokens, seed=seeds[0]) for setting in settings(rule))
+    for turn in range(max(len(settings(rule)) for rule in rules)):
+        for rule, side in pairs:
+            for setting in settings(rule)[turn : turn + 1]:
+                yield Job(side, rule, **setting, tokens=tokens, seed=seeds[0])
     for seed in seeds[1:]:
         for rule, side in pairs:
             if (best := chosen(rows, side, rule, seeds[0])) is not None:
