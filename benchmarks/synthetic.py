@@ -214,11 +214,10 @@ def main(*words: str) -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=Path, help="a file that keeps the rows, so that they are drawn once")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no training after so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of training on each side, after which none begins")
     parser.add_argument("--saelens", metavar="PYTHON", help="the Python that has SAELens; without it, ours alone")
     parser.add_argument("--out", type=Path, help="a file of one JSON row a line")
     given = parser.parse_args(words)
-    begun = time.monotonic()
     start(Machine(device="cpu", threads=given.threads, save_every=60))
 
     if given.train % BATCH:
@@ -230,7 +229,7 @@ def main(*words: str) -> None:
     found = {"machine": machine(given.threads), "peer": None, "tokens": tokens, "latents": LATENTS, "k": K}
 
     def go(peer: Peer | None, sides: list[str]) -> None:
-        bench = Bench(drawn_rows, kept, peer)
+        bench, begun = Bench(drawn_rows, kept, peer), time.monotonic()
         for job in plan(rows, sides, given.rules, given.seeds, tokens):
             if any(asdict(job).items() <= row.items() for row in rows):
                 continue
