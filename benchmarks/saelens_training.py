@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "matryoshka": "matryoshka_batchtopk",
     "jumprelu": "jumprelu",
     "relu": "standard",
+    "gated": "gated",
 }
 
 
@@ -136,13 +137,14 @@ def train(rows: Tensor, batch: int, setting: dict[str, Any], target: str) -> Non
     """Train by SAELens's own `fit`, with its defaults but for ``setting``; write the weights of its inference model.
 
     ``setting``: rule, latents, l0, lr, decay (share of the steps over which lr falls to 0 at the end), tokens, seed,
-    autocast (to bfloat16), and window: the steps after which a silent latent counts as dead.
+    autocast (to bfloat16), window: the steps after which a silent latent counts as dead, and perhaps options of
+    SAELens's configuration of the SAE.
     """
     from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]
     from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(setting["seed"])  # noqa: TID251, SAELens draws its first weights from the global generator
-    sae = built(rows, setting, {})
+    sae = built(rows, setting, setting.get("options", {}))
     config = SAETrainerConfig(
         total_training_samples=setting["tokens"],
         train_batch_size_samples=batch,
