@@ -1,6 +1,6 @@
 """The command line of stage controls."""
 
-from stages.controls.controls import main
+from stages.controls import main
 from strata.run.door import run
 from strata.run.finished import kept
 

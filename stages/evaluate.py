@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from stages.controls.read import twin_folders
 from stages.train.settings import of_layer
 from strata import auto
 from strata.corpus import read
@@ -13,6 +12,7 @@ from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
+from strata.twins.read import twin_folders
 from strata.verdict.targets import settled
 
 

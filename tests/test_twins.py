@@ -13,7 +13,6 @@ import yaml
 from killing import Killed, survives
 from test_train import TARGETS, hashes, knobs, stored
 
-from stages.controls.read import read_twins, twin_folders
 from strata.device.machine import CPU
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
@@ -28,6 +27,7 @@ from strata.training.trainer import Trainer
 from strata.twins import margins as room
 from strata.twins import twins
 from strata.twins.knobs import Controls, barred
+from strata.twins.read import read_twins, twin_folders
 from strata.verdict.targets import Twin
 
 ROWS = {"train": [0, 3000], "validation": [3000, 3400], "test": [3400, 4000]}

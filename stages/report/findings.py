@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.controls.read import Twins, read_twins
 from stages.report.causes import Causes
 from stages.report.evaluated import values_of
 from stages.report.families import Families, read_families
@@ -18,6 +17,7 @@ from strata.families.read import open_clusters, selected
 from strata.interpretation.read import open_latents
 from strata.run.params import load
 from strata.tuning.read import read_trials
+from strata.twins.read import Twins, read_twins
 from strata.verdict import shortfall
 from strata.verdict.targets import Targets, settled
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.controls.read import Twins
 from stages.report.verdict import verdict
 from stages.train.read import Result
+from strata.twins.read import Twins
 from strata.verdict.targets import Targets, judge, judge_margins
 
 Scorecard = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from stages.controls.read import Twins
+from strata.twins.read import Twins
 
 HEADLINES = ("fvu_inlier", "fvu")  # the metric of the line: the first one that was measured
 

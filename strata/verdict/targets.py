@@ -61,7 +61,7 @@ class Bound(Section):
     @model_validator(mode="after")
     def _can_fail(self) -> "Bound":
         if self.min is None and self.max is None and not self.beats:
-            raise ValueError("a target needs min, max or both, or beats, else it cannot fail")
+            raise ValueError("a target needs min, max or both, else it cannot fail")
         if unpaired := [twin for twin in ELSEWHERE if twin in self.beats]:
             raise ValueError(f"beats names {unpaired[0]}, whose rows are others, so that there is no margin over it")
         if self.min is not None and self.max is not None and self.min > self.max:

@@ -1,12 +1,28 @@
-"""What controls writes of a layer: ``<L>.json``, its twins' measurements, and a folder of the twins' SAEs."""
+"""Read what the stage controls wrote of a layer: ``<L>.json``, its twins' measurements, and the twins' SAEs."""
 
 from pathlib import Path
 from typing import Any
 
-from stages.train.read import Best, Measured, Record
+from pydantic import BaseModel, ConfigDict
+
 from strata.run.files import read_json, read_meta
 from strata.run.params import check
 from strata.verdict.targets import Margin
+
+Measured = dict[str, float | None]  # metric -> value; None where the metric does not apply
+
+
+class Record(BaseModel):
+    """A part of ``<L>.json``: typed and frozen."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Checkpoint(Record):
+    """The checkpoint of a twin that was kept: its step, and its validation score."""
+
+    step: int
+    score: float
 
 
 class TwinResult(Record):
@@ -17,7 +33,7 @@ class TwinResult(Record):
 
     test: Measured
     margin: dict[str, Margin]
-    best: Best
+    best: Checkpoint
     weights: str
 
 
