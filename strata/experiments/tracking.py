@@ -40,7 +40,7 @@ ARTIFACTS = "mlartifacts"  # the folder beside an SQLite store
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
 
 VIEW = "verdict"  # the name of a view of the runs table
-COLUMNS = ["tags.`verdict`", "metrics.`targets.passed`", "metrics.`targets.failed`"]  # that it shows beside the name
+COLUMNS = ["tags.`verdict`"]  # that it shows beside name, time and duration
 
 REFUSED = "REFUSED"  # status of a stage whose input was refused; MLflow has no such status
 
