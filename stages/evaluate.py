@@ -13,7 +13,7 @@ from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
 from strata.twins.read import twin_folders
-from strata.verdict.targets import settled
+from strata.verdict.targets import ELSEWHERE, settled
 
 
 def main(
@@ -31,7 +31,9 @@ def main(
 
     rows, contexts = open_layer(Path(activations), Path(tokens))
     coder, _ = disk.load(Path(sae))
-    twins = {name: disk.load(folder)[0] for name, folder in twin_folders(Path(controls)).items()}
+    twins = {
+        name: disk.load(folder)[0] for name, folder in twin_folders(Path(controls)).items() if name not in ELSEWHERE
+    }
     _, labels = read.titles(Path(corpus))
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.

@@ -11,10 +11,13 @@ import small
 import torch
 import yaml
 from killing import Killed, survives
+from test_extract import extract
+from test_extract import knobs as extract_knobs
 from test_train import TARGETS, hashes, knobs, stored
 
 from strata.device.machine import CPU
-from strata.rows.shards import Activations
+from strata.lm.model import load
+from strata.rows.shards import Activations, open_layer
 from strata.run.door import BadInput
 from strata.run.params import check
 from strata.sae import disk
@@ -25,7 +28,7 @@ from strata.training.fit import Fitted
 from strata.training.knobs import Train
 from strata.training.trainer import Trainer
 from strata.twins import margins as room
-from strata.twins import twins
+from strata.twins import random_model, twins
 from strata.twins.knobs import Controls, barred
 from strata.twins.read import read_twins, twin_folders
 from strata.verdict.targets import Twin
@@ -237,6 +240,32 @@ def test_many_documents_are_drawn_in_groups_of_neighbours():
     assert (draws[0] == 1).all() and (draws.sum(1) == room.GROUPS).all()
 
 
+# --- the random model -----------------------------------------------------------------------------------------------
+
+
+def test_a_random_model_has_the_shape_and_spread_of_the_real_one(gpt2: Path, tmp_path: Path):
+    layer, section = 1, extract_knobs(tokens=300)
+    folder = extract(tmp_path / "real", gpt2, [layer], section)
+    real, contexts = open_layer(folder / str(layer), folder / "tokens")
+    lm = load(gpt2, torch.float32, CPU)
+    before = {name: parameter.clone() for name, parameter in lm.model.named_parameters()}
+    found = random_model.activations(lm, contexts, real, section, 3, tmp_path / "random")
+    for name, parameter in lm.model.named_parameters():
+        old = before[name]
+        assert torch.equal(parameter, old) is (parameter.dim() < 2), name
+        if parameter.dim() > 1:
+            torch.testing.assert_close(parameter.std(), old.std(), rtol=0.1, atol=0.01)
+    assert (found.rows, found.width, found.layer) == (real.rows, real.width, layer)
+    assert not torch.equal(found.read(0, 50), real.read(0, 50))
+
+    again = random_model.activations(load(gpt2, torch.float32, CPU), contexts, real, section, 3, tmp_path / "again")
+    assert torch.equal(found.read(0, found.rows), again.read(0, found.rows)), "the same weights for the same seed"
+    fitted = train(found, knobs(epochs=1, batch_size=32), "random_model")
+    result, frequency = twins.measure_elsewhere(fitted.best, found, contexts)
+    assert result["margin"] == {} and result["test"]["delta_ce"] is None and 0 < result["test"]["fvu"] < 2
+    assert result["test"]["dead"] == float((frequency == 0).double().mean())
+
+
 # --- the stage ------------------------------------------------------------------------------------------------------
 
 
@@ -312,10 +341,14 @@ def test_what_cannot_be_is_left_out_or_refused(project: Path, capsys: pytest.Cap
         small.run("controls", "evaluate")
         assert read_twins(Path("reports/controls/0.json")) is None and not twin_folders(Path("data/controls/0"))
         capsys.readouterr()
-        small.change(controls={"run": True, "layers": None, "twins": ["frozen_encoder"]}, train__rule="gated")
+        small.change(controls={"run": True, "layers": None, "twins": ["frozen_encoder", "random_model"]})
+        small.change(train__rule="gated")
         small.run("controls")
         found = read_twins(Path("reports/controls/0.json"))
-        assert found is not None and found.left_out == {"frozen_encoder": "rule gated scales the encoder"}
+        assert found is not None and found.left_out == {
+            "frozen_encoder": "rule gated scales the encoder",
+            "random_model": "there is no language model to draw the weights of",
+        }
         assert "controls: layer 0 has no frozen_encoder: rule gated scales the encoder" in capsys.readouterr().err
     finally:
         Path("params.yaml").write_text(yaml.safe_dump(values))

@@ -14,6 +14,7 @@ NAMES = {  # what is probed -> how the report calls it
     "frozen_decoder": "frozen decoder",
     "frozen_encoder": "frozen encoder",
     "near_random_decoder": "decoder near random",
+    "random_model": "random model",
     "residual": "activations",
     "pca": "their PCA",
     "untrained": "random encoder",

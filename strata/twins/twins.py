@@ -77,12 +77,9 @@ def measure(
     hook = activations.meta["hook"]
     metrics, predictions = with_predictions(candidates, activations, contexts, hook, lm, ce_tokens, device)
 
-    # Dead latents take a pass over all stored rows.
-    frequencies: dict[str, Tensor] = {}
-    for name, twin in twins.items():
-        counts = quality.firing_counts(twin, batches.blocks(activations, 0, activations.rows, device))
-        metrics[name]["dead"] = float((counts == 0).float().mean())
-        frequencies[name] = counts.double() / activations.rows
+    frequencies = {name: firing_rate(twin, activations) for name, twin in twins.items()}
+    for name, frequency in frequencies.items():
+        metrics[name]["dead"] = float((frequency == 0).float().mean())
 
     # One draw of documents counts for all candidates.
     _, test_document = contexts.rows("test")
@@ -94,3 +91,22 @@ def measure(
 
     result = {name: {"test": metrics[name], "margin": margins(values[SAE_NAME], values[name])} for name in twins}
     return result, frequencies
+
+
+@torch.inference_mode()
+def measure_elsewhere(twin: SAE, activations: Activations, contexts: Contexts) -> tuple[dict[str, Any], Tensor]:
+    """Judge a twin on test ``activations`` that are not its SAE's, so that there are no ce metrics and no margins.
+
+    Returns its ``test`` and ``margin``, and its firing rate, as :func:`measure` does of each twin.
+    """
+    hook, device = activations.meta["hook"], twin.decoder.device
+    metrics, _ = with_predictions({"twin": twin.reconstruct}, activations, contexts, hook, None, 0, device)
+    frequency = firing_rate(twin, activations)
+    test = {**metrics["twin"], "dead": float((frequency == 0).float().mean())}
+    return {"test": test, "margin": {}}, frequency
+
+
+def firing_rate(sae: SAE, activations: Activations) -> Tensor:
+    """Compute the share of all stored rows on which each latent is active, (latent,) float64."""
+    counts = quality.firing_counts(sae, batches.blocks(activations, 0, activations.rows, sae.decoder.device))
+    return counts.double() / activations.rows
