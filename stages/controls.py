@@ -86,7 +86,8 @@ def main(
                 judged[twin], frequencies[twin] = alone
 
         results: dict[str, Any] = {}
-        for twin, training in fitted.items():
+        for twin in wanted:
+            training = fitted[twin]
             folder = Path(target) / twin
             metadata = judge.metadata(rows_of[twin], contexts, train, judged[twin]["test"], None)
             disk.save(folder, training.best, {**metadata, "twin": twin}, frequencies[twin])
