@@ -14,7 +14,7 @@ def main(port: str = "5000") -> None:
     """
     whole_number(port, "the port", 1, 65535)
     uri, experiment = tracking.opened()
-    runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={tracking.VIEW}"
     if uri.startswith(("http:", "https:")):
         print(f"The runs are on the server of MLFLOW_TRACKING_URI, under /{runs}")
         return

@@ -12,11 +12,15 @@ from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
-from strata.verdict.targets import settled
+from strata.twins.read import twin_folders
+from strata.verdict.targets import ELSEWHERE, settled
 
 
-def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT.
+def main(
+    activations: str, tokens: str, corpus: str, sae: str, controls: str, tuned: str, override: str, report: str
+) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, its twins in CONTROLS, train's knobs TUNED and
+    OVERRIDE -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -27,16 +31,20 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
 
     rows, contexts = open_layer(Path(activations), Path(tokens))
     coder, _ = disk.load(Path(sae))
+    twins = {
+        name: disk.load(folder)[0] for name, folder in twin_folders(Path(controls)).items() if name not in ELSEWHERE
+    }
     _, labels = read.titles(Path(corpus))
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     size = auto.size_of(rows.meta)
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
     targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
-    source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
+    twins = {name: twin.to(device) for name, twin in twins.items()}
+    source = evaluation.Source(rows, contexts, labels, train_knobs, targets, twins)
     need_memory(
         knobs.held_bytes(coder.latents),
         device,
@@ -47,6 +55,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
+        "twins": {name: disk.fingerprint(Path(controls) / name) for name in twins},
         "labels": labels,
         "evaluate": knobs.model_dump(),
         "train": train_knobs.model_dump(),

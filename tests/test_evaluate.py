@@ -177,7 +177,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         small.make(folder)
         small.of_vectors()
-        small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train")
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train", "controls")
     return folder
 
 

@@ -34,7 +34,7 @@ STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
     *(
         f"{stage}@{layer}"
-        for stage in ("train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
+        for stage in ("train", "controls", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
         for layer in LAYERS
     ),
     *("report", "track"),

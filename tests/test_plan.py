@@ -144,7 +144,8 @@ def test_stages_that_are_off_cost_nothing():
     off = section(tune__run=False, interpret__run=False, cluster__run=False, merge__run=False, invert__run=False)
     names = [one.stage for one in Plan(off, MODEL, ROWS, SPEED).costs()]
     probed = ["evaluate@3", "evaluate@6", "evaluate@9"]
-    assert names == ["fetch", "extract", "train@3", "train@6", "train@9", "steer_eval@9", *probed, "report, track"]
+    trained = ["train@3", "train@6", "train@9", "controls@9"]
+    assert names == ["fetch", "extract", *trained, "steer_eval@9", *probed, "report, track"]
     off = section(tune__run=False, steer_eval__run=False, evaluate__run=False)
     assert not [one for one in Plan(off, MODEL, ROWS, SPEED).costs() if one.stage.startswith(("evaluate", "steer"))]
 

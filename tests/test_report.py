@@ -125,7 +125,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        for stage in ("interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
+        for stage in ("controls", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
             write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
     write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
@@ -133,8 +133,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"]
-    words += ["latents", "clusters", "scorecard.json", "summary.json", "report.html", "plots", "pages"]
+    words = ["report", "tune", "train", "controls", "interpret", "cluster", "merge", "invert", "steer_eval"]
+    words += ["evaluate", "latents", "clusters", "scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
 
@@ -402,7 +402,7 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)
     report(monkeypatch)
     page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
-    assert "Not run: interpret, cluster, invert, steer_eval, evaluate;" in page
+    assert "Not run: controls, interpret, cluster, invert, steer_eval, evaluate;" in page
     assert "merged/3/groups.parquet" in page and "3, 9, 21, 30" in page
     assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
     prefix = f"merge.{LAYERS[0]}"
@@ -427,6 +427,61 @@ def test_an_sae_that_pca_beats_is_said_first_and_in_red(project: Path, monkeypat
         "792 steps are few: try train.epochs=13",
     ]
     assert page.index("Layer 6: the SAE") < page.index("targets fail"), "above all else"
+
+
+def twins(layer: int, **margin: float) -> dict[str, Any]:
+    """What controls writes of a layer: a twin whose fvu_inlier is worse by 0.03, and one that could not be."""
+    margins = {"fvu_inlier": {"value": 0.03, "low": 0.02, "high": 0.04} | margin}
+    test = TEST | {"fvu_inlier": 0.12, "mse": 0.02, "ce_recovered": None}
+    twin = {"test": test, "margin": margins, "best": {"step": 640, "score": 0.1}, "weights": "w"}
+    return {"layer": layer, "twins": {"frozen_decoder": twin}, "left_out": {"frozen_encoder": "rule gated <scales> it"}}
+
+
+def test_twins_stand_beside_the_sae(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the scorecard, beside the layer's numbers, in the summary and in the line that says it all; not counted."""
+    write_json(project / "controls" / "9.json", twins(9))
+    report(monkeypatch)
+    page, card, numbers = Path("report.html").read_text(encoding="utf-8"), read("scorecard.json"), read("summary.json")
+    assert "Not run: interpret," in page and page.count(">frozen decoder</th>") == 2
+    assert "left out: rule gated &lt;scales&gt; it" in page and "0.02 – 0.04" in page
+    assert (card["passed"], card["failed"], numbers["controls.passing"]) == (18, 0, 0), "a twin is no target"
+    verdicts = {line["metric"]: line["pass"] for line in card["twins"] if line["twin"] == "frozen_decoder"}
+    assert verdicts["mse"] is False and verdicts["fvu_inlier"] is True and verdicts["ce_recovered"] is None
+    assert numbers["controls.9.frozen_decoder.mse"] == 0.02 and "controls.9.frozen_decoder.ce_recovered" not in numbers
+    assert numbers["controls.9.frozen_decoder.margin.fvu_inlier"] == 0.03
+    assert card["verdict"] == "18 of 18 targets; fvu_inlier of layer 9: 0.03 ± 0.01 better than frozen_decoder"
+
+
+@pytest.mark.parametrize(("by", "good"), [(0.02, True), (0.021, False)])
+def test_a_target_may_ask_for_a_margin_over_a_twin(
+    project: Path, monkeypatch: pytest.MonkeyPatch, by: float, good: bool
+):
+    write_json(project / "controls" / "9.json", twins(9))
+    set_params("targets", fvu_inlier={"max": "auto", "beats": {"frozen_decoder": by}})
+    report(monkeypatch)
+    card, page = read("scorecard.json"), Path("report.html").read_text(encoding="utf-8")
+    assert (card["passed"], card["failed"]) == ((19, 0) if good else (18, 1))
+    assert card["margins"] == [
+        {
+            "layer": 9, "metric": "fvu_inlier", "twin": "frozen_decoder", "by": by, "sae": 0.09, "value": 0.12,
+            "margin": 0.03, "low": 0.02, "high": 0.04, "pass": good,
+        }
+    ]  # fmt: skip
+    phrase = "layer 9: fvu_inlier beats frozen_decoder by 0.03, from 0.02 to 0.04, not surely by 0.021"
+    assert failures(card) == ([] if good else [phrase]) and (phrase in page) is not good
+    assert f"{by} ≤ 0.03" in page
+
+
+def test_the_verdict_names_the_nearest_twin_and_says_if_it_is_not_beaten(project: Path, monkeypatch):
+    write_json(project / "controls" / "9.json", twins(9))
+    write_json(project / "controls" / "3.json", twins(3, value=0.004, low=-0.01, high=0.018))
+    report(monkeypatch)
+    line = "18 of 18 targets; fvu_inlier of layer 3: not better than frozen_decoder (0.004 ± 0.01)"
+    assert read("scorecard.json")["verdict"] == line
+    write_json(project / "controls" / "3.json", {"skipped": True})
+    write_json(project / "controls" / "9.json", {"skipped": True})
+    report(monkeypatch)
+    assert read("scorecard.json")["verdict"] == "18 of 18 targets" and read("scorecard.json")["twins"] == []
 
 
 def test_searches_for_prompts_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import pytest
 
 from strata.run.door import BadInput
 from strata.run.params import check, load
-from strata.verdict.targets import METRICS, Targets, judge, passed, penalty, settled
+from strata.verdict.targets import METRICS, Margin, Targets, judge, judge_margins, passed, penalty, settled
 
 SECTION: dict[str, Any] = {
     "enforce": False,
@@ -120,3 +120,61 @@ def test_the_defaults_in_params_yaml():
     assert defaults == targets()  # what auto is for a language model
     assert set(defaults.bounds) <= set(METRICS)
     assert {"mse", "l0", "dead", "fvu_inlier", "ce_recovered", "delta_ce"} <= set(defaults.bounds)
+
+
+BEATS = {
+    **SECTION,
+    "fvu_inlier": {"max": 0.12, "beats": {"frozen_decoder": 0.02}},
+    "kl": {"beats": {"frozen_encoder": 0}},
+}
+TWINS: dict[str, dict[str, float | None]] = {
+    "frozen_decoder": {"fvu_inlier": 0.13, "kl": 0.3},
+    "frozen_encoder": {"kl": 0.25},
+}
+
+
+def margin(value: float, low: float, high: float) -> Margin:
+    return Margin(value=value, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("of_decoder", "of_encoder", "expected"),
+    [
+        (margin(0.04, 0.03, 0.05), margin(0.05, 0.01, 0.09), [True, True]),
+        (margin(0.04, 0.02, 0.06), margin(0.05, 0.0, 0.1), [True, True]),  # the ends are allowed
+        (margin(0.04, 0.019, 0.06), margin(0.05, -0.01, 0.11), [False, False]),  # the value would do, not the interval
+        (margin(0.01, 0.009, 0.011), margin(-0.2, -0.3, -0.1), [False, False]),  # better by too little; worse
+    ],
+)
+def test_a_margin_can_fail_by_its_interval(of_decoder: Margin, of_encoder: Margin, expected: list[bool]):
+    margins = {"frozen_decoder": {"fvu_inlier": of_decoder}, "frozen_encoder": {"kl": of_encoder}}
+    lines = judge_margins({**GOOD, "kl": 0.2}, TWINS, margins, targets(BEATS))
+    assert [line["pass"] for line in lines] == expected
+    assert lines[0] == {
+        "metric": "fvu_inlier", "twin": "frozen_decoder", "by": 0.02, "sae": 0.09, "value": 0.13,
+        "margin": of_decoder.value, "low": of_decoder.low, "high": of_decoder.high, "pass": expected[0],
+    }  # fmt: skip
+
+
+def test_a_margin_that_was_not_measured_neither_passes_nor_fails():
+    lines = judge_margins({**GOOD, "kl": None}, {}, {"frozen_decoder": {}}, targets(BEATS))
+    assert [line["pass"] for line in lines] == [None, None] and lines[1]["margin"] is None
+    assert "kl" not in [line["metric"] for line in judge({**GOOD, "kl": 0.2}, targets(BEATS))], "no bound of its own"
+    assert penalty(150, 0.0, targets(BEATS)) == pytest.approx(0.5), "the checkpoint does not depend on margins"
+
+
+@pytest.mark.parametrize(
+    ("bound", "sentence"),
+    [
+        ({"beats": {}}, "needs min, max or both, else it cannot fail"),
+        ({"beats": {"pca": 0.1}}, "fvu"),
+        ({"beats": {"frozen_decoder": -0.1}}, "beats.frozen_decoder is -0.1"),
+        ({"beats": {"random_model": 0.1}}, "beats names random_model, whose rows are others"),
+    ],
+)
+def test_a_margin_that_cannot_be_is_one_sentence(bound: dict[str, Any], sentence: str):
+    with pytest.raises(BadInput, match=r"^params.yaml: targets") as refusal:
+        targets({**SECTION, "fvu": bound})
+    assert sentence in str(refusal.value)
+    with pytest.raises(BadInput, match="dead has beats, but only mse, fvu"):
+        targets({**SECTION, "dead": {"beats": {"frozen_decoder": 0.1}}})

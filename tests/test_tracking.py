@@ -50,7 +50,7 @@ def experiment(k: int = 64, folder: Path | None = None) -> Experiment:
             "fetch": {"lm": {"source": "x"}, "sources": [{"source": "y"}]},
         },
         summary={"targets.passed": 4, "targets.failed": 0} | {f"train.{layer}.mse": 0.32 / k for layer in LAYERS},
-        scorecard={"targets": lines},
+        scorecard={"targets": lines, "verdict": f"{k // 16} of 4 targets"},
         histories={f"train@{layer}": history() for layer in LAYERS},
         artifacts=artifacts,
     )
@@ -422,7 +422,9 @@ def test_the_page_is_opened_on_the_runs(root: Path, monkeypatch: pytest.MonkeyPa
     ui.main("5055")
     number = tracking.Store().place
     runs_page = f"http://127.0.0.1:5055/#/experiments/{number}/runs?workflowType=machine_learning"
-    assert runs_page in capsys.readouterr().out
+    assert f"{runs_page}&viewStateShareKey={tracking.VIEW}" in capsys.readouterr().out
+    view = tracking.Store().client.get_experiment(number).tags[f"mlflow.sharedViewState.{tracking.VIEW}"]
+    assert json.loads(view) == {"selectedColumns": ["tags.`verdict`"]}, "as the UI's own button Share writes it"
     assert started[0][1:] == ["-m", "mlflow", "ui", "--port", "5055", "--workers", "1"]
     assert tracking.Store(os.environ["MLFLOW_BACKEND_STORE_URI"]).place == number
     with pytest.raises(BadInput, match="the port is 'x'"):
@@ -503,3 +505,33 @@ def test_the_content_key_sees_every_param_and_number():
     other = experiment()
     other.params["fetch"]["lm"]["source"] = "z"
     assert other.content_key() != experiment().content_key()
+
+
+def test_twins_stand_beside_the_saes_and_the_verdict_comes_first(root: Path):
+    """A run of each twin has the columns of the SAE's run; the experiment's run says in words how it did."""
+    one = experiment()
+    margin = {"layer": 9, "metric": "mse", "twin": "frozen_decoder", "by": 0.001, "sae": 0.005, "value": 0.007}
+    margin |= {"margin": 0.002, "low": 0.0015, "high": 0.0025, "pass": True}
+    twins = {"controls.9.frozen_decoder.mse": 0.007, "controls.9.frozen_decoder.margin.mse": 0.002}
+    one = replace(
+        one,
+        params={**one.params, "controls": {"run": True, "twins": ["frozen_decoder"]}},
+        summary={**one.summary, **twins, "controls.passing": 0},
+        scorecard={**one.scorecard, "margins": [margin]},
+        histories={**one.histories, **{f"controls@{layer}": [] for layer in LAYERS}},
+    )
+    for _ in range(2):
+        tracking.track(one)
+    (twin,) = runs(role="twin")
+    sae = next(run for run in runs(role="stage") if run.info.run_name == "train@9")
+    assert twin.info.run_name == "train@9 frozen_decoder"
+    assert twin.data.tags["mlflow.parentRunId"] == sae.data.tags["mlflow.parentRunId"]
+    assert twin.data.metrics == {"final/mse": 0.007, "final/margin.mse": 0.002}
+    assert "final/mse" in sae.data.metrics and twin.data.params == {**sae.data.params, "twin": "frozen_decoder"}
+
+    (row,) = runs(role="pipeline")
+    assert row.data.tags["verdict"] == row.data.tags["mlflow.note.content"] == "4 of 4 targets"
+    assert {name: value for name, value in row.data.metrics.items() if name.startswith("margin/")} == {
+        f"margin/mse/9/frozen_decoder/{part}": value
+        for part, value in (("margin", 0.002), ("low", 0.0015), ("high", 0.0025), ("by", 0.001), ("pass", 1))
+    }

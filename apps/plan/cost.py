@@ -25,6 +25,7 @@ from apps.plan.speed import Speed
 from stages.select.whole import Params
 from strata.splicing import splice
 from strata.training.knobs import FLOAT, Train
+from strata.twins.knobs import barred
 
 # Memory and the passes of the model.
 BASE = 500e6  # bytes of Python with torch and what belongs to it
@@ -82,6 +83,8 @@ class Plan:
         if params.tune.run:
             costs.append(self.tune())
         costs += [self.train(layer) for layer in params.layers]
+        if params.controls.run:
+            costs += [self.controls(layer) for layer in params.layers if layer in params.chosen(params.controls.layers)]
 
         stages = {"interpret": self.interpret, "cluster": self.cluster, "merge": self.merge}
         for name, cost in stages.items():
@@ -160,6 +163,13 @@ class Plan:
             seconds += self.passed(knobs.ce_tokens * (CANDIDATES * after + self.model.until(layer)))
             memory += KEPT * self.spliced()
         return Cost(f"train@{layer}", what, one * kept + FLOAT * knobs.latents, memory, seconds)
+
+    def controls(self, layer: int) -> Cost:
+        again, knobs = self.train(layer), self.params.knobs(layer)
+        twins = sum(barred(twin, knobs) is None for twin in self.params.controls.twins)
+        seconds = LOADS + twins * ((again.seconds or 0.0) - LOADS)
+        disk = twins * (knobs.sae_bytes(self.model.width) + FLOAT * knobs.latents)
+        return Cost(f"controls@{layer}", f"{twins} × {again.what}", disk, again.memory, seconds)
 
     def spliced(self) -> float:
         """Return the bytes of the model, and of a chunk's logits with each reconstruction spliced in."""

@@ -11,6 +11,10 @@ from strata.pages.pictures import INK, SOFT, png
 Numbers = dict[str, Any]
 NAMES = {  # what is probed -> how the report calls it
     "sae": "SAE",
+    "frozen_decoder": "frozen decoder",
+    "frozen_encoder": "frozen encoder",
+    "near_random_decoder": "decoder near random",
+    "random_model": "random model",
     "residual": "activations",
     "pca": "their PCA",
     "untrained": "random encoder",

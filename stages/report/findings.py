@@ -17,6 +17,7 @@ from strata.families.read import open_clusters, selected
 from strata.interpretation.read import open_latents
 from strata.run.params import load
 from strata.tuning.read import read_trials
+from strata.twins.read import Twins, read_twins
 from strata.verdict import shortfall
 from strata.verdict.targets import Targets, settled
 
@@ -30,6 +31,7 @@ class Folders:
 
     tune: Path
     train: Path
+    controls: Path
     interpret: Path
     cluster: Path
     merge: Path
@@ -52,6 +54,7 @@ class Findings:
     corpus: str  # the names of the text's sources
     results: list[Result]  # of train, one for each layer
     histories: Mapping[int, History]  # of train, by layer
+    twins: Mapping[int, Twins]  # of the SAEs, by layer
     searched: Searched | None  # by tune; None if it was skipped
     latents: list[Layer]  # that interpret looked at
     families: Mapping[int, Families]  # of latents, by layer
@@ -63,7 +66,8 @@ class Findings:
     @property
     def skipped(self) -> list[str]:
         """The stages after train that ran on no layer."""
-        return [stage for stage, layers in self.measured.items() if not layers]
+        ran = {"controls": self.twins, **self.measured}
+        return [stage for stage, layers in ran.items() if not layers]
 
     @property
     def shortfalls(self) -> dict[int, str]:
@@ -78,6 +82,7 @@ class Findings:
         """Return the numbers that the summary has beside train's: ``interpret.9`` -> its numbers, nested."""
         whole = ("interpret", "cluster", "invert", "steer_eval")  # of evaluate and merge only a part
         return {
+            **{f"controls.{layer}": twins.numbers() for layer, twins in self.twins.items()},
             **{f"{stage}.{layer}": numbers for stage in whole for layer, numbers in self.measured[stage].items()},
             **{f"evaluate.{layer}": values_of(numbers) for layer, numbers in self.evaluated.items()},
             **{f"merge.{merged.layer}": merged.numbers() for merged in self.merged},
@@ -99,6 +104,7 @@ def read_findings(folders: Folders) -> Findings:
         load("targets", dict), first_result.size.kind, first_result.k or 1, first_result.controls.get("pca")
     )
 
+    twins = {layer: found for layer in layers if (found := read_twins(folders.controls / f"{layer}.json"))}
     measured = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(folder / f"{layer}.json"))}
         for stage, folder in (
@@ -135,6 +141,7 @@ def read_findings(folders: Folders) -> Findings:
         corpus=", ".join(source["source"] for source in fetch["corpus"]["sources"]),
         results=results,
         histories=histories,
+        twins=twins,
         searched=searched_in(folders.tune, trials) if trials else None,
         latents=latents,
         families=families,

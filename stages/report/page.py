@@ -14,6 +14,7 @@ from stages.report.latents import tokens
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
 from strata.pages.readable import number
+from strata.verdict.targets import WORSE
 
 CAPTIONS = {
     "fvu": "Variance that the reconstruction misses while training; the targets judge the test split afterwards.",
@@ -44,9 +45,10 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         skipped=findings.skipped,
         # the verdict
         card=card,
-        judged=list(findings.targets.bounds),
+        judged=[line["metric"] for line in card["targets"] if line["layer"] == findings.results[0].layer],
         lines={
-            (line["layer"], line.get("control"), line["metric"]): line for line in card["targets"] + card["controls"]
+            (line["layer"], line.get("control") or line.get("twin"), line["metric"]): line
+            for line in card["targets"] + card["controls"] + card["twins"]
         },
         loose=[control for control in card["controls_failing"] if not control["fails"]],
         failures=failures(card),
@@ -55,6 +57,17 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         searched=findings.searched,
         results=findings.results,
         controls=list(findings.results[0].controls),
+        twins=findings.twins,
+        twin_names=list(dict.fromkeys(name for found in findings.twins.values() for name in found.twins)),
+        called=NAMES,
+        of_layer=lambda layer: findings.twins[layer].twins if layer in findings.twins else {},
+        columns=1 + len(findings.results) + sum(len(found.twins) for found in findings.twins.values()),
+        margins={(line["layer"], line["twin"], line["metric"]): line for line in card["margins"]},
+        margin_metrics=[
+            metric
+            for metric in WORSE
+            if any(metric in twin.margin for found in findings.twins.values() for twin in found.twins.values())
+        ],
         headline=headline(findings.results),
         # interpret and cluster
         latents=findings.latents,

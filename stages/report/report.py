@@ -14,6 +14,7 @@ from strata.run.files import write_bytes, write_json, write_text, write_texts
 def main(
     tune: str,
     train: str,
+    controls: str,
     interpret: str,
     cluster: str,
     merge: str,
@@ -37,6 +38,7 @@ def main(
         Folders(
             tune=Path(tune),
             train=Path(train),
+            controls=Path(controls),
             interpret=Path(interpret),
             cluster=Path(cluster),
             merge=Path(merge),
@@ -48,7 +50,7 @@ def main(
         )
     )
 
-    card = scorecard(findings.results, findings.targets)
+    card = scorecard(findings.results, findings.targets, findings.twins)
     pictures = figures(findings)
 
     for name, png in pictures.items():

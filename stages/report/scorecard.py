@@ -3,39 +3,67 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stages.report.verdict import verdict
 from stages.train.read import Result
-from strata.verdict.targets import Targets, judge
+from strata.twins.read import Twins
+from strata.verdict.targets import Targets, judge, judge_margins
 
 Scorecard = dict[str, Any]
 
 
-def scorecard(results: list[Result], targets: Targets) -> Scorecard:
+def scorecard(results: list[Result], targets: Targets, twins: Mapping[int, Twins] | None = None) -> Scorecard:
     """Hold each SAE, and each control beside it, against the targets.
 
     A control is a stand-in that no good SAE resembles (the mean, PCA, untrained weights). If a control fails no target
     (an empty ``fails``), the targets are too loose to say anything.
+
+    A twin (layer -> ``twins``) was trained at equal budget, and may pass every target. Therefore it counts for nothing
+    here; ``margins`` says by how much the SAE beats it, where a target asks for that.
     """
+    twins = twins or {}
     lines = [{"layer": result.layer, **line} for result in results for line in judge(result.test, targets)]
+    margins = [
+        {"layer": result.layer, **line}
+        for result in results
+        if (found := twins.get(result.layer))
+        for line in judge_margins(
+            result.test,
+            {name: twin.test for name, twin in found.twins.items()},
+            {name: twin.margin for name, twin in found.twins.items()},
+            targets,
+        )
+    ]
+    beside = [
+        {"layer": layer, "twin": name, **line}
+        for layer, found in twins.items()
+        for name, twin in found.twins.items()
+        for line in judge(twin.test, targets)
+    ]
     controls = [
         {"layer": result.layer, "control": control, **line}
         for result in results
         for control, values in result.controls.items()
         for line in judge(values, targets)
     ]
-    failed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
+    missed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
     controls_failing = [
         {
             "layer": result.layer,
             "control": control,
-            "fails": [metric for layer, name, metric in failed if (layer, name) == (result.layer, control)],
+            "fails": [metric for layer, name, metric in missed if (layer, name) == (result.layer, control)],
         }
         for result in results
         for control in result.controls
     ]
+    judged = [*lines, *margins]
+    passed, failed = (sum(line["pass"] is kind for line in judged) for kind in (True, False))
     return {
+        "verdict": verdict(passed, failed, twins),
         "targets": lines,
-        "passed": sum(line["pass"] is True for line in lines),
-        "failed": sum(line["pass"] is False for line in lines),
+        "margins": margins,
+        "passed": passed,
+        "failed": failed,
+        "twins": beside,
         "controls": controls,
         "controls_failing": controls_failing,
     }
@@ -89,10 +117,18 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float | int]:
 
 def failures(card: Scorecard) -> list[str]:
     """Return a phrase for each target that fails: ``layer 3: delta_ce is 0.52, above its max 0.5``."""
-    return [_phrase(line) for line in card["targets"] if line["pass"] is False]
+    return [
+        *(_phrase(line) for line in card["targets"] if line["pass"] is False),
+        *(_margin_phrase(line) for line in card["margins"] if line["pass"] is False),
+    ]
 
 
 def _phrase(line: dict[str, Any]) -> str:
     below = line["min"] is not None and line["value"] < line["min"]
     broken = f"below its min {line['min']:g}" if below else f"above its max {line['max']:g}"
     return f"layer {line['layer']}: {line['metric']} is {line['value']:.5g}, {broken}"
+
+
+def _margin_phrase(line: dict[str, Any]) -> str:
+    interval = f"{line['margin']:.3g}, from {line['low']:.3g} to {line['high']:.3g}"
+    return f"layer {line['layer']}: {line['metric']} beats {line['twin']} by {interval}, not surely by {line['by']:g}"

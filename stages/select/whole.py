@@ -22,6 +22,7 @@ from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
 from strata.steering.knobs import SteerEval
 from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken, extremes
+from strata.twins.knobs import Controls, barred
 from strata.verdict.targets import Targets
 
 
@@ -37,6 +38,7 @@ class Params:
     extract: Extract
     tune: Tune
     train: Train
+    controls: Controls
     interpret: Interpret
     cluster: Cluster
     merge: Merge
@@ -103,6 +105,7 @@ def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
     _check_training(params, values["train"], path)
     for layer in params.layers:
         _check_latents(params, layer, path)
+    _check_twins(params, path)
     _check_merge(params, path)
     _check_prompts(params, path)
 
@@ -162,6 +165,19 @@ def _check_clusters(cluster: Cluster, latents: int, dictionary: str, path: Path)
             f"{path}: cluster.selection.single is {cluster.selection.single}, but at most there are {most}, 0 "
             f"to {most - 1}"
         )
+
+
+def _check_twins(params: Params, path: Path) -> None:
+    """Refuse a target with a margin over a twin that no layer of this run has: it could not fail."""
+    controls = params.controls
+    layers = [layer for layer in params.layers if controls.run and layer in params.chosen(controls.layers)]
+    for metric, bound in params.targets.bounds.items():
+        for twin in bound.beats:
+            if not layers or twin not in controls.twins:
+                has = f"controls.twins is {controls.twins}" if layers else "controls trains none in this run"
+                raise BadInput(f"{path}: targets.{metric}.beats names {twin}, but {has}")
+            if all(reasons := [barred(twin, params.knobs(layer)) for layer in layers]):
+                raise BadInput(f"{path}: targets.{metric}.beats names {twin}, but there can be none: {reasons[0]}")
 
 
 def _check_merge(params: Params, path: Path) -> None:

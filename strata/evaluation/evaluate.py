@@ -1,7 +1,7 @@
 """Measure an SAE as others in the field do, beside chance and beside the activations themselves."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs 
 class Source:
     """What a layer's SAE is evaluated on: its rows, the texts they come from, and the label of each document, or None.
 
-    ``train`` and ``targets``: how train would make that layer's SAE.
+    ``train`` and ``targets``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name.
     """
 
     activations: Activations
@@ -47,6 +47,7 @@ class Source:
     labels: Sequence[str | None]
     train: Train
     targets: Targets
+    twins: Mapping[str, SAE] = field(default_factory=dict)
 
 
 def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None) -> dict[str, Any]:
@@ -109,9 +110,9 @@ def _probing(
     if not bool(sae.encode(next(iter(parts))[0]).active().any()):
         return {"why": "no latent is active on the first documents; the SAE may be of another scale or layer"}
 
-    # What is probed, (document, column) each: the SAE, an untrained one, the activations and their components.
+    # What is probed, (document, column) each: the SAE, its twins, an untrained one, the activations, their components.
     random = documents.untrained(sae, next(iter(parts))[0], generator(seed, "untrained", source.activations.layer))
-    means = documents.pooled({"sae": sae, "untrained": random}, parts, len(chosen))
+    means = documents.pooled({"sae": sae, **source.twins, "untrained": random}, parts, len(chosen))
     mean = source.activations.mean.to(sae.b_dec.device)
     basis = principal((x for x, _ in parts), mean).cpu().numpy()
     columns = {**means, "pca": (means["residual"] - source.activations.mean.numpy()) @ basis}

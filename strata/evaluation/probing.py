@@ -19,6 +19,7 @@ from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 
 from strata.evaluation.intervals import over_seeds
+from strata.measure.matched import matched
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -96,8 +97,8 @@ def spanned(x: Floats) -> Floats:
 def probes(columns: Mapping[str, Floats], of: Split, ks: Sequence[int], random: np.random.Generator) -> Accuracies:
     """Probe everything in ``columns``, (document, column) each, on one split, and two controls of its ``sae``.
 
-    ``drawn``: k latents drawn among those that are active on training documents. ``shuffled``: documents have each
-    other's labels.
+    ``drawn``: in place of each of the k latents another one that is active on nearly as many training documents.
+    ``shuffled``: documents have each other's labels.
     """
     sae = columns["sae"]
     shuffled = of._replace(y_train=random.permutation(of.y_train), y_test=random.permutation(of.y_test))
@@ -109,8 +110,12 @@ def probes(columns: Mapping[str, Floats], of: Split, ks: Sequence[int], random: 
         by_k = {str(k): accuracy(x[:, order[:k]], documents) for k in ks}
         accuracies[name] = by_k | {ALL: accuracy(x, documents)}
 
-    active = random.permutation(np.flatnonzero(sae[of.train].any(0)))
-    accuracies["drawn"] = {str(k): accuracy(sae[:, active[:k]], of) for k in ks}
+    frequency = (sae[of.train] > 0).mean(0)  # (latent,) share of the training documents on which it is active
+    order = strongest(sae[of.train], of.y_train, max(ks))
+    accuracies["drawn"] = {}
+    for k in ks:
+        partners = matched(frequency, order[:k], random)
+        accuracies["drawn"][str(k)] = accuracy(sae[:, partners[partners >= 0]], of)
     return accuracies
 
 

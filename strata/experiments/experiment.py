@@ -33,13 +33,31 @@ class Experiment:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
-        """Return every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``."""
+        """Return every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``.
+
+        A margin over a twin is ``margin/<metric>/<layer>/<twin>/{margin,low,high,by,pass}``.
+        """
         targets = {
             f"target/{line['metric']}/{line['layer']}/{part}": line[part]
             for line in self.scorecard["targets"]
             for part in ("value", "min", "max", "pass")
         }
-        return {name: float(value) for name, value in {**self.summary, **targets}.items() if value is not None}
+        margins = {
+            f"margin/{line['metric']}/{line['layer']}/{line['twin']}/{part}": line[part]
+            for line in self.scorecard.get("margins", [])
+            for part in ("margin", "low", "high", "by", "pass")
+        }
+        numbers = {**self.summary, **targets, **margins}
+        return {name: float(value) for name, value in numbers.items() if value is not None}
+
+    def twins(self, stage: str) -> dict[str, dict[str, float]]:
+        """Return twin -> its numbers, of a stage ``controls@9``; none of another stage."""
+        numbers: dict[str, dict[str, float]] = {}
+        if stage.startswith("controls@"):
+            for name, value in self.stage_metrics(stage).items():
+                twin, _, metric = name.partition(".")
+                numbers.setdefault(twin, {})[metric] = value
+        return numbers
 
     def stage_params(self, stage: str) -> dict[str, Any]:
         """Return the params of a stage: for ``train@9`` the section train, as tune and ``by_layer`` change it.

@@ -10,6 +10,7 @@ came out of DVC's cache. A nested run for each stage and layer holds its curves.
 stage while it runs, and ``track`` adopts the run that ``live`` left, instead of writing a second one.
 """
 
+import json
 import logging
 import os
 import re
@@ -37,6 +38,9 @@ PATIENCE = 30.0  # seconds that a finished stage waits for its last batch to be 
 CURVE = 500  # most points of a curve; each metric of a point costs the database 220 bytes
 ARTIFACTS = "mlartifacts"  # the folder beside an SQLite store
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
+
+VIEW = "verdict"  # the name of a view of the runs table
+COLUMNS = ["tags.`verdict`"]  # that it shows beside name, time and duration
 
 REFUSED = "REFUSED"  # status of a stage whose input was refused; MLflow has no such status
 
@@ -79,6 +83,7 @@ def opened() -> tuple[str, str]:
     try:
         with _lock():
             store = Store()
+            store.show_verdict()
             return store.uri, store.place
     except _faults() as error:
         raise BadInput(f"MLflow cannot be opened: {_reason(error)}") from None
@@ -192,7 +197,10 @@ class Store:
             if run.info.run_name == name:  # an earlier call was killed while it wrote this run
                 self._forget(run.info.run_id)
 
+        self.show_verdict()
         tags = {"role": "pipeline", "content_key": key, **_origin(), **_dvc_hashes("")}
+        if verdict := experiment.scorecard.get("verdict"):
+            tags |= {"verdict": verdict, "mlflow.note.content": verdict}
         parent = self._create(name, tags, flat(experiment.params))
         self.points(parent, [(_now(), 0, experiment.metrics())])
         for path in experiment.artifacts:
@@ -205,6 +213,8 @@ class Store:
             run = self._write_stage(experiment, stage, parent)
             if stage == "tune":
                 self._write_trials(experiment, run)
+            for twin, numbers in experiment.twins(stage).items():
+                self._write_twin(experiment, stage, twin, numbers, parent)
 
         # Last, so that a run without this status is known to be unfinished.
         self.client.set_terminated(parent)
@@ -256,6 +266,21 @@ class Store:
         self.points(run, [*points, (now, 0, final)])
         self.client.set_terminated(run)
         return run
+
+    def _write_twin(
+        self, experiment: Experiment, stage: str, twin: str, numbers: Mapping[str, float], parent: str
+    ) -> None:
+        """Write a run for a twin, with the columns of the SAE's own run: train's params, and the final numbers."""
+        name = stage.replace("controls", "train")
+        tags = {"role": "twin", "dvc.stage": stage, "mlflow.parentRunId": parent, "twin": twin}
+        run = self._create(f"{name} {twin}", tags, {**flat(experiment.stage_params(name)), "twin": twin})
+        self.points(run, [(_now(), 0, {f"final/{metric}": value for metric, value in numbers.items()})])
+        self.client.set_terminated(run)
+
+    def show_verdict(self) -> None:
+        """Keep VIEW, a view of the runs table, with the experiment, as the button Share of MLflow's page does."""
+        view = json.dumps({"selectedColumns": COLUMNS})
+        self.client.set_experiment_tag(self.place, f"mlflow.sharedViewState.{VIEW}", view)
 
     def _write_trials(self, experiment: Experiment, parent: str) -> None:
         """Write a run for each trial of tune: its knobs, its curve, its score, and the reason if it failed."""

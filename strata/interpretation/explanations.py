@@ -30,6 +30,7 @@ from strata.interpretation.scoring import (
 from strata.interpretation.text import Text
 from strata.interpretation.vocabulary import Bags
 from strata.interpretation.writers import Embed
+from strata.measure.matched import exchanged
 
 ALL_SCORES = (*SCORES, "embedding")
 ROWS = 2**20  # rules are learned from and scored on at most this many rows, the first: the documents are shuffled
@@ -142,7 +143,8 @@ def by_rules(
 ) -> tuple[list[dict[str, Any]], list[Explanation]]:
     """Return the token rules of a range of latents, as rows of rules.parquet, and as explanations with their scores.
 
-    Chance level: the same windows, judged by the rule of another latent of the range that has one.
+    Chance level: the same windows, judged by the rule of another latent of the range that has one, and that fires in
+    nearly as many windows.
     ``items``: windows to score a latent on. ``piece``: token -> its text.
     """
     table, explanations = [], []
@@ -167,7 +169,8 @@ def _scored(
     explanations = [Explanation(latent, "rule", text) for latent, text in zip(latents, texts, strict=True)]
 
     with_rule = np.array([j for j, text in enumerate(texts) if text is not None], int)
-    permuted = with_rule[derangement(len(with_rule), np.random.default_rng([halves.seed, latents.start]))]
+    firing = (truth[with_rule] > 0).sum(1)  # windows in which each fires
+    permuted = with_rule[exchanged(firing, np.random.default_rng([halves.seed, latents.start]))]
     for j, other in zip(with_rule, permuted, strict=True):
         windows = halves.windows_to_score(latents[j], truth[j], items)
         explanations[j].items = len(windows)

@@ -1,10 +1,12 @@
 """Measure reconstructors on the held-out text of a layer: the SAE that train makes, and the smaller one of merge."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from strata.lm.model import Hook, LanguageModel
 from strata.measure import quality
@@ -27,6 +29,16 @@ class Texts(Protocol):
         ...
 
 
+class Predictions(NamedTuple):
+    """The predicted tokens: their ``document``, (prediction,), and variant -> ce and kl of each, (prediction, 2).
+
+    Variants are the candidates, and the model with zeros, with the mean, and untouched ("clean").
+    """
+
+    document: NDArray[np.integer]
+    losses: dict[str, Tensor]
+
+
 @torch.inference_mode()
 def held_out(
     candidates: Mapping[str, quality.Reconstruct],
@@ -46,6 +58,21 @@ def held_out(
     Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on. Raises
     BadInput where the test rows do not vary, so that an fvu would mean nothing.
     """
+    metrics, predictions = with_predictions(candidates, activations, contexts, hook, lm, ce_tokens, device)
+    return metrics, len(predictions.document) if predictions else 0
+
+
+@torch.inference_mode()
+def with_predictions(
+    candidates: Mapping[str, quality.Reconstruct],
+    activations: Rows,
+    contexts: Texts,
+    hook: Hook,
+    lm: LanguageModel | None,
+    ce_tokens: int,
+    device: torch.device,
+) -> tuple[dict[str, dict[str, Any]], Predictions | None]:
+    """Do the work of :func:`held_out`, and return the metrics and each prediction; None without ce metrics."""
     first, end = activations.split("test")
     check_held_out(activations, "test")
     scale, median_norm = activations.scale, activations.median_norm
@@ -53,31 +80,36 @@ def held_out(
         name: quality.reconstruction(reconstruct, blocks(activations, first, end, device), scale, median_norm)
         for name, reconstruct in candidates.items()
     }
-    cross_entropies, predicted = _cross_entropy(candidates, activations, contexts, hook, lm, ce_tokens)
-    return {name: metrics | cross_entropies[name] for name, metrics in errors.items()}, predicted
+    predictions = _predictions(candidates, activations, contexts, hook, lm, ce_tokens)
+    if predictions is None:
+        cross_entropies: dict[str, dict[str, Any]] = {name: dict.fromkeys(splice.METRICS) for name in candidates}
+    else:
+        verdicts = splice.means(predictions.losses)
+        cross_entropies = {name: splice.scores(verdicts, name) for name in candidates}
+    return {name: metrics | cross_entropies[name] for name, metrics in errors.items()}, predictions
 
 
-def _cross_entropy(
+def _predictions(
     candidates: Mapping[str, quality.Reconstruct],
     activations: Rows,
     contexts: Texts,
     hook: Hook,
     lm: LanguageModel | None,
     budget: int,
-) -> tuple[dict[str, dict[str, float | None]], int]:
-    """Measure the ce metrics of each candidate on the first contexts with ``budget`` predicted tokens in all.
+) -> Predictions | None:
+    """Measure each prediction on the first contexts with ``budget`` predicted tokens in all.
 
-    Returns them by candidate and name, and the number of tokens. All are None without an ``lm`` or a budget.
+    None without an ``lm`` or a budget.
     """
     if lm is None or budget == 0:
-        return {name: dict.fromkeys(splice.METRICS) for name in candidates}, 0
+        return None
 
     # As many contexts as are needed, or all where the budget is larger than the split. A token is predicted where it is
     # a row; the first of a context never is.
     tokens, documents = contexts.read(*contexts.split("test"))
     is_row = documents >= 0
     enough = int(np.searchsorted(is_row[:, 1:].sum(1).cumsum(), budget)) + 1
-    tokens, is_row = tokens[:enough], is_row[:enough]
+    tokens, documents, is_row = tokens[:enough], documents[:enough], is_row[:enough]
 
     # The candidates, and the two ablations that they are compared with. Train has the mean among its candidates, as a
     # control under the same name; it is not run twice.
@@ -87,5 +119,6 @@ def _cross_entropy(
     variants["zero"] = lambda x: torch.zeros_like(x)
     variants.setdefault("mean", lambda x: activations.mean.to(x.device).expand_as(x))
 
-    verdicts = splice.verdict(lm, torch.from_numpy(tokens), torch.from_numpy(is_row), hook, activations.layer, variants)
-    return {name: splice.scores(verdicts, name) for name in candidates}, int(is_row[:, 1:].sum())
+    ids, kept = torch.from_numpy(tokens), torch.from_numpy(is_row)
+    losses = splice.by_prediction(lm, ids, kept, hook, activations.layer, variants)
+    return Predictions(documents[:, 1:][is_row[:, 1:]], losses)

@@ -39,8 +39,30 @@ def verdict(
     Returns {variant: {"ce", "kl"}}, also for "clean", the untouched model. These are means in nats over the predicted
     tokens, with kl = KL(clean ‖ variant).
     """
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", *variants)}
-    predicted = 0
+    return means(by_prediction(lm, tokens, rows, hook, layer, variants, batch))
+
+
+def means(losses: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Average what :func:`by_prediction` returns: {variant: {"ce", "kl"}}."""
+    averages = {name: loss.double().mean(0).tolist() for name, loss in losses.items()}
+    return {name: {"ce": ce, "kl": kl} for name, (ce, kl) in averages.items()}
+
+
+@torch.inference_mode()
+def by_prediction(
+    lm: LanguageModel,
+    tokens: Tensor,
+    rows: Tensor,
+    hook: Hook,
+    layer: int,
+    variants: dict[str, Replace],
+    batch: int = 8,
+) -> dict[str, Tensor]:
+    """Do the work of :func:`verdict`, and return {variant: (prediction, 2)}: ce and kl of each predicted token.
+
+    Predictions come in the order of ``tokens``: of context by context, of position by position.
+    """
+    losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", *variants)}
     for first in tqdm(range(0, len(tokens), batch), desc=f"splice {layer}", unit=" batches", disable=None):
         ids = tokens[first : first + batch].to(lm.device, torch.long)
         kept = rows[first : first + batch].to(lm.device)
@@ -59,10 +81,9 @@ def verdict(
             part = slice(start, start + CHUNK)
             variant_logits = {name: logits(lm, state[part]) for name, state in predicting.items()}
             for name, ce_and_kl in _compare(variant_logits, targets[part]).items():
-                sums[name] += ce_and_kl
-        predicted += len(targets)
+                losses[name].append(ce_and_kl)
 
-    return {name: {"ce": float(s[0]) / predicted, "kl": float(s[1]) / predicted} for name, s in sums.items()}
+    return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
 def _replaced(x: Tensor, kept: Tensor, replace: Replace) -> Tensor:
@@ -73,7 +94,7 @@ def _replaced(x: Tensor, kept: Tensor, replace: Replace) -> Tensor:
 
 
 def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """Sum each variant's cross-entropy and KL(clean ‖ variant) over predictions, as a tensor of two numbers.
+    """Compute each variant's cross-entropy and KL(clean ‖ variant) of each prediction, (prediction, 2) on the CPU.
 
     ``scores``: the logits of each variant, (prediction, token), in the model's dtype. ``targets``: (prediction,).
 
@@ -81,7 +102,7 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
     A few predictions are compared at a time: in float32 the logits of one are a megabyte with a large vocabulary, and
     reading what has left the cache costs most of the time.
     """
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in scores}
+    losses: dict[str, list[Tensor]] = {name: [] for name in scores}
     for first in range(0, len(targets), CACHED):
         rows = slice(first, first + CACHED)
         clean = scores["clean"][rows].float()
@@ -94,8 +115,8 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
             log_q = norm if name == "clean" else q.logsumexp(1)
             ce = log_q - q.gather(1, targets[rows, None])[:, 0]
             kl = negentropy - (torch.linalg.vecdot(p, q) - log_q)
-            sums[name] += torch.stack([ce.sum(), kl.sum()]).double().cpu()
-    return sums
+            losses[name].append(torch.stack([ce, kl], 1).cpu())
+    return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
 def scores(verdicts: dict[str, dict[str, float]], name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from strata.interpretation.read import Latents
 from strata.lm.model import LanguageModel
+from strata.measure.matched import matched
 from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
 from strata.sae.sae import SAE
@@ -81,13 +82,14 @@ def steer_eval(
     )
 
     # Each latent's own direction, the baselines beside it, and the tokens that tell whether it had an effect.
-    table = source.latents.table("statistics", ["dead"])
+    table = source.latents.table("statistics", ["density"])
     assert table is not None
-    living = np.flatnonzero(~table["dead"].to_numpy())
-    steered = {
-        j: conditions(sae, j, largest, living, difference(source.activations, source.latents, j), generator(seed, j))
-        for j, largest in source.chosen.items()
-    }
+    density = table["density"].to_numpy()
+    steered = {}
+    for j, largest in source.chosen.items():
+        other = matched(density, [j], np.random.default_rng([seed, j]))  # a living latent that fires as often
+        away = difference(source.activations, source.latents, j)
+        steered[j] = conditions(sae, j, largest, other[other >= 0], away, generator(seed, j))
     target_tokens = {j: _target_tokens(source.latents, j, knobs) for j in source.chosen}
 
     # Run the model: its predictions at each strength, and the texts that it writes.

@@ -17,7 +17,7 @@ from strata.sae.engine.dispatch import decode, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity, pull
 from strata.sae.engine.preactivations import Preactivations
 from strata.sae.sae import SAE
-from strata.training.knobs import Init
+from strata.training.knobs import Held, Init
 from strata.training.rules.base import Pass, Rule
 from strata.training.rules.errors import squared_error
 from strata.training.rules.topk import TopK
@@ -99,6 +99,8 @@ class Autoencoder(nn.Module):
         self.length: Tensor  # (latent,) ‖v‖, where a decoder row is v/‖v‖; see update.py
         self.register_buffer("balance", torch.ones(width))
         self.balance: Tensor  # (width,) what the cheap product divides columns of y by; see preactivations.py
+        self.register_buffer("anchor", None)
+        self.anchor: Tensor | None  # (latent, width) directions that decoder rows stay near; see hold
 
     @torch.no_grad()
     def take(self, encoder: Tensor, bias: Tensor, frozen: bool) -> None:
@@ -114,9 +116,24 @@ class Autoencoder(nn.Module):
         for parameter in (self.encoder, self.b_enc):
             parameter.requires_grad_(not frozen)
 
+    @torch.no_grad()
+    def hold(self, part: Held) -> None:
+        """Hold ``part`` at its random start, so that a training shows what can be had without learning it.
+
+        encoder: its rows stay as they are, but for the one factor of :meth:`start`, and decoder rows take the length
+        that the codes need. decoder: its rows stay as they are, to the bit. near_decoder: each decoder row keeps a
+        cosine of at least NEAR (update.py) with its start. Biases and thresholds learn. "Sanity checks for sparse
+        autoencoders", arXiv 2602.14111, found that such SAEs match trained ones.
+        """
+        if part == "near_decoder":
+            self.anchor = self.decoder.detach().clone()
+        else:
+            getattr(self, part).requires_grad_(False)
+
     @property
     def frozen(self) -> bool:
-        return not self.encoder.requires_grad
+        """Whether encoder or decoder does not learn."""
+        return not (self.encoder.requires_grad and self.decoder.requires_grad)
 
     @torch.no_grad()
     def start(self, y: Tensor, k: int, generator: torch.Generator) -> None:

@@ -11,6 +11,7 @@ from strata.sae.engine.nonlinearity import Nonlinearity
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
 Init = Literal["kaiming", "orthogonal", "data"]
+Held = Literal["encoder", "decoder", "near_decoder"]  # what stays random; see `Autoencoder.hold`
 FLOAT = 4  # bytes
 COPIES = 7  # of an SAE during training: weights, gradients, two moments, the best, the last and the untrained SAE
 BY_BATCH = ("batchtopk", "matryoshka")  # these rules take their final threshold from the validation rows

@@ -103,7 +103,7 @@ class Trainer:
         # Note which latents fired, and help those that have not for long.
         self.silent += knobs.batch_size  # also where outliers were left out of the batch, so that an epoch counts whole
         self.silent[fired] = 0
-        if knobs.wake and not model.frozen:
+        if knobs.wake and model.b_enc.requires_grad:
             model.wake(self._dead(), knobs.wake)
 
         self.done += 1
@@ -201,7 +201,7 @@ class Trainer:
         return Step(loss, fvu, active, dead), marks > 0
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        """List what is trained: the parameters of model and rule, but not those of a frozen encoder."""
+        """List what is trained: the parameters of model and rule, but not what is frozen."""
         return [p for part in (self.model, self.rule) for p in part.parameters() if p.requires_grad]
 
     def _check(self, step: Step) -> None:

@@ -19,7 +19,7 @@ from strata.run.resume import main_root
 from strata.sae.sae import SAE, threshold_for
 from strata.training.autoencoder import Autoencoder, Scale
 from strata.training.fit import Fitted, Judgement, fit
-from strata.training.knobs import BY_BATCH, Given, Train
+from strata.training.knobs import BY_BATCH, Given, Held, Train
 from strata.training.named import make_rule
 from strata.training.rules.base import Rule
 from strata.training.trainer import Trainer
@@ -43,13 +43,14 @@ def train(
     work: Path | None = None,
     save_every: float = 60.0,
     device: torch.device = CPU,
+    held: Held | None = None,
 ) -> Fitted:
     """Train on the training rows.
 
     The validation rows choose the checkpoint, and settle the threshold of batchtopk and matryoshka.
 
     ``work``: a folder for the state of an unfinished training. A state that lies there is continued, and a new one is
-    written every ``save_every`` seconds.
+    written every ``save_every`` seconds. ``held``: what stays random, for a control; see `Autoencoder.hold`.
 
     Returns the result, with its SAEs on ``device``. Raises BadInput where the validation rows do not vary or memory
     does not suffice.
@@ -68,6 +69,8 @@ def train(
     if knobs.encoder is not None:
         encoder, bias = given(knobs.encoder, tuple(model.encoder.shape), scale)
         model.take(encoder, bias, knobs.encoder.frozen)
+    if held is not None:
+        model.hold(held)
 
     def validation(limit: int | None = None) -> Iterator[Tensor]:
         """Blocks of the first ``limit`` validation rows, or of all."""

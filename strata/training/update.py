@@ -6,7 +6,8 @@ first. Every step then makes v longer, and the next step turns the row less: eac
 which falls as the latent settles. Adam sees the gradient of v/‖v‖. It differs from the gradient of v only in its scale,
 on which Adam does not depend.
 
-With a frozen encoder, decoder rows have no norm of 1: codes have the size that the encoder gives them.
+With a frozen encoder, decoder rows have no norm of 1: codes have the size that the encoder gives them. A frozen decoder
+is not touched. Where the model has an anchor, decoder rows are brought back to a cosine of NEAR with it.
 
 On a CPU the time goes into reading and writing. Here each row is gone through twice; with one torch function for each
 operation it would be eight times.
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adamw import adamw
 
@@ -24,6 +26,7 @@ from strata.training import adamw_rows
 from strata.training.autoencoder import Autoencoder
 
 EPS = 1e-8
+NEAR = 0.8  # least cosine of a decoder row with its anchor
 
 
 class AdamW:
@@ -71,6 +74,21 @@ def update(model: Autoencoder, optimizer: AdamW, clip: float) -> None:
         optimizer.advance()
         return
     (by_rows if model.decoder.device.type == "cpu" else step_by_step)(model, optimizer, clip)
+    if model.anchor is not None:
+        bring_near(model.decoder, model.anchor)
+
+
+def bring_near(decoder: Tensor, anchor: Tensor) -> None:
+    """Turn the rows of ``decoder`` that have left their cone around ``anchor`` back to its edge, in place.
+
+    Both are (latent, width), of norm 1. On the edge a row has a cosine of NEAR with its anchor. It keeps its side: it
+    stays in the plane of anchor and row.
+    """
+    cosine = torch.linalg.vecdot(decoder, anchor)
+    away = (cosine < NEAR).nonzero().flatten()
+    axis = anchor[away]
+    aside = normalize(decoder[away] - cosine[away, None] * axis, dim=1)
+    decoder[away] = NEAR * axis + (1 - NEAR**2) ** 0.5 * aside
 
 
 def step_by_step(model: Autoencoder, optimizer: AdamW, clip: float) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -35,17 +35,35 @@ RANGES = {
     **dict.fromkeys(("delta_ce", "ce_recovered", "ce_recovered_mean"), (-math.inf, math.inf)),
 }
 
+# Metrics that say which of two SAEs is better, and that a bootstrap over documents can give an interval:
+# 1 where the lower value is better, -1 where the higher one is.
+WORSE = {
+    **dict.fromkeys(("mse", "fvu", "fvu_inlier", "delta_ce", "kl", "ce_sae"), 1),
+    **dict.fromkeys(("cosine", "ce_recovered", "ce_recovered_mean"), -1),
+}
+
+# Controls that are trained as an SAE is, so that they could win.
+Twin = Literal["frozen_decoder", "frozen_encoder", "near_random_decoder", "random_model"]
+ELSEWHERE: tuple[Twin, ...] = ("random_model",)  # judged on rows of its own, so that no document can be paired
+
 
 class Bound(Section):
-    """A target: ``min``, ``max`` or both. The ends themselves are allowed values."""
+    """A target: ``min``, ``max`` or both, whose ends are allowed values; and ``beats``, twin -> least margin.
+
+    The margin is the difference to that twin in the metric's own unit, above 0 where the SAE is better. The whole
+    interval of the margin has to reach the number.
+    """
 
     min: float | None = None
     max: float | None = None
+    beats: dict[Twin, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _can_fail(self) -> "Bound":
-        if self.min is None and self.max is None:
+        if self.min is None and self.max is None and not self.beats:
             raise ValueError("a target needs min, max or both, else it cannot fail")
+        if unpaired := [twin for twin in ELSEWHERE if twin in self.beats]:
+            raise ValueError(f"beats names {unpaired[0]}, whose rows are others, so that there is no margin over it")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}, so nothing could pass")
         return self
@@ -95,6 +113,8 @@ class Targets(Section):
             low, high = RANGES.get(name, (0.0, math.inf))
             if (bound.max is not None and bound.max < low) or (bound.min is not None and bound.min > high):
                 raise ValueError(f"{name} lies between {low:g} and {high:g}, so nothing could pass")
+            if bound.beats and name not in WORSE:
+                raise ValueError(f"{name} has beats, but only {', '.join(WORSE)} say which of two SAEs is better")
         if not self.bounds:
             raise ValueError("there is no target; give at least one, e.g. mse: {max: 0.01}")
         return self
@@ -116,7 +136,8 @@ Verdict = TypedDict(
 def judge(values: Mapping[str, float | None], targets: Targets) -> list[Verdict]:
     """Compare the test metrics of one SAE with every target, in the order of params.yaml.
 
-    A value of None, such as cross-entropy without a language model, neither passes nor fails.
+    A value of None, such as cross-entropy without a language model, neither passes nor fails. A target of ``beats``
+    alone has no line here; see :func:`judge_margins`.
     """
     return [
         {
@@ -127,7 +148,66 @@ def judge(values: Mapping[str, float | None], targets: Targets) -> list[Verdict]
             "pass": None if value is None else bound.holds(value),
         }
         for metric, bound in targets.bounds.items()
+        if bound.min is not None or bound.max is not None
     ]
+
+
+class Margin(Section):
+    """By how much an SAE beats a twin in one metric: the difference, above 0 where the SAE is better, and its 95 %
+    interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# A line of the scorecard about a twin: the target's ``by``, the two values, the margin. ``pass`` is as above.
+MarginVerdict = TypedDict(
+    "MarginVerdict",
+    {
+        "metric": str,
+        "twin": str,
+        "by": float,
+        "sae": float | None,
+        "value": float | None,
+        "margin": float | None,
+        "low": float | None,
+        "high": float | None,
+        "pass": bool | None,
+    },
+)
+
+
+def judge_margins(
+    values: Mapping[str, float | None],
+    twins: Mapping[str, Mapping[str, float | None]],
+    margins: Mapping[str, Mapping[str, Margin]],
+    targets: Targets,
+) -> list[MarginVerdict]:
+    """Compare the margins of one SAE over its twins with every target's ``beats``, in the order of params.yaml.
+
+    ``values``: the SAE's test metrics. ``twins``: twin -> its test metrics. ``margins``: twin -> metric -> margin. A
+    target passes if the whole interval reaches it. A margin that is not there, because the metric does not apply or
+    the twin was not trained, neither passes nor fails.
+    """
+    lines: list[MarginVerdict] = []
+    for metric, bound in targets.bounds.items():
+        for twin, by in bound.beats.items():
+            margin = margins.get(twin, {}).get(metric)
+            lines.append(
+                {
+                    "metric": metric,
+                    "twin": twin,
+                    "by": by,
+                    "sae": values[metric],
+                    "value": twins.get(twin, {}).get(metric),
+                    "margin": margin and margin.value,
+                    "low": margin and margin.low,
+                    "high": margin and margin.high,
+                    "pass": None if margin is None else margin.low >= by,
+                }
+            )
+    return lines
 
 
 def passed(verdicts: list[Verdict]) -> bool:
