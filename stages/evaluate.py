@@ -5,14 +5,13 @@ from pathlib import Path
 from stages.train.settings import of_layer
 from strata import auto
 from strata.corpus import read
-from strata.device.machine import Machine, need_memory, start
+from strata.device.machine import Machine, start
 from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
 from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
-from strata.verdict.targets import settled
 
 
 def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
@@ -32,17 +31,10 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     size = auto.size_of(rows.meta)
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
-    targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
-    source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
+    source = evaluation.Source(rows, contexts, labels, train_knobs)
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
-    need_memory(
-        knobs.held_bytes(coder.latents),
-        device,
-        f"evaluate.stability, of {coder.latents:,} latents,",
-        "train fewer latents, or set evaluate.stability: 0",
-    )
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
@@ -50,7 +42,6 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         "labels": labels,
         "evaluate": knobs.model_dump(),
         "train": train_knobs.model_dump(),
-        "targets": targets.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }

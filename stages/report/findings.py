@@ -30,6 +30,7 @@ class Folders:
 
     tune: Path
     train: Path
+    stability: Path
     interpret: Path
     cluster: Path
     merge: Path
@@ -102,6 +103,7 @@ def read_findings(folders: Folders) -> Findings:
     measured = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(folder / f"{layer}.json"))}
         for stage, folder in (
+            ("stability", folders.stability),
             ("interpret", folders.interpret),
             ("cluster", folders.cluster),
             ("merge", folders.merge),

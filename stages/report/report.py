@@ -14,6 +14,7 @@ from strata.run.files import write_bytes, write_json, write_text, write_texts
 def main(
     tune: str,
     train: str,
+    stability: str,
     interpret: str,
     cluster: str,
     merge: str,
@@ -37,6 +38,7 @@ def main(
         Folders(
             tune=Path(tune),
             train=Path(train),
+            stability=Path(stability),
             interpret=Path(interpret),
             cluster=Path(cluster),
             merge=Path(merge),

@@ -17,6 +17,7 @@ from strata.families.knobs import Cluster
 from strata.interpretation.knobs import Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
+from strata.replication.knobs import Stability
 from strata.run.door import BadInput
 from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
 from strata.steering.knobs import SteerEval
@@ -37,6 +38,7 @@ class Params:
     extract: Extract
     tune: Tune
     train: Train
+    stability: Stability
     interpret: Interpret
     cluster: Cluster
     merge: Merge

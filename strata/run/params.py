@@ -27,7 +27,7 @@ from strata.run.door import BadInput, near
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
+    *("fetch", "extract", "tune", "train", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
     *("targets", "report"),
 )
 LONGEST = 80  # characters of a value that a sentence quotes

@@ -1,0 +1,248 @@
+"""Latents that come again: a permuted copy does always, chance does not, and numbers worked by hand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import small
+import torch
+from killing import Killed, survives
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csc_array
+from test_train import TARGETS, knobs, planted  # noqa: F401
+
+from strata.interpretation import export
+from strata.replication import cofiring, pooled, read, replication
+from strata.replication.certificate import Dictionary, Thresholds, certificates, compared, summary
+from strata.replication.match import NOBODY, assigned, by_cosine, similar
+from strata.rows.shards import Activations
+from strata.sae import disk
+from strata.sae.sae import SAE
+from strata.training import training
+
+LEAST = Thresholds(0.7, 0.7)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def made(directions: torch.Tensor, threshold: float = 0.5) -> SAE:
+    """An SAE that reads what it writes."""
+    latents, width = directions.shape
+    return SAE(
+        directions, torch.zeros(latents), directions, torch.zeros(width), threshold=torch.full((latents,), threshold)
+    )
+
+
+def permuted(sae: SAE, order: torch.Tensor) -> SAE:
+    assert sae.threshold is not None
+    return SAE(sae.encoder[order], sae.b_enc[order], sae.decoder[order], sae.b_dec, threshold=sae.threshold[order])
+
+
+# --- matching -----------------------------------------------------------------------------------------------------
+
+
+def test_three_latents_by_hand():
+    """The second copy of a direction has only what is left; a pair at the threshold is none."""
+    first = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    second = torch.tensor([[2.0, 0], [0.8, 0.6], [0, -1]])
+    pairs = by_cosine(first, second, 0.7)
+    assert pairs.best.round(6).tolist() == [1, 1, 0.6]
+    assert sorted(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    partner = assigned(pairs)
+    assert sorted(partner[:2].tolist()) == [0, 1] and partner[2] == NOBODY
+    assert assigned(by_cosine(first, second, 0.81))[:2].tolist().count(NOBODY) == 1
+
+
+def test_the_sum_is_largest_and_not_each_latent_greedy():
+    """0.9 + 0.0 for the greedy choice; 0.8 + 0.75 together."""
+    value = np.array([[0.9, 0.8], [0.75, 0.0]])
+    assert assigned(similar([value], (2, 2), 0.7)).tolist() == [1, 0]
+
+
+def test_components_give_the_optimum_of_the_whole():
+    """The Hungarian assignment of the whole matrix, in which a pair below the threshold is worth nothing."""
+    random = np.random.default_rng(0)
+    for size in (5, 40, 120):
+        value = random.random((size, size + 7)) ** 3
+        whole = np.where(value > 0.6, value, 0)
+        rows, columns = linear_sum_assignment(whole, maximize=True)
+        partner = assigned(similar(np.array_split(value, 3), value.shape, 0.6))
+        kept = np.flatnonzero(partner != NOBODY)
+        assert whole[kept, partner[kept]].sum() == pytest.approx(whole[rows, columns].sum())
+        assert (whole[kept, partner[kept]] > 0.6).all() and len(set(partner[kept])) == len(kept)
+
+
+def test_correlation_is_that_of_numpy():
+    random = np.random.default_rng(0)
+    one, other = (np.maximum(random.normal(size=(300, 6)) - 0.5, 0) for _ in range(2))
+    other[:, :3] = one[:, :3] + 0.1 * other[:, :3]
+    one[:, 5] = 0  # never fires
+    with np.errstate(invalid="ignore"):
+        expected = np.nan_to_num(np.corrcoef(one.T, other.T)[:6, 6:])
+    pairs = cofiring.by_correlation(csc_array(one), csc_array(other), 0.7)
+    assert np.allclose(pairs.best, expected.max(1))
+    assert pairs.first.tolist() == pairs.second.tolist() == [0, 1, 2]
+    assert np.allclose(pairs.value, np.diag(expected)[:3])
+
+
+def test_moving_keeps_how_a_latent_fires_but_not_where():
+    random = np.random.default_rng(0)
+    z = csc_array(np.maximum(random.normal(size=(200, 8)) - 1, 0))
+    moved = cofiring.moved(z, random)
+    for latent in range(8):
+        before, after = (m[:, [latent]].toarray()[:, 0] for m in (z, moved))
+        shifts = [shift for shift in range(200) if np.array_equal(np.roll(before, shift), after)]
+        assert shifts and 0 not in shifts
+
+
+# --- certificates -------------------------------------------------------------------------------------------------
+
+
+def rows(count: int, directions: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Rows of 4 directions each."""
+    random = generator(seed)
+    chosen = torch.rand(count, len(directions), generator=random).topk(4, dim=1).indices
+    codes = torch.zeros(count, len(directions)).scatter(1, chosen, 1 + torch.rand(count, 4, generator=random))
+    return codes @ directions
+
+
+def of(sae: SAE, x: torch.Tensor) -> Dictionary:
+    return Dictionary(sae, cofiring.codes(sae, x.split(700)))
+
+
+def directions(count: int, width: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, width, generator=generator(seed)), dim=1)
+
+
+def test_a_permuted_copy_comes_again_always():
+    sae = made(directions(100))
+    x = rows(2000, sae.decoder)
+    draws = torch.randn(100, 64, generator=generator(5))
+    copies = [permuted(sae, torch.randperm(100, generator=generator(seed))) for seed in (1, 2, 3)]
+    by_seed = [compared(of(sae, x), of(copy, x), draws, LEAST, generator(9)) for copy in copies]
+    table = certificates(by_seed, cofiring.fired(of(sae, x).z), len(x))
+    assert (table["again"] == 1).all() and (table["again_cofiring"] == 1).all() and (table["seeds"] == 3).all()
+    assert np.allclose(table["cosine"], 1, atol=1e-5) and np.allclose(table["cofiring"], 1)
+    assert (table["again_chance"] == 0).all() and (table["again_cofiring_chance"] == 0).all()
+    numbers = summary(by_seed, cofiring.fired(of(sae, x).z))
+    assert numbers["times"] == [0, 0, 0, 100]
+    assert numbers["again"] == numbers["again_cofiring"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_dictionaries_of_random_directions_are_at_chance():
+    first, second = made(directions(100)), made(directions(100, seed=1))
+    x = torch.randn(4000, 64, generator=generator(2))
+    seed = compared(of(first, x), of(second, x), directions(100, seed=3), LEAST, generator(4))
+    numbers = summary([seed], cofiring.fired(of(first, x).z))
+    for certificate, control in (("again", "random"), ("again", "rows"), ("again_cofiring", "moved")):
+        assert numbers[certificate]["value"] == numbers["controls"][control][certificate]["value"] == 0
+    best = numbers["best_cosine"]["value"], numbers["controls"]["random"]["best_cosine"]["value"]
+    assert best[0] == pytest.approx(best[1], abs=0.02) and 0.2 < best[0] < 0.5
+
+
+def test_what_fires_on_one_row_is_matched_by_accident():
+    """And the chance beside it says so, for the rare latents alone."""
+    rare, common = np.zeros((50, 40)), np.random.default_rng(0).random((50, 40))
+    rare[np.arange(40), np.arange(40)] = 1
+    z = csc_array(np.concatenate([rare, common], axis=1))
+    own = Dictionary(made(directions(80)), z)
+    seed = compared(own, own, directions(80, seed=3), LEAST, generator(4))
+    table = certificates([seed], cofiring.fired(z), 50)
+    assert (table["again_cofiring_chance"][:40] >= 0.5).all() and (table["again_cofiring_chance"][40:] == 0).all()
+
+
+def test_the_columns_by_hand():
+    """Three latents, two trainings: the first comes again in both, the second in one, the third never fires."""
+    yes, no = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+
+    def seed(again: torch.Tensor, similarity: list[float]) -> dict[str, torch.Tensor]:
+        result = {}
+        for name in ("cosine", "cofiring", "random", "rows", "moved"):
+            own = name in ("cosine", "cofiring")
+            result[name] = torch.tensor(similarity if own else [0.1, 0.2, 0.3])
+            result[f"{name}_again"] = again if own else torch.tensor([False, name == "rows", False])
+        return result
+
+    by_seed = [seed(yes, [0.9, 0.8, 0.5]), seed(no, [0.8, 0.4, 0.5])]
+    fired = np.array([8, 4, 0])
+    table = certificates(by_seed, fired, 16)
+    assert table["again"].tolist() == [1, 0.5, 0] and table["density"].tolist() == [0.5, 0.25, 0]
+    assert np.allclose(table["cosine"], [0.85, 0.6, 0.5]) and table["again_chance"].tolist() == [0, 1, 0]
+    assert table["again_cofiring"][:2].tolist() == [1, 0.5] and np.isnan(table["again_cofiring"][2])
+    numbers = summary(by_seed, fired)
+    assert numbers["times"] == [1, 1, 1]
+    assert numbers["again"] == pytest.approx({"value": 0.5, "low": 1 / 3, "high": 2 / 3})
+    assert numbers["again_cofiring"] == pytest.approx({"value": 0.75, "low": 0.5, "high": 1})
+    assert numbers["best_cosine"]["value"] == pytest.approx(0.65)
+
+
+# --- the pool -----------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_by_hand():
+    """A latent in two trainings is pooled once, from the first that has it; a double within one training is not two."""
+    a, b, c, d = torch.eye(4)
+    chosen = pooled.pool([torch.stack([a, b]), torch.stack([c, a, a + 0.1 * b]), torch.stack([d, c, a])], 0.7)
+    assert chosen.training.tolist() == [0, 1] and chosen.source.tolist() == [0, 0]
+    assert chosen.trainings.tolist() == [3, 2]
+    doubled = pooled.pool([torch.stack([a, a + 0.1 * b]), torch.stack([c])], 0.7)
+    assert len(doubled) == 0
+
+
+def test_joined_latents_read_and_write_what_they_did():
+    one = made(directions(6, 8))
+    other = SAE(directions(5, 8, 1), torch.full((5,), 0.1), directions(5, 8, 1), torch.ones(8), threshold=torch.ones(5))
+    chosen = pooled.Chosen(np.array([0, 0, 1]), np.array([4, 1, 3]), np.full(3, 2))
+    both = pooled.joined([one, other], chosen)
+    x = torch.randn(200, 8, generator=generator(7)) * 2
+    expected = torch.stack([one.preactivations(x)[:, 4], one.preactivations(x)[:, 1], other.preactivations(x)[:, 3]], 1)
+    assert torch.allclose(both.preactivations(x), expected, atol=1e-5)
+    assert both.threshold is not None and both.threshold.tolist() == [0.5, 0.5, 1.0]
+
+
+def test_a_pool_of_true_directions_beats_one_drawn_at_random():
+    """With as many active latents a row, and its decoder fitted, it writes the truth again."""
+    truth = directions(24, 32)
+    x = rows(6000, truth, 3) + 0.5
+    noise = [directions(24, 32, seed) for seed in (11, 12)]
+    saes = [made(torch.cat([truth, other])) for other in noise]
+    saes = [SAE(s.encoder, s.b_enc, s.decoder, torch.full((32,), 0.5), threshold=s.threshold) for s in saes]
+    chosen = pooled.pool([s.decoder for s in saes], 0.9)
+    assert chosen.source.tolist() == list(range(24)) and (chosen.training == 0).all()
+    drawn = pooled.drawn([np.ones(48, bool)] * 2, 24, np.random.default_rng(0))
+    assert len(drawn) == 24 and len({*zip(drawn.training.tolist(), drawn.source.tolist(), strict=True)}) == 24
+
+    def error(which: pooled.Chosen) -> tuple[float, float]:
+        sae = pooled.dictionary(saes, which, lambda: [x[:2000]], lambda: x[2000:].split(1000), 4.0)
+        output, active = sae.reconstruct(x)
+        return float((output - x).square().sum() / (x - x.mean(0)).square().sum()), float(active.float().mean())
+
+    (good, l0), (bad, other_l0) = error(chosen), error(drawn)
+    assert l0 == pytest.approx(4, abs=0.1) and other_l0 == pytest.approx(4, abs=0.1)
+    assert good < 0.2 < 0.3 < bad
+
+
+# --- trainings ----------------------------------------------------------------------------------------------------
+
+
+def test_certified_latents_are_nearer_to_the_truth(planted: Activations):  # noqa: F811
+    """64 atoms and 96 latents, so that a part of them can be no atom."""
+    random = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(64, 32, generator=random), dim=1)  # as test_train plants them
+    own = knobs(latents=96, lr=6e-3, epochs=1, batch_size=128, dead_after=0.2)
+    saes = [training.train(planted, own, TARGETS, seed).best for seed in range(3)]
+    x = planted.read(*planted.split("test")).float()
+    draws = replication.drawn_rows(planted, 96, generator(1))
+    assert draws.shape == (96, 32) and abs(float(draws.mean())) < 0.05
+    by_seed = [compared(of(saes[0], x), of(other, x), draws, LEAST, generator(2)) for other in saes[1:]]
+    table = certificates(by_seed, cofiring.fired(of(saes[0], x).z), len(x))
+    truth = by_cosine(saes[0].decoder, atoms, 0.7).best
+    certified = table["again"] == 1
+    assert 30 < certified.sum() < 90
+    assert truth[certified].mean() > truth[~certified].mean() + 0.2
+    assert summary(by_seed, cofiring.fired(of(saes[0], x).z))["controls"]["random"]["again"]["value"] < 0.05
