@@ -12,13 +12,16 @@ import torch
 from killing import Killed, survives
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
-from test_train import TARGETS, knobs, planted  # noqa: F401
+from test_evaluate import project, trained  # noqa: F401
+from test_train import TARGETS, knobs, stored
 
 from strata.interpretation import export
 from strata.replication import cofiring, pooled, read, replication
 from strata.replication.certificate import Dictionary, Thresholds, certificates, compared, summary
 from strata.replication.match import NOBODY, assigned, by_cosine, similar
-from strata.rows.shards import Activations
+from strata.run import files
+from strata.run.door import BadInput
+from strata.run.files import write_json
 from strata.sae import disk
 from strata.sae.sae import SAE
 from strata.training import training
@@ -230,19 +233,102 @@ def test_a_pool_of_true_directions_beats_one_drawn_at_random():
 # --- trainings ----------------------------------------------------------------------------------------------------
 
 
-def test_certified_latents_are_nearer_to_the_truth(planted: Activations):  # noqa: F811
-    """64 atoms and 96 latents, so that a part of them can be no atom."""
-    random = torch.Generator().manual_seed(0)
-    atoms = torch.nn.functional.normalize(torch.randn(64, 32, generator=random), dim=1)  # as test_train plants them
-    own = knobs(latents=96, lr=6e-3, epochs=1, batch_size=128, dead_after=0.2)
-    saes = [training.train(planted, own, TARGETS, seed).best for seed in range(3)]
-    x = planted.read(*planted.split("test")).float()
-    draws = replication.drawn_rows(planted, 96, generator(1))
-    assert draws.shape == (96, 32) and abs(float(draws.mean())) < 0.05
-    by_seed = [compared(of(saes[0], x), of(other, x), draws, LEAST, generator(2)) for other in saes[1:]]
-    table = certificates(by_seed, cofiring.fired(of(saes[0], x).z), len(x))
+def test_certified_latents_are_nearer_to_the_truth():
+    """20 atoms and 40 latents, so that a part of them can be no atom."""
+    x, atoms = rows(5000, directions(20, 16), 3) + 0.3, directions(20, 16)
+    activations = stored(x, {"train": [0, 4000], "validation": [4000, 4500], "test": [4500, 5000]})
+    own = knobs(latents=40, lr=1e-2, epochs=3, batch_size=100, dead_after=0.3, auxk_latents=10)
+    saes = [training.train(activations, own, TARGETS, seed).best for seed in range(3)]
+
+    test_rows = activations.read(*activations.split("test")).float()
+    draws = replication.drawn_rows(activations, 40, generator(1))
+    assert draws.shape == (40, 16) and abs(float(draws.mean())) < 0.1
+    by_seed = [compared(of(saes[0], test_rows), of(other, test_rows), draws, LEAST, generator(2)) for other in saes[1:]]
+    table = certificates(by_seed, cofiring.fired(of(saes[0], test_rows).z), len(test_rows))
     truth = by_cosine(saes[0].decoder, atoms, 0.7).best
     certified = table["again"] == 1
-    assert 30 < certified.sum() < 90
-    assert truth[certified].mean() > truth[~certified].mean() + 0.2
-    assert summary(by_seed, cofiring.fired(of(saes[0], x).z))["controls"]["random"]["again"]["value"] < 0.05
+    assert 10 <= certified.sum() <= 38
+    assert truth[certified].mean() > truth[~certified].mean() + 0.1
+
+
+# --- the stage ----------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_certifies_and_pools(project: Path):  # noqa: F811
+    """The same bytes again, and what interpret, the pages and the report make of it."""
+    small.change(stability__seeds=2, interpret__filters__again={"min": 0.5, "max": None}, stability__cosine=0.6)
+    small.run("select", "fetch_texts", "extract_texts", "stability")
+    folder, report = project / "data/stability/0", project / "reports/stability/0.json"
+    numbers, before = json.loads(report.read_text()), files.hashes(folder)
+    assert numbers["seeds"] == [1, 2] and numbers["rows"] == 15
+    assert 0.1 < numbers["again"]["value"] <= 1 and sum(numbers["times"]) == numbers["latents"] == 32
+    own, config = disk.load(project / "data/sae/0")
+    for seed in (1, 2):
+        other, other_config = disk.load(folder / str(seed))
+        assert other.latents == own.latents and not torch.equal(other.decoder, own.decoder)
+        assert other_config["metadata"]["strata"] == config["metadata"]["strata"]
+
+    pooled_sae, _ = disk.load(folder / "pooled")
+    table = pq.read_table(folder / read.POOLED).to_pylist()
+    assert len(table) == pooled_sae.latents == numbers["pooled"]["latents"] > 0
+    assert {row["seed"] for row in table} <= {0, 1, 2} and all(row["trainings"] >= 2 for row in table)
+    test = numbers["pooled"]["test"]
+    assert test["pooled"]["fvu"] < 1 and test["before"]["latents"] == 32 and test["before"]["delta_ce"] is None
+
+    small.run("interpret")
+    certified = pq.read_table(folder / read.LATENTS)
+    statistics = pq.read_table(project / "data/latents/0/statistics.parquet")
+    assert statistics["again"].to_pylist() == certified["again"].to_pylist()
+    rows_of = statistics.to_pylist()
+    assert any(row["dropped"] == "again_low" for row in rows_of)
+    assert all(row["again"] >= 0.5 for row in rows_of if row["kept"])
+
+    small.run("cluster", "merge", "invert", "steer_eval", "evaluate", "report")
+    page = next((project / "reports/latents/0").glob("[0-9]*.html")).read_text()
+    assert "of 2 trainings" in page
+    whole, summary_file = (project / f"reports/{name}" for name in ("report.html", "summary.json"))
+    assert "<h2>Stability</h2>" in whole.read_text() and (project / "reports/plots/stability.png").is_file()
+    assert json.loads(summary_file.read_text())["stability.0.again"] == numbers["again"]["value"]
+
+    small.run("stability")
+    assert files.hashes(folder) == before and json.loads(report.read_text()) == numbers
+
+
+def test_after_a_kill_it_goes_on_at_the_training(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    small.change(stability__seeds=2)
+    small.run("stability")
+    folder, report = project / "data/stability/0", project / "reports/stability/0.json"
+    whole = report.read_bytes(), files.hashes(folder / "2"), files.hashes(folder)
+    shutil.rmtree(folder)
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        trainings = survives(killing, training, "train", 1)
+        small.run("stability")
+    assert len(trainings) == 1 and not folder.exists()
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        trainings = survives(killing, training, "train", 1)
+        survives(killing, replication, "compared", 1)
+        small.run("stability")
+    assert len(trainings) == 1
+    trainings = survives(monkeypatch, training, "train", 0)
+    comparisons = survives(monkeypatch, replication, "compared", 1)
+    small.run("stability")
+    assert (len(trainings), len(comparisons)) == (0, 1)
+    assert (report.read_bytes(), files.hashes(folder / "2"), files.hashes(folder)) == whole
+    assert not list((project / ".scratch").glob("stability-*"))
+
+
+def test_off_as_by_default_it_writes_skipped(project: Path, capsys: pytest.CaptureFixture[str]):  # noqa: F811
+    small.run("stability")
+    assert json.loads((project / "reports/stability/0.json").read_text()) == {"skipped": True}
+    assert read.certificates(project / "data/stability/0", 32) is None
+    assert capsys.readouterr().err == ""
+    small.change(stability__seeds=1, train__from={"folder": "x", "sha256": "y"})
+    small.run("stability")
+    assert "was given" in json.loads((project / "reports/stability/0.json").read_text())["why"]
+
+
+def test_certificates_of_another_sae_are_refused(tmp_path: Path):
+    write_json(tmp_path / "meta.json", {"layer": 0, "latents": 32, "seeds": [1], "files": {}})
+    with pytest.raises(BadInput, match="is of 32 latents, but the SAE has 16"):
+        read.certificates(tmp_path, 16)
+    assert tuple(export.CERTIFICATES) == read.CERTIFICATES

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.report import stability
 from stages.report.causes import Causes
 from stages.report.evaluated import values_of
 from stages.report.families import Families, read_families
@@ -63,8 +64,8 @@ class Findings:
 
     @property
     def skipped(self) -> list[str]:
-        """The stages after train that ran on no layer."""
-        return [stage for stage, layers in self.measured.items() if not layers]
+        """The stages after train that ran on no layer. Stability is not among them, because by default it is off."""
+        return [stage for stage, layers in self.measured.items() if not layers and stage != "stability"]
 
     @property
     def shortfalls(self) -> dict[int, str]:
@@ -80,6 +81,10 @@ class Findings:
         whole = ("interpret", "cluster", "invert", "steer_eval")  # of evaluate and merge only a part
         return {
             **{f"{stage}.{layer}": numbers for stage in whole for layer, numbers in self.measured[stage].items()},
+            **{
+                f"stability.{layer}": stability.values_of(numbers)
+                for layer, numbers in self.measured["stability"].items()
+            },
             **{f"evaluate.{layer}": values_of(numbers) for layer, numbers in self.evaluated.items()},
             **{f"merge.{merged.layer}": merged.numbers() for merged in self.merged},
             **({"tune": self.searched.result} if self.searched else {}),

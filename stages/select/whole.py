@@ -102,6 +102,12 @@ def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
         interpreted = over(values["fetch"]["corpus"], params.interpret.texts)
         check(interpreted, Corpus, f"{path}: interpret.texts over fetch.corpus")
 
+    if params.interpret.filters.again.bounds and not params.stability.seeds:
+        raise BadInput(
+            f"{path}: interpret.filters.again has a bound, but stability.seeds is 0, so that nobody knows which latents "
+            "come again; raise it, e.g. to 3"
+        )
+
     _check_training(params, values["train"], path)
     for layer in params.layers:
         _check_latents(params, layer, path)

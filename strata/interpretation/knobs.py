@@ -18,6 +18,11 @@ class Range(Section):
     min: float | None = Field(ge=0, le=1)
     max: float | None = Field(ge=0, le=1)
 
+    @property
+    def bounds(self) -> bool:
+        """Whether there is a bound at all."""
+        return self.min is not None or self.max is not None
+
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
         if self.min is not None and self.max is not None and self.min > self.max:
