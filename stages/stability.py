@@ -21,9 +21,7 @@ from strata.verdict.targets import settled
 GIVEN = "this layer's SAE was given (train.from), so that train's knobs say nothing of it"
 
 
-def main(
-    activations: str, tokens: str, lm: str, sae: str, tuned: str, override: str, target: str, report: str
-) -> None:
+def main(activations: str, tokens: str, lm: str, sae: str, tuned: str, override: str, target: str, report: str) -> None:
     """ACTIVATIONS of a layer, TOKENS, the LM, the SAE, train's knobs TUNED and OVERRIDE -> certificates of the latents
     and SAEs in TARGET, and REPORT.
 

@@ -521,8 +521,8 @@ def test_a_broken_house_is_told(
 @pytest.mark.parametrize(
     ("file", "again"),
     [
-        ("strata/training/fit.py", {"tune", "train", "evaluate"}),  # evaluate trains SAEs like the layer's, too
-        ("strata/training/rules/topk.py", {"tune", "train", "evaluate"}),
+        ("strata/training/fit.py", {"tune", "train", "stability", "evaluate"}),  # two train SAEs like the layer's, too
+        ("strata/training/rules/topk.py", {"tune", "train", "stability", "evaluate"}),
         ("strata/measure/controls.py", {"train", "evaluate"}),
         ("strata/front/training.py", set()),
         ("apps/serve/app.py", set()),

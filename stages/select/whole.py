@@ -104,7 +104,7 @@ def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
 
     if params.interpret.filters.again.bounds and not params.stability.seeds:
         raise BadInput(
-            f"{path}: interpret.filters.again has a bound, but stability.seeds is 0, so that nobody knows which latents "
+            f"{path}: interpret.filters.again has a bound, but stability.seeds is 0, so nobody knows which latents "
             "come again; raise it, e.g. to 3"
         )
 

@@ -64,7 +64,8 @@ def interpret(
     """Write `data/latents/<L>/` into ``folder`` and return the numbers for the report.
 
     ``work``: a folder for results that let a killed stage go on: the codes by shard, and the results of each range of
-    latents. ``certificates``: what stability says of the latents, the columns export.CERTIFICATES; None if it did not run.
+    latents. ``certificates``: what stability says of the latents, the columns export.CERTIFICATES; None if it did not
+    run.
     """
     activations, vocabulary = source.activations, source.vocabulary
 

@@ -64,14 +64,14 @@ def compared(
     """
     decoder, device = own.sae.decoder, own.sae.decoder.device
     random = torch.randn(other.sae.decoder.shape, generator=generator).to(device)
-    numpy_random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    shifts = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
 
     similarities: dict[str, Similar] = {
         "cosine": by_cosine(decoder, other.sae.decoder, least.cosine),
         "random": by_cosine(decoder, random, least.cosine),
         "rows": by_cosine(decoder, draws.to(device), least.cosine),
         "cofiring": cofiring.by_correlation(own.z, other.z, least.cofiring),
-        "moved": cofiring.by_correlation(own.z, cofiring.moved(other.z, numpy_random), least.cofiring),
+        "moved": cofiring.by_correlation(own.z, cofiring.moved(other.z, shifts), least.cofiring),
     }
     results = {}
     for name, pairs in similarities.items():
@@ -91,7 +91,8 @@ def certificates(by_seed: Sequence[dict[str, Tensor]], fired: NDArray[np.int64],
 
     def chance(control: str) -> NDArray[np.float64]:
         """Average over the latents that fire about as often."""
-        return (np.bincount(band, mean[f"{control}_again"], BANDS) / np.maximum(np.bincount(band, None, BANDS), 1))[band]
+        hits, latents = np.bincount(band, mean[f"{control}_again"], BANDS), np.bincount(band, minlength=BANDS)
+        return (hits / np.maximum(latents, 1))[band]
 
     silent = fired == 0
     columns: dict[str, Any] = {
@@ -114,6 +115,8 @@ def summary(by_seed: Sequence[dict[str, Tensor]], fired: NDArray[np.int64]) -> d
 
     For each similarity and control: the share of the latents that come again, and the mean of the largest similarities,
     with the least and the most over the trainings. Co-firing is of the latents that fire on the held-out rows.
+    ``fired``: as :func:`certificates` takes it; at least one latent fires.
+
     ``times``: how many latents come again in none of the trainings, in one, and so on. ``histogram``: how many latents
     have a largest similarity (the mean over the trainings) between two ``edges``.
     """
@@ -132,9 +135,9 @@ def summary(by_seed: Sequence[dict[str, Tensor]], fired: NDArray[np.int64]) -> d
         return np.histogram(mean[alive].numpy(), edges)[0].tolist()
 
     again = torch.stack([seed["cosine_again"] for seed in by_seed]).sum(0)  # (latent,) in how many trainings
-    own = {name: value for similarity, name_of in MEASURES.items() for name, value in measures(similarity, name_of).items()}
     return {
-        **own,
+        **measures("cosine", "again"),
+        **measures("cofiring", "again_cofiring"),
         "controls": {control: measures(control, MEASURES[of]) for control, of in CONTROLS.items()},
         "times": torch.bincount(again, minlength=len(by_seed) + 1).tolist(),
         "histogram": {"edges": edges.round(4).tolist(), **{name: counts(name) for name in (*MEASURES, *CONTROLS)}},

@@ -161,5 +161,3 @@ def fitted(sae: SAE, training: Blocks) -> SAE:
 def dictionary(saes: Sequence[SAE], chosen: Chosen, validation: Blocks, training: Blocks, per_row: float) -> SAE:
     """Make the SAE of the ``chosen`` latents, with ``per_row`` active ones on a row, and its decoder fitted."""
     return fitted(with_l0(joined(saes, chosen), validation, per_row), training)
-
-

@@ -40,9 +40,7 @@ def certificates(folder: Path, latents: int) -> dict[str, Any] | None:
     if meta.get("skipped"):
         return None
     if meta["latents"] != latents:
-        raise BadInput(
-            f"{folder} is of {meta['latents']} latents, but the SAE has {latents}; {again('stability')}"
-        )
+        raise BadInput(f"{folder} is of {meta['latents']} latents, but the SAE has {latents}; {again('stability')}")
     check_hash(folder, LATENTS, meta.get("files", {}), "stability")
     table = pq.read_table(folder / LATENTS, columns=list(CERTIFICATES))
     return {name: table[name].to_numpy() for name in CERTIFICATES}

@@ -16,9 +16,10 @@ from strata.replication import cofiring, pooled
 from strata.replication.certificate import Dictionary, Thresholds, certificates, compared, summary
 from strata.replication.knobs import Stability
 from strata.replication.pooled import Chosen
-from strata.rows.batches import blocks
+from strata.rows.batches import blocks, check_held_out
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
+from strata.run.door import BadInput
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.splicing.held_out import held_out
@@ -41,8 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Pooled:
-    """The dictionary of the latents that come again. ``density``: (latent,) the share of all rows on which each fires.
-    """
+    """The dictionary of the latents that come again. ``density``: (latent,) the share of all rows on which it fires."""
 
     sae: SAE
     chosen: Chosen
@@ -81,6 +81,16 @@ def replicate(
         first, end = activations.split(split)
         return blocks(activations, first, end if most is None else min(end, first + most), device)
 
+    # Refuse before the trainings what would fail after them.
+    check_held_out(activations, "test")
+    own = Dictionary(sae, cofiring.codes(sae, rows("test", knobs.rows)))
+    held_out_fired, held_out_rows = cofiring.fired(own.z), own.z.shape[0]
+    if not held_out_fired.any():
+        raise BadInput(
+            f"no latent of layer {layer} fires on the {held_out_rows} held-out rows, so none can come again; train an SAE "
+            "whose latents fire, or set stability.seeds: 0"
+        )
+
     # The trainings. The settings of an SAE that are not tensors follow from the knobs, so they are those of `sae`.
     def retrained(other_seed: int) -> dict[str, Tensor]:
         state = kept_at(f"training-{other_seed}")
@@ -97,13 +107,12 @@ def replicate(
         return {"fired": firing_counts(counted_sae, blocks(activations, 0, activations.rows, device))}
 
     fired = {
-        number: resume.once_tensors(kept_at(f"fired-{number}.safetensors"), partial(counted, each))["fired"]
-        for number, each in saes.items()
+        number: resume.once_tensors(kept_at(f"fired-{number}.safetensors"), partial(counted, replica))["fired"]
+        for number, replica in saes.items()
     }
 
     # Compare with each training, on the same held-out rows.
     least = Thresholds(knobs.cosine, knobs.cofiring)
-    own = Dictionary(sae, cofiring.codes(sae, rows("test", knobs.rows)))
 
     def against(other_seed: int) -> dict[str, Tensor]:
         other = Dictionary(saes[other_seed], cofiring.codes(saes[other_seed], rows("test", knobs.rows)))
@@ -114,7 +123,6 @@ def replicate(
         resume.once_tensors(kept_at(f"compared-{other_seed}.safetensors"), partial(against, other_seed))
         for other_seed in list(saes)[1:]
     ]
-    held_out_fired, held_out_rows = cofiring.fired(own.z), own.z.shape[0]
     report: dict[str, Any] = {
         "layer": layer,
         "latents": sae.latents,
@@ -130,7 +138,7 @@ def replicate(
         pool, report["pooled"] = _pooled(saes, fired, source, knobs, seed, lm, kept_at)
     densities = {number: counts.double() / activations.rows for number, counts in fired.items() if number != seed}
     return Replicated(
-        saes={number: each for number, each in saes.items() if number != seed},
+        saes={number: replica for number, replica in saes.items() if number != seed},
         densities=densities,
         certificates=certificates(by_seed, held_out_fired, held_out_rows),
         pooled=pool,
@@ -159,7 +167,7 @@ def _pooled(
     activations, everything = source.activations, list(saes.values())
     own = everything[0]
     device = own.decoder.device
-    chosen = pooled.pool([each.decoder for each in everything], knobs.cosine)
+    chosen = pooled.pool([replica.decoder for replica in everything], knobs.cosine)
     if not len(chosen):
         return None, {"latents": 0, "why": "no latent comes again"}
 
@@ -172,7 +180,7 @@ def _pooled(
         active += int(own.encode(block.float()).active().sum())
         count += len(block)
 
-    random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator(seed, "pooled", activations.layer))))
+    random = np.random.default_rng(generator(seed, "pooled", activations.layer).initial_seed())
     control = pooled.drawn([(fired[number] > 0).numpy() for number in saes], len(chosen), random)
 
     def made(which: Chosen) -> dict[str, Tensor]:
@@ -188,9 +196,7 @@ def _pooled(
     def judged() -> dict[str, Any]:
         reconstruct = {name: candidate.reconstruct for name, candidate in candidates.items()}
         hook, model = activations.meta["hook"], lm() if lm else None
-        test, tokens = held_out(
-            reconstruct, activations, source.contexts, hook, model, knobs.ce_tokens, device
-        )
+        test, tokens = held_out(reconstruct, activations, source.contexts, hook, model, knobs.ce_tokens, device)
         return {"test": test, "ce_tokens": tokens}
 
     def counted(name: str) -> dict[str, Tensor]:
