@@ -260,6 +260,7 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"stability.pool": 3}, "stability.pool is 3"),
     ({"interpret.filters.again": {"min": 0.5, "max": None}}, "stability.seeds is 0"),
     ({"evaluate.absorption": -1}, "absorption is -1"),
+    ({"targets.again": {"min": 0.25}}, "stability.seeds is 0"),
     ({"targets.mse": {"max": NAN}}, "targets.mse.max is nan"),
     ({"targets.l0": {"min": 100, "max": 50}}, "min 100 is above max 50"),
     ({"targets.dead": {}}, "cannot fail"),

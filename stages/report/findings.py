@@ -13,13 +13,13 @@ from stages.report.knobs import Report
 from stages.report.latents import Layer, read_layer
 from stages.report.results import Merged, Numbers, read_merged, read_numbers
 from stages.report.tuned import Searched, searched_in
-from stages.train.read import History, Result, read_history, read_result
+from stages.train.read import History, Measured, Result, read_history, read_result
 from strata.families.read import open_clusters, selected
 from strata.interpretation.read import open_latents
 from strata.run.params import load
 from strata.tuning.read import read_trials
 from strata.verdict import shortfall
-from strata.verdict.targets import Targets, settled
+from strata.verdict.targets import AGAIN, Targets, settled
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,16 @@ class Findings:
     def skipped(self) -> list[str]:
         """The stages after train that ran on no layer. Stability is not among them, because by default it is off."""
         return [stage for stage, layers in self.measured.items() if not layers and stage != "stability"]
+
+    @property
+    def again(self) -> dict[int, Measured]:
+        """Layer -> the metrics AGAIN, where stability ran."""
+        measured = self.measured["stability"]
+        return {layer: {name: numbers[name]["value"] for name in AGAIN} for layer, numbers in measured.items()}
+
+    def tested(self, result: Result) -> Measured:
+        """Return all metrics that a target may name, of the layer of ``result``."""
+        return {**result.test, **dict.fromkeys(AGAIN), **self.again.get(result.layer, {})}
 
     @property
     def shortfalls(self) -> dict[int, str]:

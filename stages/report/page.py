@@ -56,6 +56,7 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         # tune and train
         searched=findings.searched,
         results=findings.results,
+        tested=findings.tested,
         controls=list(findings.results[0].controls),
         headline=headline(findings.results),
         # interpret and cluster

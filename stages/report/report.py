@@ -50,7 +50,7 @@ def main(
         )
     )
 
-    card = scorecard(findings.results, findings.targets)
+    card = scorecard(findings.results, findings.targets, findings.again)
     pictures = figures(findings)
 
     for name, png in pictures.items():

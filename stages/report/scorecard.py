@@ -3,24 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.train.read import Result
-from strata.verdict.targets import Targets, judge
+from stages.train.read import Measured, Result
+from strata.verdict.targets import AGAIN, Targets, judge
 
 Scorecard = dict[str, Any]
 
 
-def scorecard(results: list[Result], targets: Targets) -> Scorecard:
+def scorecard(results: list[Result], targets: Targets, again: Mapping[int, Measured] | None = None) -> Scorecard:
     """Hold each SAE, and each control beside it, against the targets.
 
     A control is a stand-in that no good SAE resembles (the mean, PCA, untrained weights). If a control fails no target
-    (an empty ``fails``), the targets are too loose to say anything.
+    (an empty ``fails``), the targets are too loose to say anything. ``again``: layer -> the metrics AGAIN, where
+    stability ran. They are of trainings, which the controls are not.
     """
-    lines = [{"layer": result.layer, **line} for result in results for line in judge(result.test, targets)]
+    unknown: Measured = dict.fromkeys(AGAIN)
+    lines = [
+        {"layer": result.layer, **line}
+        for result in results
+        for line in judge({**result.test, **unknown, **(again or {}).get(result.layer, {})}, targets)
+    ]
     controls = [
         {"layer": result.layer, "control": control, **line}
         for result in results
         for control, values in result.controls.items()
-        for line in judge(values, targets)
+        for line in judge({**values, **unknown}, targets)
     ]
     failed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
     controls_failing = [

@@ -23,7 +23,7 @@ from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
 from strata.steering.knobs import SteerEval
 from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken, extremes
-from strata.verdict.targets import Targets
+from strata.verdict.targets import AGAIN, Targets
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
         interpreted = over(values["fetch"]["corpus"], params.interpret.texts)
         check(interpreted, Corpus, f"{path}: interpret.texts over fetch.corpus")
 
+    if (again := [name for name in AGAIN if name in params.targets.bounds]) and not params.stability.seeds:
+        raise BadInput(
+            f"{path}: targets has {again[0]}, but stability.seeds is 0, so it could not fail; raise it, e.g. to 3"
+        )
     if params.interpret.filters.again.bounds and not params.stability.seeds:
         raise BadInput(
             f"{path}: interpret.filters.again has a bound, but stability.seeds is 0, so nobody knows which latents "

@@ -87,8 +87,8 @@ def replicate(
     held_out_fired, held_out_rows = cofiring.fired(own.z), own.z.shape[0]
     if not held_out_fired.any():
         raise BadInput(
-            f"no latent of layer {layer} fires on the {held_out_rows} held-out rows, so none can come again; train an SAE "
-            "whose latents fire, or set stability.seeds: 0"
+            f"no latent of layer {layer} fires on the {held_out_rows} held-out rows, so none can come again; train an "
+            "SAE whose latents fire, or set stability.seeds: 0"
         )
 
     # The trainings. The settings of an SAE that are not tensors follow from the knobs, so they are those of `sae`.
