@@ -15,6 +15,7 @@ from scipy.sparse import csc_array
 from test_evaluate import project, trained  # noqa: F401
 from test_train import TARGETS, knobs, stored
 
+import strata
 from strata.interpretation import export
 from strata.replication import cofiring, pooled, read, replication
 from strata.replication.certificate import Dictionary, Thresholds, certificates, compared, summary
@@ -332,3 +333,37 @@ def test_certificates_of_another_sae_are_refused(tmp_path: Path):
     with pytest.raises(BadInput, match="is of 32 latents, but the SAE has 16"):
         read.certificates(tmp_path, 16)
     assert tuple(export.CERTIFICATES) == read.CERTIFICATES
+
+
+# --- in Python ----------------------------------------------------------------------------------------------------
+
+
+def test_the_call_certifies_saes_in_memory():
+    sae = made(directions(50, 16))
+    x, copy = rows(1000, sae.decoder), permuted(sae, torch.randperm(50, generator=generator(1)))
+    other = made(directions(50, 16, 8))
+    table = strata.stability([sae, copy, other], x)
+    assert list(table["latent"]) == list(range(50)) and (table["seeds"] == 2).all()
+    assert ((table["again"] == 0.5) | (table["again"] == 1)).all() and table["again"].mean() < 0.6
+    assert table["cosine"].min() > 0.5 and table["again_chance"].max() < 0.2
+    assert table.equals(strata.stability([sae, copy, other], x.numpy()))
+    strict = strata.stability([sae, copy], x, cosine=0.99, cofiring=0.99, rows=500)
+    assert (strict["again"] == 1).all() and (strict["again_cofiring"] == 1).all()
+
+
+def test_what_the_call_cannot_use_is_said():
+    sae, x = made(directions(6, 16)), torch.ones(10, 16)
+    for saes, given, words in (
+        ([sae], x, "two SAEs or more"),
+        (sae, x, "two SAEs or more"),
+        ([sae, 3], x, "it must be an SAE"),
+        ([sae, sae], torch.ones(10, 4), r"saes\[0\] reads 16 numbers, but a row has 4"),
+        ([sae, sae], "rows.npy", "rows is"),
+        ([sae, sae], np.full((3, 16), "a"), "rows is an array of <U1"),
+        ([sae, sae], x * torch.nan, "NaN"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            strata.stability(saes, given)
+    for knob, words in (({"cosin": 0.5}, "cosine"), ({"cosine": 2.0}, "cosine is 2.0"), ({"seeds": 3}, "seeds")):
+        with pytest.raises(BadInput, match=words):
+            strata.stability([sae, sae], x, **knob)
