@@ -5,7 +5,7 @@ from pathlib import Path
 from stages.train.settings import of_layer
 from strata import auto
 from strata.corpus import read
-from strata.device.machine import Machine, need_memory, start
+from strata.device.machine import Machine, start
 from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
 from strata.rows.shards import open_layer
@@ -13,7 +13,7 @@ from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
 from strata.twins.read import twin_folders
-from strata.verdict.targets import ELSEWHERE, settled
+from strata.verdict.targets import ELSEWHERE
 
 
 def main(
@@ -39,18 +39,11 @@ def main(
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     size = auto.size_of(rows.meta)
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
-    targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
     twins = {name: twin.to(device) for name, twin in twins.items()}
-    source = evaluation.Source(rows, contexts, labels, train_knobs, targets, twins)
-    need_memory(
-        knobs.held_bytes(coder.latents),
-        device,
-        f"evaluate.stability, of {coder.latents:,} latents,",
-        "train fewer latents, or set evaluate.stability: 0",
-    )
+    source = evaluation.Source(rows, contexts, labels, train_knobs, twins)
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
@@ -59,7 +52,6 @@ def main(
         "labels": labels,
         "evaluate": knobs.model_dump(),
         "train": train_knobs.model_dump(),
-        "targets": targets.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }

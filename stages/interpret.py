@@ -10,6 +10,7 @@ from strata.interpretation import explain, vocabulary
 from strata.interpretation import interpret as interpretation
 from strata.interpretation.knobs import Interpret
 from strata.lm.model import DTYPES, load
+from strata.replication.read import certificates
 from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import need_disk, write_json, write_skipped
@@ -24,13 +25,14 @@ def main(
     other_tokens: str,
     other_corpus: str,
     sae: str,
+    stability: str,
     lm: str,
     last: str,
     target: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS and CORPUS, the same three for OTHER texts, SAE, LM, whether it is the LAST layer
-    -> what its latents fire on in TARGET, and REPORT.
+    """ACTIVATIONS of a layer, TOKENS and CORPUS, the same three for OTHER texts, SAE, its STABILITY, LM, whether
+    it is the LAST layer -> what its latents fire on in TARGET, and REPORT.
 
     Example: dvc repro interpret@9
     """
@@ -52,6 +54,7 @@ def main(
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, _ = disk.load(Path(sae))
     interpretation.check(coder, rows)
+    certified = certificates(Path(stability), coder.latents)
 
     explained = chosen(knobs.explain.layers, rows.layer, Path(last))
     knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"layers": explained})})
@@ -65,6 +68,7 @@ def main(
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
+        "stability": certified and {name: column.tolist() for name, column in certified.items()},
         "interpret": knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
@@ -81,5 +85,5 @@ def main(
 
         titles, labels = read.titles(Path(corpus))
         source = interpretation.Source(rows, contexts, titles, labels, words)
-        numbers = interpretation.interpret(coder, source, knobs, seed, Path(target), work, device)
+        numbers = interpretation.interpret(coder, source, knobs, seed, Path(target), work, device, certified)
         write_json(Path(report), numbers)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from strata.front.prompts import Inverted as Inverted
     from strata.front.prompts import invert as invert
     from strata.front.settings import knobs as knobs
+    from strata.front.stability import stability as stability
     from strata.front.steering import steer as steer
     from strata.front.texts import Split as Split
     from strata.front.texts import documents as documents
@@ -75,6 +76,7 @@ HOMES = {
     "merge": "front.families",
     "Families": "front.families",
     "Merged": "front.families",
+    "stability": "front.stability",
     "steer": "front.steering",
     "Set": "steering.steer",
     "Scale": "steering.steer",

@@ -262,8 +262,14 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"evaluate.probing.k": [1, 1]}, "1 is there twice"),
     ({"evaluate.probing.k": [5000]}, "probing.k"),
     ({"evaluate.probing.held_out": 1.0}, "held_out is 1.0"),
-    ({"evaluate.stability": 10**6}, "stability is 1000000"),
+    ({"stability.seeds": 10**6}, "stability.seeds is 1000000"),
+    ({"stability.cosine": 0.0}, "stability.cosine is 0.0"),
+    ({"stability.cofiring": 1.0}, "stability.cofiring is 1.0"),
+    ({"stability.rows": 1}, "stability.rows is 1"),
+    ({"stability.pool": 3}, "stability.pool is 3"),
+    ({"interpret.filters.again": {"min": 0.5, "max": None}}, "stability.seeds is 0"),
     ({"evaluate.absorption": -1}, "absorption is -1"),
+    ({"targets.again": {"min": 0.25}}, "stability.seeds is 0"),
     ({"targets.mse": {"max": NAN}}, "targets.mse.max is nan"),
     ({"targets.l0": {"min": 100, "max": 50}}, "min 100 is above max 50"),
     ({"targets.dead": {}}, "cannot fail"),
@@ -316,13 +322,14 @@ LINES: list[tuple[str, int, str]] = [
     ("train none none none none none out out out", 1, "none/meta.json is missing"),
     ("train 9", 2, "are missing"),
     ("controls none none none none none none none out out", 1, "none/meta.json is missing"),
-    ("interpret none none none none none none none none none out out", 1, "none/meta.json is missing"),
+    ("stability none out", 2, "are missing"),
+    ("interpret none none none none none none none none none none out out", 1, "none/meta.json is missing"),
     ("cluster none none none none out out", 1, "none/meta.json"),
     ("merge none none none none none none out out out", 1, "none"),
     ("invert none none none none none out out", 1, "none/meta.json is missing"),
     ("steer_eval none none none none none none none out out", 1, "none/meta.json is missing"),
     ("evaluate none none none none none none none out", 1, "none/meta.json is missing"),
-    (f"report{' none' * 16}", 1, "none"),
+    (f"report{' none' * 17}", 1, "none"),
     (f"track{' none' * 6}", 1, "none"),
     ("convert", 2, "SOURCE, TARGET are missing"),
     ("convert none out", 1, "none is missing"),
@@ -620,12 +627,17 @@ def test_a_training_that_does_not_fit_is_refused_before_it_is_allocated(monkeypa
     [
         (whole(WHOLE).cluster, 10 * 1000**2),
         (whole(WHOLE).merge, 8 * (1000**2 + 500**2)),
-        (whole(WHOLE).evaluate, 0),
-        (whole({**WHOLE, "evaluate": {**WHOLE["evaluate"], "stability": 1}}).evaluate, 8 * 1000**2),
     ],
 )
 def test_what_is_held_for_pairs_of_latents(section: Any, held: float):
     assert section.held_bytes(1000) == held
+
+
+def test_what_is_held_for_other_trainings():
+    """Two SAEs of two matrices in float32; the pool has 1000 latents at the most, in the sums and a copy of them."""
+    on = whole({**WHOLE, "stability": {**WHOLE["stability"], "seeds": 1}}).stability
+    assert whole(WHOLE).stability.held_bytes(1000, 64) == 0
+    assert on.held_bytes(1000, 64) == 2 * 4 * 2 * 1000 * 64 + 2 * 8 * 1000**2
 
 
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch):

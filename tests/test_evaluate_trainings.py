@@ -1,17 +1,14 @@
-"""The measures of evaluate that train SAEs of their own: absorption, stability, the meta-SAE."""
+"""The measures of evaluate that train SAEs of their own: absorption, the meta-SAE."""
 
 import pytest
 import torch
 from test_evaluate import generator
-from test_train import TARGETS, knobs, planted  # noqa: F401
+from test_train import knobs
 
 from strata.evaluation import absorption as hierarchy
 from strata.evaluation.absorption import absorbed, absorption
 from strata.evaluation.meta import explained, meta_sae
-from strata.evaluation.stability import matched, stability
-from strata.rows.shards import Activations
 from strata.sae.sae import SAE
-from strata.training import training
 
 PARENT, CHILD, OTHER = torch.eye(4)[:3]
 
@@ -52,23 +49,6 @@ def test_top_k_absorbs_and_an_untrained_sae_cannot():
     found = absorption(knobs(rule="topk", lr=4e-3, epochs=5), [0])
     assert found["absorbed"]["value"] > 0.3 and found["lost"]["value"] < 0.1
     assert found["controls"]["untrained"]["absorbed"]["value"] < 0.1
-
-
-def test_directions_are_matched_one_to_one():
-    rows = torch.randn(50, 8, generator=generator())
-    order = torch.randperm(50, generator=generator(1))
-    assert torch.allclose(matched(rows, 3 * rows[order]), torch.ones(50), atol=1e-5)
-    assert len(matched(rows, rows[:20])) == 20
-    twice = matched(rows[[0, 0]], torch.stack([rows[0], -rows[0]]))  # the second has only the other one left
-    assert sorted(twice.round(decimals=4).tolist()) == [-1, 1]
-
-
-def test_atoms_come_again_with_another_seed(planted: Activations):  # noqa: F811
-    own = knobs(lr=4e-3, epochs=5, dead_after=0.1)
-    fitted = training.train(planted, own, TARGETS, 0)
-    found = stability(fitted.best, planted, own, TARGETS, [1, 2], generator(9))
-    assert found["again"]["value"] > 0.8 > 0.1 > found["controls"]["random"]["again"]["value"]
-    assert found["cosine"]["low"] <= found["cosine"]["value"] <= found["cosine"]["high"] < 1
 
 
 def test_shared_directions_are_explained():

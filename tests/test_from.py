@@ -26,7 +26,7 @@ from strata.sae.sae import SAE
 from strata.training.knobs import From
 
 MODEL = {"name": "tiny", "fingerprint": "f"}
-AFTER = ("controls", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate", "report")
+AFTER = ("controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate", "report")
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.of_vectors()
         small.change(train__epochs=2)
         stages = ("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune")
-        small.run(*stages, "train", "interpret", "cluster")
+        small.run(*stages, "train", "stability", "interpret", "cluster")
     return root
 
 

@@ -408,15 +408,20 @@ def test_a_second_run_writes_the_same_bytes(layer: Layer):
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
-def filtered(acts: np.ndarray, **bounds: dict[str, float | None]) -> tuple[list[float], list[str | None]]:
-    """Entropies and reasons for hand-made latents, (document, latent) means."""
+def filtered(
+    acts: np.ndarray, probability: list[float] | None = None, **bounds: dict[str, float | None]
+) -> tuple[list[float], list[str | None]]:
+    """Entropies and reasons for hand-made latents, (document, latent) means; ``probability``: that they come again."""
     none = {"min": None, "max": None}
-    filters = checked({"entropy": none, "firing": none, "importance": none, "quadrants": None, **bounds}, Filters, "x")
+    filters = checked(
+        {"entropy": none, "firing": none, "importance": none, "again": none, "quadrants": None, **bounds}, Filters, "x"
+    )
     latent, document = acts.T.nonzero()
     entropy, varentropy = entropies(latent, acts.T[latent, document], acts.shape[1])
     firing = (acts > 0).mean(0)
     quadrant = quadrants(entropy, varentropy, firing > 0)
-    return entropy.tolist(), dropped(entropy / np.log(len(acts)), firing, acts.mean(0), quadrant, filters)
+    comes_again = np.array(probability or [np.nan] * acts.shape[1])  # NaN: not known
+    return entropy.tolist(), dropped(entropy / np.log(len(acts)), firing, acts.mean(0), comes_again, quadrant, filters)
 
 
 def test_the_filter_drops_what_it_should_and_does_not_mind_duplicates():
@@ -431,6 +436,12 @@ def test_the_filter_drops_what_it_should_and_does_not_mind_duplicates():
     assert [reason is None for reason in doubled] == [reason is None for reason in reasons]
     with pytest.raises(BadInput, match=r"min 0\.5 is above max 0\.1"):
         filtered(acts, firing={"min": 0.5, "max": 0.1})
+
+
+def test_latents_that_seldom_come_again_are_dropped():
+    """What is not known drops nothing."""
+    _, reasons = filtered(np.ones((10, 4)), [1.0, 0.5, 0.25, np.nan], again={"min": 0.5, "max": None})
+    assert reasons == [None, None, "again_low", None]
 
 
 def test_quadrants_split_at_the_medians():

@@ -521,8 +521,11 @@ def test_a_broken_house_is_told(
 @pytest.mark.parametrize(
     ("file", "again"),
     [
-        ("strata/training/fit.py", {"tune", "train", "controls", "evaluate"}),  # these train SAEs like the layer's, too
-        ("strata/training/rules/topk.py", {"tune", "train", "controls", "evaluate"}),
+        (
+            "strata/training/fit.py",
+            {"tune", "train", "controls", "stability", "evaluate"},
+        ),  # all train SAEs like the layer's
+        ("strata/training/rules/topk.py", {"tune", "train", "controls", "stability", "evaluate"}),
         ("strata/measure/controls.py", {"train", "controls", "evaluate"}),
         ("strata/front/training.py", set()),
         ("apps/serve/app.py", set()),

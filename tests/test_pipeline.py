@@ -34,7 +34,9 @@ STAGES = [
     *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
     *(
         f"{stage}@{layer}"
-        for stage in ("train", "controls", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate")
+        for stage in (
+            *("train", "controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
+        )
         for layer in LAYERS
     ),
     *("report", "track"),
@@ -347,6 +349,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",  # there are no other texts, whatever the seed, so that nothing is extracted from them again
         "tune",
         "train@2",
+        "stability@2",
         "interpret@2",
         "cluster@2",
         "merge@2",

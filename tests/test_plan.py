@@ -64,7 +64,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.of_vectors()
         small.change(train__rule="topk", train__keep_every=2, train__epochs=4)
         small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune", "train")
-        small.run("interpret")
+        small.run("stability", "interpret")
     return folder
 
 
@@ -151,9 +151,12 @@ def test_stages_that_are_off_cost_nothing():
 
 
 def test_a_layer_that_is_trained_again_costs_its_trainings():
-    plan = Plan(section(evaluate__stability=3), MODEL, ROWS, SPEED)
-    once, again = Plan(section(), MODEL, ROWS, SPEED).evaluate(9).seconds, plan.evaluate(9).seconds
-    assert once and again == pytest.approx(once + 3 * (plan.train(9).seconds or 0))
+    plan = Plan(section(stability__seeds=3, stability__pool=False), MODEL, ROWS, SPEED)
+    once, again = plan.train(9), plan.stability(9)
+    assert once.seconds and again.seconds == pytest.approx(3 * once.seconds + cost.LIGHT)
+    assert again.disk == 3 * plan.knobs(9).sae_bytes(plan.model.width) and again.what == f"3 × {once.what}"
+    assert [one.stage for one in plan.costs()].count("stability@9") == 1
+    assert not [one for one in Plan(section(), MODEL, ROWS, SPEED).costs() if one.stage.startswith("stability")]
 
 
 def test_keys_of_by_layer_may_be_text():

@@ -125,7 +125,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        for stage in ("controls", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
+        for stage in ("controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
             write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
     write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["report", "tune", "train", "controls", "interpret", "cluster", "merge", "invert", "steer_eval"]
+    words = [
+        "report",
+        "tune",
+        "train",
+        "controls",
+        "stability",
+        "interpret",
+        "cluster",
+        "merge",
+        "invert",
+        "steer_eval",
+    ]
     words += ["evaluate", "latents", "clusters", "scorecard.json", "summary.json", "report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")

@@ -48,15 +48,14 @@ def test_what_was_evaluated_is_shown(project: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_took_trainings_is_shown_with_its_control(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    again = {"again": measure(0.1234), "cosine": measure(0.3)}
-    more = {"stability": {**again, "controls": {"random": {**again, "again": measure(0.0123)}}}}
+    more = {"meta": {"explained": measure(0.1234), "controls": {"random": {"explained": measure(0.0123)}}}}
     for layer in LAYERS:
         write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, **more, absorption={"why": "was given"}))
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert page.count("latents that come again") == page.count("was given") == len(LAYERS)
+    assert page.count("variance of directions") == page.count("was given") == len(LAYERS)
     assert ">0.123<" in page and ">0.0123<" in page
-    assert read("summary.json")["evaluate.9.stability.again"] == 0.1234
+    assert read("summary.json")["evaluate.9.meta.explained"] == 0.1234
 
 
 def test_what_does_not_apply_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811

@@ -85,6 +85,7 @@ class Plan:
         costs += [self.train(layer) for layer in params.layers]
         if params.controls.run:
             costs += [self.controls(layer) for layer in params.layers if layer in params.chosen(params.controls.layers)]
+        costs += [self.stability(layer) for layer in params.layers if self.again(layer)]
 
         stages = {"interpret": self.interpret, "cluster": self.cluster, "merge": self.merge}
         for name, cost in stages.items():
@@ -180,6 +181,21 @@ class Plan:
         """Return the bytes of a training: the SAE's copies, the window of rows and the one that follows it."""
         return BASE + knobs.training_bytes(self.model.width, self.rows.train)
 
+    def again(self, layer: int) -> int:
+        """Return how often stability trains a layer again; not at all where the SAE is given."""
+        return self.params.stability.seeds if self.knobs(layer).from_ is None else 0
+
+    def stability(self, layer: int) -> Cost:
+        section, knobs, once = self.params.stability, self.knobs(layer), self.train(layer)
+        seeds, width = section.seeds, self.model.width
+        seconds = seeds * (once.seconds or 0.0) + LIGHT
+        disk, memory = seeds * knobs.sae_bytes(width), once.memory or 0.0
+        if section.pool:
+            seconds += REFIT * self.rows.total * knobs.k * self.speed.pace  # the fit; its size is not known
+            memory += self.spliced()
+        memory = max(memory, BASE + section.held_bytes(knobs.latents, width))
+        return Cost(f"stability@{layer}", f"{seeds} × {once.what}", disk, memory, seconds)
+
     def interpret(self, layer: int) -> Cost:
         rows, knobs, section = self.rows, self.knobs(layer), self.params.interpret
         codes = rows.total * knobs.k
@@ -239,13 +255,8 @@ class Plan:
     def evaluate(self, layer: int) -> Cost:
         section, knobs = self.params.evaluate, self.params.knobs(layer)
         seconds = LIGHT + (PROBED + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
-        memory, what = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents, "probes"
-        if section.stability:
-            again = self.train(layer)
-            seconds += section.stability * (again.seconds or 0.0)
-            memory = max(again.memory or 0.0, memory + section.held_bytes(knobs.latents))
-            what += f", {section.stability} × {again.what}"
-        return Cost(f"evaluate@{layer}", what, None, memory, seconds)
+        memory = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents
+        return Cost(f"evaluate@{layer}", "probes", None, memory, seconds)
 
 
 def _many(latents: int | list[int]) -> int:

@@ -23,11 +23,6 @@ NAMES = {  # what is probed -> how the report calls it
 }
 LINES = {"sae": "-", "residual": "--", "pca": ":"}  # what the picture shows -> how its line is drawn
 COSTLY = {  # section -> its measure, how the report describes it, its control
-    "stability": (
-        "again",
-        "latents that come again when trained with another seed; control: random directions",
-        "random",
-    ),
     "absorption": (
         "absorbed",
         "parents absorbed by their children, on a made-up hierarchy; control: untrained",

@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from stages.report.evaluated import accuracies
 from stages.report.findings import Findings
 from stages.report.results import Merged
+from stages.report.stability import likeness
 from stages.train.read import History, Result
 from strata.pages.pictures import INK, png
 from strata.verdict.targets import Bound, Targets
@@ -38,6 +39,8 @@ def figures(findings: Findings) -> dict[str, bytes]:
 
     if any(layer.curve for layer in findings.merged):
         pictures["merge"] = _png(partial(_merging, findings.merged, colours))
+    if stability := likeness(findings.measured["stability"], colours):
+        pictures["stability"] = stability
     if probing := accuracies(findings.evaluated, colours):
         pictures["probing"] = probing
     return pictures | findings.causes.pictures()

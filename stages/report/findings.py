@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.report import stability
 from stages.report.causes import Causes
 from stages.report.evaluated import values_of
 from stages.report.families import Families, read_families
@@ -12,14 +13,14 @@ from stages.report.knobs import Report
 from stages.report.latents import Layer, read_layer
 from stages.report.results import Merged, Numbers, read_merged, read_numbers
 from stages.report.tuned import Searched, searched_in
-from stages.train.read import History, Result, read_history, read_result
+from stages.train.read import History, Measured, Result, read_history, read_result
 from strata.families.read import open_clusters, selected
 from strata.interpretation.read import open_latents
 from strata.run.params import load
 from strata.tuning.read import read_trials
 from strata.twins.read import Twins, read_twins
 from strata.verdict import shortfall
-from strata.verdict.targets import Targets, settled
+from strata.verdict.targets import AGAIN, Targets, settled
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Folders:
     tune: Path
     train: Path
     controls: Path
+    stability: Path
     interpret: Path
     cluster: Path
     merge: Path
@@ -65,9 +67,19 @@ class Findings:
 
     @property
     def skipped(self) -> list[str]:
-        """The stages after train that ran on no layer."""
+        """The stages after train that ran on no layer. Stability is not among them, because by default it is off."""
         ran = {"controls": self.twins, **self.measured}
-        return [stage for stage, layers in ran.items() if not layers]
+        return [stage for stage, layers in ran.items() if not layers and stage != "stability"]
+
+    @property
+    def again(self) -> dict[int, Measured]:
+        """Layer -> the metrics AGAIN, where stability ran."""
+        measured = self.measured["stability"]
+        return {layer: {name: numbers[name]["value"] for name in AGAIN} for layer, numbers in measured.items()}
+
+    def tested(self, result: Result) -> Measured:
+        """Return all metrics that a target may name, of the layer of ``result``."""
+        return {**result.test, **dict.fromkeys(AGAIN), **self.again.get(result.layer, {})}
 
     @property
     def shortfalls(self) -> dict[int, str]:
@@ -84,6 +96,10 @@ class Findings:
         return {
             **{f"controls.{layer}": twins.numbers() for layer, twins in self.twins.items()},
             **{f"{stage}.{layer}": numbers for stage in whole for layer, numbers in self.measured[stage].items()},
+            **{
+                f"stability.{layer}": stability.values_of(numbers)
+                for layer, numbers in self.measured["stability"].items()
+            },
             **{f"evaluate.{layer}": values_of(numbers) for layer, numbers in self.evaluated.items()},
             **{f"merge.{merged.layer}": merged.numbers() for merged in self.merged},
             **({"tune": self.searched.result} if self.searched else {}),
@@ -108,6 +124,7 @@ def read_findings(folders: Folders) -> Findings:
     measured = {
         stage: {layer: numbers for layer in layers if (numbers := read_numbers(folder / f"{layer}.json"))}
         for stage, folder in (
+            ("stability", folders.stability),
             ("interpret", folders.interpret),
             ("cluster", folders.cluster),
             ("merge", folders.merge),

@@ -27,5 +27,7 @@ GLOSSARY = {
     "ce_sae": Entry("↓", "its cross-entropy with the reconstruction in place of the layer"),
     "ce_zero": Entry("", "its cross-entropy with zeros in place of the layer"),
     "ce_mean": Entry("", "its cross-entropy with the mean activation in place of the layer"),
+    "again": Entry("↑", "share of latents that come again with another seed, by the direction that they write"),
+    "again_cofiring": Entry("↑", "share of latents that come again with another seed, by the tokens that they fire on"),
 }
 assert tuple(GLOSSARY) == METRICS, "every metric has its sentence, in the same order"

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Mapping
 
+from stages.report import stability
 from stages.report.causes import SHOWN
 from stages.report.closeup import closeup
 from stages.report.evaluated import NAMES, costly, probed
@@ -25,6 +26,7 @@ CAPTIONS = {
     "the dashed line is the target.",
     "merge": "Variance missed by smaller dictionaries: latents merged and the decoder refitted; weak ones "
     "dropped, with that refit or without. A dot is the dictionary that was trained.",
+    "stability": "How near each latent's nearest latent in another training is; the grey line is where it comes again.",
     "probing": "Accuracy of probes by how much they may look at; bars span the splits, the grey line is chance.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
@@ -56,6 +58,7 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         # tune and train
         searched=findings.searched,
         results=findings.results,
+        tested=findings.tested,
         controls=list(findings.results[0].controls),
         twins=findings.twins,
         twin_names=list(dict.fromkeys(name for found in findings.twins.values() for name in found.twins)),
@@ -91,6 +94,11 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         },
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
+        # stability
+        stability=findings.measured["stability"],
+        stability_controls=stability.CONTROLS,
+        pooled_metrics=stability.POOLED,
+        dictionaries=stability.DICTIONARIES,
         # evaluate
         evaluated=findings.evaluated,
         probed=probed,

@@ -15,6 +15,7 @@ def main(
     tune: str,
     train: str,
     controls: str,
+    stability: str,
     interpret: str,
     cluster: str,
     merge: str,
@@ -39,6 +40,7 @@ def main(
             tune=Path(tune),
             train=Path(train),
             controls=Path(controls),
+            stability=Path(stability),
             interpret=Path(interpret),
             cluster=Path(cluster),
             merge=Path(merge),
@@ -50,7 +52,7 @@ def main(
         )
     )
 
-    card = scorecard(findings.results, findings.targets, findings.twins)
+    card = scorecard(findings.results, findings.targets, findings.twins, findings.again)
     pictures = figures(findings)
 
     for name, png in pictures.items():

@@ -4,24 +4,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.report.verdict import verdict
-from stages.train.read import Result
+from stages.train.read import Measured, Result
 from strata.twins.read import Twins
-from strata.verdict.targets import Targets, judge, judge_margins
+from strata.verdict.targets import AGAIN, Targets, judge, judge_margins
 
 Scorecard = dict[str, Any]
 
 
-def scorecard(results: list[Result], targets: Targets, twins: Mapping[int, Twins] | None = None) -> Scorecard:
+def scorecard(
+    results: list[Result],
+    targets: Targets,
+    twins: Mapping[int, Twins] | None = None,
+    again: Mapping[int, Measured] | None = None,
+) -> Scorecard:
     """Hold each SAE, and each control beside it, against the targets.
 
     A control is a stand-in that no good SAE resembles (the mean, PCA, untrained weights). If a control fails no target
     (an empty ``fails``), the targets are too loose to say anything.
 
     A twin (layer -> ``twins``) was trained at equal budget, and may pass every target. Therefore it counts for nothing
-    here; ``margins`` says by how much the SAE beats it, where a target asks for that.
+    here; ``margins`` says by how much the SAE beats it, where a target asks for that. ``again``: layer -> the metrics
+    AGAIN, where stability ran. They are of trainings, which neither the controls nor the twins are.
     """
     twins = twins or {}
-    lines = [{"layer": result.layer, **line} for result in results for line in judge(result.test, targets)]
+    unknown: Measured = dict.fromkeys(AGAIN)
+    lines = [
+        {"layer": result.layer, **line}
+        for result in results
+        for line in judge({**result.test, **unknown, **(again or {}).get(result.layer, {})}, targets)
+    ]
     margins = [
         {"layer": result.layer, **line}
         for result in results
@@ -37,13 +48,13 @@ def scorecard(results: list[Result], targets: Targets, twins: Mapping[int, Twins
         {"layer": layer, "twin": name, **line}
         for layer, found in twins.items()
         for name, twin in found.twins.items()
-        for line in judge(twin.test, targets)
+        for line in judge({**twin.test, **unknown}, targets)
     ]
     controls = [
         {"layer": result.layer, "control": control, **line}
         for result in results
         for control, values in result.controls.items()
-        for line in judge(values, targets)
+        for line in judge({**values, **unknown}, targets)
     ]
     missed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
     controls_failing = [

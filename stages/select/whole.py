@@ -17,13 +17,14 @@ from strata.families.knobs import Cluster
 from strata.interpretation.knobs import Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
+from strata.replication.knobs import Stability
 from strata.run.door import BadInput
 from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
 from strata.steering.knobs import SteerEval
 from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken, extremes
 from strata.twins.knobs import Controls, barred
-from strata.verdict.targets import Targets
+from strata.verdict.targets import AGAIN, Targets
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Params:
     tune: Tune
     train: Train
     controls: Controls
+    stability: Stability
     interpret: Interpret
     cluster: Cluster
     merge: Merge
@@ -101,6 +103,16 @@ def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:
     if params.interpret.texts is not None:
         interpreted = over(values["fetch"]["corpus"], params.interpret.texts)
         check(interpreted, Corpus, f"{path}: interpret.texts over fetch.corpus")
+
+    if (again := [name for name in AGAIN if name in params.targets.bounds]) and not params.stability.seeds:
+        raise BadInput(
+            f"{path}: targets has {again[0]}, but stability.seeds is 0, so it could not fail; raise it, e.g. to 3"
+        )
+    if params.interpret.filters.again.bounds and not params.stability.seeds:
+        raise BadInput(
+            f"{path}: interpret.filters.again has a bound, but stability.seeds is 0, so nobody knows which latents "
+            "come again; raise it, e.g. to 3"
+        )
 
     _check_training(params, values["train"], path)
     for layer in params.layers:

@@ -15,21 +15,18 @@ from strata.evaluation.core import core
 from strata.evaluation.knobs import Evaluate, Probing
 from strata.evaluation.meta import meta
 from strata.evaluation.redundancy import redundancy
-from strata.evaluation.stability import stability
 from strata.measure.controls import principal
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.training.knobs import Train
-from strata.verdict.targets import Targets
 
 INTERVALS = {
     "core": "95 % of a bootstrap over test documents",
     "redundancy": "95 % of a bootstrap over latents; of controls the least and the most over seeds",
     "probing": "the least and the most over seeds of the split",
     "meta": "the least and the most over seeds of the meta-SAE",
-    "stability": "the least and the most over trainings with other seeds",
     "absorption": "the least and the most over seeds of rows and training",
 }
 GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs say nothing of it"}
@@ -39,14 +36,13 @@ GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs 
 class Source:
     """What a layer's SAE is evaluated on: its rows, the texts they come from, and the label of each document, or None.
 
-    ``train`` and ``targets``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name.
+    ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name.
     """
 
     activations: Activations
     contexts: Contexts
     labels: Sequence[str | None]
     train: Train
-    targets: Targets
     twins: Mapping[str, SAE] = field(default_factory=dict)
 
 
@@ -72,14 +68,6 @@ def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | 
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
         sections["meta"] = lambda: meta(sae.decoder, train, seeds, generator(seed, "meta", layer), kept_at("meta"))
-    if knobs.stability:
-        other_seeds = range(seed + 1, seed + 1 + knobs.stability)
-        random = generator(seed, "stability", layer)
-        sections["stability"] = lambda: (
-            GIVEN
-            if imported
-            else stability(sae, activations, train, source.targets, other_seeds, random, kept_at("stability"))
-        )
     if knobs.absorption:
         absorption_seeds = range(seed, seed + knobs.absorption)
         sections["absorption"] = lambda: (

@@ -25,9 +25,4 @@ class Evaluate(Section):
     seeds: int = Field(gt=0, le=1000)
     probing: Probing
     meta: int = Field(ge=0, le=1000)
-    stability: int = Field(ge=0, le=1000)
     absorption: int = Field(ge=0, le=1000)
-
-    def held_bytes(self, latents: int) -> float:
-        """Estimate the bytes of stability: the cosines of two SAEs' ``latents``, float32, and a copy of them."""
-        return 8.0 * latents**2 if self.stability else 0.0

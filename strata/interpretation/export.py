@@ -22,12 +22,16 @@ from strata.run.files import replacing, write_array
 GROWTH_SIGNALS = {"top": ("topk", "values"), "random": ("random", "values"), "near": ("zero", "similarities")}
 
 INT, LONG, REAL, WORD, SHORT = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.float32()
+CERTIFICATES = {  # columns that stability gives; all null where it did not run
+    "seeds": INT, "again": SHORT, "again_chance": SHORT, "again_cofiring": SHORT, "again_cofiring_chance": SHORT,
+}  # fmt: skip
 STATISTICS = pa.schema(
     {
         "latent": INT, "active": LONG, "density": REAL, "mean": REAL, "max": SHORT, "importance": REAL,
         "documents": LONG, "entropy": REAL, "entropy_share": REAL, "varentropy": REAL, "quadrant": WORD,
         "encoder_norm": SHORT, "decoder_norm": SHORT, "encoder_decoder_cosine": SHORT, "skew": REAL, "kurtosis": REAL,
         "dead": pa.bool_(), "kept": pa.bool_(), "dropped": WORD, "histogram": pa.list_(LONG),
+        **CERTIFICATES,
     }
 )  # fmt: skip
 TOKENS = pa.schema(

@@ -15,7 +15,7 @@ QUADRANTS: dict[tuple[bool, bool], Quadrant] = {  # (high entropy, high varentro
 }
 REASONS = (
     "dead",
-    *(f"{name}_{side}" for name in ("entropy", "firing", "importance") for side in ("low", "high")),
+    *(f"{name}_{side}" for name in ("entropy", "firing", "importance", "again") for side in ("low", "high")),
     "quadrant",
 )
 
@@ -33,6 +33,7 @@ def dropped(
     entropy_share: NDArray[Any],
     firing: NDArray[Any],
     importance: NDArray[Any],
+    again: NDArray[Any],
     quadrant: list[Quadrant | None],
     filters: Filters,
 ) -> list[str | None]:
@@ -40,10 +41,11 @@ def dropped(
 
     ``entropy_share``: the entropy over documents as a share of its maximum. If there is one document, it is NaN, and
     drops nothing. ``firing``: the share of the documents in which the latent fires.
-    ``importance``: see `statistics.importance`. All (latents,).
+    ``importance``: see `statistics.importance`. ``again``: the probability that the latent comes again with another
+    seed; NaN, which drops nothing, where it is not known. All (latents,).
     """
     largest = max(float(importance.max(initial=0)), 1e-30)
-    values = {"entropy": entropy_share, "firing": firing, "importance": importance / largest}
+    values = {"entropy": entropy_share, "firing": firing, "importance": importance / largest, "again": again}
     reasons: list[tuple[str, NDArray[Any]]] = [("dead", firing == 0)]
     for name, value in values.items():
         bound: Range = getattr(filters, name)

@@ -52,12 +52,20 @@ def check(sae: SAE, activations: Activations) -> None:
 
 
 def interpret(
-    sae: SAE, source: Source, knobs: Interpret, seed: int, folder: Path, work: Path, device: torch.device = CPU
+    sae: SAE,
+    source: Source,
+    knobs: Interpret,
+    seed: int,
+    folder: Path,
+    work: Path,
+    device: torch.device = CPU,
+    certificates: Table | None = None,
 ) -> dict[str, Any]:
     """Write `data/latents/<L>/` into ``folder`` and return the numbers for the report.
 
     ``work``: a folder for results that let a killed stage go on: the codes by shard, and the results of each range of
-    latents.
+    latents. ``certificates``: what stability says of the latents, the columns export.CERTIFICATES; None if it did not
+    run.
     """
     activations, vocabulary = source.activations, source.vocabulary
 
@@ -88,6 +96,7 @@ def interpret(
     # What needs the whole layer.
     statistics = looked.statistics | geometry(sae)
     statistics["importance"] = importance(statistics)
+    statistics |= certificates or dict.fromkeys(export.CERTIFICATES, np.full(sae.latents, np.nan))
     statistics |= verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
@@ -116,7 +125,8 @@ def verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
     """Give each latent its quadrant, and say whether the filters keep it and, if not, why."""
     quadrant = quadrants(statistics["entropy"], statistics["varentropy"], ~statistics["dead"])
     firing = statistics["documents"] / documents
-    reasons = dropped(statistics["entropy_share"], firing, statistics["importance"], quadrant, filters)
+    again = statistics.get("again", np.full(len(firing), np.nan))
+    reasons = dropped(statistics["entropy_share"], firing, statistics["importance"], again, quadrant, filters)
     return {"quadrant": quadrant, "dropped": reasons, "kept": np.array([reason is None for reason in reasons])}
 
 

@@ -18,6 +18,11 @@ class Range(Section):
     min: float | None = Field(ge=0, le=1)
     max: float | None = Field(ge=0, le=1)
 
+    @property
+    def bounds(self) -> bool:
+        """Whether there is a bound at all."""
+        return self.min is not None or self.max is not None
+
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -30,13 +35,15 @@ class Filters(Section):
 
     ``entropy``: the entropy of a latent over documents, as a share of ln(documents). So it lies in 0 … 1, however many
     documents there are. ``firing``: the share of the documents in which the latent fires at all. ``importance``:
-    density × mean when active × norm of the decoder row, as a share of the largest in the layer. ``quadrants``: which
-    quadrants to keep; null means all.
+    density × mean when active × norm of the decoder row, as a share of the largest in the layer. ``again``: the
+    probability that the latent comes again with another seed, by the cosine of decoder rows; where stability did not
+    run, it drops nothing. ``quadrants``: which quadrants to keep; null means all.
     """
 
     entropy: Range
     firing: Range
     importance: Range
+    again: Range
     quadrants: Annotated[list[Quadrant], Field(min_length=1), EachOnce] | None
 
 

@@ -27,7 +27,7 @@ from strata.run.door import BadInput, near
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "controls", "interpret", "cluster", "merge", "invert"),
+    *("fetch", "extract", "tune", "train", "controls", "stability", "interpret", "cluster", "merge", "invert"),
     *("steer_eval", "evaluate", "targets", "report"),
 )
 LONGEST = 80  # characters of a value that a sentence quotes

@@ -10,7 +10,10 @@ from strata import auto
 from strata.run.door import near
 from strata.run.params import Section, check
 
-# The metrics that train measures on the test split. Each can have a target.
+# What stability measures: the shares of the latents that come again with another seed.
+AGAIN = ("again", "again_cofiring")
+
+# Each metric can have a target. All but AGAIN are what train measures on the test split.
 METRICS = (
     "mse",
     "fvu",
@@ -26,12 +29,13 @@ METRICS = (
     "ce_sae",
     "ce_zero",
     "ce_mean",
+    *AGAIN,
 )
 
 # The least and the largest value of a metric. All others are 0 or more.
 RANGES = {
     "cosine": (-1.0, 1.0),
-    "dead": (0.0, 1.0),
+    **dict.fromkeys(("dead", *AGAIN), (0.0, 1.0)),
     **dict.fromkeys(("delta_ce", "ce_recovered", "ce_recovered_mean"), (-math.inf, math.inf)),
 }
 
