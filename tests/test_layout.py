@@ -524,7 +524,7 @@ def test_a_broken_house_is_told(
         (
             "strata/training/fit.py",
             {"tune", "train", "controls", "stability", "evaluate"},
-        ),  # all train SAEs like the layer's
+        ),
         ("strata/training/rules/topk.py", {"tune", "train", "controls", "stability", "evaluate"}),
         ("strata/measure/controls.py", {"train", "controls", "evaluate"}),
         ("strata/front/training.py", set()),
