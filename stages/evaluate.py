@@ -12,11 +12,23 @@ from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
+from strata.tasks import read as task_files
 from strata.verdict.targets import settled
 
 
-def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, override: str, report: str) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, train's knobs TUNED and OVERRIDE -> REPORT.
+def main(
+    activations: str,
+    tokens: str,
+    corpus: str,
+    prompts: str,
+    prompt_rows: str,
+    sae: str,
+    tuned: str,
+    override: str,
+    report: str,
+) -> None:
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, PROMPTS of tasks with their PROMPT_ROWS in this layer,
+    the SAE, train's knobs TUNED and OVERRIDE -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -33,7 +45,9 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
     size = auto.size_of(rows.meta)
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
     targets = settled(params.load("targets", dict), size.kind, train_knobs.k)
-    source = evaluation.Source(rows, contexts, labels, train_knobs, targets)
+    task_rows = task_files.open_rows(Path(prompt_rows))
+    tasks = task_files.tasks(Path(prompts)) if task_rows else []
+    source = evaluation.Source(rows, contexts, labels, train_knobs, targets, tasks, task_rows)
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
@@ -48,6 +62,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
         "labels": labels,
+        "prompts": task_rows.meta if task_rows else None,
         "evaluate": knobs.model_dump(),
         "train": train_knobs.model_dump(),
         "targets": targets.model_dump(),
@@ -55,4 +70,4 @@ def main(activations: str, tokens: str, corpus: str, sae: str, tuned: str, overr
         "machine": [device.type, machine.threads],
     }
     with resume.scratch(f"evaluate-{rows.layer}", inputs) as work:
-        write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work))
+        write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work, machine.threads))

@@ -24,6 +24,7 @@ SMALL = {
     "train.k": 4,
     "train.auxk_latents": 8,
     "train.batch_size": 32,
+    "evaluate.tasks.sources": [],
     "cluster.map.method": "pca",
     "cluster.stability.bootstraps": 1,
 }

@@ -177,7 +177,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         small.make(folder)
         small.of_vectors()
-        small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train")
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_tasks", "extract_tasks", "tune", "train")
     return folder
 
 
@@ -196,7 +196,7 @@ def test_what_takes_trainings_is_wired(project: Path, monkeypatch: pytest.Monkey
     small.change(evaluate__seeds=1, evaluate__meta=1, evaluate__stability=1)
     small.run("evaluate")
     found = json.loads(report.read_text())
-    assert set(found["intervals"]) == {"core", "redundancy", "probing", "meta", "stability"}
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "meta", "stability"}
     assert 0.3 < found["stability"]["cosine"]["value"] < 0.999, "another seed: alike, and not the same"
     assert found["meta"]["explained"]["value"] != found["meta"]["controls"]["random"]["explained"]["value"]
     assert 0 < found["meta"]["explained"]["value"] < 1

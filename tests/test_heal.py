@@ -235,7 +235,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make(root)
         small.of_vectors()
         small.change(train__epochs=2)
-        stages = ("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune")
+        stages = (
+            "select",
+            "fetch_lm",
+            "fetch_corpus",
+            "extract",
+            "fetch_texts",
+            "extract_texts",
+            "fetch_tasks",
+            "extract_tasks",
+            "tune",
+        )
         small.run(*stages, "train", "interpret", "cluster")
     return root
 

@@ -63,7 +63,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make(folder)
         small.of_vectors()
         small.change(train__rule="topk", train__keep_every=2, train__epochs=4)
-        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune", "train")
+        small.run(
+            "select",
+            "fetch_lm",
+            "fetch_corpus",
+            "extract",
+            "fetch_texts",
+            "extract_texts",
+            "fetch_tasks",
+            "extract_tasks",
+            "tune",
+            "train",
+        )
         small.run("interpret")
     return folder
 
