@@ -128,7 +128,7 @@ def drawn(
     """
     if distinct:
         target_of: dict[str, set[bool]] = {}
-        for prompt, target in zip(prompts, targets, strict=True):
+        for prompt, target in zip(prompts, targets.tolist(), strict=True):
             target_of.setdefault(prompt, set()).add(bool(target))
         clear = {prompt for prompt, kinds in target_of.items() if len(kinds) == 1}
 
