@@ -12,15 +12,25 @@ from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
+from strata.tasks import read as task_files
 from strata.twins.read import twin_folders
 from strata.verdict.targets import ELSEWHERE
 
 
 def main(
-    activations: str, tokens: str, corpus: str, sae: str, controls: str, tuned: str, override: str, report: str
+    activations: str,
+    tokens: str,
+    corpus: str,
+    prompts: str,
+    prompt_rows: str,
+    sae: str,
+    controls: str,
+    tuned: str,
+    override: str,
+    report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the SAE, its twins in CONTROLS, train's knobs TUNED and
-    OVERRIDE -> REPORT.
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, PROMPTS of tasks with their PROMPT_ROWS in this layer,
+    the SAE, its twins in CONTROLS, train's knobs TUNED and OVERRIDE -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -39,21 +49,24 @@ def main(
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
     size = auto.size_of(rows.meta)
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
+    task_rows = task_files.open_rows(Path(prompt_rows))
+    tasks = task_files.tasks(Path(prompts)) if task_rows else []
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
     twins = {name: twin.to(device) for name, twin in twins.items()}
-    source = evaluation.Source(rows, contexts, labels, train_knobs, twins)
+    source = evaluation.Source(rows, contexts, labels, train_knobs, twins, tasks, task_rows)
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
         "twins": {name: disk.fingerprint(Path(controls) / name) for name in twins},
         "labels": labels,
+        "prompts": task_rows.meta if task_rows else None,
         "evaluate": knobs.model_dump(),
         "train": train_knobs.model_dump(),
         "seed": seed,
         "machine": [device.type, machine.threads],
     }
     with resume.scratch(f"evaluate-{rows.layer}", inputs) as work:
-        write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work))
+        write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work, machine.threads))

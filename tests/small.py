@@ -25,6 +25,7 @@ SMALL = {
     "train.auxk_latents": 8,
     "train.batch_size": 32,
     "controls.run": False,
+    "evaluate.tasks.sources": [],
     "cluster.map.method": "pca",
     "cluster.stability.bootstraps": 1,
 }

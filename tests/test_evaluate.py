@@ -177,7 +177,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         small.make(folder)
         small.of_vectors()
-        small.run("select", "fetch_lm", "fetch_corpus", "extract", "tune", "train", "controls")
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_tasks", "extract_tasks", "tune", "train")
+        small.run("controls")
     return folder
 
 
@@ -196,7 +197,7 @@ def test_what_takes_trainings_is_wired(project: Path, monkeypatch: pytest.Monkey
     small.change(evaluate__seeds=1, evaluate__meta=1)
     small.run("evaluate")
     found = json.loads(report.read_text())
-    assert set(found["intervals"]) == {"core", "redundancy", "probing", "meta"}
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "meta"}
     assert found["meta"]["explained"]["value"] != found["meta"]["controls"]["random"]["explained"]["value"]
     assert 0 < found["meta"]["explained"]["value"] < 1
     small.change(train__from={"folder": "x", "sha256": "y"}, evaluate__meta=0, evaluate__absorption=1)

@@ -35,7 +35,18 @@ def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monk
     make(tmp_path)
     of_vectors()
     change(train__rule="topk", train__epochs=2)
-    run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune", "train")
+    run(
+        "select",
+        "fetch_lm",
+        "fetch_corpus",
+        "extract",
+        "fetch_texts",
+        "extract_texts",
+        "fetch_tasks",
+        "extract_tasks",
+        "tune",
+        "train",
+    )
     trained = read_json(Path("reports/train/0.json"))
     assert trained["best"]["step"] > 0 and len(read_history(Path("reports/train/0.csv"))) > 0
     kept, frequency = disk.load(Path("data/sae/0"))[0], Path("data/sae/0/sparsity.safetensors").read_bytes()

@@ -235,8 +235,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make(root)
         small.of_vectors()
         small.change(train__epochs=2)
-        stages = ("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune")
-        small.run(*stages, "train", "stability", "interpret", "cluster")
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "fetch_tasks")
+        small.run("extract_tasks", "tune", "train", "stability", "interpret", "cluster")
     return root
 
 

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LAYERS = [0, 2]
 STAGES = [
-    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune"),
+    *("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts"),
+    *("fetch_tasks", "extract_tasks", "tune"),
     *(
         f"{stage}@{layer}"
         for stage in (
@@ -72,6 +73,7 @@ PARAMS = {
     "steer_eval.generate.tokens": 4,
     "evaluate.seeds": 2,
     "evaluate.probing.k": [1],
+    "evaluate.tasks.sources": [],
 }
 
 
@@ -323,7 +325,7 @@ def experiments(project: Project) -> dict[str, str]:
 
 
 def test_an_experiment_runs_only_what_it_touches(experiments: dict[str, str]):
-    alone = [stage for stage in STAGES[7:] if not stage.endswith("@0")]
+    alone = [stage for stage in STAGES[9:] if not stage.endswith("@0")]
     assert ran(experiments["k4"]) == ["select", *alone]
     assert ran(experiments["cached"]) == ["select", "track"]  # these really run, whatever is kept
 
@@ -347,6 +349,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_corpus",
         "extract",
         "fetch_texts",  # there are no other texts, whatever the seed, so that nothing is extracted from them again
+        "fetch_tasks",  # and no tasks
         "tune",
         "train@2",
         "stability@2",

@@ -63,8 +63,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make(folder)
         small.of_vectors()
         small.change(train__rule="topk", train__keep_every=2, train__epochs=4)
-        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "tune", "train")
-        small.run("stability", "interpret")
+        small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "fetch_tasks")
+        small.run("extract_tasks", "tune", "train", "stability", "interpret")
     return folder
 
 

@@ -66,3 +66,29 @@ def test_what_does_not_apply_is_left_out(project: Path, monkeypatch: pytest.Monk
     assert "<h2>Evaluation</h2>" in page and "random encoder" not in page
     assert not Path("plots/probing.png").exists()
     assert "evaluate" in json.dumps(read("summary.json"))
+
+
+def test_tasks_that_others_made_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    by_k = {k: measure(0.81) for k in ("1", "all")}
+    row = {"auc": by_k, "f1": by_k}
+    last = {
+        "sae": row,
+        "controls": {"residual": row, "frozen_decoder": row},
+        "above": {"residual": {"1": measure(0.02)}},
+    }
+    tasks = {
+        "tasks": 5,
+        "prompts": 1500,
+        "normal": {"last": last, "mean": last},
+        "imbalance": {"why": "few"},
+        "by_task": [],
+    }
+    for layer in LAYERS:
+        write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, tasks=tasks))
+    report(monkeypatch)
+    page, summary = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert page.count("5 tasks, 1,500 prompts") == 2 * len(LAYERS) and page.count("mean over the prompt") == len(LAYERS)
+    assert page.count("<th>frozen_decoder</th>") == 2 * len(LAYERS) and "uneven prompts" not in page
+    assert summary["evaluate.9.tasks.normal.last.sae.auc.1"] == 0.81
+    assert summary["evaluate.9.tasks.normal.mean.above.residual.1"] == 0.02
+    assert not [name for name in summary if "by_task" in name]

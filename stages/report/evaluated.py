@@ -21,6 +21,8 @@ NAMES = {  # what is probed -> how the report calls it
     "drawn": "latents at random",
     "shuffled": "labels shuffled",
 }
+REGIMES = {"normal": "", "scarcity": ", few prompts", "imbalance": ", uneven prompts"}  # of tasks
+POOLINGS = {"last": "last token", "mean": "mean over the prompt"}
 LINES = {"sae": "-", "residual": "--", "pca": ":"}  # what the picture shows -> how its line is drawn
 COSTLY = {  # section -> its measure, how the report describes it, its control
     "absorption": (
@@ -43,6 +45,21 @@ def probed(numbers: Numbers) -> dict[str, Numbers]:
     probing = numbers["probing"]
     rows = {"sae": probing["sae"], **probing["controls"]} if "sae" in probing else {}
     return {name: rows[name] for name in NAMES if name in rows}
+
+
+def task_tables(numbers: Numbers) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """Return a table for each regime and pooling of the tasks that others made: its name, and AUC by name and k.
+
+    Empty where no task was judged. The SAE comes first, then its controls and other dictionaries.
+    """
+    tables = []
+    for regime, summary in (numbers.get("tasks") or {}).items():
+        if regime not in REGIMES or "why" in summary:
+            continue
+        for pooling, rows in summary.items():
+            named = {"sae": rows["sae"]["auc"]} | {name: row["auc"] for name, row in rows["controls"].items()}
+            tables.append((f"{POOLINGS[pooling]}{REGIMES[regime]}", named))
+    return tables
 
 
 def costly(numbers: Numbers) -> list[tuple[str, Any, Any]]:

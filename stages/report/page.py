@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from stages.report import stability
 from stages.report.causes import SHOWN
 from stages.report.closeup import closeup
-from stages.report.evaluated import NAMES, costly, probed
+from stages.report.evaluated import NAMES, costly, probed, task_tables
 from stages.report.figures import headline
 from stages.report.findings import Findings
 from stages.report.glossary import GLOSSARY
@@ -102,6 +102,7 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         # evaluate
         evaluated=findings.evaluated,
         probed=probed,
+        task_tables=task_tables,
         costly=costly,
         probe_names=NAMES,
     )

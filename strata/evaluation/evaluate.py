@@ -15,17 +15,22 @@ from strata.evaluation.core import core
 from strata.evaluation.knobs import Evaluate, Probing
 from strata.evaluation.meta import meta
 from strata.evaluation.redundancy import redundancy
+from strata.evaluation.tasks import OWN, UNTRAINED, Judged, judge
 from strata.measure.controls import principal
+from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
 from strata.sae.sae import SAE
 from strata.seeds import generator
+from strata.tasks.knobs import Tasks
+from strata.tasks.read import PromptRows, Task
 from strata.training.knobs import Train
 
 INTERVALS = {
     "core": "95 % of a bootstrap over test documents",
     "redundancy": "95 % of a bootstrap over latents; of controls the least and the most over seeds",
     "probing": "the least and the most over seeds of the split",
+    "tasks": "95 % of a bootstrap over tasks",
     "meta": "the least and the most over seeds of the meta-SAE",
     "absorption": "the least and the most over seeds of rows and training",
 }
@@ -36,7 +41,8 @@ GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs 
 class Source:
     """What a layer's SAE is evaluated on: its rows, the texts they come from, and the label of each document, or None.
 
-    ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name.
+    ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name. ``tasks``, and
+    the ``prompts`` that they are of: None where there is no language model to read them.
     """
 
     activations: Activations
@@ -44,13 +50,17 @@ class Source:
     labels: Sequence[str | None]
     train: Train
     twins: Mapping[str, SAE] = field(default_factory=dict)
+    tasks: Sequence[Task] = ()
+    prompts: PromptRows | None = None
 
 
-def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None, threads: int = 1
+) -> dict[str, Any]:
     """Measure ``sae`` and return the content of `reports/evaluate/<L>.json`. The device of ``sae`` does the work.
 
     ``work``: a folder where each section is kept when it is done, and also each training of the sections that train. A
-    stage that was killed goes on from there.
+    stage that was killed goes on from there. ``threads``: tasks that are probed at a time.
     """
     row_document = [source.contexts.rows(split)[1] for split in SPLITS]
     activations, train, layer = source.activations, source.train, source.activations.layer
@@ -63,6 +73,7 @@ def evaluate(sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | 
         "core": lambda: core(sae, activations, row_document[-1], np.random.default_rng([seed, layer])),
         "redundancy": lambda: redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
         "probing": lambda: _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
+        "tasks": lambda: _tasks(sae, source, knobs.tasks, seed, threads, kept_at("tasks")),
     }
 
     if knobs.meta:
@@ -106,3 +117,15 @@ def _probing(
     columns = {**means, "pca": (means["residual"] - source.activations.mean.numpy()) @ basis}
     result = probing.probing(columns, names, tasks, knobs.k, knobs.held_out, range(seed, seed + seeds))
     return {"documents": len(chosen), "tasks": len(tasks), **result}
+
+
+def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, threads: int, work: Path | None) -> dict[str, Any]:
+    """Make the section tasks, or say why there is none."""
+    if source.prompts is None:
+        return {"why": "there are no tasks, or no language model that reads their prompts"}
+
+    # The untrained SAE is as sparse as the trained one on the text that this one was trained on.
+    x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
+    random = documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))
+    judged = Judged(source.prompts, source.tasks, {OWN: sae, UNTRAINED: random, **source.twins})
+    return judge(judged, knobs, seed, threads, work)

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from strata.run.params import EachOnce, Section
+from strata.tasks.knobs import Tasks
 
 
 class Probing(Section):
@@ -24,5 +25,6 @@ class Evaluate(Section):
     run: bool
     seeds: int = Field(gt=0, le=1000)
     probing: Probing
+    tasks: Tasks
     meta: int = Field(ge=0, le=1000)
     absorption: int = Field(ge=0, le=1000)

