@@ -347,6 +347,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",  # there are no other texts, whatever the seed, so that nothing is extracted from them again
         "tune",
         "train@2",
+        "controls@2",
         "interpret@2",
         "cluster@2",
         "merge@2",
