@@ -352,6 +352,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_tasks",  # and no tasks
         "tune",
         "train@2",
+        "controls@2",
         "stability@2",
         "interpret@2",
         "cluster@2",
