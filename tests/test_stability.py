@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -347,7 +348,7 @@ def test_the_call_certifies_saes_in_memory():
     assert ((table["again"] == 0.5) | (table["again"] == 1)).all() and table["again"].mean() < 0.6
     assert table["cosine"].min() > 0.5 and table["again_chance"].max() < 0.3
     assert table.equals(strata.stability([sae, copy, other], x.numpy()))
-    strict = strata.stability([sae, copy], x, cosine=0.99, cofiring=0.99, rows=500)
+    strict = strata.stability([sae, copy], x, cosine=0.99, cofiring=0.99)
     assert (strict["again"] == 1).all() and (strict["again_cofiring"] == 1).all()
 
 
@@ -364,6 +365,11 @@ def test_what_the_call_cannot_use_is_said():
     ):
         with pytest.raises(BadInput, match=words):
             strata.stability(saes, given)
-    for knob, words in (({"cosin": 0.5}, "cosine"), ({"cosine": 2.0}, "cosine is 2.0"), ({"seeds": 3}, "seeds")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"cosin": 0.5}, "cosine"),
+        ({"cosine": 2.0}, "cosine is 2.0"),
+        ({"seeds": 3}, "seeds"),
+    ]
+    for knob, words in wrong:
         with pytest.raises(BadInput, match=words):
             strata.stability([sae, sae], x, **knob)

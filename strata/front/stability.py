@@ -1,6 +1,6 @@
 """Which latents of an SAE come again in others that were trained alike with other seeds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,18 @@ from strata.run.door import BadInput
 from strata.sae.sae import SAE
 from strata.seeds import generator
 
-KNOBS = ("cosine", "cofiring", "rows")  # of the section stability; the others are about trainings
+KNOBS = ("cosine", "cofiring")  # of the section stability; the others are about trainings
 BLOCK = 4096  # rows that are encoded at a time
 ROWS = "it must be what strata.activations gives for one layer, Vectors, or (row, width), an array or a tensor"
 
 
-def stability(saes: Iterable[Any], rows: Any, seed: int = 0, device: str = "cpu", **knobs: Any) -> pd.DataFrame:
+def stability(saes: Any, rows: Any, seed: int = 0, device: str = "cpu", **knobs: Any) -> pd.DataFrame:
     """Say of each latent of the first of ``saes`` how probable it is that it comes again in the others.
 
     ``saes``: two or more, trained alike on the same rows, each with its own seed. ``rows``: raw activations on which
-    the firing of latents is compared: of what :func:`strata.activations` gives the test rows, else all. ``knobs``:
-    ``cosine``, ``cofiring`` and ``rows`` (at most so many) of the section stability of params.yaml. ``seed``: draws the
-    controls.
+    the firing of latents is compared: of what :func:`strata.activations` gives the test rows, else all, and at most as
+    many as ``stability.rows`` of params.yaml says. ``knobs``: the thresholds ``cosine`` and ``cofiring`` of that
+    section. ``seed``: draws the controls.
 
     Returns a line a latent. ``again``: the share of the other SAEs in which the one-to-one matching gives it a partner
     of nearly the same decoder direction; ``again_cofiring``: of nearly the same firing, NaN where it never fires on

@@ -25,15 +25,17 @@ def codes(sae: SAE, blocks: Iterable[Tensor]) -> csc_array:
     parts = []
     for x in blocks:
         block = sae.encode(x.float())
-        entries = (block.values.double(), block.pattern.latents, block.pattern.starts)
-        parts.append(_by_row(*(part.cpu().numpy() for part in entries), len(x), sae.latents))
+        values, latents, row_of = block.values.double(), block.pattern.latents, block.pattern.row_of
+        entries = (values.cpu().numpy(), (row_of.cpu().numpy(), latents.cpu().numpy()))
+        parts.append(csc_array(entries, shape=(len(x), sae.latents)))
     return csc_array(vstack(parts, format="csc"))
 
 
-def _by_row(values: NDArray, latents: NDArray, starts: NDArray, rows: int, width: int) -> csc_array:
-    """Make a sparse (row, latent) of codes that stand row by row."""
-    row = np.repeat(np.arange(rows), np.diff(starts))
-    return csc_array((values, (row, latents)), shape=(rows, width))
+def size(z: csc_array) -> tuple[int, int]:
+    """Return the number of rows, and that of latents."""
+    shape = z.shape
+    assert shape is not None
+    return shape
 
 
 def fired(z: csc_array) -> NDArray[np.int64]:
@@ -46,7 +48,7 @@ def by_correlation(first: csc_array, second: csc_array, least: float) -> Similar
 
     A latent whose code does not vary has a correlation of 0 with all others.
     """
-    rows = first.shape[0]
+    rows, _ = size(first)
     (mean, deviation), (other_mean, other_deviation) = _moments(first), _moments(second)
 
     def blocks() -> Iterator[NDArray[np.float64]]:
@@ -62,14 +64,15 @@ def by_correlation(first: csc_array, second: csc_array, least: float) -> Similar
 
 def _moments(z: csc_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean and the standard deviation of each latent's code; infinity where it does not vary."""
-    mean = z.sum(0) / z.shape[0]
-    variance = z.multiply(z).sum(0) / z.shape[0] - mean**2
+    rows, _ = size(z)
+    mean = z.sum(0) / rows
+    variance = z.multiply(z).sum(0) / rows - mean**2
     return mean, np.where(variance > 1e-12 * mean**2, np.sqrt(np.maximum(variance, 0)), np.inf)
 
 
 def moved(z: csc_array, random: np.random.Generator) -> csc_array:
     """Move each latent's codes down by its own random number of rows, from 1 on; the last rows come to the top."""
-    rows, latents = z.shape
+    rows, latents = size(z)
     shift = random.integers(1, max(rows, 2), latents)
     row = (z.indices + np.repeat(shift, np.diff(z.indptr))) % rows
     shifted = csc_array((z.data.copy(), row, z.indptr), shape=z.shape)  # the sort moves the data, too

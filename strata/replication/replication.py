@@ -84,7 +84,7 @@ def replicate(
     # Refuse before the trainings what would fail after them.
     check_held_out(activations, "test")
     own = Dictionary(sae, cofiring.codes(sae, rows("test", knobs.rows)))
-    held_out_fired, held_out_rows = cofiring.fired(own.z), own.z.shape[0]
+    held_out_fired, held_out_rows = cofiring.fired(own.z), cofiring.size(own.z)[0]
     if not held_out_fired.any():
         raise BadInput(
             f"no latent of layer {layer} fires on the {held_out_rows} held-out rows, so none can come again; train an "
@@ -190,7 +190,9 @@ def _pooled(
     candidates = {"before": own}
     for name, which in {"pooled": chosen, "drawn": control}.items():
         tensors = resume.once_tensors(kept_at(f"{name}.safetensors"), partial(made, which))
-        settings = own.settings() | ({"k": min(own.k, len(which))} if own.k is not None else {})
+        settings = own.settings()
+        if own.k is not None:
+            settings["k"] = min(own.k, len(which))
         candidates[name] = SAE(**tensors, **settings).to(device)
 
     def judged() -> dict[str, Any]:
