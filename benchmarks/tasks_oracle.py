@@ -24,7 +24,7 @@ TASKS = [  # whole, and of short prompts: 786 to 1,772 of them
     *("131_temp_cat_Typical Time", "132_temp_cat_Event Ordering", "133_context_type_Causality"),
     *("134_context_type_Belief_states", "154_athlete_sport_football"),
 ]
-FEW, UNEVEN = [64, 256], [0.1, 0.9]  # prompts to learn from; share of positive ones
+FEW, UNEVEN = [74, 198], [0.1, 0.9]  # prompts to learn from; share of positive ones
 COLUMNS = "columns.safetensors"
 
 
@@ -83,7 +83,9 @@ def theirs(folder: str, *names: str) -> None:
     """Run sae-probes on the shared inputs of FOLDER, in its own environment."""
     import numpy as np
     import torch
-    from sae_probes import run_baselines, run_sae_evals, utils_data  # pyright: ignore[reportMissingImports]
+    from sae_probes import utils_data  # pyright: ignore[reportMissingImports]
+    from sae_probes.run_baselines import run_baseline_dataset_layer  # pyright: ignore[reportMissingImports]
+    from sae_probes.run_sae_evals import run_sae_eval  # pyright: ignore[reportMissingImports]
     from safetensors.torch import load_file
     from threadpoolctl import threadpool_limits
 
@@ -106,11 +108,11 @@ def theirs(folder: str, *names: str) -> None:
                 for what in ("sae", "activations"):
                     out = home / "theirs" / what / setting
                     sae = _Lookup(x, columns[what])
-                    run_sae_evals.run_sae_eval(
+                    run_sae_eval(
                         sae=sae, dataset=name, reg_type="l2", device="cpu", results_path=out, **shared, **words
                     )
                     results |= {f"{setting} | {what} | {row['k']}": _scores(row) for row in _rows(out)}
-            run_baselines.run_baseline_dataset_layer(
+            run_baseline_dataset_layer(
                 numbered_dataset=name, method_name="logreg", results_path=home / "theirs" / "all", **shared
             )
         results["normal | activations | all"] = _scores(_rows(home / "theirs" / "all")[0])
@@ -146,7 +148,9 @@ def compare(folder: str) -> None:
     pairs = {}
     for file in sorted(Path(folder).glob("*/theirs.json")):
         left, right = (json.loads((file.parent / f"{side}.json").read_text()) for side in ("ours", "theirs"))
-        pairs |= {f"{file.parent.name} | {key}": (left[key], right[key]) for key in right}
+        pairs |= {f"{file.parent.name} | {key}": (left[key], right[key]) for key in right if key in left}
+    if not pairs:
+        raise SystemExit(f"{folder} holds no theirs.json")
     print(f"{len(pairs)} probes of {len({key.split(' | ')[0] for key in pairs})} tasks")
     for metric in ("auc", "f1", "accuracy", "validation"):
         differences = {key: abs(left[metric] - right[metric]) for key, (left, right) in pairs.items()}

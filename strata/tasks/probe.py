@@ -32,7 +32,7 @@ TINY = 1e-6
 SIZES = np.unique(np.round(np.logspace(1, 10, num=20, base=2)).astype(int)).tolist()  # scarcity: 2 … 1024 prompts
 SHARES = np.linspace(0.05, 0.95, num=19).tolist()  # imbalance: of positive prompts
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Targets = NDArray[np.int64]  # (prompt,) 0 or 1
 
 
@@ -141,8 +141,10 @@ def regression(c: float, penalty: Penalty, seed: int) -> LogisticRegression:
 def fit(x: Floats, x_test: Floats, parts: Parts, penalty: Penalty, seed: int) -> Scores:
     """Choose C, learn from all training prompts ``x`` (prompt, column), and judge on ``x_test``.
 
-    With 3 training prompts and fewer C is 1.
+    With 3 training prompts and fewer C is 1. It is computed in float64, as scikit-learn does with the tensors that it
+    gets from sae-probes: in float32 a regression that C hardly holds stops elsewhere.
     """
+    x, x_test = np.ascontiguousarray(x, np.float64), np.ascontiguousarray(x_test, np.float64)
     y, y_test = parts.y_train, parts.y_test
     best, validation = 1.0, None
     with config_context(assume_finite=True, skip_parameter_validation=True):
@@ -208,7 +210,7 @@ def probes(x: Floats, parts: Parts, ks: Sequence[int], penalty: Penalty, seed: i
     alive = np.flatnonzero(train.any(0))
     if not len(alive):
         alive = np.array([0])  # a column of nothing but 0 gives chance
-    train, test = np.ascontiguousarray(train[:, alive]), x[parts.test][:, alive]
+    train, test = train[:, alive], x[parts.test][:, alive]
     order = strongest(train, parts.y_train)
 
     probed = {}
