@@ -130,12 +130,11 @@ def drawn(
         target_of: dict[str, set[bool]] = {}
         for prompt, target in zip(prompts, targets.tolist(), strict=True):
             target_of.setdefault(prompt, set()).add(bool(target))
-        clear = {prompt for prompt, kinds in target_of.items() if len(kinds) == 1}
+        clear = {prompt: kinds for prompt, kinds in target_of.items() if len(kinds) == 1}
 
         kept = []
-        for place in order.tolist():
-            if prompts[place] in clear:
-                clear.remove(prompts[place])  # the second time it is no longer there
+        for place in map(int, order):
+            if clear.pop(prompts[place], None):  # the second time it is no longer there
                 kept.append(place)
         order = np.array(kept, np.int64)
 
