@@ -560,6 +560,7 @@ def test_the_verdict_in_words():
     assert comparison(even).verdict.startswith("Undecided: in no metric")
     assert listed(["x", "y", "z"]) == "x, y and z"
     assert listed(list("abcdefg")) == "a, b, c, d and 3 more"
+    assert words.title("stability.9.again") == "share of latents that come again with another seed"
     assert words.title("train.9.l0") == "active latents a row" and words.title("evaluate.9.probing.sae.2") == ""
     assert "a note" in as_text(comparison(even), 100, True)
     assert as_csv(comparison(better, even)).count("\n") == 3
@@ -579,3 +580,18 @@ def test_a_drawing_has_a_on_the_right_where_a_is_better():
 def test_names_are_inert_on_the_page():
     row = compare([whole("<b>x", [1.0, 2.0], [1.5, 1.0])])[0]
     assert "<b>x" not in render(comparison(row)) and "&lt;b&gt;x" in render(comparison(row))
+
+
+def test_numbers_of_tasks_are_read_by_task():
+    """A task has a row for each seed of its split, and rows of other regimes do not count."""
+    rows = [
+        {"task": "a", "seed": 0, "regime": "normal", "auc": {"last": {"sae": {"1": 0.6, "5": 0.7}}}},
+        {"task": "a", "seed": 1, "regime": "normal", "auc": {"last": {"sae": {"1": 0.8, "5": 0.9}}}},
+        {"task": "b", "seed": 0, "regime": "normal", "auc": {"last": {"sae": {"1": 0.5, "5": 0.5}}}},
+        {"task": "b", "seed": 0, "regime": "scarcity", "auc": {"last": {"sae": {"1": 0.0, "5": 0.0}}}},
+    ]
+    report = {"tasks": {"by_task": rows}}
+    assert runs._by_task("evaluate.9.tasks.normal.last.sae.auc.1", report) == pytest.approx({"a": 0.7, "b": 0.5})
+    assert runs._by_task("evaluate.9.tasks.normal.last.sae.auc.5", report) == pytest.approx({"a": 0.8, "b": 0.5})
+    assert runs._by_task("evaluate.9.tasks.normal.last.sae.auc.1", None) == {}
+    assert runs._by_task("train.9.l0", report) is None

@@ -26,13 +26,14 @@ JUDGED = {
     r"train\.\d+\.dead": True,
     r"train\.\d+\.delta_ce": True,
     r"evaluate\.\d+\.probing\.sae\.[15]": False,
-    r"evaluate\.\d+\.stability\.again": False,
+    r"evaluate\.\d+\.tasks\.normal\.(last|mean)\.sae\.auc\.[15]": False,
+    r"stability\.\d+\.again": False,
     r"evaluate\.\d+\.absorption\.absorbed": True,
     r"interpret\.\d+\.rule\.balanced_accuracy\.difference": False,
     r"interpret\.\d+\.lm\.balanced_accuracy\.difference": False,
     r"steer_eval\.\d+\.beating_all": False,
 }
-STAGES = ("train", "evaluate", "interpret", "steer_eval")  # whose numbers these are
+STAGES = ("train", "evaluate", "stability", "interpret", "steer_eval")  # whose numbers these are
 SAME = ("fetch", "extract")  # sections that say what an SAE is judged on,
 SPEED = ("extract.batch_size", "extract.shard_rows")  # apart from these
 
@@ -165,7 +166,7 @@ def _metrics(a: Group, b: Group, layer: int | None) -> tuple[list[Metric], list[
         if name.partition(".")[0] not in changed and name.rpartition(".")[2] not in changed
         if all(_is_number(run.summary.get(name)) for run in runs)
     ]
-    tasks = _tasks(runs, [name for name in names if name.endswith(".probing.sae.1")])
+    tasks = _tasks(runs, [name for name in names if _by_task(name, None) is not None])
     return [_metric(name, a, b, tasks.get(name)) for name in _in_order(names)], notes
 
 
@@ -203,13 +204,27 @@ def _tasks(runs: Sequence[Run], names: Sequence[str]) -> dict[str, dict[str, dic
     for name in names:
         path = f"reports/evaluate/{name.split('.')[1]}.json"
         reports = {run.commit: cached(run.made(path), cache) for run in runs}
-        values = {commit: _of_labels(report) for commit, report in reports.items()}
+        values = {commit: _by_task(name, report) or {} for commit, report in reports.items()}
         if all(values.values()) and len(set.intersection(*(set(tasks) for tasks in values.values()))) > 1:
             by_metric[name] = values
     return by_metric
 
 
-def _of_labels(report: Any) -> dict[str, float]:
-    """Return label -> accuracy with one latent, from `reports/evaluate/<L>.json`."""
-    labels = ((report or {}).get("probing") or {}).get("labels") or []
-    return {label["label"]: label["accuracy"]["value"] for label in labels}
+def _by_task(metric: str, report: Any) -> dict[str, float] | None:
+    """Return task -> value of ``metric`` from ``report``, the content of `reports/evaluate/<L>.json` or nothing.
+
+    A label of probing is a task, too. None for a metric that is not of tasks.
+    """
+    report = report or {}
+    if metric.endswith(".probing.sae.1"):
+        labels = (report.get("probing") or {}).get("labels") or []
+        return {label["label"]: label["accuracy"]["value"] for label in labels}
+
+    if not (parts := re.search(r"\.tasks\.normal\.(last|mean)\.sae\.auc\.(\d+)$", metric)):
+        return None
+    pooling, k = parts.groups()
+    by_task: dict[str, list[float]] = {}  # a task has a row for each seed of its split
+    for row in (report.get("tasks") or {}).get("by_task") or []:
+        if row["regime"] == "normal":
+            by_task.setdefault(row["task"], []).append(row["auc"][pooling]["sae"][k])
+    return {task: float(np.mean(values)) for task, values in by_task.items()}
