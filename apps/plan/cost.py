@@ -55,6 +55,8 @@ CONDITIONS = 4  # steer_eval: latent, random latent, random direction, DiffMean
 PROBED = 5.0  # evaluate: seconds of the probes
 META, ABSORBED = 89.0, 7.0  # evaluate: processor seconds for each seed of the meta-SAE, and of absorption
 DOCUMENTS = 400  # evaluate: documents whose mean codes it holds, about
+PACKAGED = {"bbc-news": (5, 2_225), "sae-probes": (113, 334_092)}  # tasks of a package, and prompts
+SHORT_TASKS, ONE_TABLE = 20, 100_000  # tasks of `short`; prompts that a table is thought to have, where all are read
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Plan:
     def costs(self) -> list[Cost]:
         """List the costs in the pipeline's order; stages that run for each layer have one for each."""
         params, costs = self.params, [self.fetch(), self.extract()]
+        if params.fetch.lm.kind == "language" and params.evaluate.run and params.evaluate.tasks.sources:
+            costs.append(self.tasks())
         if params.tune.run:
             costs.append(self.tune())
         costs += [self.train(layer) for layer in params.layers]
@@ -134,6 +138,20 @@ class Plan:
         disk = layer_bytes * len(layers) + token_bytes(rows)
         what = f"{rows.total:,} rows × {len(layers)} layer{'s' * (len(layers) > 1)}"
         return Cost("extract", what, disk, BASE + self.weights, LOADS + self.passed(operations))
+
+    def tasks(self) -> Cost:
+        """Count what the prompts of evaluate.tasks cost, if each has as many tokens as it may have."""
+        knobs, layers = self.params.evaluate.tasks, self.params.extracted
+        prompts = 0
+        for source in knobs.sources:
+            tasks, most = PACKAGED.get(source.packaged or "", (1, ONE_TABLE))
+            wanted = {"short": SHORT_TASKS, "all": tasks}.get(str(source.tasks), len(source.tasks))
+            prompts += min(most, min(wanted, tasks) * (knobs.prompts or most))
+
+        rows = prompts * (knobs.tokens - 1 if "mean" in knobs.pooling else 1)
+        disk = activation_bytes(rows, self.model.width, "language") * len(layers)
+        seconds = LOADS + self.passed(prompts * knobs.tokens * self.model.until(max(layers)))
+        return Cost("extract_tasks", f"{prompts:,} prompts at most", disk, BASE + self.weights, seconds)
 
     def tune(self) -> Cost:
         tune, train = self.params.tune, self.params.train
