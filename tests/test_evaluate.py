@@ -245,7 +245,8 @@ def test_the_stage_on_vectors(project: Path):
     for what in (found["probing"]["sae"], found["probing"]["controls"]["pca"]):
         assert what[probing.ALL]["value"] > 0.95
     assert found["core"]["l2_ratio"]["value"] == pytest.approx(1, abs=0.1)
-    assert set(found["intervals"]) == {"core", "redundancy", "probing", "absorption"}
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "absorption"}
+    assert found["tasks"] == {"why": "there are no tasks, or no language model that reads their prompts"}
     small.run("evaluate")
     assert report.read_bytes() == first
 

@@ -334,7 +334,7 @@ def narrow(vectors: Vectors) -> Vectors:
         ({"rule": "relu", "l1_coefficient": 1.0}, True),
         ({"rule": "relu", "penalty": "kl", "l1_coefficient": 1.0}, True),
         ({"rule": "gated", "l1_coefficient": 1.0}, False),
-        ({"rule": "reward", "activity_cost": 0.1}, True),
+        ({"rule": "reward", "activity_cost": 0.03}, True),
     ],
 )
 def test_a_rule_that_finds_its_own_l0_is_judged_by_its_own_price(
@@ -350,7 +350,7 @@ def test_a_rule_that_finds_its_own_l0_is_judged_by_its_own_price(
     by_k = fvu + ((8 - l0) / 8).clip(lower=0) + ((l0 - 20) / 20).clip(lower=0)  # as of rules whose k sets l0
     assert (by_k.idxmin() < len(ends) - 1) == misjudged
     if knobs["rule"] == "reward":
-        assert np.allclose(ends["score"], fvu + 0.1 * l0)
+        assert np.allclose(ends["score"], fvu + knobs["activity_cost"] * l0)
     assert found.best is found.sae and torch.equal(found.final.encoder, found.best.encoder)  # the last was the best
 
 

@@ -461,7 +461,7 @@ def test_after_a_run_that_failed_the_file_is_as_it_was(
 def test_the_verdict_is_said_at_the_end(dvc: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     assert experiment._verdict() is None  # no report was written yet
     line = {"metric": "dead", "layer": 0, "value": 0.125, "min": None, "max": 0.1, "pass": False}
-    write_json(Path("reports/scorecard.json"), {"passed": 3, "failed": 1, "targets": [line]})
+    write_json(Path("reports/scorecard.json"), {"passed": 3, "failed": 1, "targets": [line], "margins": []})
     run_script.main("mine.yaml")
     assert "run: 3 of 4 targets pass; layer 0: dead is 0.125, above its max 0.1\n" in capsys.readouterr().out
 

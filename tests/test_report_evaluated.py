@@ -88,7 +88,7 @@ def test_tasks_that_others_made_are_shown(project: Path, monkeypatch: pytest.Mon
     report(monkeypatch)
     page, summary = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
     assert page.count("5 tasks, 1,500 prompts") == 2 * len(LAYERS) and page.count("mean over the prompt") == len(LAYERS)
-    assert page.count("<th>frozen_decoder</th>") == 2 * len(LAYERS) and "uneven prompts" not in page
+    assert page.count("<th>frozen decoder</th>") == 2 * len(LAYERS) and "uneven prompts" not in page
     assert summary["evaluate.9.tasks.normal.last.sae.auc.1"] == 0.81
     assert summary["evaluate.9.tasks.normal.mean.above.residual.1"] == 0.02
     assert not [name for name in summary if "by_task" in name]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strata.sae.engine.dispatch import sddmm
+from strata.sae.engine import dispatch
 from strata.sae.engine.nonlinearity import pull
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations
@@ -103,7 +103,7 @@ class Reward(_Threshold):
         # What the latent takes off the squared error of its row.
         residual = pull(weights.decoder_activation, run.residual, run.y - run.residual)
         code = run.h.relu()
-        along = sddmm(residual, weights.decoder, pattern) + drawn * code  # q
+        along = dispatch.sddmm(residual, weights.decoder, pattern) + drawn * code  # q
         gain = (2 * along - code) * code * (pattern.rows / unit)
 
         # The mean of 1 − share over the active latents of the row, with this latent and without it.
