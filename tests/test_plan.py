@@ -140,16 +140,15 @@ def test_an_sae_that_is_given_is_measured_and_not_trained(tmp_path: Path):
 
 def test_stages_that_are_off_cost_nothing():
     names = [one.stage for one in Plan(section(), MODEL, ROWS, SPEED).costs()]
-    assert names[:7] == ["fetch", "extract", "extract_tasks", "tune", "train@3", "train@6", "train@9"]
-    assert "invert@9" in names
+    assert names[:6] == ["fetch", "extract", "tune", "train@3", "train@6", "train@9"] and "invert@9" in names
     off = section(tune__run=False, interpret__run=False, cluster__run=False, merge__run=False, invert__run=False)
     names = [one.stage for one in Plan(off, MODEL, ROWS, SPEED).costs()]
     probed = ["evaluate@3", "evaluate@6", "evaluate@9"]
     trained = ["train@3", "train@6", "train@9", "controls@9"]
-    assert names == ["fetch", "extract", "extract_tasks", *trained, "steer_eval@9", *probed, "report, track"]
+    assert names == ["fetch", "extract", *trained, "steer_eval@9", *probed, "report, track"]
     off = section(tune__run=False, steer_eval__run=False, evaluate__run=False)
     names = [one.stage for one in Plan(off, MODEL, ROWS, SPEED).costs()]
-    assert not [name for name in names if name.startswith(("evaluate", "steer", "extract_tasks"))]
+    assert not [name for name in names if name.startswith(("evaluate", "steer"))]
 
 
 def test_prompts_of_tasks_cost_what_they_may_at_most():
@@ -158,8 +157,8 @@ def test_prompts_of_tasks_cost_what_they_may_at_most():
     plan = Plan(section(layers=[0, 2], evaluate__tasks__sources=sources), MODEL, ROWS, SPEED)
     found, prompts = plan.tasks(), 2225 + 20 * 600 + 600
     assert found.what == f"{prompts:,} prompts at most"
-    assert found.disk == 2 * (prompts * 127 * 10 * 2)  # the last token and the mean: all tokens but BOS
-    assert found.seconds == pytest.approx(cost.LOADS + prompts * 128 * 2 * 3000 / (cost.FORWARD * 1e12))
+    assert found.disk == 2 * (prompts * 63 * 10 * 2)  # the last token and the mean: all tokens but BOS
+    assert found.seconds == pytest.approx(cost.LOADS + prompts * 64 * 2 * 3000 / (cost.FORWARD * 1e12))
     last = Plan(section(evaluate__tasks__sources=sources[:1], evaluate__tasks__pooling=["last"]), MODEL, ROWS, SPEED)
     assert last.tasks().disk == 3 * 2225 * 10 * 2
 
