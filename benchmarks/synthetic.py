@@ -67,6 +67,7 @@ class Job:
     rule: str
     lr: float
     l1: float | None
+    train: int  # rows, of which tokens / train epochs are seen
     tokens: int
     seed: int
 
@@ -152,18 +153,18 @@ def settings(rule: str) -> list[dict[str, Any]]:
 
 
 def plan(
-    rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int], tokens: int
+    rows: list[dict[str, Any]], sides: list[str], rules: list[str], seeds: list[int], train: int, tokens: int
 ) -> Iterator[Job]:
     """Every setting with the first seed, then each side's best with the others. ``rows`` grows meanwhile."""
     pairs = [(rule, side) for rule in rules for side in sides if not (side == "saelens" and rule in OURS_ALONE)]
     for turn in range(max(len(settings(rule)) for rule in rules)):
         for rule, side in pairs:
             for setting in settings(rule)[turn : turn + 1]:
-                yield Job(side, rule, **setting, tokens=tokens, seed=seeds[0])
+                yield Job(side, rule, **setting, train=train, tokens=tokens, seed=seeds[0])
     for seed in seeds[1:]:
         for rule, side in pairs:
             if (best := chosen(rows, side, rule, seeds[0])) is not None:
-                yield Job(side, rule, **best, tokens=tokens, seed=seed)
+                yield Job(side, rule, **best, train=train, tokens=tokens, seed=seed)
 
 
 def chosen(rows: list[dict[str, Any]], side: str, rule: str, seed: int) -> dict[str, Any] | None:
@@ -225,12 +226,12 @@ def main(*words: str) -> None:
     drawn_rows, kept = rows_of(given.rows, given.train)
     tokens = given.train * given.epochs
     earlier = given.out.read_text().splitlines() if given.out and given.out.exists() else []
-    rows = [row for row in map(json.loads, earlier) if row["tokens"] == tokens]
+    rows = [row for row in map(json.loads, earlier) if (row["tokens"], row.get("train")) == (tokens, given.train)]
     found = {"machine": machine(given.threads), "peer": None, "tokens": tokens, "latents": LATENTS, "k": K}
 
     def go(peer: Peer | None, sides: list[str]) -> None:
         bench, begun = Bench(drawn_rows, kept, peer), time.monotonic()
-        for job in plan(rows, sides, given.rules, given.seeds, tokens):
+        for job in plan(rows, sides, given.rules, given.seeds, given.train, tokens):
             if any(asdict(job).items() <= row.items() for row in rows):
                 continue
             if time.monotonic() - begun > 60 * given.minutes:

@@ -13,10 +13,9 @@ from strata import auto
 from strata.corpus import read
 from strata.device.machine import Machine, keep_memory, start
 from strata.extraction.knobs import Extract
-from strata.lm.model import DTYPES, LanguageModel, load
-from strata.rows.shards import Activations, Contexts, open_layer
+from strata.rows.shards import DTYPE, Activations, Contexts, open_layer
 from strata.run import params, resume
-from strata.run.files import sha256, write_json, write_skipped
+from strata.run.files import need_disk, sha256, write_json, write_skipped
 from strata.sae import disk
 from strata.twins import random_model, twins
 from strata.twins.knobs import Controls, barred
@@ -78,8 +77,10 @@ def main(
         # Judge on the SAE's own rows, side by side; a twin of other rows alone.
         coder = disk.load(Path(sae))[0].to(device)
         saes = {twin: training.best for twin, training in fitted.items() if twin not in ELSEWHERE}
-        model = _language_model(Path(lm), rows, device) if speaks and saes else None
-        judged, frequencies = twins.measure(coder, saes, rows, contexts, model, train.ce_tokens, seed)
+        judged, frequencies = {}, {}
+        if saes:
+            model = judge.speaking(Path(lm), rows.meta["forward"], device) if train.ce_tokens else None
+            judged, frequencies = twins.measure(coder, saes, rows, contexts, model, train.ce_tokens, seed)
         for twin in wanted:
             if twin in ELSEWHERE:
                 alone = twins.measure_elsewhere(fitted[twin].best, rows_of[twin], contexts)
@@ -97,15 +98,11 @@ def main(
         write_json(Path(report), {"layer": rows.layer, "twins": results, "left_out": left_out})
 
 
-def _language_model(lm: Path, rows: Activations, device: torch.device) -> LanguageModel:
-    """Load the language model that made ``rows``."""
-    name, options = read.lm_path(lm)
-    return load(name, DTYPES[rows.meta["forward"]], device, **options)
-
-
 def _random_rows(
     lm: Path, rows: Activations, contexts: Contexts, device: torch.device, seed: int, work: Path
 ) -> Activations:
     """Write the activations of the model with random weights into ``work``, where ``rows`` are those of the model."""
-    knobs = params.load("extract", Extract)
-    return random_model.activations(_language_model(lm, rows, device), contexts, rows, knobs, seed, work)
+    need_disk(work.parent, rows.rows * rows.width * DTYPE.itemsize, "controls.twins: random_model")
+    model = judge.speaking(lm, rows.meta["forward"], device)
+    assert model is not None, "without a language model there is no such twin"
+    return random_model.activations(model, contexts, rows, params.load("extract", Extract), seed, work)

@@ -8,6 +8,7 @@ from strata.corpus import read
 from strata.device.machine import CPU, Machine, need_memory, start
 from strata.extraction.knobs import Extract
 from strata.lm.model import DTYPES, check_layers, load
+from strata.rows.shards import DTYPE
 from strata.run import params, resume
 from strata.run.files import write_json
 from strata.tasks import activations
@@ -35,7 +36,9 @@ def main(lm: str, listed: str, layers: str, target: str) -> None:
     machine = params.load("machine", Machine)
     device = start(machine)
     check_layers(numbers, model["blocks"])
-    need_memory(model["bytes"] + MEMORY, CPU, "extract_tasks", "or set evaluate.tasks.sources: []")
+    shard = knobs.shard_rows * model["width"] * DTYPE.itemsize  # that of every layer is in memory, and a copy of one
+    held = model["bytes"] + MEMORY + shard * (len(numbers) + 1)
+    need_memory(held, CPU, "extract_tasks", "lower extract.shard_rows, or set evaluate.tasks.sources: []")
 
     source, options = read.lm_path(Path(lm))
     loaded = load(source, DTYPES[knobs.dtype], device, **options)

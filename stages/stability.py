@@ -16,9 +16,8 @@ from strata.rows.shards import open_layer
 from strata.run import files, params, resume
 from strata.run.files import write_json, write_skipped
 from strata.sae import disk
+from strata.training.knobs import GIVEN
 from strata.verdict.targets import settled
-
-GIVEN = "this layer's SAE was given (train.from), so that train's knobs say nothing of it"
 
 
 def main(activations: str, tokens: str, lm: str, sae: str, tuned: str, override: str, target: str, report: str) -> None:

@@ -642,10 +642,10 @@ def test_what_is_held_for_pairs_of_latents(section: Any, held: float):
 
 
 def test_what_is_held_for_other_trainings():
-    """Two SAEs of two matrices in float32; the pool has 1000 latents at the most, in the sums and a copy of them."""
+    """Two SAEs of two float32 matrices, a block of similarities, and 1000 pooled latents at most: sums and a copy."""
     on = whole({**WHOLE, "stability": {**WHOLE["stability"], "seeds": 1}}).stability
     assert whole(WHOLE).stability.held_bytes(1000, 64) == 0
-    assert on.held_bytes(1000, 64) == 2 * 4 * 2 * 1000 * 64 + 2 * 8 * 1000**2
+    assert on.held_bytes(1000, 64) == 2 * 4 * 2 * 1000 * 64 + 3 * 8 * 1024 * 1000 + 2 * 8 * 1000**2
 
 
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch):

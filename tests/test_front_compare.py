@@ -45,7 +45,7 @@ def test_predictions_are_those_of_splice(acts: LayerActivations):
         str(place): lambda x, sae=sae: sae.reconstruct(x.float())[0] for place, sae in enumerate(saes)
     }
     ids, rows = torch.from_numpy(tokens), torch.from_numpy(documents >= 0)
-    expected = splice.verdict(acts.lm, ids, rows, "resid_post", LAYER, variants)
+    expected = splice.means(splice.by_prediction(acts.lm, ids, rows, "resid_post", LAYER, variants))
     for place, sums in enumerate((first, second)):
         found = float(sums.sum() / weights.sum())
         assert found == pytest.approx(expected[str(place)]["ce"] - expected["clean"]["ce"], abs=1e-5)

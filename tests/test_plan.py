@@ -159,6 +159,9 @@ def test_prompts_of_tasks_cost_what_they_may_at_most():
     assert found.what == f"{prompts:,} prompts at most"
     assert found.disk == 2 * (prompts * 63 * 10 * 2)  # the last token and the mean: all tokens but BOS
     assert found.seconds == pytest.approx(cost.LOADS + prompts * 64 * 2 * 3000 / (cost.FORWARD * 1e12))
+    none = Plan(section(layers=[0, 2]), MODEL, ROWS, SPEED)
+    probes = (plan.evaluate(2).seconds or 0) - (none.evaluate(2).seconds or 0)
+    assert probes == pytest.approx(cost.TASK * (5 + 20 + 1) * SPEED.pace)
     last = Plan(section(evaluate__tasks__sources=sources[:1], evaluate__tasks__pooling=["last"]), MODEL, ROWS, SPEED)
     assert last.tasks().disk == 3 * 2225 * 10 * 2
 

@@ -18,7 +18,7 @@ ROWS[3, 7:] = False
 def test_identity_is_exact_and_zero_is_zero(tiny_lm: Path):
     lm = load(tiny_lm, torch.bfloat16, CPU)
     variants = {"same": torch.clone, "zero": torch.zeros_like, "mean": torch.ones_like}
-    verdicts = splice.verdict(lm, TOKENS, ROWS, "resid_post", 1, variants, batch=4)
+    verdicts = splice.means(splice.by_prediction(lm, TOKENS, ROWS, "resid_post", 1, variants, batch=4))
     assert verdicts["same"]["ce"] == verdicts["clean"]["ce"]
     assert verdicts["same"]["kl"] == pytest.approx(0, abs=1e-6)
     assert verdicts["zero"]["kl"] > 0
@@ -32,7 +32,7 @@ def test_identity_is_exact_and_zero_is_zero(tiny_lm: Path):
 
 def test_cross_entropy_is_that_of_transformers(tiny_lm: Path):
     lm = load(tiny_lm, torch.float32, CPU)
-    ours = splice.verdict(lm, TOKENS, ROWS, "resid_post", 1, {"zero": torch.zeros_like})
+    ours = splice.means(splice.by_prediction(lm, TOKENS, ROWS, "resid_post", 1, {"zero": torch.zeros_like}))
 
     def zeroed(x):
         return torch.where(ROWS[:, :, None], 0.0, x)
@@ -58,5 +58,5 @@ def test_special_positions_are_left_alone(gpt2: Path):
         seen.append(len(x))
         return x
 
-    splice.verdict(lm, TOKENS, ROWS, "resid_post", 1, {"same": replace}, batch=9)
+    splice.means(splice.by_prediction(lm, TOKENS, ROWS, "resid_post", 1, {"same": replace}, batch=9))
     assert seen == [int(ROWS.sum())]

@@ -1,6 +1,6 @@
 """Rows with known features: what may be active together, how often, and how an SAE is scored against them."""
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from strata.run.door import BadInput
 from strata.sae.engine.pattern import pattern_of
 from strata.sae.sae import SAE, Codes
 from strata.synthetic import truth as truths
-from strata.synthetic.config import PUBLISHED, Config
+from strata.synthetic.config import Config
 from strata.synthetic.forest import NO_PARENT, Forest, forest, winners
 from strata.synthetic.rows import Drawn, Labelled, drawn, part
 from strata.synthetic.scores import cosines, mcc, of_sae, scores, uniqueness
@@ -283,11 +283,6 @@ def test_training_finds_the_features():
     assert found.mcc > 0.9 > control.mcc + 0.05
     assert found.f1 > 0.8 > control.f1 + 0.2
     assert fitted.best.width == rows.width
-
-
-def test_the_published_configuration():
-    assert astuple(PUBLISHED)[:2] == (16384, 768)
-    assert PUBLISHED.roots / PUBLISHED.features == Config().roots / Config().features  # the default is an eighth of it
 
 
 @pytest.mark.parametrize(

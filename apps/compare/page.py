@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from apps.compare import words
 from apps.compare.comparison import Comparison
 from strata.comparison.paired import CHANCE, ERROR, Row
 from strata.comparison.words import listed
-from strata.pages.readable import number
+from strata.pages.templates import environment
 
 WIDTH, HEIGHT, MARGIN = 240, 34, 8  # of an interval's drawing, in its own units
 
@@ -31,21 +29,9 @@ class Drawing:
 
 def render(comparison: Comparison) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "signed": words.signed,
-        "title": words.title,
-        "more": words.more,
-    }
+    templates = environment(Path(__file__).parent, signed=words.signed, title=words.title, more=words.more)
     rows = comparison.rows
-    return environment.get_template("compare.html.j2").render(
+    return templates.get_template("compare.html.j2").render(
         comparison=comparison,
         verdict=comparison.verdict,
         drawings=[drawing(row) for row in rows],

@@ -19,7 +19,7 @@ from strata.comparison.paired import Metric, Side
 from strata.run.door import BadInput
 
 # Numbers of the summary that are worth a verdict -> whether lower is better. Others say the same again (mse, fvu,
-# cosine, kl, ce_recovered), or nothing about the SAE (ce_clean).
+# cosine, kl, ce_recovered), nothing about the SAE (ce_clean), or are shares of a handful of latents (steer_eval).
 JUDGED = {
     r"train\.\d+\.fvu_inlier": True,
     r"train\.\d+\.l0": True,
@@ -30,10 +30,8 @@ JUDGED = {
     r"stability\.\d+\.again": False,
     r"evaluate\.\d+\.absorption\.absorbed": True,
     r"interpret\.\d+\.rule\.balanced_accuracy\.difference": False,
-    r"interpret\.\d+\.lm\.balanced_accuracy\.difference": False,
-    r"steer_eval\.\d+\.beating_all": False,
 }
-STAGES = ("train", "evaluate", "stability", "interpret", "steer_eval")  # whose numbers these are
+STAGES = ("train", "evaluate", "stability", "interpret")  # whose numbers these are
 SAME = ("fetch", "extract")  # sections that say what an SAE is judged on,
 SPEED = ("extract.batch_size", "extract.shard_rows")  # apart from these
 
@@ -158,6 +156,10 @@ def _metrics(a: Group, b: Group, layer: int | None) -> tuple[list[Metric], list[
     for what, name in changed.items():
         notes.append(f"{what} was left out: {name} differs, so that it was not measured alike.")
 
+    code_a, code_b = (group.runs[0].code(STAGES) for group in (a, b))
+    if other := sorted(path for path in {**code_a, **code_b} if code_a.get(path) != code_b.get(path)):
+        notes.append(f"A and B ran different code ({words.listed(other)}): a difference may be of how it was measured.")
+
     names = [name for pattern in JUDGED for name in runs[0].summary if re.fullmatch(pattern, name)]
     names = [
         name
@@ -192,7 +194,11 @@ def _metric(name: str, a: Group, b: Group, tasks: dict[str, dict[str, float]] | 
         sums = np.array([[tasks[run.commit][task] for task in common] for run in group.runs])
         return Side(sums, np.ones(len(common)), group.seeds)
 
-    return Metric(name, lower, side(a), side(b), None if tasks is None else "tasks")
+    # The share of dead latents counts latents: it comes in steps of one.
+    step = 0.0
+    if name.endswith(".dead"):
+        step = 1 / min(run.summary[f"{name.removesuffix('dead')}latents"] for run in (*a.runs, *b.runs))
+    return Metric(name, lower, side(a), side(b), None if tasks is None else "tasks", step)
 
 
 def _tasks(runs: Sequence[Run], names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:

@@ -19,7 +19,6 @@ TITLES = {  # end of a metric's name -> what it says
     r"stability\.\d+\.again": "share of latents that come again with another seed",
     r"absorption\.absorbed": "share of parents that a child has absorbed",
     r"balanced_accuracy\.difference": "how far explanations are above chance",
-    r"beating_all": "share of latents that steer better than every control",
 }
 VERDICTS = {"better": "A is better", "worse": "B is better", "undecided": "undecided"}
 

@@ -4,25 +4,15 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from apps.pareto.points import COSTS, Point, by_layer, rows, shortest
-from strata.pages.readable import number
+from strata.pages.templates import environment
 
 
 def render(points: Sequence[Point], pictures: Mapping[int, bytes]) -> str:
     """Return the page. ``pictures``: layer -> PNG."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "shortest": shortest}
-
     lines = rows(points)
-    return environment.get_template("pareto.html.j2").render(
+    templates = environment(Path(__file__).parent, shortest=shortest)
+    return templates.get_template("pareto.html.j2").render(
         layers={layer: [line for line in lines if line["layer"] == layer] for layer in by_layer(points)},
         pictures={layer: base64.b64encode(png).decode() for layer, png in pictures.items()},
         knobs=list(points[0].knobs),

@@ -52,7 +52,7 @@ FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds for each latent, and for each 
 REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds for each code, and for latents³
 CONDITIONS = 4  # steer_eval: latent, random latent, random direction, DiffMean
 
-PROBED = 5.0  # evaluate: seconds of the probes
+PROBED, TASK = 5.0, 40.0  # evaluate: seconds of the probes of labels, and of a task, with both poolings
 META, ABSORBED = 89.0, 7.0  # evaluate: processor seconds for each seed of the meta-SAE, and of absorption
 DOCUMENTS = 400  # evaluate: documents whose mean codes it holds, about
 PACKAGED = {"bbc-news": (5, 2_225), "sae-probes": (113, 334_092)}  # tasks of a package, and prompts
@@ -82,7 +82,7 @@ class Plan:
     def costs(self) -> list[Cost]:
         """List the costs in the pipeline's order; stages that run for each layer have one for each."""
         params, costs = self.params, [self.fetch(), self.extract()]
-        if params.fetch.lm.kind == "language" and params.evaluate.run and params.evaluate.tasks.sources:
+        if params.evaluate.run and self.counted_tasks()[0]:
             costs.append(self.tasks())
         if params.tune.run:
             costs.append(self.tune())
@@ -139,19 +139,24 @@ class Plan:
         what = f"{rows.total:,} rows × {len(layers)} layer{'s' * (len(layers) > 1)}"
         return Cost("extract", what, disk, BASE + self.weights, LOADS + self.passed(operations))
 
+    def counted_tasks(self) -> tuple[int, int]:
+        """Return how many tasks evaluate.tasks asks for, and how many prompts they have at the most."""
+        knobs, tasks, prompts = self.params.evaluate.tasks, 0, 0
+        for source in knobs.sources if self.params.fetch.lm.kind == "language" else ():
+            there, most = PACKAGED.get(source.packaged or "", (1, ONE_TABLE))
+            wanted = min({"short": SHORT_TASKS, "all": there}.get(str(source.tasks), len(source.tasks)), there)
+            tasks, prompts = tasks + wanted, prompts + min(most, wanted * (knobs.prompts or most))
+        return tasks, prompts
+
     def tasks(self) -> Cost:
         """Count what the prompts of evaluate.tasks cost, if each has as many tokens as it may have."""
-        knobs, layers = self.params.evaluate.tasks, self.params.extracted
-        prompts = 0
-        for source in knobs.sources:
-            tasks, most = PACKAGED.get(source.packaged or "", (1, ONE_TABLE))
-            wanted = {"short": SHORT_TASKS, "all": tasks}.get(str(source.tasks), len(source.tasks))
-            prompts += min(most, min(wanted, tasks) * (knobs.prompts or most))
-
+        knobs, layers, (_, prompts) = self.params.evaluate.tasks, self.params.extracted, self.counted_tasks()
         rows = prompts * (knobs.tokens - 1 if "mean" in knobs.pooling else 1)
         disk = activation_bytes(rows, self.model.width, "language") * len(layers)
+        shard = activation_bytes(self.params.extract.shard_rows, self.model.width, "language")
+        memory = BASE + self.weights + shard * (len(layers) + 1)
         seconds = LOADS + self.passed(prompts * knobs.tokens * self.model.until(max(layers)))
-        return Cost("extract_tasks", f"{prompts:,} prompts at most", disk, BASE + self.weights, seconds)
+        return Cost("extract_tasks", f"{prompts:,} prompts at most", disk, memory, seconds)
 
     def tune(self) -> Cost:
         tune, train = self.params.tune, self.params.train
@@ -272,7 +277,8 @@ class Plan:
 
     def evaluate(self, layer: int) -> Cost:
         section, knobs = self.params.evaluate, self.params.knobs(layer)
-        seconds = LIGHT + (PROBED + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
+        probed = PROBED + TASK * self.counted_tasks()[0]
+        seconds = LIGHT + (probed + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
         memory = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents
         return Cost(f"evaluate@{layer}", "probes", None, memory, seconds)
 

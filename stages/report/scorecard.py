@@ -26,6 +26,7 @@ def scorecard(
     here; ``margins`` says by how much the SAE beats it, where a target asks for that. ``again``: layer -> the metrics
     AGAIN, where stability ran. They are of trainings, which neither the controls nor the twins are.
     """
+    # Stability is of the layer's own trainings: its metrics are unknown where it did not run, and of all stand-ins.
     twins = twins or {}
     unknown: Measured = dict.fromkeys(AGAIN)
     lines = [
@@ -33,6 +34,8 @@ def scorecard(
         for result in results
         for line in judge({**result.test, **unknown, **(again or {}).get(result.layer, {})}, targets)
     ]
+
+    # By how much the SAE beats a twin, where a target asks for it; and the twins against the same targets.
     margins = [
         {"layer": result.layer, **line}
         for result in results
@@ -50,6 +53,8 @@ def scorecard(
         for name, twin in found.twins.items()
         for line in judge({**twin.test, **unknown}, targets)
     ]
+
+    # The three controls, and which targets each of them misses. One that no target judges is left out.
     controls = [
         {"layer": result.layer, "control": control, **line}
         for result in results
@@ -57,6 +62,7 @@ def scorecard(
         for line in judge({**values, **unknown}, targets)
     ]
     missed = [(line["layer"], line["control"], line["metric"]) for line in controls if line["pass"] is False]
+    judged_controls = {(line["layer"], line["control"]) for line in controls if line["pass"] is not None}
     controls_failing = [
         {
             "layer": result.layer,
@@ -65,7 +71,9 @@ def scorecard(
         }
         for result in results
         for control in result.controls
+        if (result.layer, control) in judged_controls
     ]
+
     judged = [*lines, *margins]
     passed, failed = (sum(line["pass"] is kind for line in judged) for kind in (True, False))
     return {

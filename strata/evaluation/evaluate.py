@@ -24,7 +24,7 @@ from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.tasks.knobs import Tasks
 from strata.tasks.read import PromptRows, Task
-from strata.training.knobs import Train
+from strata.training.knobs import GIVEN, Train
 
 INTERVALS = {
     "core": "95 % of a bootstrap over test documents",
@@ -34,7 +34,6 @@ INTERVALS = {
     "meta": "the least and the most over seeds of the meta-SAE",
     "absorption": "the least and the most over seeds of rows and training",
 }
-GIVEN = {"why": "this layer's SAE was given (train.from), so that train's knobs say nothing of it"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def evaluate(
     if knobs.absorption:
         absorption_seeds = range(seed, seed + knobs.absorption)
         sections["absorption"] = lambda: (
-            GIVEN if imported else absorption(train, absorption_seeds, kept_at("absorption"))
+            {"why": GIVEN} if imported else absorption(train, absorption_seeds, kept_at("absorption"))
         )
 
     results = {name: resume.once_json(kept_at(f"{name}.json"), make) for name, make in sections.items()}

@@ -84,6 +84,7 @@ def _by_task(
         if shuffled:
             targets = np.random.default_rng([seed, *task.name.encode()]).permutation(targets)
         parts = draw(targets, drawing, seed)
+
         probed = {
             pooling: probes(matrix[task.prompts].toarray(), parts, knobs.k, knobs.penalty, seed)
             for pooling, matrix in columns.items()

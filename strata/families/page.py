@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from strata.families.pictures import colours
 from strata.pages.readable import inert
+from strata.pages.templates import environment
 
 LONGEST = 240  # characters of an explanation
 
@@ -47,10 +47,11 @@ def render(
         "colours": colours(len(coloured)),
     }
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    return (
+        environment(Path(__file__).parent)
+        .get_template("map.html.j2")
+        .render(meta=meta, data=inert(data), count=len(data["names"]))
     )
-    return environment.get_template("map.html.j2").render(meta=meta, data=inert(data), count=len(data["names"]))
 
 
 def _short(text: str) -> str:

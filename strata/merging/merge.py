@@ -138,7 +138,9 @@ def merge(
 
     def judged() -> tuple[dict[str, dict[str, Any]], int]:
         model = lm() if lm else None
-        return held_out(reconstruct, rows, source.contexts, rows.meta["hook"], model, knobs.ce_tokens, device)
+        hook = rows.meta["hook"]
+        metrics, predictions = held_out(reconstruct, rows, source.contexts, hook, model, knobs.ce_tokens, device)
+        return metrics, len(predictions.document)
 
     test, predicted_tokens = resume.once_json(kept_at("held_out.json"), judged)
     rest_counts = before[torch.from_numpy(rest.of >= 0)]

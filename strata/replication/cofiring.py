@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array, vstack
 from torch import Tensor
 
-from strata.replication.match import BLOCK, Similar, similar
+from strata.replication.knobs import BLOCK
+from strata.replication.match import Similar, similar
 from strata.sae.sae import SAE
 
 

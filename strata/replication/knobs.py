@@ -5,6 +5,7 @@ from pydantic import Field
 from strata.run.params import Section
 
 FLOAT, SUM = 4.0, 8.0  # bytes of a weight, and of a sum in float64
+BLOCK = 1024  # latents whose similarities with all others are in memory at a time
 
 
 class Stability(Section):
@@ -26,8 +27,9 @@ class Stability(Section):
         if not self.seeds:
             return 0.0
         saes = FLOAT * 2 * latents * width * (self.seeds + 1)
+        similarities = 3 * SUM * BLOCK * latents  # what makes a block of them included
         pooled = 2 * SUM * self.most_pooled(latents) ** 2 if self.pool else 0.0
-        return saes + pooled
+        return saes + similarities + pooled
 
     def most_pooled(self, latents: int) -> int:
         """Return how many latents the pool may have: each of them is in two SAEs at least."""

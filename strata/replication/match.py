@@ -17,8 +17,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from strata.replication.knobs import BLOCK
+
 Ints, Floats = NDArray[np.int64], NDArray[np.float64]
-BLOCK = 1024  # latents whose similarities with all others are in memory at a time
 NOBODY = -1  # the partner of a latent that has none
 
 

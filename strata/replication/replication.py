@@ -198,8 +198,8 @@ def _pooled(
     def judged() -> dict[str, Any]:
         reconstruct = {name: candidate.reconstruct for name, candidate in candidates.items()}
         hook, model = activations.meta["hook"], lm() if lm else None
-        test, tokens = held_out(reconstruct, activations, source.contexts, hook, model, knobs.ce_tokens, device)
-        return {"test": test, "ce_tokens": tokens}
+        test, predictions = held_out(reconstruct, activations, source.contexts, hook, model, knobs.ce_tokens, device)
+        return {"test": test, "ce_tokens": len(predictions.document)}
 
     def counted(name: str) -> dict[str, Tensor]:
         return {"fired": firing_counts(candidates[name], blocks(activations, 0, activations.rows, device))}

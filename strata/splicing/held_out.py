@@ -48,31 +48,17 @@ def held_out(
     lm: LanguageModel | None,
     ce_tokens: int,
     device: torch.device,
-) -> tuple[dict[str, dict[str, Any]], int]:
+) -> tuple[dict[str, dict[str, Any]], Predictions]:
     """Measure each candidate on the test rows: mse, fvu, fvu_inlier, l0, cosine and the ce metrics.
 
     ``candidates``: reconstructors by name. The ce metrics are measured on whole contexts, on the first ``ce_tokens``
     held-out tokens and the rest of the last context. Without an ``lm`` they are None. ``device``: that of the
     candidates, where the rows go.
 
-    Returns the metrics by candidate and name, and the number of tokens that the ce metrics are measured on. Raises
-    BadInput where the test rows do not vary, so that an fvu would mean nothing.
+    Returns the metrics by candidate and name, and each prediction that the ce metrics are means of; there are none
+    without an ``lm`` or ``ce_tokens``. Raises BadInput where the test rows do not vary, so that an fvu would mean
+    nothing.
     """
-    metrics, predictions = with_predictions(candidates, activations, contexts, hook, lm, ce_tokens, device)
-    return metrics, len(predictions.document) if predictions else 0
-
-
-@torch.inference_mode()
-def with_predictions(
-    candidates: Mapping[str, quality.Reconstruct],
-    activations: Rows,
-    contexts: Texts,
-    hook: Hook,
-    lm: LanguageModel | None,
-    ce_tokens: int,
-    device: torch.device,
-) -> tuple[dict[str, dict[str, Any]], Predictions | None]:
-    """Do the work of :func:`held_out`, and return the metrics and each prediction; None without ce metrics."""
     first, end = activations.split("test")
     check_held_out(activations, "test")
     scale, median_norm = activations.scale, activations.median_norm
@@ -81,7 +67,7 @@ def with_predictions(
         for name, reconstruct in candidates.items()
     }
     predictions = _predictions(candidates, activations, contexts, hook, lm, ce_tokens)
-    if predictions is None:
+    if not predictions.losses:
         cross_entropies: dict[str, dict[str, Any]] = {name: dict.fromkeys(splice.METRICS) for name in candidates}
     else:
         verdicts = splice.means(predictions.losses)
@@ -96,13 +82,10 @@ def _predictions(
     hook: Hook,
     lm: LanguageModel | None,
     budget: int,
-) -> Predictions | None:
-    """Measure each prediction on the first contexts with ``budget`` predicted tokens in all.
-
-    None without an ``lm`` or a budget.
-    """
+) -> Predictions:
+    """Measure each prediction on the first contexts with ``budget`` predicted tokens in all."""
     if lm is None or budget == 0:
-        return None
+        return Predictions(np.empty(0, np.int64), {})
 
     # As many contexts as are needed, or all where the budget is larger than the split. A token is predicted where it is
     # a row; the first of a context never is.

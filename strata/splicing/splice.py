@@ -21,27 +21,6 @@ CHUNK = 256  # predictions whose logits are in memory at a time: 256 × 262,144 
 CACHED = 16  # predictions compared at a time: 16 × 262,144 × 4 bytes = 17 MB, twice
 
 
-@torch.inference_mode()
-def verdict(
-    lm: LanguageModel,
-    tokens: Tensor,
-    rows: Tensor,
-    hook: Hook,
-    layer: int,
-    variants: dict[str, Replace],
-    batch: int = 8,
-) -> dict[str, dict[str, float]]:
-    """Measure cross-entropy and KL of the model with each of the ``variants`` in place of its activations.
-
-    ``tokens``: (context, position) ids. ``rows``: the same shape, True where a position is an activation row. A token
-    is predicted where it is a row. ``batch``: contexts that go through the model at a time.
-
-    Returns {variant: {"ce", "kl"}}, also for "clean", the untouched model. These are means in nats over the predicted
-    tokens, with kl = KL(clean ‖ variant).
-    """
-    return means(by_prediction(lm, tokens, rows, hook, layer, variants, batch))
-
-
 def means(losses: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Average what :func:`by_prediction` returns: {variant: {"ce", "kl"}}."""
     averages = {name: loss.double().mean(0).tolist() for name, loss in losses.items()}
@@ -58,9 +37,14 @@ def by_prediction(
     variants: dict[str, Replace],
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """Do the work of :func:`verdict`, and return {variant: (prediction, 2)}: ce and kl of each predicted token.
+    """Measure cross-entropy and KL of the model with each of the ``variants`` in place of its activations.
 
-    Predictions come in the order of ``tokens``: of context by context, of position by position.
+    ``tokens``: (context, position) ids. ``rows``: the same shape, True where a position is an activation row. A token
+    is predicted where it is a row. ``batch``: contexts that go through the model at a time.
+
+    Returns {variant: (prediction, 2)}, also for "clean", the untouched model: the ce and the kl of each predicted
+    token, in nats, with kl = KL(clean ‖ variant). Predictions come in the order of ``tokens``: context by context, and
+    in a context by position.
     """
     losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", *variants)}
     for first in tqdm(range(0, len(tokens), batch), desc=f"splice {layer}", unit=" batches", disable=None):
@@ -120,7 +104,7 @@ def _compare(scores: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
 
 
 def scores(verdicts: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """Return the ce metrics of the variant ``name``. The :func:`verdict` must include variants "zero" and "mean"."""
+    """Return the ce metrics of the variant ``name``. ``verdicts``, of :func:`means`, must include "zero" and "mean"."""
     clean, zero, mean, ce = (verdicts[variant]["ce"] for variant in ("clean", "zero", "mean", name))
     return {
         "ce_clean": clean,

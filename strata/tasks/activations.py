@@ -116,11 +116,7 @@ def write(
 
     for layer in layers:
         names = [shard_name(number) for number in range(len(shards))]
-        hashes = [
-            {"file": name, "sha256": resume.sealed_hash(folder / str(layer) / name)}
-            for name in names
-            if resume.whole(folder / str(layer) / name)
-        ]
+        hashes = [{"file": name, "sha256": resume.sealed_hash(folder / str(layer) / name)} for name in names]
         meta = {**facts, "hook": hook, "layer": layer, "width": lm.width, "prompts": len(tokens)}
         files.write_json(folder / str(layer) / "meta.json", {**meta, "shards": hashes})
 

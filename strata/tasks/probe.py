@@ -80,7 +80,7 @@ def drawings(regime: Regime, targets: Targets) -> list[Drawing]:
     positive = int(targets.sum())
     most = int(min((size - positive) / (1 - min(SHARES)), positive / max(SHARES)))
     train = min(most - JUDGED, MOST_TRAINING)
-    if train < 2:
+    if train < 2 or np.ceil(max(SHARES) * train) >= train:  # the most uneven draw would have one class alone
         return []
     return [Drawing(regime, train, max(JUDGED, most - train - 1), share) for share in SHARES]
 

@@ -101,11 +101,13 @@ def _tasks(table: TaskSet, source: TaskSource, knobs: Tasks, seed: int, numbers:
                 f"{name} has {len(places)} prompts, as many of both classes; a task needs {LEAST}: "
                 "100 to judge by, and some to learn from"
             )
+        # Of a task that is not asked for, only the name is needed, to say what there is.
+        wanted = isinstance(source.tasks, str) or name in source.tasks
         yield Task(
             name=name,
             source=source.source,
             positive=positive,
-            prompts=[numbers(table.prompts[place], keep) for place in places],
+            prompts=[numbers(table.prompts[place], keep) for place in places] if wanted else [],
             targets=targets[places].astype(int).tolist(),
         )
 

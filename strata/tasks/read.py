@@ -68,10 +68,6 @@ class PromptRows:
     def prompts(self) -> int:
         return self.meta["prompts"]
 
-    @property
-    def width(self) -> int:
-        return self.meta["width"]
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield x (row, width), the numbers of their prompts (prompt,), and how many rows each of these has.
 

@@ -15,6 +15,8 @@ Held = Literal["encoder", "decoder", "near_decoder"]  # what stays random; see `
 FLOAT = 4  # bytes
 COPIES = 7  # of an SAE during training: weights, gradients, two moments, the best, the last and the untrained SAE
 BY_BATCH = ("batchtopk", "matryoshka")  # these rules take their final threshold from the validation rows
+# Why a layer whose SAE was imported has no measure that needs trainings like its own.
+GIVEN = "this layer's SAE was given (train.from), so that train's knobs say nothing of it"
 
 
 class Given(Section):

@@ -41,6 +41,8 @@ def activations(
     redraw(lm.model, torch.Generator().manual_seed(seed))
     layer = of_real.layer
     source = extract.language(lm, [layer], knobs)
-    facts = {"model": of_real.meta["model"], "corpus": of_real.meta["corpus"], **source.facts}
+    model = of_real.meta["model"]  # its fingerprint would say that SAEs of these rows belong to the real model
+    model = {**model, "fingerprint": f"{model['fingerprint']}-random-{seed}"}
+    facts = {"model": model, "corpus": of_real.meta["corpus"], **source.facts}
     extract.write_shards(source, contexts, [layer], knobs.shard_rows, facts, work)
     return open_activations(work / str(layer))

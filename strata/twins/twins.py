@@ -1,7 +1,8 @@
 """Train the twins of an SAE, and judge them on the held-out rows that the SAE is judged on.
 
-A twin has the SAE's knobs, seed, rows, batches and number of steps. So it begins with the same random directions, and
-where k sets how many latents are active it has the same l0. It differs in one thing: a part of it stays random.
+A twin has the SAE's knobs, seed, rows, batches and number of steps, and where k sets how many latents are active also
+its l0. It differs in one thing: a part of it stays random. It begins with the same directions as the SAE, unless these
+are taken from the data (``train.init``): what is held has to be random.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from strata.rows import batches
 from strata.rows.batches import Rows
 from strata.rows.shards import Activations, Contexts
 from strata.sae.sae import SAE
-from strata.splicing.held_out import with_predictions
+from strata.splicing.held_out import held_out
 from strata.training import training
 from strata.training.fit import Fitted
 from strata.training.knobs import Train
@@ -47,7 +48,7 @@ def train_twin(
     """Train the ``twin`` of the SAE that the knobs ``train`` make. The rest is as in `training.train`."""
     return training.train(
         activations,
-        knobs_of(train),
+        knobs_of(train) if twin in HELD else train,
         targets,
         seed,
         work=work,
@@ -75,7 +76,7 @@ def measure(
     device = sae.decoder.device
     candidates = {SAE_NAME: sae.reconstruct, **{name: twin.reconstruct for name, twin in twins.items()}}
     hook = activations.meta["hook"]
-    metrics, predictions = with_predictions(candidates, activations, contexts, hook, lm, ce_tokens, device)
+    metrics, predictions = held_out(candidates, activations, contexts, hook, lm, ce_tokens, device)
 
     frequencies = {name: firing_rate(twin, activations) for name, twin in twins.items()}
     for name, frequency in frequencies.items():
@@ -85,7 +86,7 @@ def measure(
     _, test_document = contexts.rows("test")
     random = np.random.default_rng([seed, activations.layer])
     values = of_rows(candidates, activations, test_document, random, device)
-    if predictions is not None:
+    if predictions.losses:
         for name, of_tokens in of_predictions(predictions, list(candidates), random).items():
             values[name] |= of_tokens
 
@@ -100,7 +101,7 @@ def measure_elsewhere(twin: SAE, activations: Activations, contexts: Contexts) -
     Returns its ``test`` and ``margin``, and its firing rate, as :func:`measure` does of each twin.
     """
     hook, device = activations.meta["hook"], twin.decoder.device
-    metrics, _ = with_predictions({"twin": twin.reconstruct}, activations, contexts, hook, None, 0, device)
+    metrics, _ = held_out({"twin": twin.reconstruct}, activations, contexts, hook, None, 0, device)
     frequency = firing_rate(twin, activations)
     test = {**metrics["twin"], "dead": float((frequency == 0).float().mean())}
     return {"test": test, "margin": {}}, frequency

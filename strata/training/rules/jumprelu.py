@@ -73,8 +73,8 @@ class Reward(_Threshold):
         ∂E[R]/∂p_j = E[ R(m_j = 1) − R(m_j = 0) ].
 
     One drawing of the others gives an estimate without bias. Both rewards are known without a second pass: with d_j the
-    decoder row, of norm 1, and q = (y − ŷ) · d_j + m_j a_j, which is what ŷ without latent j leaves along d_j, latent j
-    lowers the squared error by 2 a_j q − a_j². Decoders that end in tanh or sigmoid have no such form; there the
+    decoder row and q = (y − ŷ) · d_j + m_j a_j ‖d_j‖², the product of d_j and what ŷ without latent j leaves, latent j
+    lowers the squared error by 2 a_j q − a_j² ‖d_j‖². Decoders that end in tanh or sigmoid have no such form; there the
     estimate is of first order. The shares of the batch count as fixed.
 
     h also learns from the error through z. Entries with p under 2 % are never drawn. In the finished SAE a latent is
@@ -103,8 +103,9 @@ class Reward(_Threshold):
         # What the latent takes off the squared error of its row.
         residual = pull(weights.decoder_activation, run.residual, run.y - run.residual)
         code = run.h.relu()
-        along = dispatch.sddmm(residual, weights.decoder, pattern) + drawn * code  # q
-        gain = (2 * along - code) * code * (pattern.rows / unit)
+        lengths = weights.decoder.square().sum(1)[pattern.latents]  # ‖d_j‖²: 1, unless the encoder is frozen
+        along = dispatch.sddmm(residual, weights.decoder, pattern) + drawn * code * lengths  # q
+        gain = (2 * along - code * lengths) * code * (pattern.rows / unit)
 
         # The mean of 1 − share over the active latents of the row, with this latent and without it.
         share = torch.bincount(pattern.latents, drawn, minlength=pattern.width) / pattern.rows
