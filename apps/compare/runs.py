@@ -197,7 +197,8 @@ def _metric(name: str, a: Group, b: Group, tasks: dict[str, dict[str, float]] | 
     # The share of dead latents counts latents: it comes in steps of one.
     step = 0.0
     if name.endswith(".dead"):
-        step = 1 / min(run.summary[f"{name.removesuffix('dead')}latents"] for run in (*a.runs, *b.runs))
+        sizes = [run.summary.get(f"{name.removesuffix('dead')}latents") for run in (*a.runs, *b.runs)]
+        step = max((1 / size for size in sizes if size), default=0.0)
     return Metric(name, lower, side(a), side(b), None if tasks is None else "tasks", step)
 
 
