@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,18 @@ def execute(source: str, names: dict[str, Any]) -> str:
 def test_it_is_stored_without_what_a_run_left():
     code = [cell for cell in cells() if cell["cell_type"] == "code"]
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.mark.slow
+def test_every_name_that_a_cell_uses_is_there(tmp_path: Path):
+    """The cells run only after the pipeline did; a function that is gone is seen before."""
+    script = tmp_path / "cells.py"
+    script.write_text("\n\n".join("".join(cell["source"]) for cell in cells() if cell["cell_type"] == "code"))
+    command = [sys.executable, "-m", "pyright", "--outputjson", f"--pythonpath={sys.executable}", str(script)]
+    told = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    faults = json.loads(told.stdout)["generalDiagnostics"]
+    rules = ("reportAttributeAccessIssue", "reportMissingImports", "reportUndefinedVariable")
+    assert [fault["message"] for fault in faults if fault.get("rule") in rules] == []
 
 
 @pytest.mark.slow
