@@ -22,7 +22,6 @@ from torch import Tensor
 from benchmarks.peer import Peer, Refused, started
 from benchmarks.pieces import say
 from benchmarks.training import machine
-from strata import auto
 from strata.device.machine import Machine, start
 from strata.measure import quality
 from strata.rows.shards import Activations, open_activations
@@ -70,7 +69,7 @@ class Bench:
         """params.yaml's knobs, but for the size and the learning rate; the last checkpoint, like SAELens's."""
         change = {"rule": job.rule, "latents": LATENTS, "k": K, "batch_size": BATCH, "lr": job.lr}
         epochs = job.tokens // epoch_tokens(self.activations)
-        size = auto.size_of(self.activations.meta)
+        size = self.activations.size
         knobs = knobs_of(self.section, {}, {**change, "epochs": epochs}, self.activations.layer, size)
         return training.train(self.activations, knobs, self.targets, job.seed).saes["final"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from strata import auto
 from strata.corpus import read
 from strata.device.machine import CPU
 from strata.evaluation import pooled, probing
@@ -61,7 +60,7 @@ def main(activations: str, tokens: str, corpus: str, sae: str, target: str) -> N
                 tasks.append({"split": name, "what": what, "strongest": order.tolist(), "accuracy": found})
 
     # A small SAE of the decoder, for the oracle to judge.
-    knobs = knobs_of(params.load("train", dict), {}, {}, rows.layer, auto.size_of(rows.meta))
+    knobs = knobs_of(params.load("train", dict), {}, {}, rows.layer, rows.size)
     small = meta_sae(coder.decoder, knobs, 0, META_STEPS)
     disk.save(folder / "meta", small, config["metadata"])
 

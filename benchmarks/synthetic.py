@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks.peer import Peer, Refused, started
 from benchmarks.pieces import say
 from benchmarks.training import machine
-from strata import auto
 from strata.device.machine import Machine, start
 from strata.evaluation.own import FREE
 from strata.rows.batches import InMemory, in_memory
+from strata.rows.size import Size
 from strata.run import params
 from strata.run.door import BadInput, run
 from strata.run.files import write_tensors
@@ -104,7 +104,7 @@ class Bench:
         }  # fmt: skip
         if job.l1 is not None:
             change["l1_coefficient"] = job.l1
-        knobs = knobs_of(self.section, {}, change, 0, auto.Size("language", self.trained, self.kept.width))
+        knobs = knobs_of(self.section, {}, change, 0, Size("language", self.trained, self.kept.width))
         fitted = training.train(self.kept, knobs, FREE, job.seed)
         return fitted.saes["final"], fitted.untrained
 

@@ -22,6 +22,7 @@ from strata.corpus import read
 from strata.corpus.knobs import LM
 from strata.device.machine import keep_memory, start
 from strata.lm.model import DTYPES, check_layers
+from strata.rows.size import Size
 from strata.run import params
 from strata.run.door import BadUsage, run
 
@@ -64,7 +65,7 @@ def plan(values: dict[str, Any], facts: dict[str, float]) -> None:
     if section.fetch.lm.kind == read.LANGUAGE:
         check_layers(section.extracted, model.blocks)
     found = rows(section, facts, DATA)
-    size = auto.Size(section.fetch.lm.kind, found.train, model.width)
+    size = Size(section.fetch.lm.kind, found.train, model.width)
     section = whole(settled(values, size))
 
     device = start(section.machine)
@@ -81,7 +82,7 @@ def plan(values: dict[str, Any], facts: dict[str, float]) -> None:
     warn(disk(costs), max(cost.memory or 0 for cost in costs))
 
 
-def settled(values: dict[str, Any], size: auto.Size) -> dict[str, Any]:
+def settled(values: dict[str, Any], size: Size) -> dict[str, Any]:
     """``values`` of params.yaml with numbers in place of what is auto in train, and in it for one layer."""
     by_layer = {}
     for layer, override in values["by_layer"].items():

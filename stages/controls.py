@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from stages.select import layers
-from stages.train import judge
+from stages.train import judge, origin
 from stages.train.settings import of_layer
-from strata import auto
 from strata.corpus import read
 from strata.device.machine import Machine, keep_memory, start
 from strata.extraction.knobs import Extract
@@ -40,7 +39,7 @@ def main(
         return
 
     # The knobs with which train made this layer's SAE. A twin that they do not allow is left out, and said to be.
-    size = auto.size_of(rows.meta)
+    size = rows.size
     train = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
     reasons = {twin: barred(twin, train) for twin in knobs.twins}
     speaks = not read.speechless(read.lm_meta(Path(lm)))
@@ -90,7 +89,7 @@ def main(
         for twin in wanted:
             training = fitted[twin]
             folder = Path(target) / twin
-            metadata = judge.metadata(rows_of[twin], contexts, train, judged[twin]["test"], None)
+            metadata = origin.metadata(rows_of[twin], contexts, train, judged[twin]["test"]["l0"], None)
             disk.save(folder, training.best, {**metadata, "twin": twin}, frequencies[twin])
             best = {"step": training.best_step, "score": training.best_score}
             results[twin] = {**judged[twin], "best": best, "weights": sha256(folder / disk.WEIGHTS)}

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from stages.select import layers
 from stages.train.settings import of_layer
-from strata import auto
 from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.evaluation import evaluate as evaluation
@@ -27,10 +27,11 @@ def main(
     controls: str,
     tuned: str,
     override: str,
+    last: str,
     report: str,
 ) -> None:
     """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, PROMPTS of tasks with their PROMPT_ROWS in this layer,
-    the SAE, its twins in CONTROLS, train's knobs TUNED and OVERRIDE -> REPORT.
+    the SAE, its twins in CONTROLS, train's knobs TUNED and OVERRIDE, whether it is the LAST layer -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -47,9 +48,10 @@ def main(
     _, labels = read.titles(Path(corpus))
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
-    size = auto.size_of(rows.meta)
+    size = rows.size
     train_knobs = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
-    task_rows = task_files.open_rows(Path(prompt_rows))
+    has_tasks = rows.layer in layers.chosen(knobs.tasks.layers, rows.layer, Path(last))
+    task_rows = task_files.open_rows(Path(prompt_rows)) if has_tasks else None
     tasks = task_files.tasks(Path(prompts)) if task_rows else []
 
     machine, seed = params.load("machine", Machine), params.load("seed", int)

@@ -7,6 +7,7 @@ from typing import Any
 from strata import auto
 from strata.corpus import corpus
 from strata.corpus.place import whole_folder
+from strata.rows.size import DOCUMENTS
 from strata.run import params
 
 
@@ -24,6 +25,6 @@ def bring(section: dict[str, Any], folder: Path, where: str = "params.yaml: fetc
     knobs, seed = params.check(section.get("corpus"), corpus.Corpus, where), params.load("seed", int)
     model_kind = params.check(section.get("lm"), dict[str, Any], "params.yaml: fetch.lm").get("kind", "")
 
-    if model_kind in auto.DOCUMENTS and auto.AUTO in (knobs.min_chars, knobs.near_duplicates):
+    if model_kind in DOCUMENTS and auto.AUTO in (knobs.min_chars, knobs.near_duplicates):
         sys.stderr.write("fetch: each document is a row: none is dropped for being short or like another (auto)\n")
     corpus.build(knobs, seed, folder, model_kind)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.train.settings import of_layer
-from strata import auto
 from strata.corpus import read
 from strata.device.machine import CPU, Machine, need_memory, start
 from strata.lm.model import DTYPES, load
@@ -36,7 +35,7 @@ def main(activations: str, tokens: str, lm: str, sae: str, tuned: str, override:
     rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(model))
 
     # The knobs with which train made this layer's SAE: the others are to be like it.
-    size = auto.size_of(rows.meta)
+    size = rows.size
     train = of_layer(rows.layer, size, Path(tuned), Path(override)).knobs
     if train.from_ is not None:
         write_skipped(Path(target), Path(report), GIVEN)

@@ -24,7 +24,7 @@ def main(activations: str, target: str) -> None:
         return
 
     rows, section = open_activations(Path(activations)), params.load("train", dict)
-    size = auto.size_of(rows.meta)
+    size = rows.size
     train = auto.train(section, size)
     auto.tell("tune", section, train, size)
     targets = settled(params.load("targets", dict), size.kind, train["k"])

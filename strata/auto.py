@@ -8,13 +8,12 @@ written as a number stays as it is.
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from strata.rows.size import DOCUMENTS, Size
 from strata.run.door import BadInput
 
 AUTO = "auto"
-DOCUMENTS = ("sentence", "vectors")  # kinds of fetch.lm whose rows are documents; their hook has the same name
 
 TOKENS: dict[str, Any] = {"latents": 4096, "k": 80, "batch_size": 1024, "epochs": 5, "init": "kaiming"}
 TOKEN_TARGETS = {"mse.max": 0.01, "l0.min": 50, "l0.max": 100, "fvu_inlier.max": 0.12}
@@ -27,23 +26,6 @@ BATCHES, LEAST_BATCH, MOST_BATCH = 32, 16, 1024  # batches of an epoch; rows of 
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 640, 5, 40  # steps of a training, where the epochs allow
 L0_MIN, L0_MAX = 0.5, 1.25  # shares of k
 BELOW_PCA = 0.9  # the error of an SAE may be at most this share of the error of PCA with as many components
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of the training data: ``rows`` training rows of ``width`` numbers.
-
-    ``kind``: the kind of fetch.lm, or the hook of the rows, which is the same for documents.
-    """
-
-    kind: str
-    rows: int
-    width: int
-
-    @property
-    def documents(self) -> bool:
-        """Whether a row is a document; else it is a token of a language model."""
-        return self.kind in DOCUMENTS
 
 
 MANY_TOKENS = Size("language", 2**40, 1)
@@ -127,12 +109,6 @@ def filters(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if isinstance(longest := section.get("max_chars"), int):
         values["min_chars"] = min(values["min_chars"], longest)
     return {**section, **{name: values[name] for name in values if section.get(name) == AUTO}}
-
-
-def size_of(meta: Mapping[str, Any]) -> Size:
-    """Return the size of the training rows of stored activations, from their `meta.json`."""
-    start, end = meta["splits"]["train"]
-    return Size(meta["hook"], end - start, meta["width"])
 
 
 def tell(stage: str, written: Mapping[str, Any], values: Mapping[str, Any], size: Size) -> None:

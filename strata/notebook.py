@@ -36,6 +36,7 @@ from strata.measure import controls, quality
 from strata.pages.pictures import FAINT, INK, SOFT, STYLE, drawn
 from strata.rows import batches
 from strata.rows.batches import InMemory, in_memory
+from strata.rows.size import Size
 from strata.run import door, params
 from strata.run.door import BadInput
 from strata.run.files import replacing
@@ -321,7 +322,7 @@ def train(
     device = door.device(device)
     rows = shuffled(vectors, seed)
     batches.check_held_out(rows, "test")
-    size = auto.Size("vectors", rows.split("train")[1], rows.width)
+    size = Size("vectors", rows.split("train")[1], rows.width)
     settings, targets = settings_of(size, latents, k, epochs, {"log_every": 5, **knobs})
     fitted = training.train(rows, settings, targets, seed, watch, device=device)
     sae = fitted.best
@@ -335,7 +336,7 @@ def train(
 
 
 def settings_of(
-    size: auto.Size, latents: int | None, k: int | None, epochs: int | None, knobs: dict[str, Any]
+    size: Size, latents: int | None, k: int | None, epochs: int | None, knobs: dict[str, Any]
 ) -> tuple[Train, Targets]:
     """The knobs and targets of a training on rows of ``size``: what is named, else `auto`, else as in params.yaml.
 

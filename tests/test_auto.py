@@ -21,9 +21,9 @@ from dvc.utils.hydra import apply_overrides
 from apps.pareto.points import SUMMARY, read_points
 from src import plan
 from strata import auto
-from strata.auto import Size
 from strata.corpus import read
 from strata.experiments.experiment import Experiment
+from strata.rows.size import DOCUMENTS, Size
 from strata.run.door import BadInput
 from strata.run.files import read_json
 from strata.run.params import check
@@ -42,7 +42,7 @@ def knobs(size: Size, **changes: Any) -> tuple[Any, ...]:
 
 
 def test_the_kinds_are_those_of_fetch():
-    assert set(auto.DOCUMENTS) == {read.SENTENCE, read.OWN_VECTORS}
+    assert set(DOCUMENTS) == {read.SENTENCE, read.OWN_VECTORS}
 
 
 @pytest.mark.parametrize("kind", ["language", "resid_post", "resid_pre", "mlp_out", "attn_out"])
@@ -64,7 +64,7 @@ def test_a_language_model_has_the_values_of_the_default_run(kind: str, rows: int
     assert (filters["min_chars"], filters["near_duplicates"]) == (200, 0.8)
 
 
-@pytest.mark.parametrize("kind", auto.DOCUMENTS)
+@pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("width", [1, 2, 8, 64, 384, 1536, 12_288])
 @pytest.mark.parametrize("rows", [1, 2, 15, 40, 400, 4000, 16_000, 10**6, 10**9])
 def test_documents_always_get_knobs_that_go_together(kind: str, rows: int, width: int):

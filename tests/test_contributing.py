@@ -22,7 +22,7 @@ from dvc.cli.parser import get_main_parser
 from torch import Tensor
 
 from strata import auto
-from strata.auto import Size
+from strata.rows.size import Size
 from strata.run.params import SECTIONS
 from strata.sae import disk
 from strata.sae.engine.pattern import Pattern

@@ -246,7 +246,7 @@ def test_the_stage_on_vectors(project: Path):
         assert what[probing.ALL]["value"] > 0.95
     assert found["core"]["l2_ratio"]["value"] == pytest.approx(1, abs=0.1)
     assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "absorption"}
-    assert found["tasks"] == {"why": "there are no tasks, or no language model that reads their prompts"}
+    assert found["tasks"] == {"why": "there are no tasks for this layer, or no language model that reads their prompts"}
     small.run("evaluate")
     assert report.read_bytes() == first
 

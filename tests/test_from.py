@@ -15,8 +15,7 @@ from streamlit.testing.v1 import AppTest
 from test_train import knobs, stored
 
 from src.convert import main
-from stages.train import imported
-from stages.train import judge as room
+from stages.train import imported, origin
 from stages.train.read import read_history, read_result
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
@@ -183,14 +182,14 @@ def test_what_it_said_of_itself_is_kept(rows: Activations, tmp_path: Path, capsy
         fitted, told, metadata = imported.take(given.from_, rows, given, 0, torch.device("cpu"))
         line = f"train: {tmp_path / 'sae'} is said to be for tiny/lm; it is judged on activations of tiny\n"
         assert capsys.readouterr().err == line * (name == "tiny")
-        found = room.metadata(rows, contexts, told, {"l0": 4.5}, metadata)
+        found = origin.metadata(rows, contexts, told, 4.5, metadata)
         assert "training_architecture_details" not in found and found["model_name"] == name
         assert found["strata"]["given"] == config["metadata"] and found["imported_from"] == {"hub": "someone/saes"}
         disk.save(tmp_path / name, fitted.best, found)
         main(str(tmp_path / name), str(tmp_path / "out" / name), "npz")
         text = (tmp_path / "out" / name / "README.md").read_text()
         assert f"| model | {name} |" in text and ("| said to be for | tiny/lm |" in text) == (name == "tiny")
-    trained = room.metadata(rows, contexts, given, {"l0": 4.5}, None)
+    trained = origin.metadata(rows, contexts, given, 4.5, None)
     assert trained["training_architecture_details"] == {"k": given.k} and "given" not in trained["strata"]
 
 

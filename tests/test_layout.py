@@ -210,7 +210,7 @@ def only_tracking_imports_mlflow(root: Path) -> list[str]:
 def knobs_are_light(root: Path) -> list[str]:
     """What select loads to check params.yaml takes no time: the library, pydantic, and other such modules."""
     light = {
-        *("strata.auto", "strata.run.params", "strata.run.door", "strata.verdict.targets"),
+        *("strata.auto", "strata.rows.size", "strata.run.params", "strata.run.door", "strata.verdict.targets"),
         "strata.sae.engine.nonlinearity",
     }
     files = [

@@ -13,8 +13,8 @@ from dvc.utils.hydra import apply_overrides
 
 from stages.select.whole import SECTIONS, read_whole
 from strata import auto
-from strata.auto import Size
 from strata.corpus.corpus import Corpus
+from strata.rows.size import Size
 from strata.run import params
 from strata.run.door import BadInput
 from strata.run.params import Machine
@@ -192,6 +192,17 @@ def test_a_small_number_is_one_however_dvc_writes_it(tmp_path: Path):
     assert "lr: 5e-05" in path.read_text(encoding="utf-8")
     values = params.read(path)
     assert (values["train"]["lr"], values["tune"]["space"]["clip"]) == (5e-05, {"min": 1e-7, "max": 1e20})
+
+
+@pytest.mark.parametrize("word", ["77e6a09e206a134b", "1e5", "5.e3", "-2e-7", "12e3x"])
+def test_a_word_that_looks_like_a_number_stays_a_word(word: str):
+    """One hash in fifteen begins with digits, e, a digit."""
+    assert params.parse_yaml(params.dump_yaml({"sha256": word, "lr": 5e-05}), Path("a")) == {
+        "sha256": word,
+        "lr": 5e-05,
+    }
+    if "a" in word:
+        assert params.parse_yaml(f"sha256: {word}", Path("a")) == {"sha256": word}
 
 
 def test_one_override_after_another_leaves_a_file_that_can_be_read(tmp_path: Path):

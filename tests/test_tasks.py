@@ -15,6 +15,7 @@ import small
 import torch
 from conftest import WORDS
 from killing import Killed, survives
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from test_evaluate import generator, reading
@@ -33,6 +34,7 @@ from strata.tasks.knobs import Tasks
 WIDTH, SIGNAL = 12, 7
 KNOBS = {
     "sources": [],
+    "layers": None,
     "prompts": None,
     "distinct": True,
     "tokens": 16,
@@ -132,6 +134,22 @@ def test_columns_without_a_code_change_nothing_and_none_at_all_is_chance():
     assert padded["1"].latents == [1] and plain["128"].scores.auc == plain[probe.ALL].scores.auc
     nothing = probe.probes(np.zeros((200, 3), np.float32), parts, [1], "l2", 42)
     assert nothing["1"].scores.auc == nothing[probe.ALL].scores.auc == 0.5
+
+
+def test_more_columns_than_prompts_are_turned_and_nothing_else_changes():
+    random = np.random.default_rng(3)
+    y = targets(200)
+    x = (random.normal(size=(200, 500)) + 0.3 * y[:, None]).astype(np.float32)
+    train, test = probe.narrowed(x[:90], x[90:])
+    assert train.shape == (90, 90) and test.shape == (110, 90)
+    assert np.allclose(train @ train.T, x[:90].astype(np.float64) @ x[:90].T)
+    for c in (1e-4, 1.0, 100.0):
+        # Of a part of the prompts, too; solved to the end, because where a solver stops depends on the columns.
+        solver = probe.regression(c, "l2", 0).set_params(tol=1e-10)
+        whole, turned = clone(solver).fit(x[:70].astype(np.float64), y[:70]), clone(solver).fit(train[:70], y[:70])
+        for mine, theirs in ((train, x[:90]), (test, x[90:])):
+            assert np.allclose(turned.decision_function(mine), whole.decision_function(theirs), atol=1e-6)
+    assert probe.narrowed(x[:, :50], x[:, :50])[0].shape == (200, 50)  # few columns stay as they are
 
 
 def test_a_sparse_penalty_is_there():
@@ -440,7 +458,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
             for n in range(300)
         ]
         csv(folder / "animals.csv", [(prompt, target) for prompt, target in dict(rows).items()])
-        tasks = {**KNOBS, "sources": [{"source": "animals.csv"}], "k": [1]}
+        tasks = {**KNOBS, "sources": [{"source": "animals.csv"}], "layers": [0], "k": [1]}
         small.change(layers=[0, 2], fetch__lm__source=str(gpt2), fetch__corpus__sources=[{"source": "lines.jsonl"}])
         small.change(extract__context=16, extract__dtype="float32", train__ce_tokens=0, evaluate__tasks=tasks)
         small.change(interpret__explain__model=None, invert__run=False, steer_eval__run=False)
@@ -512,6 +530,10 @@ def test_without_tasks_or_with_last_rows_alone(project: Path):
     assert rows is not None and sum(len(x) for x, _, _ in rows) == rows.prompts
     assert set(json.loads((project / "reports/evaluate/0.json").read_text())["tasks"]["normal"]) == {"last"}
 
-    small.change(evaluate__tasks__sources=[])
+    small.change(evaluate__tasks__layers=None)
+    small.run("evaluate")  # of layer 0; the last of layers is 2
+    assert "no tasks for this layer" in json.loads((project / "reports/evaluate/0.json").read_text())["tasks"]["why"]
+
+    small.change(evaluate__tasks__sources=[], evaluate__tasks__layers=[0])
     small.run("fetch_tasks", "extract_tasks", "evaluate")
     assert "there are no tasks" in json.loads((project / "reports/evaluate/0.json").read_text())["tasks"]["why"]

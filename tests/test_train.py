@@ -12,12 +12,12 @@ from test_extract import knobs as extract_knobs
 
 from stages.train import judge as room
 from stages.train.read import COLUMNS
-from strata.auto import Size
 from strata.lm.model import load
 from strata.measure import controls
 from strata.measure.quality import reconstruction
 from strata.rows.batches import CHUNK, Shuffled
 from strata.rows.shards import Activations, open_activations, open_contexts, open_layer
+from strata.rows.size import Size
 from strata.run import params
 from strata.run.door import BadInput
 from strata.run.files import sha256, write_json

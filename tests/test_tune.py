@@ -23,9 +23,9 @@ from test_extract import knobs as extract_knobs
 from test_train import TARGETS, stored
 
 from strata import auto
-from strata.auto import Size
 from strata.measure.quality import firing_counts
 from strata.rows.shards import Activations
+from strata.rows.size import Size
 from strata.run import files, params
 from strata.run.door import BadInput
 from strata.sae.sae import SAE

@@ -277,7 +277,8 @@ class Plan:
 
     def evaluate(self, layer: int) -> Cost:
         section, knobs = self.params.evaluate, self.params.knobs(layer)
-        probed = PROBED + TASK * self.counted_tasks()[0]
+        has_tasks = layer in self.params.chosen(section.tasks.layers)
+        probed = PROBED + TASK * self.counted_tasks()[0] * has_tasks
         seconds = LIGHT + (probed + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
         memory = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents
         return Cost(f"evaluate@{layer}", "probes", None, memory, seconds)

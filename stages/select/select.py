@@ -39,8 +39,14 @@ def _tell_unused(params: Params) -> None:
     if stray := sorted(params.by_layer.keys() - set(trained)):
         sys.stderr.write(f"select: by_layer.{', '.join(map(str, stray))} changes nothing: layers are {trained}\n")
 
-    for stage, section in (("controls", params.controls), ("invert", params.invert), ("steer_eval", params.steer_eval)):
-        if section.run and not set(params.chosen(section.layers)) & set(trained):
+    tasks = params.evaluate.tasks
+    for stage, section, runs in (
+        ("controls", params.controls, params.controls.run),
+        ("invert", params.invert, params.invert.run),
+        ("steer_eval", params.steer_eval, params.steer_eval.run),
+        ("evaluate.tasks", tasks, params.evaluate.run and bool(tasks.sources)),
+    ):
+        if runs and not set(params.chosen(section.layers)) & set(trained):
             sys.stderr.write(
                 f"select: {stage} does nothing: {stage}.layers is {section.layers}, but layers are {trained}\n"
             )

@@ -37,8 +37,9 @@ def take(
         sys.stderr.write(f"train: {given.folder} is said to be for {theirs}; it is judged on activations of {ours}\n")
 
     sae = sae.to(device)
-    knobs = described(sae, config, rows, knobs)
-    return Fitted(untrained(sae, rows, knobs, seed), {"best": sae}), knobs, metadata
+    l0 = active_latents(sae, rows)
+    knobs = described(sae, config, l0, knobs)
+    return Fitted(untrained(sae, rows, knobs, seed), {"best": sae}, best_l0=l0), knobs, metadata
 
 
 def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
@@ -80,13 +81,17 @@ def _point(hook: str) -> str:
 
 
 @torch.inference_mode()
-def described(sae: SAE, config: dict[str, Any], rows: Activations, knobs: Train) -> Train:
-    """Return ``knobs`` that describe the SAE: its rule, its latents, and as k its l0 on the validation rows."""
+def active_latents(sae: SAE, rows: Activations) -> float:
+    """Return the mean number of latents that are active on a validation row."""
     first, end = rows.split("validation")
     if first == end:
         raise BadInput("there are no validation rows to count active latents on; raise fetch.corpus.validation")
     blocks = batches.blocks(rows, first, end, sae.decoder.device)
-    l0 = quality.reconstruction(sae.reconstruct, blocks, rows.scale, rows.median_norm)["l0"]
+    return quality.reconstruction(sae.reconstruct, blocks, rows.scale, rows.median_norm)["l0"]
+
+
+def described(sae: SAE, config: dict[str, Any], l0: float, knobs: Train) -> Train:
+    """Return ``knobs`` that describe the SAE: its rule, its latents, and as k its ``l0``."""
     rule = (config.get("metadata") or {}).get("training_architecture") or config["architecture"]
     return knobs.model_copy(update={"rule": str(rule), "latents": sae.latents, "k": max(1, round(l0))})
 

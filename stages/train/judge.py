@@ -77,6 +77,7 @@ def measure(
         "outliers": outliers,
         "density": _histogram(frequency),
         **({"unread": contexts.meta["unread"]} if "unread" in contexts.meta else {}),
+        "best": {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None,
     }, frequency
 
 
@@ -88,37 +89,3 @@ def _histogram(frequency: Tensor, bins: int = 40) -> dict[str, Any]:
     edges = np.linspace(-6, 0, bins + 1)
     alive = frequency[frequency > 0].log10().clamp(-6, 0).numpy()
     return {"log10_edges": [round(float(x), 4) for x in edges], "counts": np.histogram(alive, edges)[0].tolist()}
-
-
-def metadata(
-    activations: Activations, contexts: Contexts, knobs: Train, test: dict[str, Any], given: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return what `cfg.json` tells other tools about where the SAE belongs. Where SAELens has a name, it is used.
-
-    ``test``: the SAE's metrics on the test rows. ``given``: the metadata of an imported SAE, which are passed through
-    unchanged, and whose k in training is not known; None for an SAE that was trained here.
-    """
-    meta = activations.meta
-    origin = (given or {}).get("imported_from")
-
-    # First what SAELens and its kin read; under "strata" what only Strata asks for; at the end where an import is from.
-    return {
-        "model_name": meta["model"]["name"],
-        "hook_name": activations.hook_name,
-        "context_size": contexts.meta["context"],
-        "prepend_bos": activations.of_tokens,
-        "exclude_special_tokens": True,
-        "training_architecture": knobs.rule,
-        **({"training_architecture_details": {"k": knobs.k}} if given is None else {}),
-        "l0": test["l0"],
-        "strata": {
-            "model_fingerprint": meta["model"]["fingerprint"],
-            "corpus": meta["corpus"],
-            "forward": meta["forward"],
-            **({"normalize": meta["normalize"]} if "normalize" in meta else {}),
-            "scale": activations.scale,
-            "median_norm": activations.median_norm,
-            **({"given": given} if given is not None else {}),
-        },
-        **({"imported_from": origin} if origin else {}),
-    }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from strata.auto import Size
+from strata.rows.size import Size
 from strata.run.door import BadInput
 from strata.run.files import check_hashes, read_json, read_meta
 from strata.run.params import check

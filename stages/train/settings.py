@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import auto
+from strata.rows.size import Size
 from strata.run import params
 from strata.run.files import read_json
 from strata.training.knobs import Train, knobs_of
@@ -16,12 +17,12 @@ class Settings(NamedTuple):
     knobs: Train
     written: dict[str, Any]
 
-    def tell(self, layer: int, size: auto.Size) -> None:
+    def tell(self, layer: int, size: Size) -> None:
         """Say on stderr what the values of `auto` are."""
         auto.tell(f"train {layer}", self.written, self.knobs.model_dump(), size)
 
 
-def of_layer(layer: int, size: auto.Size, tuned: Path, override: Path) -> Settings:
+def of_layer(layer: int, size: Size, tuned: Path, override: Path) -> Settings:
     """Return the section train, over it what it takes from tune, over that what by_layer says of this ``layer``.
 
     ``size``: of the training rows. ``tuned``: the path of tune's `best.yaml`. ``override``: that of select's file about

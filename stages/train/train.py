@@ -1,16 +1,12 @@
-"""Stage train@L: train one layer's SAE, and judge it on held-out text."""
+"""Stage train@L: train one layer's SAE, write it, and judge it on held-out text."""
 
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from stages.train import imported, judge
+from stages.train import imported, judge, origin
 from stages.train.read import history_csv
 from stages.train.settings import of_layer
-from strata import auto
 from strata.corpus import read
 from strata.device import launch
 from strata.device.machine import Machine, keep_memory, start
@@ -21,7 +17,6 @@ from strata.run import params, resume
 from strata.run.files import sha256, write_json, write_text
 from strata.sae import disk
 from strata.training import training
-from strata.training.fit import Fitted
 from strata.verdict import shortfall
 from strata.verdict.targets import CHECKPOINT, settled
 
@@ -35,7 +30,7 @@ def main(
     Example: dvc repro train@9
     """
     rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(read.lm_meta(Path(lm))))
-    layer, size = rows.layer, auto.size_of(rows.meta)
+    layer, size = rows.layer, rows.size
     leads = launch.rank() == 0  # only this process says something, judges and writes
     settings = of_layer(layer, size, Path(tuned), Path(override))
     knobs = settings.knobs
@@ -70,33 +65,17 @@ def main(
         if not leads:
             return
 
+        # The best checkpoint is the folder itself; the others stand in it by their names.
+        metadata = origin.metadata(rows, contexts, knobs, fitted.best_l0, given)
+        for checkpoint, sae in fitted.saes.items():
+            disk.save(Path(target) if checkpoint == "best" else Path(target) / checkpoint, sae, metadata)
+
         model = judge.speaking(Path(lm), rows.meta["forward"], device)
         result, firing_rate = judge.measure(fitted, rows, contexts, model, knobs)
-        metadata = judge.metadata(rows, contexts, knobs, result["test"], given)
-        _write(fitted, result, firing_rate, metadata, Path(target), Path(report), Path(curve))
-
-
-def _write(
-    fitted: Fitted,
-    result: dict[str, Any],
-    firing_rate: Tensor,
-    metadata: dict[str, Any],
-    target: Path,
-    report: Path,
-    curve: Path,
-) -> None:
-    """Write every checkpoint to ``target``, then the curve and the report; say on stderr where the SAE falls short.
-
-    ``result`` and ``firing_rate``: what :func:`stages.train.judge.measure` returns. ``metadata``: for the `cfg.json`.
-    """
-    # The best checkpoint is the folder itself; the others stand in it by their names.
-    for checkpoint, sae in fitted.saes.items():
-        best = checkpoint == "best"
-        disk.save(target if best else target / checkpoint, sae, metadata, firing_rate if best else None)
-    write_text(curve, history_csv(fitted.history))
-
-    result["best"] = {"step": fitted.best_step, "score": fitted.best_score} if fitted.history else None
-    write_json(report, {**result, "weights": sha256(target / disk.WEIGHTS), "curve": sha256(curve)})
+        disk.save_density(Path(target), firing_rate)
+        write_text(Path(curve), history_csv(fitted.history))
+        hashes = {"weights": sha256(Path(target) / disk.WEIGHTS), "curve": sha256(Path(curve))}
+        write_json(Path(report), {**result, **hashes})
 
     if worse := shortfall.of_layer(result, fitted.history):
-        sys.stderr.write(shortfall.red(f"train: layer {result['layer']}: {worse}\n"))
+        sys.stderr.write(shortfall.red(f"train: layer {layer}: {worse}\n"))

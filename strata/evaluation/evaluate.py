@@ -121,7 +121,7 @@ def _probing(
 def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, threads: int, work: Path | None) -> dict[str, Any]:
     """Make the section tasks, or say why there is none."""
     if source.prompts is None:
-        return {"why": "there are no tasks, or no language model that reads their prompts"}
+        return {"why": "there are no tasks for this layer, or no language model that reads their prompts"}
 
     # The untrained SAE is as sparse as the trained one on the text that this one was trained on.
     x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ def judge(judged: Judged, knobs: Tasks, seed: int, threads: int = 1, work: Path 
 
         def probed(sae: SAE | None = sae, name: str = name) -> dict[str, ByTask]:
             columns = pooled(judged.rows, knobs.pooling, sae)
-            made = {name: _by_task(columns, judged.tasks, knobs, seeds, threads, shuffled=False)}
+            by_task = partial(_by_task, columns, judged.tasks, knobs, seeds, threads, narrow=sae is not None)
+            made = {name: by_task(shuffled=False)}
             if name == OWN:
-                made[SHUFFLED] = _by_task(columns, judged.tasks, knobs, seeds, threads, shuffled=True)
+                made[SHUFFLED] = by_task(shuffled=True)
             return made
 
         results |= resume.once_json(path, probed)
@@ -73,9 +75,13 @@ def _by_task(
     knobs: Tasks,
     seeds: Sequence[int],
     threads: int,
+    narrow: bool,
     shuffled: bool,
 ) -> ByTask:
-    """Probe ``columns`` on every task, seed and drawing. ``shuffled``: prompts have each other's targets."""
+    """Probe ``columns`` on every task, seed and drawing; ``narrow``: see :func:`strata.tasks.probe.probes`.
+
+    ``shuffled``: prompts have each other's targets.
+    """
     work = list(_work(tasks, knobs, seeds))
 
     def row(item: tuple[Task, int, Drawing]) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def _by_task(
         parts = draw(targets, drawing, seed)
 
         probed = {
-            pooling: probes(matrix[task.prompts].toarray(), parts, knobs.k, knobs.penalty, seed)
+            pooling: probes(matrix[task.prompts].toarray(), parts, knobs.k, knobs.penalty, seed, narrow)
             for pooling, matrix in columns.items()
         }
         return {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from strata import auto
+from strata.rows.size import Size
 from strata.run.resume import main_root
 
 
@@ -25,7 +26,7 @@ class Experiment:
     artifacts: list[Path]  # files and folders to show
     tuned: dict[str, Any] = field(default_factory=dict)  # knobs that train took from tune
     trials: list[dict[str, Any]] = field(default_factory=list)  # of tune: number, knobs, score and its parts, curve
-    sizes: dict[int, auto.Size] = field(default_factory=dict)  # layer -> size of the rows that its SAE was trained on
+    sizes: dict[int, Size] = field(default_factory=dict)  # layer -> size of the rows that its SAE was trained on
 
     def content_key(self) -> str:
         """Return a key that is the same for two experiments exactly when all their params and numbers are the same."""

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from strata import auto, notebook
+from strata import notebook
 from strata.corpus.read import LANGUAGE, OWN_VECTORS
 from strata.front.activations import LayerActivations
 from strata.front.files import save
@@ -17,6 +17,7 @@ from strata.lm.model import LanguageModel
 from strata.measure import controls
 from strata.notebook import Vectors
 from strata.rows import batches
+from strata.rows.size import Size
 from strata.run import door
 from strata.run.door import BadInput
 from strata.sae.sae import SAE
@@ -95,7 +96,7 @@ def train(
     trained = rows.split("train")[1] - rows.split("train")[0]
     if "batch_size" not in knobs:
         knobs["batch_size"] = min(1024, 2 ** max(4, (trained // LEAST_BATCHES).bit_length() - 1))
-    size = auto.Size(OWN_VECTORS if rows.hook == OWN_VECTORS else LANGUAGE, trained, rows.width)
+    size = Size(OWN_VECTORS if rows.hook == OWN_VECTORS else LANGUAGE, trained, rows.width)
     settings, targets = notebook.settings_of(size, latents, k, epochs, knobs)
 
     fitted = training.train(rows, settings, targets, seed, watch, device=on)

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from strata.rows.size import Size
 from strata.run.door import BadInput
 from strata.run.files import again, check_hashes, read_meta, sha256
 from strata.run.params import Hook
@@ -128,6 +129,12 @@ class Activations:
         """SAELens's name of the place in the model where the rows come from; of documents, the hook as it is."""
         hook = self.meta["hook"]
         return f"blocks.{self.layer}.hook_{hook}" if self.of_tokens else hook
+
+    @property
+    def size(self) -> Size:
+        """The kind, number and width of the training rows, from which values of `auto` follow."""
+        first, end = self.split("train")
+        return Size(self.meta["hook"], end - first, self.width)
 
     def split(self, name: str) -> tuple[int, int]:
         """Return the first row of a split, and the row after its last."""

@@ -144,9 +144,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that :class:`_Loader` would read as numbers."""
+
+
+# To its end: a hash such as 77e6a09e… is a word.
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+    )
 
 
 def read_yaml(path: Path, remedy: str = "run the stage that writes it (`dvc repro`)") -> dict[str, Any]:
@@ -195,7 +201,7 @@ def lines_of(text: str) -> dict[tuple[str, ...], int]:
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """Write plain ``values`` as YAML, in their order."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def check(value: Any, kind: type[T] | Any, where: str) -> T:

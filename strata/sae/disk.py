@@ -28,7 +28,7 @@ from strata.run.files import read_json, replacing, save_tensors, sha256, write_j
 from strata.sae.engine.nonlinearity import Nonlinearity
 from strata.sae.sae import NO_GROUP, SAE
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 HASH = "tensors_sha256"
 FORMAT = "6.0.0"  # the oldest SAELens that reads this layout without converting it
 ARCHITECTURES: dict[str, tuple[str, Nonlinearity]] = {
@@ -56,7 +56,7 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
     """Write an SAE to ``folder``. `cfg.json` comes last, so that its presence means a complete SAE.
 
     ``metadata``: what `cfg.json` says beside the SAE itself. ``density``: (latent,) the share of rows on which each
-    latent is active; it goes to `sparsity.safetensors`.
+    latent is active, where it is known already; it goes to `sparsity.safetensors`.
     """
     tensors = {
         "W_enc": sae.encoder.T.contiguous(),
@@ -98,8 +98,13 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | Non
     with replacing(folder / WEIGHTS) as temporary:
         save_tensors(temporary, tensors, {HASH: _hash(tensors)})
     if density is not None:
-        write_tensors(folder / "sparsity.safetensors", {"sparsity": torch.log10(density.float() + 1e-10)})
+        save_density(folder, density)
     write_json(folder / CONFIG, {**config, "metadata": {"sae_lens_version": FORMAT, **metadata}})
+
+
+def save_density(folder: Path, density: Tensor) -> None:
+    """Write `sparsity.safetensors` to an SAE's ``folder``: the log10 of ``density``, as :func:`save` has it."""
+    write_tensors(folder / SPARSITY, {"sparsity": torch.log10(density.float() + 1e-10)})
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from strata.run.params import EachOnce, Section
+from strata.run.params import EachOnce, Section, SomeLayers
 
 Keep = Literal["first", "last"]
 Pooling = Literal["last", "mean"]
@@ -38,6 +38,7 @@ class Tasks(Section):
     """Which tasks are judged, on how many prompts, and how. See params.yaml."""
 
     sources: Annotated[list[TaskSource], EachOnce]
+    layers: SomeLayers | None
     prompts: int | None = Field(ge=104)
     distinct: bool
     tokens: int = Field(gt=1, le=1048576)

@@ -201,10 +201,14 @@ class Probed(NamedTuple):
 ALL = "all"
 
 
-def probes(x: Floats, parts: Parts, ks: Sequence[int], penalty: Penalty, seed: int) -> dict[str, Probed]:
+def probes(
+    x: Floats, parts: Parts, ks: Sequence[int], penalty: Penalty, seed: int, narrow: bool = False
+) -> dict[str, Probed]:
     """Probe the columns of ``x`` (prompt, column): the k strongest for each of ``ks``, and all; k -> its scores.
 
-    Columns that are 0 on all training prompts are left out: a regression gives them no weight.
+    Columns that are 0 on all training prompts are left out: a regression gives them no weight. ``narrow``: the probe
+    of all columns sees them as :func:`narrowed` turns them. It is the same regression, which stops elsewhere within its
+    tolerance. sae-probes has a probe of all columns for activations alone, and does not turn them.
     """
     train = x[parts.train]
     alive = np.flatnonzero(train.any(0))
@@ -218,4 +222,19 @@ def probes(x: Floats, parts: Parts, ks: Sequence[int], penalty: Penalty, seed: i
         chosen = order[:k]
         scores = fit(train[:, chosen], test[:, chosen], parts, penalty, seed)
         probed[str(k)] = Probed(scores, alive[chosen].tolist())
+    if narrow and penalty == "l2":
+        train, test = narrowed(train, test)
     return {**probed, ALL: Probed(fit(train, test, parts, penalty, seed), [])}
+
+
+def narrowed(train: Floats, test: Floats) -> tuple[Floats, Floats]:
+    """Turn the columns so that no more are left than there are training prompts, in float64.
+
+    With the QR decomposition trainᵀ = Q R, training prompts lie in the span of Q (column, prompt), and a regression
+    with an l2 penalty has its weights there: w = Q v has the norm of v, and x w = (x Q) v. So a regression on train Q,
+    or on a part of its prompts, is the same one, where 4,096 latents would cost eight times as much.
+    """
+    if train.shape[1] <= len(train):
+        return train, test
+    q, r = np.linalg.qr(train.T.astype(np.float64))
+    return r.T, test.astype(np.float64) @ q

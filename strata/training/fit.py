@@ -36,25 +36,27 @@ class Fitted:
     """The result of a training.
 
     ``untrained`` is the SAE that the training began with, with top-k: one of the controls. ``saes`` holds the
-    checkpoints by name: ``best`` on the validation split, ``final``, and ``epoch-<n>``. ``history`` has one dict for
-    each logged step.
+    checkpoints by name: ``best`` on the validation split, ``final``, and ``epoch-<n>``. ``best_l0``: latents of the
+    best one that are active on a validation row, in the mean. ``history`` has one dict for each logged step.
     """
 
     untrained: SAE
     saes: dict[str, SAE] = field(default_factory=dict)
     best_step: int = 0
     best_score: float = math.inf
+    best_l0: float = math.nan
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best(self) -> SAE:
         return self.saes["best"]
 
-    def keep(self, sae: SAE, score: float, step: int, epoch: int, kept: bool) -> None:
+    def keep(self, sae: SAE, judgement: Judgement, step: int, epoch: int, kept: bool) -> None:
         """Record this epoch's SAE as final, as best if it scores lower, and as a checkpoint of its own if ``kept``."""
         self.saes["final"] = sae
-        if score < self.best_score:
-            self.saes["best"], self.best_step, self.best_score = sae, step, score
+        if judgement.score < self.best_score:
+            self.saes["best"], self.best_step = sae, step
+            self.best_score, self.best_l0 = judgement.score, judgement.l0
         if kept:
             self.saes[f"epoch-{epoch}"] = sae
 
@@ -147,7 +149,7 @@ def _end_epoch(
 
     # The last epoch's SAE is `final` already.
     kept = bool(keep_every) and epoch % (keep_every or 1) == 0 and trainer.done < trainer.steps
-    fitted.keep(sae, judgement.score, trainer.done, epoch, kept)
+    fitted.keep(sae, judgement, trainer.done, epoch, kept)
     return {
         "validation_fvu": judgement.fvu,
         "validation_l0": judgement.l0,
@@ -174,6 +176,7 @@ def save(work: Path, trainer: Trainer, fitted: Fitted) -> None:
         "settings": fitted.best.settings() if fitted.saes else {},
         "best_step": fitted.best_step,
         "best_score": fitted.best_score,
+        "best_l0": fitted.best_l0,
         "history": fitted.history,
     }
     tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
@@ -194,4 +197,5 @@ def load(work: Path, trainer: Trainer) -> Fitted:
         prefix = f"sae.{source}."
         parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         saes[name] = saes[source] if source in saes else replace(template, **parts)
-    return Fitted(trainer.untrained, saes, facts["best_step"], facts["best_score"], facts["history"])
+    best = {name: facts[name] for name in ("best_step", "best_score", "best_l0")}
+    return Fitted(trainer.untrained, saes, history=facts["history"], **best)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from strata import auto
+from strata.rows.size import Size
 from strata.run.door import near
 from strata.run.params import EachOnce, Section, check
 from strata.sae.engine.nonlinearity import Nonlinearity
@@ -132,9 +133,7 @@ class Train(Section):
         return COPIES * self.sae_bytes(width) + 2 * window
 
 
-def knobs_of(
-    train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: auto.Size
-) -> Train:
+def knobs_of(train: dict[str, Any], tuned: dict[str, Any], override: dict[str, Any], layer: int, size: Size) -> Train:
     """Return the checked knobs of one layer's training.
 
     Later sources win: the section ``train``, then the values ``tuned`` that it takes from tune, then the ``override``
