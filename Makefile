@@ -62,12 +62,14 @@ help: ## this list
 
 setup: .venv/installed ## the environment .venv, with what requirements.txt pins (some minutes)
 
+# pip would compile the packages with one process; compileall takes all cores. Some of their files are for other Pythons.
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ($(SUPPORTED)))' 2> /dev/null \
 		|| { echo "$$WRONG_PYTHON" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@echo "Installing the packages of requirements.txt into .venv. This takes some minutes, and pip says nothing meanwhile."
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.txt
+	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
 	$(BIN)/python -c '$(COMPILE)'
 	touch $@
 

@@ -143,7 +143,7 @@ def test_training_elsewhere_is_the_same(
         "batch_size": 64,
         "epochs": 2,
         "resample_every": 1,
-        "skip_outliers": True,
+        "outliers": "skip",
         "init": "data",
         "ce_tokens": 30,
     }

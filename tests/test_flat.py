@@ -200,7 +200,7 @@ SAID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "few batches": ({"steps": 30}, {}, "30 steps are few: try train.batch_size=128 and train.epochs=33$"),
     "silent": ({"rule": "jumprelu"}, {"l0": 3.0}, "3 latents are active on a row, .* 16: try a lower train.l0_coeff"),
     "dead": ({}, {"dead": 0.8}, "80% of the latents are dead: try train.latents=64, or a higher train.auxk"),
-    "outliers": ({"outliers": 0.97}, {}, "97% of the variance is in rows .* try train.skip_outliers=true"),
+    "outliers": ({"outliers": 0.97}, {}, "97% of the variance is in rows .* try train.outliers=skip"),
     "given": ({"steps": 0}, {}, "It was not trained here: is it of this model, this layer and this hook"),
     "nothing else": ({}, {}, "Try a higher train.k"),
 }  # fmt: skip
@@ -231,8 +231,8 @@ TOLD: dict[str, tuple[Rows, dict[str, Any], str]] = {
     "crowded": (NOISE, {"latents": 1024}, "than predicting the mean.*1,024 latents on 160 rows .* train.latents=16"),
     "exact PCA": (NOISE, {"k": 8}, "than PCA of 8 components.* so that PCA is exact: try train.k=1"),
     "few steps": (RANK_ONE, {}, "than PCA.*20 steps are few: try train.batch_size=8 and train.epochs=50"),
-    "unlike": (changed(20, -999.0), {}, "training rows are unlike the test rows"),
-    "outliers": (FEW_LARGE, {}, "9[0-9]% of the variance is in rows of more than 3 times"),
+    "unlike": (changed(20, -999.0), {"outliers": "keep"}, "training rows are unlike the test rows"),
+    "outliers": (FEW_LARGE, {"outliers": "keep"}, "9[0-9]% of the variance is in rows of more than 3 times"),
 }  # fmt: skip
 
 
@@ -246,6 +246,6 @@ def test_a_notebook_says_what_real_trainings_lack(name: str, capsys: pytest.Capt
 
 def test_what_is_advised_helps(capsys: pytest.CaptureFixture[str]) -> None:
     """Outliers set the scale of all rows and the mean, unless these are left out of both."""
-    for x, knobs in ((NOISE, {"latents": 16}), (FEW_LARGE, {"skip_outliers": True})):
+    for x, knobs in ((NOISE, {"latents": 16}), (FEW_LARGE, {"outliers": "skip"})):
         fvu(x, epochs=20, **knobs)
         assert "worse" not in capsys.readouterr().err

@@ -73,7 +73,10 @@ def test_the_defaults_are_good():
         ("k: 6.5", ": train.k is 6.5, but it should be a valid integer"),
         ("k: true", ": train.k is True, but it should be a valid integer"),
         ("k: 0", ": train.k is 0, but it should be greater than 0"),
-        ("skip_outliers: 0", ": train.skip_outliers is 0, but it should be a valid boolean"),
+        (
+            "outliers: skipped",
+            ": train.outliers is 'skipped', but it should be 'keep', 'shorten' or 'skip'; did you mean skip?",
+        ),
         (
             "rule: top",
             ": train.rule is 'top', but it should be 'topk', 'batchtopk', 'matryoshka', 'jumprelu', 'relu', 'gated' "

@@ -140,8 +140,12 @@ def test_an_sae_that_is_given_is_measured_and_not_trained(tmp_path: Path):
 
 def test_stages_that_are_off_cost_nothing():
     names = [one.stage for one in Plan(section(), MODEL, ROWS, SPEED).costs()]
-    assert names[:6] == ["fetch", "extract", "tune", "train@3", "train@6", "train@9"] and "invert@9" in names
-    off = section(tune__run=False, interpret__run=False, cluster__run=False, merge__run=False, invert__run=False)
+    first = ["fetch", "extract", "extract_tasks", "tune", "train@3", "train@6", "train@9"]
+    assert names[:7] == first and "invert@9" in names
+    off = section(
+        tune__run=False, interpret__run=False, cluster__run=False, merge__run=False, invert__run=False,
+        evaluate__tasks__sources=[],
+    )  # fmt: skip
     names = [one.stage for one in Plan(off, MODEL, ROWS, SPEED).costs()]
     probed = ["evaluate@3", "evaluate@6", "evaluate@9"]
     trained = ["train@3", "train@6", "train@9", "controls@9"]
@@ -152,18 +156,17 @@ def test_stages_that_are_off_cost_nothing():
 
 
 def test_prompts_of_tasks_cost_what_they_may_at_most():
-    """BBC News has 2,225 articles, fewer than 5 × 600; of sae-probes `short` takes 20 tasks."""
+    """BBC News has 2,225 articles, more than 5 × 400; of sae-probes `short` takes 20 tasks."""
     sources = [{"source": "package:bbc-news"}, {"source": "package:sae-probes"}, {"source": "a.csv"}]
     plan = Plan(section(layers=[0, 2], evaluate__tasks__sources=sources), MODEL, ROWS, SPEED)
-    found, prompts = plan.tasks(), 2225 + 20 * 600 + 600
+    found, prompts = plan.tasks(), 2000 + 20 * 400 + 400
     assert found.what == f"{prompts:,} prompts at most"
     assert found.disk == 2 * (prompts * 63 * 10 * 2)  # the last token and the mean: all tokens but BOS
     assert found.seconds == pytest.approx(cost.LOADS + prompts * 64 * 2 * 3000 / (cost.FORWARD * 1e12))
-    none = Plan(section(layers=[0, 2]), MODEL, ROWS, SPEED)
-    probes = (plan.evaluate(2).seconds or 0) - (none.evaluate(2).seconds or 0)
+    probes = (plan.evaluate(2).seconds or 0) - (plan.evaluate(0).seconds or 0)  # the last of layers has the tasks
     assert probes == pytest.approx(cost.TASK * (5 + 20 + 1) * SPEED.pace)
     last = Plan(section(evaluate__tasks__sources=sources[:1], evaluate__tasks__pooling=["last"]), MODEL, ROWS, SPEED)
-    assert last.tasks().disk == 3 * 2225 * 10 * 2
+    assert last.tasks().disk == 3 * 2000 * 10 * 2
 
 
 def test_a_layer_that_is_trained_again_costs_its_trainings():

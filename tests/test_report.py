@@ -215,9 +215,9 @@ def test_tuning_has_its_section_and_its_numbers(project: Path, monkeypatch: pyte
     assert "<h2>Tuning</h2>" not in Path("report.html").read_text(encoding="utf-8")
     parts = {"score": 0.12, "fvu": 0.11, "fvu_inlier": 0.14, "l0": 80.0, "dead": 0.0, "curve": [], "reason": None}
     trials = [
-        {"trial": 0, "kind": "params", "knobs": {"lr": 0.004, "rule": "batchtopk", "skip_outliers": False}, **parts},
-        {"trial": 1, "kind": "random", "knobs": {"lr": 0.0123456, "rule": "<topk>", "skip_outliers": True}, **parts},
-        {"trial": 2, "kind": "model", "knobs": {"lr": 1.0, "rule": "topk", "skip_outliers": True}, **parts},
+        {"trial": 0, "kind": "params", "knobs": {"lr": 0.004, "rule": "batchtopk", "flag": False}, **parts},
+        {"trial": 1, "kind": "random", "knobs": {"lr": 0.0123456, "rule": "<topk>", "flag": True}, **parts},
+        {"trial": 2, "kind": "model", "knobs": {"lr": 1.0, "rule": "topk", "flag": True}, **parts},
     ]
     trials[1]["score"], trials[2]["score"] = 0.1, None
     found = {"layer": 9, "sampler": "gp", "rows": {"train": 1000, "validation": 100}, "epochs": 1, "best": 1}

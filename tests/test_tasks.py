@@ -214,7 +214,7 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_chance(tmp_path: Path
     random = documents.untrained(sae, next(iter(rows))[0].float(), generator())
     twin = reading(torch.eye(WIDTH)[: SIGNAL + 1])  # knows the signal of the first task alone
     judged = judging.Judged(rows, tasks, {"sae": sae, "untrained": random, "twin": twin})
-    found = judging.judge(judged, knobs(k=[1]), 0, threads=2, work=None)
+    found = judging.judge(judged, knobs(k=[1]), 0, processes=2, work=None)
 
     assert found["tasks"] == 3 and found["prompts"] == 240 and len(found["by_task"]) == 3
     for pooling in ("last", "mean"):
@@ -232,7 +232,7 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_chance(tmp_path: Path
         assert row["latents"]["last"][0] == SIGNAL + int(row["task"].removeprefix("task "))
         assert row["auc"]["last"]["sae"] == {"1": 1.0, "all": 1.0} == row["f1"]["mean"]["sae"]
 
-    again = judging.judge(judged, knobs(k=[1]), 0, threads=1, work=tmp_path / "work")
+    again = judging.judge(judged, knobs(k=[1]), 0, processes=1, work=tmp_path / "work")
     assert again == found and {path.name for path in (tmp_path / "work").glob("*.json")} == {
         "sae.json", "untrained.json", "twin.json", "residual.json",
     }  # fmt: skip

@@ -240,10 +240,32 @@ def bury(model: Autoencoder, y: torch.Tensor, k: int, generator: torch.Generator
     model.b_enc.data[ATOMS:] = -1e3
 
 
-@pytest.mark.parametrize("skip_outliers", [False, True])
-def test_latents_silent_from_the_first_step_are_dead_after_one_epoch(planted: Activations, skip_outliers: bool):
+def test_a_long_row_is_shortened_and_keeps_its_direction():
+    x = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]], dtype=torch.bfloat16)
+    expected = torch.tensor([[1.2, 1.6], [0.6, 0.8], [0.0, 0.0]])
+    assert torch.allclose(training.shortened(x, 2.0), expected, atol=2e-3)
+
+
+def test_a_few_long_rows_cost_the_others_nothing_where_they_are_shortened(planted: Activations):
+    """A training row in 200 is made 30 times as long: they hold most of the variance."""
+    x = torch.cat(list(planted.blocks(0, planted.rows))).float()
+    first, end = planted.split("train")
+    x[first:end:200] *= 30
+    rows = stored(x, planted.meta["splits"])
+
+    def error(outliers: str) -> float:
+        fitted = training.train(rows, knobs(epochs=4, outliers=outliers), TARGETS, 0)
+        test = rows.blocks(*rows.split("test"))
+        return reconstruction(fitted.best.reconstruct, test, rows.scale, rows.median_norm)["fvu_inlier"]
+
+    kept, shortened, skipped = (error(outliers) for outliers in ("keep", "shorten", "skip"))
+    assert shortened < kept / 2 and shortened < 1.2 * skipped
+
+
+@pytest.mark.parametrize("outliers", ["keep", "skip"])
+def test_latents_silent_from_the_first_step_are_dead_after_one_epoch(planted: Activations, outliers: str):
     """Half of the latents cannot fire: their share is told at the end of epoch 1, and paid for by its checkpoint."""
-    plan = knobs(rule="topk", latents=2 * ATOMS, epochs=2, auxk=0.0, wake=0.0, skip_outliers=skip_outliers)
+    plan = knobs(rule="topk", latents=2 * ATOMS, epochs=2, auxk=0.0, wake=0.0, outliers=outliers)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Autoencoder, "start", bury)

@@ -91,13 +91,13 @@ def test_noise_in_the_last_bits_changes_no_proposal(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_knob_is_a_number_a_whole_number_or_a_choice():
-    space = {**SPACE, "beta2": {"min": 0.9, "max": 0.999}, "resample_every": [None, 1], "skip_outliers": [True, False]}
+    space = {**SPACE, "beta2": {"min": 0.9, "max": 0.999}, "resample_every": [None, 1], "outliers": ["keep", "skip"]}
     found = dimensions(knobs(space=space))
     assert [type(dimension) for dimension in found] == [Real, Integer, Categorical, Real, Categorical, Categorical]
     assert (found[0].prior, found[3].prior) == ("log-uniform", "uniform")
     point = Search(knobs(space=space), 1).ask()
     assert [type(value) for value in point.values()][:4] == [float, int, str, float]
-    assert point["resample_every"] in (None, 1) and isinstance(point["skip_outliers"], bool)
+    assert point["resample_every"] in (None, 1) and point["outliers"] in ("keep", "skip")
     params.check({**TRAIN, **SMALL, **point}, Train, "train")
 
 

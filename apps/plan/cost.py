@@ -52,7 +52,7 @@ FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds for each latent, and for each 
 REFIT, SOLVED = 2.6e-7, 2.5e-11  # merge: seconds for each code, and for latents³
 CONDITIONS = 4  # steer_eval: latent, random latent, random direction, DiffMean
 
-PROBED, TASK = 5.0, 40.0  # evaluate: seconds of the probes of labels, and of a task, with both poolings
+PROBED, TASK = 5.0, 6.0  # evaluate: seconds of the probes of labels, and of a task, for each pooling
 META, ABSORBED = 89.0, 7.0  # evaluate: processor seconds for each seed of the meta-SAE, and of absorption
 DOCUMENTS = 400  # evaluate: documents whose mean codes it holds, about
 PACKAGED = {"bbc-news": (5, 2_225), "sae-probes": (113, 334_092)}  # tasks of a package, and prompts
@@ -278,7 +278,7 @@ class Plan:
     def evaluate(self, layer: int) -> Cost:
         section, knobs = self.params.evaluate, self.params.knobs(layer)
         has_tasks = layer in self.params.chosen(section.tasks.layers)
-        probed = PROBED + TASK * self.counted_tasks()[0] * has_tasks
+        probed = PROBED + TASK * self.counted_tasks()[0] * len(section.tasks.pooling) * has_tasks
         seconds = LIGHT + (probed + META * section.meta + ABSORBED * section.absorption) * self.speed.pace
         memory = BASE + 3 * knobs.sae_bytes(self.model.width) + 8 * 2 * DOCUMENTS * knobs.latents
         return Cost(f"evaluate@{layer}", "probes", None, memory, seconds)

@@ -54,12 +54,12 @@ class Source:
 
 
 def evaluate(
-    sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None, threads: int = 1
+    sae: SAE, source: Source, knobs: Evaluate, seed: int, work: Path | None = None, processes: int = 1
 ) -> dict[str, Any]:
     """Measure ``sae`` and return the content of `reports/evaluate/<L>.json`. The device of ``sae`` does the work.
 
     ``work``: a folder where each section is kept when it is done, and also each training of the sections that train. A
-    stage that was killed goes on from there. ``threads``: tasks that are probed at a time.
+    stage that was killed goes on from there. ``processes``: tasks that are probed at a time.
     """
     row_document = [source.contexts.rows(split)[1] for split in SPLITS]
     activations, train, layer = source.activations, source.train, source.activations.layer
@@ -72,7 +72,7 @@ def evaluate(
         "core": lambda: core(sae, activations, row_document[-1], np.random.default_rng([seed, layer])),
         "redundancy": lambda: redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
         "probing": lambda: _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
-        "tasks": lambda: _tasks(sae, source, knobs.tasks, seed, threads, kept_at("tasks")),
+        "tasks": lambda: _tasks(sae, source, knobs.tasks, seed, processes, kept_at("tasks")),
     }
 
     if knobs.meta:
@@ -118,7 +118,7 @@ def _probing(
     return {"documents": len(chosen), "tasks": len(tasks), **result}
 
 
-def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, threads: int, work: Path | None) -> dict[str, Any]:
+def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, processes: int, work: Path | None) -> dict[str, Any]:
     """Make the section tasks, or say why there is none."""
     if source.prompts is None:
         return {"why": "there are no tasks for this layer, or no language model that reads their prompts"}
@@ -127,4 +127,4 @@ def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, threads: int, work
     x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
     random = documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))
     judged = Judged(source.prompts, source.tasks, {OWN: sae, UNTRAINED: random, **source.twins})
-    return judge(judged, knobs, seed, threads, work)
+    return judge(judged, knobs, seed, processes, work)

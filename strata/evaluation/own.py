@@ -13,7 +13,7 @@ from strata.training.knobs import Train
 from strata.verdict.targets import Targets
 
 PLAIN = {
-    "encoder": None, "decoder_activation": "identity", "micro_batches": 1, "skip_outliers": False, "keep_every": None,
+    "encoder": None, "decoder_activation": "identity", "micro_batches": 1, "outliers": "keep", "keep_every": None,
 }  # fmt: skip
 # No target costs anything: fvu chooses the checkpoint, with the price of those rules that have one.
 FREE = params.check({"enforce": False, "l0": {"min": 0.0}}, Targets, "targets")

@@ -1,13 +1,13 @@
 """Judge dictionaries by binary tasks that others made, beside controls: the section `tasks` of evaluate's report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
@@ -39,11 +39,11 @@ class Judged:
     dictionaries: Mapping[str, SAE]
 
 
-def judge(judged: Judged, knobs: Tasks, seed: int, threads: int = 1, work: Path | None = None) -> dict[str, Any]:
+def judge(judged: Judged, knobs: Tasks, seed: int, processes: int = 1, work: Path | None = None) -> dict[str, Any]:
     """Probe every dictionary, the activations and shuffled labels on every task; return the section.
 
-    ``seed``: the splits have the seeds SEED + ``seed``, and those behind it, ``knobs.seeds`` in all. ``threads``: tasks
-    that are probed at a time. ``work``: a folder where the results of each dictionary are kept when they are done.
+    ``seed``: the splits have the seeds SEED + ``seed``, and those behind it, ``knobs.seeds`` in all. ``processes``:
+    tasks that are probed at a time. ``work``: a folder where each dictionary's results are kept when they are done.
     """
     seeds = range(SEED + seed, SEED + seed + knobs.seeds)
     results: dict[str, ByTask] = {}
@@ -52,7 +52,7 @@ def judge(judged: Judged, knobs: Tasks, seed: int, threads: int = 1, work: Path 
 
         def probed(sae: SAE | None = sae, name: str = name) -> dict[str, ByTask]:
             columns = pooled(judged.rows, knobs.pooling, sae)
-            by_task = partial(_by_task, columns, judged.tasks, knobs, seeds, threads, narrow=sae is not None)
+            by_task = partial(_by_task, columns, judged.tasks, knobs, seeds, processes, narrow=sae is not None)
             made = {name: by_task(shuffled=False)}
             if name == OWN:
                 made[SHUFFLED] = by_task(shuffled=True)
@@ -74,43 +74,57 @@ def _by_task(
     tasks: Sequence[Task],
     knobs: Tasks,
     seeds: Sequence[int],
-    threads: int,
+    processes: int,
     narrow: bool,
     shuffled: bool,
 ) -> ByTask:
     """Probe ``columns`` on every task, seed and drawing; ``narrow``: see :func:`strata.tasks.probe.probes`.
 
-    ``shuffled``: prompts have each other's targets.
+    ``shuffled``: prompts have each other's targets. Threads would wait for each other, because most of a small
+    regression is Python.
     """
-    work = list(_work(tasks, knobs, seeds))
+    probed = (
+        delayed(_row)(
+            {pooling: matrix[task.prompts].toarray() for pooling, matrix in columns.items()},
+            task,
+            seed,
+            drawing,
+            knobs,
+            narrow,
+            shuffled,
+        )
+        for task, seed, drawing in _work(tasks, knobs, seeds)
+    )
+    return list(Parallel(processes)(probed))
 
-    def row(item: tuple[Task, int, Drawing]) -> dict[str, Any]:
-        task, seed, drawing = item
-        targets = np.array(task.targets)
-        if shuffled:
-            targets = np.random.default_rng([seed, *task.name.encode()]).permutation(targets)
-        parts = draw(targets, drawing, seed)
 
+def _row(
+    columns: Mapping[Pooling, NDArray[np.float32]],
+    task: Task,
+    seed: int,
+    drawing: Drawing,
+    knobs: Tasks,
+    narrow: bool,
+    shuffled: bool,
+) -> dict[str, Any]:
+    """Probe the ``columns`` of a task's prompts on one drawing of them, (prompt, column) by pooling."""
+    targets = np.array(task.targets)
+    if shuffled:
+        targets = np.random.default_rng([seed, *task.name.encode()]).permutation(targets)
+    parts = draw(targets, drawing, seed)
+
+    with many_small_ones():
         probed = {
-            pooling: probes(matrix[task.prompts].toarray(), parts, knobs.k, knobs.penalty, seed, narrow)
-            for pooling, matrix in columns.items()
+            pooling: probes(table, parts, knobs.k, knobs.penalty, seed, narrow) for pooling, table in columns.items()
         }
-        return {
-            "task": task.name,
-            "seed": seed,
-            **drawing._asdict(),
-            **{
-                metric: {
-                    pooling: {k: getattr(probe.scores, metric) for k, probe in by_k.items()}
-                    for pooling, by_k in probed.items()
-                }
-                for metric in METRICS
-            },
-            "latents": {pooling: by_k[str(max(knobs.k))].latents[:NAMED] for pooling, by_k in probed.items()},
+    scores = {
+        metric: {
+            pooling: {k: getattr(probe.scores, metric) for k, probe in by_k.items()} for pooling, by_k in probed.items()
         }
-
-    with many_small_ones(), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(row, work))
+        for metric in METRICS
+    }
+    strongest = {pooling: by_k[str(max(knobs.k))].latents[:NAMED] for pooling, by_k in probed.items()}
+    return {"task": task.name, "seed": seed, **drawing._asdict(), **scores, "latents": strongest}
 
 
 def _work(tasks: Sequence[Task], knobs: Tasks, seeds: Sequence[int]) -> Iterator[tuple[Task, int, Drawing]]:

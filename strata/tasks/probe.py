@@ -182,9 +182,10 @@ def many_small_ones() -> Iterator[None]:
     """Make many small probes fast and quiet inside the block, which all threads share.
 
     BLAS gets one thread: two that wait for each other take ten times as long. What scikit-learn says of few prompts is
-    not shown: that a regression may go on, that a fold has few prompts of a class, or none, where the AUC is NaN.
+    not shown: that a regression may go on, that a fold has few prompts of a class, or none, where the AUC is NaN. Nor
+    that a product met an invalid number: now and then BLAS says so of lanes that it does not use.
     """
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+    with threadpool_limits(1, "blas"), np.errstate(invalid="ignore"), warnings.catch_warnings():
         for category in (ConvergenceWarning, UndefinedMetricWarning):
             warnings.simplefilter("ignore", category)
         warnings.filterwarnings("ignore", "The least populated class")

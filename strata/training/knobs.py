@@ -12,6 +12,7 @@ from strata.sae.engine.nonlinearity import Nonlinearity
 
 RuleName = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "reward"]
 Init = Literal["kaiming", "orthogonal", "data"]
+Outliers = Literal["keep", "shorten", "skip"]
 Held = Literal["encoder", "decoder", "near_decoder"]  # what stays random; see `Autoencoder.hold`
 FLOAT = 4  # bytes
 COPIES = 7  # of an SAE during training: weights, gradients, two moments, the best, the last and the untrained SAE
@@ -72,7 +73,7 @@ class Train(Section):
     batch_size: int = Field(gt=0, le=16777216)
     micro_batches: int = Field(gt=0)
     window_rows: int = Field(gt=0, le=10**10)
-    skip_outliers: bool
+    outliers: Outliers
     lr: float = Field(gt=0)
     beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)

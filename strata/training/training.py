@@ -25,6 +25,8 @@ from strata.training.rules.base import Rule
 from strata.training.trainer import Trainer
 from strata.verdict.targets import Targets, penalty
 
+SHORTENED = 2.0  # times the median norm: the length of longer rows in training, where outliers are shortened
+
 
 def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tensor]]) -> SAE:
     """Return the same SAE with the one threshold that gives ``per_row`` active latents a row on ``blocks()``.
@@ -32,6 +34,16 @@ def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tenso
     ``blocks`` is called several times, and begins anew each time.
     """
     return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
+
+
+def shortened(x: Tensor, longest: float) -> Tensor:
+    """Return ``x`` (row, width) in float32, where rows of a norm above ``longest`` have that norm and their direction.
+
+    A few rows of a layer may hold a third of its variance, so that their squared error outweighs that of thousands of
+    others. Shortened, their direction is still learnt, and codes of longer rows follow from it.
+    """
+    x = x.float()
+    return x * (longest / x.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 def train(
@@ -62,7 +74,7 @@ def train(
     what = f"training {knobs.latents:,} latents of width {activations.width:,}"
     need_memory(needed, device, what, "lower train.latents or train.window_rows")
 
-    scale = Scale.of(activations, device, knobs.skip_outliers)
+    scale = Scale.of(activations, device, inliers=knobs.outliers == "skip")
     shuffled = Shuffled(activations, first, end, knobs.batch_size, knobs.window_rows, seed)
     random = torch.Generator().manual_seed(seed)
     model = Autoencoder(activations.width, knobs.latents, random, knobs.init, knobs.decoder_activation).to(device)
@@ -85,7 +97,9 @@ def train(
         """Training batches on ``device`` and on the training scale, from ``step`` on."""
         for rows in shuffled.endless(step):
             x = put(rows, device)
-            if knobs.skip_outliers:
+            if knobs.outliers == "shorten":
+                x = shortened(x, SHORTENED * activations.median_norm)
+            elif knobs.outliers == "skip":
                 inliers = x[x.float().norm(dim=1) <= OUTLIER * activations.median_norm]
                 x = inliers if len(inliers) >= knobs.micro_batches else x  # a micro-batch needs at least one row
             yield scale.apply(x)

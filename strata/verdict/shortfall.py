@@ -97,11 +97,11 @@ def _cause(test: Measured, of_mean: float, made: Made) -> str:
     if (made.outliers or 0.0) > 0.5:
         return (
             f"{made.outliers:.0%} of the variance is in rows of more than 3 times the median norm: leave these out of "
-            "the data, or try train.skip_outliers=true"
+            "the data, or try train.outliers=skip"
         )
     if of_mean > UNLIKE:
         return (
-            "The training rows are unlike the test rows: are some of them far from all others (train.skip_outliers=true"
+            "The training rows are unlike the test rows: are some of them far from all others (train.outliers=skip"
             " leaves out those of 3 times the median norm), or are they too few?"
         )
     if made.k >= made.width:
