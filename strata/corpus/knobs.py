@@ -11,7 +11,7 @@ Kind = Literal["package", "mediawiki", "table", "text", "hub", "kaggle", "array"
 Unit = Literal["line", "paragraph", "section", "file"]
 COLUMNS = {"text", "label", "title", "id", "vector", "blob"}
 KNOBS: dict[Kind, set[str]] = {
-    "package": {"unit"},
+    "package": {"unit", "without"},
     "mediawiki": {"unit"},
     "table": {*COLUMNS, "separator"},
     "text": {"unit"},
@@ -73,6 +73,7 @@ class Source(Section):
     split: str | None = None  # of a hub dataset; None: train
     revision: str | None = None  # of a hub dataset (commit, tag or branch) or a Kaggle dataset (version number)
     file: str | None = None  # of a Kaggle dataset
+    without: Annotated[list[str], EachOnce] | None = None  # sets of package:sae-probes; None: its tasks of two classes
 
     @model_validator(mode="after")
     def _known_knobs(self) -> "Source":

