@@ -8,6 +8,7 @@ from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
+from strata.replication import read as replication
 from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json
@@ -25,13 +26,15 @@ def main(
     prompt_rows: str,
     sae: str,
     controls: str,
+    stability: str,
     tuned: str,
     override: str,
     last: str,
     report: str,
 ) -> None:
     """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, PROMPTS of tasks with their PROMPT_ROWS in this layer,
-    the SAE, its twins in CONTROLS, train's knobs TUNED and OVERRIDE, whether it is the LAST layer -> REPORT.
+    the SAE, its twins in CONTROLS, those of other seeds in STABILITY, train's knobs TUNED and OVERRIDE, whether it is
+    the LAST layer -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -45,6 +48,7 @@ def main(
     twins = {
         name: disk.load(folder)[0] for name, folder in twin_folders(Path(controls)).items() if name not in ELSEWHERE
     }
+    replicas = {seed: disk.load(folder)[0] for seed, folder in replication.replicas(Path(stability)).items()}
     _, labels = read.titles(Path(corpus))
 
     # The knobs with which train made this layer's SAE: some measures train SAEs like it.
@@ -57,12 +61,14 @@ def main(
     machine, seed = params.load("machine", Machine), params.load("seed", int)
     device = start(machine)
     twins = {name: twin.to(device) for name, twin in twins.items()}
-    source = evaluation.Source(rows, contexts, labels, train_knobs, twins, tasks, task_rows)
+    replicas = {seed: replica.to(device) for seed, replica in replicas.items()}
+    source = evaluation.Source(rows, contexts, labels, train_knobs, twins, replicas, tasks, task_rows)
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
         "twins": {name: disk.fingerprint(Path(controls) / name) for name in twins},
+        "replicas": {seed: disk.fingerprint(Path(stability) / str(seed)) for seed in replicas},
         "labels": labels,
         "prompts": task_rows.meta if task_rows else None,
         "evaluate": knobs.model_dump(),

@@ -336,7 +336,7 @@ LINES: list[tuple[str, int, str]] = [
     ("steer_eval none none none none none none none out out", 1, "none/meta.json is missing"),
     ("fetch_tasks a_file/tasks", 1, "a_file"),
     ("extract_tasks none none none out", 1, "none is missing"),
-    ("evaluate none none none none none none none none none none out", 1, "none/meta.json is missing"),
+    ("evaluate none none none none none none none none none none none out", 1, "none/meta.json is missing"),
     (f"report{' none' * 17}", 1, "none"),
     (f"track{' none' * 6}", 1, "none"),
     ("convert", 2, "SOURCE, TARGET are missing"),

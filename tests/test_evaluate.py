@@ -178,7 +178,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make(folder)
         small.of_vectors()
         small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_tasks", "extract_tasks", "tune", "train")
-        small.run("controls")
+        small.run("controls", "stability")
     return folder
 
 

@@ -235,6 +235,16 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_chance(tmp_path: Path
         assert row["latents"]["last"][0] == SIGNAL + int(row["task"].removeprefix("task "))
         assert row["auc"]["last"]["sae"] == {"1": 1.0, "all": 1.0} == row["f1"]["mean"]["sae"]
 
+    # The SAE with another seed: the twin in its place, so that the mean is half of both.
+    several = judging.Judged(rows, tasks, {"sae": sae, "seed 1": twin, "untrained": random})
+    both = judging.judge(several, knobs(k=[1]), 0)["normal"]["last"]
+    mean = (1 + summary["controls"]["twin"]["auc"]["1"]["value"]) / 2
+    assert both["sae"]["auc"]["1"]["value"] == 1.0 and set(both["controls"]) == {"untrained", "residual", "shuffled"}
+    assert both["seeds"]["auc"]["1"]["value"] == pytest.approx(mean, abs=0.02)  # that of the other pooling, nearly
+    low, high = both["seeds"]["auc"]["1"]["low"], both["seeds"]["auc"]["1"]["high"]
+    assert low < 0.8 and high == 1.0, "a draw may have one seed twice"
+    assert both["above"]["residual"]["1"]["value"] == pytest.approx(both["seeds"]["auc"]["1"]["value"] - 1)
+
     again = judging.judge(judged, knobs(k=[1]), 0, processes=1, work=tmp_path / "work")
     assert again == found and {path.name for path in (tmp_path / "work").glob("*.json")} == {
         "sae.json", "untrained.json", "twin.json", "residual.json",
@@ -490,7 +500,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
         small.change(extract__context=16, extract__dtype="float32", train__ce_tokens=0, evaluate__tasks=tasks)
         small.change(interpret__explain__model=None, invert__run=False, steer_eval__run=False)
         small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_tasks", "extract_tasks", "tune", "train")
-        small.run("controls")
+        small.run("controls", "stability")
     return folder
 
 

@@ -11,6 +11,7 @@ from strata.pages.pictures import INK, SOFT, png
 Numbers = dict[str, Any]
 NAMES = {  # what is probed -> how the report calls it
     "sae": "SAE",
+    "seeds": "SAE, mean over its seeds",
     "frozen_decoder": "frozen decoder",
     "frozen_encoder": "frozen encoder",
     "near_random_decoder": "decoder near random",
@@ -57,7 +58,8 @@ def task_tables(numbers: Numbers) -> list[tuple[str, dict[str, dict[str, Any]]]]
         if regime not in REGIMES or "why" in summary:
             continue
         for pooling, rows in summary.items():
-            named = {"sae": rows["sae"]["auc"]} | {name: row["auc"] for name, row in rows["controls"].items()}
+            shown = {name: rows[name] for name in ("sae", "seeds") if name in rows} | rows["controls"]
+            named = {name: row["auc"] for name, row in shown.items()}
             tables.append((f"{POOLINGS[pooling]}{REGIMES[regime]}", named))
     return tables
 

@@ -15,7 +15,7 @@ from strata.evaluation.core import core
 from strata.evaluation.knobs import Evaluate, Probing
 from strata.evaluation.meta import meta
 from strata.evaluation.redundancy import redundancy
-from strata.evaluation.tasks import OWN, UNTRAINED, Judged, judge
+from strata.evaluation.tasks import OWN, REPLICA, UNTRAINED, Judged, judge
 from strata.measure.controls import principal
 from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
@@ -40,8 +40,9 @@ INTERVALS = {
 class Source:
     """What a layer's SAE is evaluated on: its rows, the texts they come from, and the label of each document, or None.
 
-    ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name. ``tasks``, and
-    the ``prompts`` that they are of: None where there is no language model to read them.
+    ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name. ``replicas``:
+    the SAE trained again, by seed; tasks judge them together with it. ``tasks``, and the ``prompts`` that they are of:
+    None where there is no language model to read them.
     """
 
     activations: Activations
@@ -49,6 +50,7 @@ class Source:
     labels: Sequence[str | None]
     train: Train
     twins: Mapping[str, SAE] = field(default_factory=dict)
+    replicas: Mapping[int, SAE] = field(default_factory=dict)
     tasks: Sequence[Task] = ()
     prompts: PromptRows | None = None
 
@@ -126,5 +128,6 @@ def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, processes: int, wo
     # The untrained SAE is as sparse as the trained one on the text that this one was trained on.
     x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
     random = documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))
-    judged = Judged(source.prompts, source.tasks, {OWN: sae, UNTRAINED: random, **source.twins})
+    replicas = {f"{REPLICA}{number}": replica for number, replica in source.replicas.items()}
+    judged = Judged(source.prompts, source.tasks, {OWN: sae, **replicas, UNTRAINED: random, **source.twins})
     return judge(judged, knobs, seed, processes, work)

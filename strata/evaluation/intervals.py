@@ -39,3 +39,17 @@ def drawn_means(values: NDArray[np.floating], random: np.random.Generator) -> ND
     """
     parts = [weights(len(values), random, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
     return np.concatenate(parts) / len(values)
+
+
+def drawn_over_both(values: NDArray[np.floating], random: np.random.Generator) -> NDArray[np.float64]:
+    """Average ``values`` (seed, item, column) over items and seeds, both drawn again, DRAWS times: (draw, column).
+
+    Seeds and items are crossed: a draw takes the same items of all its seeds. With one seed it is drawn_means.
+    """
+    seeds, items, _ = values.shape
+    parts = []
+    for _ in range(DRAWS // AT_ONCE):
+        of_items = weights(items, random, AT_ONCE)
+        of_seeds = weights(seeds, random, AT_ONCE)
+        parts.append(np.einsum("ds,di,sic->dc", of_seeds, of_items, values))
+    return np.concatenate(parts) / (seeds * items)

@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from strata.evaluation.intervals import drawn_means, resampled
+from strata.evaluation.intervals import drawn_over_both, resampled
 from strata.run import resume
 from strata.sae.sae import SAE
 from strata.tasks.columns import pooled
@@ -21,6 +21,7 @@ from strata.tasks.read import PromptRows, Task
 
 # What is probed: the SAE and its controls; shuffled: the SAE again, where prompts have each other's targets.
 OWN, UNTRAINED, ACTIVATIONS, SHUFFLED = "sae", "untrained", "residual", "shuffled"
+REPLICA = "seed "  # what the names of SAEs begin with that are the same but for their seed
 METRICS = "auc", "f1"
 NAMED = 5  # latents of a probe that are listed, the strongest
 
@@ -31,7 +32,8 @@ ByTask = list[dict[str, Any]]  # a row for each task, seed and drawing
 class Judged:
     """What is judged: a layer's ``rows`` of prompts, the ``tasks`` they are of, and the dictionaries by name.
 
-    One of ``dictionaries`` is called `sae`; the others are controls, or other SAEs, that stand beside it.
+    One of ``dictionaries`` is called `sae`; those whose names begin with REPLICA are the same SAE trained with other
+    seeds; the others are controls, or other SAEs, that stand beside it.
     """
 
     rows: PromptRows
@@ -152,39 +154,43 @@ def _together(results: Mapping[str, ByTask]) -> ByTask:
 
 
 def _summary(results: Mapping[str, ByTask], regime: str, knobs: Tasks, random: np.random.Generator) -> dict[str, Any]:
-    """Average over tasks: pooling -> the SAE, its controls, and by how much it is above each of them.
-
-    The interval of each number is a bootstrap over tasks; seeds and drawings of a task are averaged first.
-    """
-    tasks = list(dict.fromkeys(row["task"] for row in results[OWN] if row["regime"] == regime))
-    if not tasks:
+    """Average over the tasks of a ``regime``: pooling -> what :func:`_of_pooling` says."""
+    in_regime = {name: [row for row in rows if row["regime"] == regime] for name, rows in results.items()}
+    if not in_regime[OWN]:
         return {"why": "no task has prompts enough for it"}
-
-    def table(name: str, pooling: Pooling, metric: str) -> tuple[list[str], NDArray[np.float64]]:
-        """Return the numbers k, and (task, k) the score."""
-        rows = [row for row in results[name] if row["regime"] == regime]
-        ks = list(rows[0][metric][pooling])
-        means = [[[row[metric][pooling][k] for k in ks] for row in rows if row["task"] == task] for task in tasks]
-        return ks, np.array([np.mean(scores, axis=0) for scores in means])
-
-    summary = {}
-    for pooling in knobs.pooling:
-        # The same draws of tasks for all names, so that a margin's interval is that of pairs.
-        draws = int(random.integers(2**32))
-        scores = {
-            name: {metric: _measures(*table(name, pooling, metric), draws) for metric in METRICS} for name in results
-        }
-        margins = {}
-        for name in results:
-            if name != OWN:
-                ks, own = table(OWN, pooling, "auc")
-                _, other = table(name, pooling, "auc")
-                margins[name] = _measures(ks, own - other, draws)
-        summary[pooling] = {OWN: scores.pop(OWN), "controls": scores, "above": margins}
-    return summary
+    return {pooling: _of_pooling(in_regime, pooling, int(random.integers(2**32))) for pooling in knobs.pooling}
 
 
-def _measures(ks: Sequence[str], values: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """Give the mean over tasks of ``values`` (task, k) its interval, for each k."""
-    drawn = drawn_means(values, np.random.default_rng(seed))
-    return {k: resampled(float(values[:, n].mean()), drawn[:, n]) for n, k in enumerate(ks)}
+def _of_pooling(results: Mapping[str, ByTask], pooling: Pooling, draws: int) -> dict[str, Any]:
+    """Average over tasks: the SAE, its controls, and by how much it is above each of them.
+
+    The interval of each number is a bootstrap over tasks; splits and drawings of a task are averaged first. ``draws``:
+    the seed of the bootstrap, so that all names get the same draws, and a margin's interval is that of pairs. Where the
+    SAE was trained with several seeds, `seeds` has the mean over all of them, and it is that which stands above the
+    controls; these intervals are a bootstrap over tasks and seeds.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in results[OWN]))
+    ks = list(results[OWN][0]["auc"][pooling])
+    own = [name for name in results if name == OWN or name.startswith(REPLICA)]
+
+    def scores(names: Sequence[str], metric: str) -> NDArray[np.float64]:
+        """Return the score of each dictionary of ``names`` in each task for each number of latents, (name, task, k)."""
+        return np.array([
+            [np.mean([list(row[metric][pooling].values()) for row in results[name] if row["task"] == task], axis=0)
+             for task in tasks]
+            for name in names
+        ])  # fmt: skip
+
+    def measures(values: NDArray[np.float64]) -> dict[str, Any]:
+        """Give the mean over names and tasks of ``values`` (name, task, k) its interval, for each k."""
+        drawn = drawn_over_both(values, np.random.default_rng(draws))
+        return {k: resampled(float(values[..., n].mean()), drawn[:, n]) for n, k in enumerate(ks)}
+
+    alone = {name: {metric: measures(scores([name], metric)) for metric in METRICS} for name in results}
+    controls = [name for name in results if name not in own]
+    return {
+        OWN: alone[OWN],
+        **({"seeds": {metric: measures(scores(own, metric)) for metric in METRICS}} if len(own) > 1 else {}),
+        "controls": {name: alone[name] for name in controls},
+        "above": {name: measures(scores(own, "auc") - scores([name], "auc")) for name in controls},
+    }

@@ -31,6 +31,12 @@ POOLED_SCHEMA = pa.schema(
 CERTIFICATES = ("seeds", "again", "again_chance", "again_cofiring", "again_cofiring_chance")  # columns that pages show
 
 
+def replicas(folder: Path) -> dict[int, Path]:
+    """List the folders of the SAEs that were trained again in ``folder``, by seed; there are none if it was skipped."""
+    meta = read_meta(folder / "meta.json", META, "stability")
+    return {} if meta.get("skipped") else {seed: folder / str(seed) for seed in meta["seeds"]}
+
+
 def certificates(folder: Path, latents: int) -> dict[str, Any] | None:
     """Read the columns CERTIFICATES of a layer, (latent,) each, with NaN where nothing could be said; None if skipped.
 
