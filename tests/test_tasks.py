@@ -16,7 +16,6 @@ import small
 import torch
 from conftest import WORDS
 from killing import Killed, survives
-from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from test_evaluate import generator, reading
@@ -148,8 +147,9 @@ def test_more_columns_than_prompts_are_turned_and_nothing_else_changes():
     assert np.allclose(train @ train.T, x[:90].astype(np.float64) @ x[:90].T)
     for c in (1e-4, 1.0, 100.0):
         # Of a part of the prompts, too; solved to the end, because where a solver stops depends on the columns.
-        solver = probe.regression(c, "l2", 0).set_params(tol=1e-10)
-        whole, turned = clone(solver).fit(x[:70].astype(np.float64), y[:70]), clone(solver).fit(train[:70], y[:70])
+        whole, turned = (probe.regression(c, "l2", 0).set_params(tol=1e-10) for _ in range(2))
+        whole.fit(x[:70].astype(np.float64), y[:70])
+        turned.fit(train[:70], y[:70])
         for mine, theirs in ((train, x[:90]), (test, x[90:])):
             assert np.allclose(turned.decision_function(mine), whole.decision_function(theirs), atol=1e-6)
     assert probe.narrowed(x[:, :50], x[:, :50])[0].shape == (200, 50)  # few columns stay as they are
@@ -429,11 +429,12 @@ def test_texts_of_packages_leave_out_those_that_tasks_are_judged_by(packages: Pa
     assert texts(source="package:sae-probes") == [("7_age 0", "7_age", "old"), ("7_age 3", "7_age", "new")]
     assert len(texts(source="package:sae-probes", without=["7_age"])) == 219  # "0, long " is in 7_age, too
     assert len(texts(source="package:sae-probes", without=["6_us_b"], documents=111)) == 111
-    for keys, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"source": "package:sae-probes", "without": ["5_us"]}, "has no set '5_us'; did you mean 5_us_a?"),
         ({"source": "package:bbc-news", "without": ["5_us_a"]}, "without means nothing for package:bbc-news"),
         ({"source": "package:bbc-news", "unit": "section"}, "unit means nothing for package:bbc-news"),
-    ):
+    ]
+    for keys, message in wrong:
         with pytest.raises(BadInput, match=re.escape(message)):
             list(corpus_sources.documents(corpus_sources.resolved(Source(**keys))))
 

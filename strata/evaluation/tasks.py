@@ -97,7 +97,8 @@ def _by_task(
         )
         for task, seed, drawing in _work(tasks, knobs, seeds)
     )
-    return list(Parallel(processes)(probed))
+    rows: Any = Parallel(processes)(probed)
+    return list(rows)
 
 
 def _row(
