@@ -59,8 +59,8 @@ def task_tables(numbers: Numbers) -> list[tuple[str, dict[str, dict[str, Any]]]]
             continue
         for pooling, rows in summary.items():
             shown = {name: rows[name] for name in ("sae", "seeds") if name in rows} | rows["controls"]
-            named = {name: row["auc"] for name, row in shown.items()}
-            tables.append((f"{POOLINGS[pooling]}{REGIMES[regime]}", named))
+            in_order = [name for name in NAMES if name in shown] + [name for name in shown if name not in NAMES]
+            tables.append((f"{POOLINGS[pooling]}{REGIMES[regime]}", {name: shown[name]["auc"] for name in in_order}))
     return tables
 
 
