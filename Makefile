@@ -69,7 +69,7 @@ setup: .venv/installed ## the environment .venv, with what requirements.txt pins
 	$(PYTHON) -m venv .venv
 	@echo "Installing the packages of requirements.txt into .venv. This takes some minutes, and pip says nothing meanwhile."
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.txt
-	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	$(BIN)/python -c '$(COMPILE)'
 	touch $@
 
