@@ -15,7 +15,7 @@ from stages.train.read import COLUMNS
 from strata.lm.model import load
 from strata.measure import controls
 from strata.measure.quality import reconstruction
-from strata.rows.batches import CHUNK, Shuffled
+from strata.rows.batches import CHUNK, Shuffled, shortened
 from strata.rows.shards import Activations, open_activations, open_contexts, open_layer
 from strata.rows.size import Size
 from strata.run import params
@@ -243,7 +243,7 @@ def bury(model: Autoencoder, y: torch.Tensor, k: int, generator: torch.Generator
 def test_a_long_row_is_shortened_and_keeps_its_direction():
     x = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]], dtype=torch.bfloat16)
     expected = torch.tensor([[1.2, 1.6], [0.6, 0.8], [0.0, 0.0]])
-    assert torch.allclose(training.shortened(x, 2.0), expected, atol=2e-3)
+    assert torch.allclose(shortened(x, 2.0), expected, atol=2e-3)
 
 
 def test_a_few_long_rows_cost_the_others_nothing_where_they_are_shortened(planted: Activations):
@@ -258,8 +258,8 @@ def test_a_few_long_rows_cost_the_others_nothing_where_they_are_shortened(plante
         test = rows.blocks(*rows.split("test"))
         return reconstruction(fitted.best.reconstruct, test, rows.scale, rows.median_norm)["fvu_inlier"]
 
-    kept, shortened, skipped = (error(outliers) for outliers in ("keep", "shorten", "skip"))
-    assert shortened < kept / 2 and shortened < 1.2 * skipped
+    kept, short, skipped = (error(outliers) for outliers in ("keep", "shorten", "skip"))
+    assert short < kept / 2 and short < 1.2 * skipped
 
 
 @pytest.mark.parametrize("outliers", ["keep", "skip"])

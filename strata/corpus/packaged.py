@@ -48,7 +48,7 @@ def documents(name: str, without: Sequence[str] | None) -> Generator[Document, N
                 raise BadInput(f"package:{name} has no set {unknown[0]!r}{near(unknown[0], sets)}")
             left_out = [one for one in sets if (sets[one].binary if without is None else one in without)]
             seen = {_key(text) for one in left_out for text in _prompts(wheel, sets[one].file, Path(folder))}
-            for one in sets:
+            for one in (one for one in sets if one not in left_out):
                 for number, text in enumerate(_prompts(wheel, sets[one].file, Path(folder))):
                     if (key := _key(text)) not in seen:
                         seen.add(key)

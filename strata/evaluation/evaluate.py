@@ -15,7 +15,7 @@ from strata.evaluation.core import core
 from strata.evaluation.knobs import Evaluate, Probing
 from strata.evaluation.meta import meta
 from strata.evaluation.redundancy import redundancy
-from strata.evaluation.tasks import OWN, REPLICA, UNTRAINED, Judged, judge
+from strata.evaluation.tasks import OWN, UNTRAINED, Judged, judge
 from strata.measure.controls import principal
 from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
@@ -128,6 +128,6 @@ def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, processes: int, wo
     # The untrained SAE is as sparse as the trained one on the text that this one was trained on.
     x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
     random = documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))
-    replicas = {f"{REPLICA}{number}": replica for number, replica in source.replicas.items()}
-    judged = Judged(source.prompts, source.tasks, {OWN: sae, **replicas, UNTRAINED: random, **source.twins})
+    replicas = {f"seed {number}": replica for number, replica in source.replicas.items()}
+    judged = Judged(source.prompts, source.tasks, {OWN: sae, UNTRAINED: random, **source.twins}, replicas)
     return judge(judged, knobs, seed, processes, work)

@@ -1,7 +1,7 @@
 """Judge dictionaries by binary tasks that others made, beside controls: the section `tasks` of evaluate's report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from strata.tasks.read import PromptRows, Task
 
 # What is probed: the SAE and its controls; shuffled: the SAE again, where prompts have each other's targets.
 OWN, UNTRAINED, ACTIVATIONS, SHUFFLED = "sae", "untrained", "residual", "shuffled"
-REPLICA = "seed "  # what the names of SAEs begin with that are the same but for their seed
 METRICS = "auc", "f1"
 NAMED = 5  # latents of a probe that are listed, the strongest
 
@@ -32,13 +31,14 @@ ByTask = list[dict[str, Any]]  # a row for each task, seed and drawing
 class Judged:
     """What is judged: a layer's ``rows`` of prompts, the ``tasks`` they are of, and the dictionaries by name.
 
-    One of ``dictionaries`` is called `sae`; those whose names begin with REPLICA are the same SAE trained with other
-    seeds; the others are controls, or other SAEs, that stand beside it.
+    One of ``dictionaries`` is called `sae`; the others are controls, or other SAEs, that stand beside it. ``replicas``:
+    the same SAE trained with other seeds, by name.
     """
 
     rows: PromptRows
     tasks: Sequence[Task]
     dictionaries: Mapping[str, SAE]
+    replicas: Mapping[str, SAE] = field(default_factory=dict)
 
 
 def judge(judged: Judged, knobs: Tasks, seed: int, processes: int = 1, work: Path | None = None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def judge(judged: Judged, knobs: Tasks, seed: int, processes: int = 1, work: Pat
     """
     seeds = range(SEED + seed, SEED + seed + knobs.seeds)
     results: dict[str, ByTask] = {}
-    for name, sae in {**judged.dictionaries, ACTIVATIONS: None}.items():
+    for name, sae in {**judged.dictionaries, **judged.replicas, ACTIVATIONS: None}.items():
         path = work / f"{name}.json" if work else None
 
         def probed(sae: SAE | None = sae, name: str = name) -> dict[str, ByTask]:
@@ -62,11 +62,11 @@ def judge(judged: Judged, knobs: Tasks, seed: int, processes: int = 1, work: Pat
 
         results |= resume.once_json(path, probed)
 
-    random = np.random.default_rng([seed, judged.rows.meta["layer"]])
+    random, own = np.random.default_rng([seed, judged.rows.meta["layer"]]), [OWN, *judged.replicas]
     return {
         "tasks": len(judged.tasks),
         "prompts": judged.rows.prompts,
-        **{regime: _summary(results, regime, knobs, random) for regime in knobs.regimes},
+        **{regime: _summary(results, own, regime, knobs, random) for regime in knobs.regimes},
         "by_task": _together(results),
     }
 
@@ -154,25 +154,26 @@ def _together(results: Mapping[str, ByTask]) -> ByTask:
     return rows
 
 
-def _summary(results: Mapping[str, ByTask], regime: str, knobs: Tasks, random: np.random.Generator) -> dict[str, Any]:
+def _summary(
+    results: Mapping[str, ByTask], own: Sequence[str], regime: str, knobs: Tasks, random: np.random.Generator
+) -> dict[str, Any]:
     """Average over the tasks of a ``regime``: pooling -> what :func:`_of_pooling` says."""
     in_regime = {name: [row for row in rows if row["regime"] == regime] for name, rows in results.items()}
     if not in_regime[OWN]:
         return {"why": "no task has prompts enough for it"}
-    return {pooling: _of_pooling(in_regime, pooling, int(random.integers(2**32))) for pooling in knobs.pooling}
+    return {pooling: _of_pooling(in_regime, own, pooling, int(random.integers(2**32))) for pooling in knobs.pooling}
 
 
-def _of_pooling(results: Mapping[str, ByTask], pooling: Pooling, draws: int) -> dict[str, Any]:
+def _of_pooling(results: Mapping[str, ByTask], own: Sequence[str], pooling: Pooling, draws: int) -> dict[str, Any]:
     """Average over tasks: the SAE, its controls, and by how much it is above each of them.
 
     The interval of each number is a bootstrap over tasks; splits and drawings of a task are averaged first. ``draws``:
-    the seed of the bootstrap, so that all names get the same draws, and a margin's interval is that of pairs. Where the
-    SAE was trained with several seeds, `seeds` has the mean over all of them, and it is that which stands above the
-    controls; these intervals are a bootstrap over tasks and seeds.
+    the seed of the bootstrap, so that all names get the same draws, and a margin's interval is that of pairs. ``own``:
+    the names of the SAE in all its trainings. Where there are several, `seeds` has the mean over all of them, and it is
+    that which stands above the controls; these intervals are a bootstrap over tasks and seeds.
     """
     tasks = list(dict.fromkeys(row["task"] for row in results[OWN]))
     ks = list(results[OWN][0]["auc"][pooling])
-    own = [name for name in results if name == OWN or name.startswith(REPLICA)]
 
     def scores(names: Sequence[str], metric: str) -> NDArray[np.float64]:
         """Return the score of each dictionary of ``names`` in each task for each number of latents, (name, task, k)."""

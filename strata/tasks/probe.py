@@ -233,7 +233,7 @@ def narrowed(train: Floats, test: Floats) -> tuple[Floats, Floats]:
 
     With the QR decomposition trainᵀ = Q R, training prompts lie in the span of Q (column, prompt), and a regression
     with an l2 penalty has its weights there: w = Q v has the norm of v, and x w = (x Q) v. So a regression on train Q,
-    or on a part of its prompts, is the same one, where 4,096 latents would cost eight times as much.
+    or on a part of its prompts, is the same one. For 4,000 latents and 300 prompts it takes a third of the time.
     """
     if train.shape[1] <= len(train):
         return train, test

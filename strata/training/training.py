@@ -12,7 +12,7 @@ from strata.device.machine import CPU, need_memory, put
 from strata.formats import npz
 from strata.measure import quality
 from strata.measure.quality import OUTLIER
-from strata.rows.batches import Rows, Shuffled, blocks, check_held_out
+from strata.rows.batches import Rows, Shuffled, blocks, check_held_out, shortened
 from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.run.resume import main_root
@@ -34,16 +34,6 @@ def with_threshold(sae: SAE, per_row: float, blocks: Callable[[], Iterable[Tenso
     ``blocks`` is called several times, and begins anew each time.
     """
     return replace(sae, k=None, threshold=torch.full_like(sae.b_enc, threshold_for(sae, blocks, per_row)))
-
-
-def shortened(x: Tensor, longest: float) -> Tensor:
-    """Return ``x`` (row, width) in float32, where rows of a norm above ``longest`` have that norm and their direction.
-
-    A few rows of a layer may hold a third of its variance, so that their squared error outweighs that of thousands of
-    others. Shortened, their direction is still learnt, and codes of longer rows follow from it.
-    """
-    x = x.float()
-    return x * (longest / x.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 def train(
