@@ -50,7 +50,7 @@ export WRONG_PYTHON NEXT NO_NAME
 .PHONY: all help setup run test check lint types tests ui serve dashboard clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
-all: setup ## everything: environment, model, text, SAEs, report (20 minutes on 2 cores); plain `make` does this
+all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minutes on 2 cores); plain `make` does this
 	dvc repro
 	dvc repro --quiet --force --single-item track
 	@echo "$$NEXT"
