@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from strata import auto
 from strata.corpus import read
 from strata.corpus.knobs import LM
 from strata.device.machine import keep_memory, start
-from strata.lm.model import DTYPES, check_layers
+from strata.lm.model import DTYPES, check_layers, forward_dtype
 from strata.rows.size import Size
 from strata.run import params
 from strata.run.door import BadUsage, run
@@ -69,6 +70,8 @@ def plan(values: dict[str, Any], facts: dict[str, float]) -> None:
     section = whole(settled(values, size))
 
     device = start(section.machine)
+    extract = section.extract.model_copy(update={"dtype": forward_dtype(section.extract.dtype, device)})
+    section = replace(section, extract=extract)
     keep_memory()
     batch = section.extract.batch_size * found.context
     measured = speed.measure(model.width, section.train, batch, DTYPES[section.extract.dtype], device)

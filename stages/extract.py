@@ -4,6 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.select.layers import extracted
 from strata import sentences
 from strata.corpus import read
@@ -12,7 +14,7 @@ from strata.device import launch
 from strata.device.machine import Machine, start
 from strata.extraction import documents
 from strata.extraction import extract as extraction
-from strata.lm.model import DTYPES, check_layers, load
+from strata.lm.model import DTYPES, check_layers, forward_dtype, load, loaded_bytes
 from strata.rows.shards import open_contexts
 from strata.run import params, resume
 from strata.run.files import write_json
@@ -67,8 +69,10 @@ def _language(
     Raises BadInput, before anything is loaded, for layers that the model lacks and for too little disk or memory.
     """
     device = start(params.load("machine", Machine))
+    knobs = _settled(knobs, device)
     check_layers(layers, model["blocks"])
-    extraction.check_room(target, knobs, len(layers), model["width"], model["bytes"], launch.local_world())
+    weights = loaded_bytes(model, knobs.dtype)
+    extraction.check_room(target, knobs, len(layers), model["width"], weights, launch.local_world())
     launch.barrier()  # every process has seen the free memory before any of them loads the model
 
     source, options = read.lm_path(lm)
@@ -80,6 +84,7 @@ def _documents(
 ) -> extraction.RowSource:
     """Load a sentence model, or the vectors that the corpus brought; either way rows are documents."""
     device = start(params.load("machine", Machine))
+    knobs = _settled(knobs, device)
     vectors = None if model["kind"] == read.SENTENCE else read.vectors(corpus)
     width = model["width"] if vectors is None else vectors.shape[1]
     rows = min(knobs.tokens, read.corpus_meta(corpus)["documents"])
@@ -90,3 +95,8 @@ def _documents(
     source, options = read.lm_path(lm)
     encoder = sentences.load(source, device, DTYPES[knobs.dtype], **options)
     return documents.sentences(encoder, read.Texts(corpus), width, knobs)
+
+
+def _settled(knobs: extraction.Extract, device: torch.device) -> extraction.Extract:
+    """Put the dtype that this ``device`` multiplies fast in the place of auto."""
+    return knobs.model_copy(update={"dtype": forward_dtype(knobs.dtype, device)})

@@ -7,7 +7,7 @@ from stages.select.layers import extracted
 from strata.corpus import read
 from strata.device.machine import CPU, Machine, need_memory, start
 from strata.extraction.knobs import Extract
-from strata.lm.model import DTYPES, check_layers, load
+from strata.lm.model import DTYPES, check_layers, forward_dtype, load, loaded_bytes
 from strata.rows.shards import DTYPE
 from strata.run import params, resume
 from strata.run.files import write_json
@@ -35,9 +35,10 @@ def main(lm: str, listed: str, layers: str, target: str) -> None:
     tasks = params.check(params.load("evaluate", dict[str, Any]).get("tasks"), Tasks, "params.yaml: evaluate.tasks")
     machine = params.load("machine", Machine)
     device = start(machine)
+    knobs = knobs.model_copy(update={"dtype": forward_dtype(knobs.dtype, device)})
     check_layers(numbers, model["blocks"])
     shard = knobs.shard_rows * model["width"] * DTYPE.itemsize  # that of every layer is in memory, and a copy of one
-    held = model["bytes"] + MEMORY + shard * (len(numbers) + 1)
+    held = loaded_bytes(model, knobs.dtype) + MEMORY + shard * (len(numbers) + 1)
     need_memory(held, CPU, "extract_tasks", "lower extract.shard_rows, or set evaluate.tasks.sources: []")
 
     source, options = read.lm_path(Path(lm))

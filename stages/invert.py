@@ -10,7 +10,7 @@ from strata.interpretation.read import check_origin, chosen, interpreted, open_l
 from strata.inversion import invert as inversion
 from strata.inversion import write
 from strata.inversion.knobs import Invert
-from strata.lm.model import DTYPES, load, mute
+from strata.lm.model import DTYPES, forward_dtype, load, mute
 from strata.run import params, resume
 from strata.run.files import write_json, write_skipped
 from strata.sae import disk
@@ -43,6 +43,7 @@ def main(sae: str, lm: str, latents: str, clusters: str, last: str, target: str,
 
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     device = start(machine)
+    knobs = knobs.model_copy(update={"dtype": forward_dtype(knobs.dtype, device)})
     name, options = read.lm_path(Path(lm))
     loaded = load(name, DTYPES[knobs.dtype], device, **options)
     if reason := mute(loaded):

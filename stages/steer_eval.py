@@ -17,20 +17,35 @@ from strata.steering.knobs import SteerEval
 
 
 def main(
-    activations: str, tokens: str, sae: str, lm: str, latents: str, clusters: str, last: str, target: str, report: str
+    activations: str,
+    tokens: str,
+    other_activations: str,
+    other_tokens: str,
+    sae: str,
+    lm: str,
+    latents: str,
+    clusters: str,
+    last: str,
+    target: str,
+    report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, its SAE, the LM, LATENTS, CLUSTERS, and whether the layer is the LAST one -> what
-    steering does in TARGET, REPORT.
+    """ACTIVATIONS of a layer and TOKENS, the same two for the OTHER texts of interpret.texts, the layer's SAE, the LM,
+    LATENTS, CLUSTERS, and whether the layer is the LAST one -> what steering does in TARGET, REPORT.
+
+    All is measured on the texts that interpret looked at.
 
     Example: dvc repro steer_eval@9
     """
     knobs = params.load("steer_eval", SteerEval)
     meta = read.lm_meta(Path(lm))
     model = read.model_facts(meta)
+    if interpretation.interpreted(Path(latents)) and not interpretation.of_stored_rows(Path(latents)):
+        activations, tokens = other_activations, other_tokens
+
     rows, contexts = open_layer(Path(activations), Path(tokens), model)
     reason = read.speechless(meta)
     steered = layers.chosen(knobs.layers, rows.layer, Path(last))
-    if reason or not knobs.run or rows.layer not in steered or not interpretation.of_stored_rows(Path(latents)):
+    if reason or not knobs.run or rows.layer not in steered or not interpretation.interpreted(Path(latents)):
         write_skipped(Path(target), Path(report), reason)
         return
 

@@ -35,9 +35,8 @@ ROWS = Rows(total=1000, train=800, validation=100, test=100, contexts=20, contex
 
 
 def section(**changes: Any) -> Params:
-    values = words.changed(
-        params.read(ROOT / "params.yaml"), {key.replace("__", "."): value for key, value in changes.items()}
-    )
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    values = words.changed(params.read(ROOT / "params.yaml"), {"extract.dtype": "bfloat16", **named})
     return whole(values)
 
 

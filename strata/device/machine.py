@@ -42,6 +42,16 @@ def start(machine: Machine) -> torch.device:
     return device
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies it, else float32.
+
+    A CPU without such instructions (AVX-512 BF16, AMX) takes about 20 times as long in bfloat16 as in float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
 def need_memory(needed: float, device: torch.device, what: str, remedy: str) -> None:
     """Refuse work that needs more memory than ``device`` has (``needed`` in bytes), by a BadInput.
 

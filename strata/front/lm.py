@@ -10,6 +10,7 @@ import torch
 
 from strata.corpus.knobs import LM
 from strata.corpus.place import find, whole_folder
+from strata.device.machine import fast_dtype
 from strata.lm.devices import weight_of
 from strata.lm.model import LanguageModel, load
 from strata.run import door
@@ -23,7 +24,7 @@ SAMPLE = 64  # values of each weight that tell two models apart
 def load_lm(
     source: str | Path = DEFAULT,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     **options: Any,
@@ -33,6 +34,9 @@ def load_lm(
     ``source``: a folder in transformers' layout, a hub name such as ``gpt2``, ``package:NAME`` (a model that an
     installed package carries) or a ``.gguf`` file. The last two are unpacked once, into ``~/.cache/strata`` or the
     folder that the environment variable ``STRATA_CACHE`` names. ``options`` go to transformers' ``from_pretrained``.
+
+    ``dtype``: None: bfloat16 where the device multiplies it by hardware, else float32, which many CPUs compute 20 times
+    faster.
 
     ``device_map``: for a model that is larger than one GPU: ``"auto"`` spreads its blocks over all GPUs, then memory,
     then the disk (``offload_folder``); or a dict of modules and devices. It takes the package accelerate. Activations
@@ -46,10 +50,12 @@ def load_lm(
     door.of_kind("device_map", device_map, str | dict | None, "it must be 'auto', or a dict of modules and devices")
     if device_map is not None and str(device) != "cpu":
         raise BadInput(f"device is {device} and device_map is given; name one of them")
-    door.of_kind("dtype", dtype, torch.dtype, "it must be torch.float32, torch.bfloat16 or torch.float16")
+    door.of_kind("dtype", dtype, torch.dtype | None, "it must be torch.float32, torch.bfloat16 or torch.float16")
     device, name = door.device(device), str(source)
     if device_map is not None:
         options["device_map"] = device_map
+    gpus = device_map is not None and torch.cuda.is_available()
+    dtype = dtype or fast_dtype(torch.device("cuda") if gpus else device)
 
     path = None if name.startswith("package:") else find(name, (".gguf",))
     if name.startswith("package:") or (path is not None and path.is_file()):

@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from strata.device.machine import CPU
+from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
 from strata.interpretation.knobs import Explain
@@ -90,7 +89,7 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     if params.model != "lm":
         source = str(params.model)
         folder = next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
-        dtype, device = (lm.model.dtype, lm.device) if lm else (torch.bfloat16, CPU)
+        dtype, device = (lm.model.dtype, lm.device) if lm else (fast_dtype(CPU), CPU)
         lm = load(folder or source, dtype, device, local_files_only=True)
 
         # Replies are kept by the fingerprint, so it has to differ when the weights differ.

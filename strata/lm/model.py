@@ -6,7 +6,7 @@ cannot be read rightly. This identity defines the four hooks:  resid_pre + attn_
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
+from strata.device.machine import fast_dtype
 from strata.lm.anatomy import (
     FOREIGN,
     Anatomy,
@@ -32,13 +33,24 @@ from strata.lm.anatomy import (
 from strata.lm.devices import device_of
 from strata.run import door
 from strata.run.door import BadInput
-from strata.run.params import Hook
+from strata.run.params import DType, Hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPREAD = ("device_map", "max_memory", "offload_folder", "offload_buffers")  # where the weights of a model lie
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def forward_dtype(name: DType, device: torch.device) -> str:
+    """Return the dtype of a forward pass on ``device``, a key of DTYPES: ``name``, or in place of auto the fast one."""
+    return str(fast_dtype(device)).removeprefix("torch.") if name == "auto" else name
+
+
+def loaded_bytes(meta: Mapping[str, Any], dtype: str) -> int:
+    """Return the bytes of a model's weights in memory, in ``dtype``. ``meta``: its `meta.json`."""
+    stored = DTYPES.get(meta["dtype"])
+    return meta["bytes"] * DTYPES[dtype].itemsize // stored.itemsize if stored else meta["bytes"]
 
 
 @dataclass(frozen=True)

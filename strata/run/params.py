@@ -101,7 +101,7 @@ SomeLayers = Annotated[list[Layer], EachOnce]
 Chosen = Annotated[int, Field(gt=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), EachOnce]
 ByLayer = Annotated[dict[int | str, dict[str, Any]], AfterValidator(_by_number)]
 Hook = Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
-DType = Literal["bfloat16", "float16", "float32"]  # of a forward pass
+DType = Literal["auto", "bfloat16", "float16", "float32"]  # of a forward pass
 Blob = Literal["float32", "float64"]  # numbers of a vector that is a BLOB
 
 T = TypeVar("T")

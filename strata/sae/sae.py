@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strata.device.machine import fast_dtype
 from strata.run import door
 from strata.run.door import BadInput
-from strata.sae.engine.dispatch import decode, fast_dtype, preactivations_at
+from strata.sae.engine.dispatch import decode, preactivations_at
 from strata.sae.engine.nonlinearity import Nonlinearity, bend
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Block

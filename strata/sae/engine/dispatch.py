@@ -22,13 +22,6 @@ from strata.sae.engine import choosing, products
 from strata.sae.engine.pattern import Pattern
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the hardware multiplies it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
 def largest(pattern: Pattern, values: Tensor, k: int, together: bool = False) -> tuple[Pattern, Tensor]:
     """Return the entries with the ``k`` largest positive ``values`` (entries,) of each row, and these values.
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strata.device.machine import fast_dtype
 from strata.sae.engine import choosing, vnni
-from strata.sae.engine.dispatch import fast_dtype, sddmm
+from strata.sae.engine.dispatch import sddmm
 from strata.sae.engine.pattern import Pattern, joined, pattern_of
 
 ROWS = 1024  # rows of h in memory at a time on a CPU; with fewer the product is slower
