@@ -14,8 +14,7 @@ from strata.run import params, resume
 from strata.run.files import write_json
 from strata.sae import disk
 from strata.tasks import read as task_files
-from strata.twins.read import twin_folders
-from strata.verdict.targets import ELSEWHERE
+from strata.twins.load import comparable
 
 
 def main(
@@ -45,9 +44,7 @@ def main(
 
     rows, contexts = open_layer(Path(activations), Path(tokens))
     coder, _ = disk.load(Path(sae))
-    twins = {
-        name: disk.load(folder)[0] for name, folder in twin_folders(Path(controls)).items() if name not in ELSEWHERE
-    }
+    twins = comparable(Path(controls))
     replicas = {seed: disk.load(folder)[0] for seed, folder in replication.replicas(Path(stability)).items()}
     _, labels = read.titles(Path(corpus))
 

@@ -14,6 +14,7 @@ from strata.run.files import write_json, write_skipped
 from strata.sae import disk
 from strata.steering import steer_eval as steering
 from strata.steering.knobs import SteerEval
+from strata.twins.load import comparable
 
 
 def main(
@@ -23,6 +24,7 @@ def main(
     other_tokens: str,
     sae: str,
     lm: str,
+    controls: str,
     latents: str,
     clusters: str,
     last: str,
@@ -30,7 +32,8 @@ def main(
     report: str,
 ) -> None:
     """ACTIVATIONS of a layer and TOKENS, the same two for the OTHER texts of interpret.texts, the layer's SAE, the LM,
-    LATENTS, CLUSTERS, and whether the layer is the LAST one -> what steering does in TARGET, REPORT.
+    the SAE's twins in CONTROLS, LATENTS, CLUSTERS, and whether the layer is the LAST one -> what steering does in
+    TARGET, REPORT.
 
     All is measured on the texts that interpret looked at.
 
@@ -68,11 +71,13 @@ def main(
         write_skipped(Path(target), Path(report), reason)
         return
 
-    source = steering.Source(rows, contexts, interpreted, maxima, loaded)
+    twins = {name: twin.to(device) for name, twin in comparable(Path(controls)).items()}
+    source = steering.Source(rows, contexts, interpreted, maxima, loaded, twins)
     seed = params.load("seed", int)
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
         "sae": disk.fingerprint(Path(sae)),
+        "twins": {name: disk.fingerprint(Path(controls) / name) for name in twins},
         "latents": interpreted.meta,
         "chosen": sorted(maxima.items()),
         "steer_eval": knobs.model_dump(),

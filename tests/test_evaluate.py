@@ -197,7 +197,7 @@ def test_what_takes_trainings_is_wired(project: Path, monkeypatch: pytest.Monkey
     small.change(evaluate__seeds=1, evaluate__meta=1)
     small.run("evaluate")
     found = json.loads(report.read_text())
-    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "meta"}
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "rules", "meta"}
     assert found["meta"]["explained"]["value"] != found["meta"]["controls"]["random"]["explained"]["value"]
     assert 0 < found["meta"]["explained"]["value"] < 1
     small.change(train__from={"folder": "x", "sha256": "y"}, evaluate__meta=0, evaluate__absorption=1)
@@ -245,7 +245,7 @@ def test_the_stage_on_vectors(project: Path):
     for what in (found["probing"]["sae"], found["probing"]["controls"]["pca"]):
         assert what[probing.ALL]["value"] > 0.95
     assert found["core"]["l2_ratio"]["value"] == pytest.approx(1, abs=0.1)
-    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "absorption"}
+    assert set(found["intervals"]) == {"core", "redundancy", "probing", "tasks", "rules", "absorption"}
     assert found["tasks"] == {"why": "there are no tasks for this layer, or no language model that reads their prompts"}
     small.run("evaluate")
     assert report.read_bytes() == first

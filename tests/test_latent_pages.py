@@ -207,7 +207,7 @@ def causes(latent: int) -> Causes:
     inverted["curves"] = [{"method": "greedy", "calls": calls, "activation": 4.0 * calls} for calls in (1, 2)]
     shares = {"beats_random": 1.0, "beats_corpus": 1.0}
     return Causes(
-        {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "latents": [steered]}},
+        {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "twins": {}, "latents": [steered]}},
         {9: {"latents": [inverted | {"method": "greedy"}], **shares}},
     )
 

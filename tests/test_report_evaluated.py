@@ -68,6 +68,23 @@ def test_what_does_not_apply_is_left_out(project: Path, monkeypatch: pytest.Monk
     assert "evaluate" in json.dumps(read("summary.json"))
 
 
+def test_token_rules_are_shown_beside_twins(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    rules = {
+        "latents": 128, "rows": 32768, "sae": measure(0.875), "chance": measure(0.505),
+        "controls": {"frozen_decoder": measure(0.625)}, "above": {"frozen_decoder": measure(0.2468)},
+    }  # fmt: skip
+    for layer in LAYERS:
+        write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, rules=rules))
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "token rules of" in page and page.count("0.247") == len(LAYERS) and "rules of other latents" in page
+    assert read("summary.json")["evaluate.9.rules.above.frozen_decoder"] == 0.2468
+
+    write_json(project / "evaluate" / "9.json", evaluated(9, rules={"why": "rows are documents"}))
+    report(monkeypatch)
+    assert Path("report.html").read_text(encoding="utf-8").count("0.247") == len(LAYERS) - 1
+
+
 def test_tasks_that_others_made_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     by_k = {k: measure(0.81) for k in ("1", "all")}
     row = {"auc": by_k, "f1": by_k}

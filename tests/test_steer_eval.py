@@ -16,14 +16,16 @@ from killing import Killed, survives
 
 from strata.interpretation.read import open_latents
 from strata.lm.model import final_states, load, logits
+from strata.measure.partners import Firing, firing, partners
 from strata.run import params
 from strata.run.door import BadInput
 from strata.run.files import read_json, write_skipped
 from strata.run.params import check
 from strata.sae.sae import SAE
 from strata.steering import steer_eval as room
+from strata.steering import twins
 from strata.steering.conditions import Condition, Place, conditions, difference
-from strata.steering.doses import TargetTokens, _Predictions, responses
+from strata.steering.doses import Response, TargetTokens, _Predictions, responses
 from strata.steering.knobs import SteerEval
 from strata.steering.steer import Add, steer
 from strata.steering.summary import best, compared, drawn, monotone
@@ -159,6 +161,58 @@ def test_the_best_effect_is_within_the_bound():
     assert monotone([-1, 0, 1], np.array([[-2.0], [0.0], [1.0]])) == 1.0 and monotone([0, 1], np.zeros((2, 1))) is None
 
 
+def test_a_twin_fires_as_counted_by_hand():
+    """Latent 0 reads the first number, latent 1 the second, above 0.5; latent 2 is dead."""
+    encoder = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    sae = SAE(encoder, torch.zeros(3), encoder, torch.zeros(2), threshold=torch.full((3,), 0.5))
+    rows = [torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([[0.1, 0.0], [0.2, 0.4]])]
+    fires = firing(sae, rows)
+    assert fires.density.tolist() == [0.5, 0.25, 0.0] and fires.largest.tolist() == [3.0, 1.0, 0.0]
+
+    density = np.array([0.2, 0.6, 0.9])
+    assert partners(density, [0, 1], fires, 0) == {0: 1, 1: 0}, "the nearest that fires as often"
+    assert len(partners(density, [0, 1, 2], fires, 0)) == 2, "the dead one is no partner"
+
+
+def test_twins_are_compared_as_by_hand():
+    """Own effects 2 and 4, the twins' 1 and 1; of two prompts, alike, so that no draw of prompts changes anything."""
+
+    def response(effect: float) -> Response:
+        doses = np.array([[0.0, 0.0], [effect, effect]])
+        return Response(doses, doses, np.array([[0.0, 0.0], [0.1, 0.1]]))
+
+    own, other = {5: response(2.0), 7: response(4.0)}, {1: response(1.0), 2: response(1.0)}
+    random = np.random.default_rng(0)
+    settings = knobs(strengths=[0.0, 1.0], kl=0.5)
+    found = twins.beside(own, {5: 1, 7: 2}, other, settings, drawn(2, 200, random), random)
+    assert found["partners"] == {"5": 1, "7": 2} and found["latents"] == 2
+    assert (found["own"], found["effect"], found["difference"]) == (3.0, 1.0, 2.0)
+    assert (found["low"], found["high"]) == (1.0, 3.0), "both draws are the first latent, or both the second"
+    assert twins.beside(own, {}, other, settings, drawn(2, 200, random), random) == {"latents": 0}
+
+
+def test_a_random_twin_promotes_its_own_tokens_and_an_equal_one_is_no_worse(place: Place):
+    """The planted latent beats those of a random decoder. As a twin of itself it has the same effect to the bit."""
+    chosen, density = [PLANTED], np.where(np.arange(LATENTS) == DEAD, 0.0, 0.3)
+    texts, settings = padded(PROMPTS, 2), knobs(kl=2.0, promoted=1, strengths=STRENGTHS)
+    planted = Condition("latent", place.sae.decoder[PLANTED] * 4.0, PLANTED, 4.0)
+    wanted = TargetTokens(torch.tensor([TOKEN]), torch.tensor([], dtype=torch.long))
+    own = {PLANTED: responses(place, texts, [(planted, wanted)], STRENGTHS, settings.batch_size)[0]}
+
+    same = Firing(np.where(np.arange(LATENTS) == PLANTED, 0.3, 0.0), np.full(LATENTS, 4.0, np.float32))
+    partner_of = partners(density, chosen, same, 0)
+    assert partner_of == {PLANTED: PLANTED}
+    twin = twins.steered(place, same, [PLANTED], texts, settings, None)
+    np.testing.assert_array_equal(np.array(twin[PLANTED])[[0, 2]], np.array(own[PLANTED])[[0, 2]])
+
+    random = np.random.default_rng(0)
+    others = Firing(np.where(np.isin(np.arange(LATENTS), [PLANTED, DEAD]), 0.0, 0.3), same.largest)
+    partner_of = partners(density, chosen, others, 0)
+    twin = twins.steered(place, others, list(partner_of.values()), texts, settings, None)
+    found = twins.beside(own, partner_of, twin, settings, drawn(len(PROMPTS), 200, random), random)
+    assert found["low"] > 0 and found["own"] > found["effect"] > 0
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> tuple[SAE, room.Source]:
     """Latents as interpret writes them."""
@@ -206,6 +260,11 @@ def test_the_stage_writes_all_and_repeats(source: tuple[SAE, room.Source], tmp_p
         key = row["latent"], "latent", 1.0
         mine = [one["promoted"] for one in table if (one["latent"], one["condition"], one["strength"]) == key]
         assert row["doses"]["latent"][5]["promoted"] == pytest.approx(np.mean(mine))
+    beside = room.steer_eval(
+        sae, replace(from_, twins={"itself": sae}), knobs(texts=["the cat sat"]), 0, tmp_path / "b"
+    )
+    assert found["twins"] == {} and {**beside, "twins": {}} == found, "twins change nothing else"
+    assert beside["twins"]["itself"]["latents"] == 2
     alone = room.steer_eval(sae, replace(from_, chosen={3: 4.0}), knobs(texts=["the cat sat"]), 0, tmp_path / "b")
     assert alone["latents"][0]["doses"] == found["latents"][1]["doses"], "a latent's numbers are its own"
 

@@ -28,10 +28,12 @@ from small import change, make, of_vectors, run
 from stages import fetch_lm
 from strata.corpus import corpus, database, read
 from strata.corpus.numbers import NOTHING, NULL, WILD, parsed
+from strata.device.machine import CPU, fast_dtype
 from strata.interpretation import word_rules
 from strata.interpretation.read import Columns, open_latents
 from strata.interpretation.statistics import word_statistics
-from strata.interpretation.vocabulary import EXCERPT, Bags, bags, excerpt, label_bags
+from strata.interpretation.vocabulary import EXCERPT, bags, excerpt, label_bags
+from strata.interpretation.word_rules import Bags
 from strata.rows.shards import open_activations, open_contexts
 from strata.run import params
 from strata.run.door import BadInput
@@ -582,11 +584,11 @@ def test_sentences_are_what_the_model_says_bare(project: Path) -> None:
     order = np.concatenate([contexts.rows(split)[1] for split in read.SPLITS])
     model = SentenceTransformer("data/lm", device="cpu")
     whole = model.encode(texts.of(order), convert_to_tensor=True)
-    half = model.to(torch.bfloat16).encode(
+    fast = model.to(fast_dtype(CPU)).encode(
         texts.of(order), batch_size=16, convert_to_tensor=True, normalize_embeddings=True
     )
     found = rows.read(0, rows.rows)
-    assert torch.equal(found, half)
+    assert torch.equal(found, fast.to(torch.bfloat16))
     assert torch.nn.functional.cosine_similarity(found.float(), whole).min() > 0.9995
     assert torch.allclose(found.float().norm(dim=1), torch.ones(rows.rows), atol=5e-3)
     meta = read.lm_meta(Path("data/lm"))

@@ -268,7 +268,10 @@ class Plan:
     def steer(self, layer: int) -> Cost:
         section, written = self.params.steer_eval, self.params.steer_eval.generate
         prompts, conditions = section.prompts + len(section.texts), _many(section.latents) * CONDITIONS
-        scored = conditions * len(section.strengths) * prompts * section.tokens
+        controls = self.params.controls
+        twins = controls.run and layer in self.params.chosen(controls.layers)
+        tried = conditions + _many(section.latents) * len(controls.twins) * twins
+        scored = tried * len(section.strengths) * prompts * section.tokens
         made = conditions * len(written.strengths) * (written.prompts + len(section.texts)) * written.tokens
         operations = scored * self.model.until(self.model.blocks - 1) + made * self.model.whole
         seconds = LOADS + self.passed(operations, SHORT)

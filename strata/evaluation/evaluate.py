@@ -12,9 +12,10 @@ from strata.evaluation import pooled as documents
 from strata.evaluation import probing
 from strata.evaluation.absorption import absorption
 from strata.evaluation.core import core
-from strata.evaluation.knobs import Evaluate, Probing
+from strata.evaluation.knobs import Evaluate, Probing, TokenRules
 from strata.evaluation.meta import meta
 from strata.evaluation.redundancy import redundancy
+from strata.evaluation.rules import token_rules
 from strata.evaluation.tasks import OWN, UNTRAINED, Judged, judge
 from strata.measure.controls import principal
 from strata.rows.batches import blocks
@@ -31,6 +32,7 @@ INTERVALS = {
     "redundancy": "95 % of a bootstrap over latents; of controls the least and the most over seeds",
     "probing": "the least and the most over seeds of the split",
     "tasks": "95 % of a bootstrap over tasks",
+    "rules": "95 % of a bootstrap over latents",
     "meta": "the least and the most over seeds of the meta-SAE",
     "absorption": "the least and the most over seeds of rows and training",
 }
@@ -75,6 +77,7 @@ def evaluate(
         "redundancy": lambda: redundancy(sae, knobs.seeds, generator(seed, "redundancy", layer)),
         "probing": lambda: _probing(sae, source, np.concatenate(row_document), knobs.probing, knobs.seeds, seed),
         "tasks": lambda: _tasks(sae, source, knobs.tasks, seed, processes, kept_at("tasks")),
+        "rules": lambda: _rules(sae, source, knobs.rules, seed),
     }
 
     if knobs.meta:
@@ -125,9 +128,23 @@ def _tasks(sae: SAE, source: Source, knobs: Tasks, seed: int, processes: int, wo
     if source.prompts is None:
         return {"why": "there are no tasks for this layer, or no language model that reads their prompts"}
 
-    # The untrained SAE is as sparse as the trained one on the text that this one was trained on.
-    x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
-    random = documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))
+    random = _untrained(sae, source, seed)
     replicas = {f"seed {number}": replica for number, replica in source.replicas.items()}
     judged = Judged(source.prompts, source.tasks, {OWN: sae, UNTRAINED: random, **source.twins}, replicas)
     return judge(judged, knobs, seed, processes, work)
+
+
+def _rules(sae: SAE, source: Source, knobs: TokenRules, seed: int) -> dict[str, Any]:
+    """Make the section rules, or say why there is none."""
+    if not source.activations.of_tokens:
+        return {"why": "rows are documents, which have no tokens that a rule could name"}
+    if not knobs.latents:
+        return {"why": "evaluate.rules.latents is 0"}
+    others = {**source.twins, UNTRAINED: _untrained(sae, source, seed)}
+    return token_rules(sae, others, source.activations, source.contexts, knobs, seed)
+
+
+def _untrained(sae: SAE, source: Source, seed: int) -> SAE:
+    """Make an untrained SAE that is as sparse as the trained one on the text that this one was trained on."""
+    x = next(blocks(source.activations, *source.activations.split("train"), sae.b_dec.device)).float()
+    return documents.untrained(sae, x, generator(seed, "untrained", source.activations.layer))

@@ -19,6 +19,13 @@ class Probing(Section):
     held_out: float = Field(gt=0, lt=1)
 
 
+class TokenRules(Section):
+    """Of how many latents token rules are learned, and on how many rows."""
+
+    latents: int = Field(ge=0, le=1000000)
+    rows: int = Field(gt=0, le=2**20)
+
+
 class Evaluate(Section):
     """What is measured of an SAE. See params.yaml."""
 
@@ -26,5 +33,6 @@ class Evaluate(Section):
     seeds: int = Field(gt=0, le=1000)
     probing: Probing
     tasks: Tasks
+    rules: TokenRules
     meta: int = Field(ge=0, le=1000)
     absorption: int = Field(ge=0, le=1000)

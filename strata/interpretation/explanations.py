@@ -17,6 +17,7 @@ from strata.interpretation.read import Columns
 from strata.interpretation.rules import Neighbours, Rules
 from strata.interpretation.scoring import (
     SCORES,
+    Embed,
     Windows,
     auc,
     cut,
@@ -28,8 +29,7 @@ from strata.interpretation.scoring import (
     summary,
 )
 from strata.interpretation.text import Text
-from strata.interpretation.vocabulary import Bags
-from strata.interpretation.writers import Embed
+from strata.interpretation.word_rules import Bags
 from strata.measure.matched import exchanged
 
 ALL_SCORES = (*SCORES, "embedding")
@@ -64,7 +64,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Halves:
-    """The text, shared out between explainers and scores. Only the first ROWS rows take part.
+    """The text, shared out between explainers and scores. Only the first rows take part.
 
     ``near``: where each token stands; if rows are documents, where each word of ``bags`` does.
     ``visible``: (row,) True where explainers may look.
@@ -86,7 +86,7 @@ class Halves:
         return word_rules.learn(starts, rows, values, self.bags, self.visible)
 
     def of(self, columns: Columns, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
-        """Return the codes of latents ``first`` … ``end`` - 1 on the first ROWS rows, as starts, rows and values.
+        """Return the codes of latents ``first`` … ``end`` - 1 on the first rows, as starts, rows and values.
 
         ``first`` and ``end`` are counted from the first latent of ``columns``.
         """
@@ -103,12 +103,13 @@ class Halves:
         return draw(strengths, items, np.random.default_rng([self.seed, latent]))
 
 
-def split(text: Text, opening: int, seed: int, bags: Bags | None = None) -> Halves:
+def split(text: Text, opening: int, seed: int, bags: Bags | None = None, rows: int = ROWS) -> Halves:
     """Share the documents out between explainers and scores.
 
-    ``opening``: the token that opens a context. ``bags``: the words of each document, if rows are documents.
+    ``opening``: the token that opens a context. ``bags``: the words of each document, if rows are documents. ``rows``:
+    how many take part at the most, the first.
     """
-    rows = min(text.rows, ROWS)
+    rows = min(text.rows, rows)
     shown = np.zeros(len(text.document_rows), bool)  # (document,)
     shown[text.documents[halves(len(text.documents), seed)]] = True
     visible = shown[text.document_of(np.arange(rows))]  # (row,)

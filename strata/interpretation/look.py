@@ -29,7 +29,8 @@ from strata.interpretation.statistics import (
     word_statistics,
 )
 from strata.interpretation.text import Text
-from strata.interpretation.vocabulary import Bags, Vocabulary
+from strata.interpretation.vocabulary import Vocabulary
+from strata.interpretation.word_rules import Bags
 from strata.rows.shards import Activations
 from strata.run import files, resume
 

@@ -6,7 +6,7 @@ not assumed: the explanation of another latent judges the same windows. Which la
 permutation that leaves none in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ SCORES = ("f1", "balanced_accuracy", "pearson", "spearman")
 RESAMPLES = 2000  # how often the bootstrap draws anew
 
 Floats = NDArray[np.floating]
+Embed = Callable[[Sequence[str]], Floats]  # texts -> unit vectors
 
 
 class Windows(NamedTuple):

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from strata.interpretation.read import Columns
 from strata.interpretation.text import Text
-from strata.interpretation.vocabulary import Bags
+from strata.interpretation.word_rules import Bags
 from strata.sae.sae import SAE
 
 BINS = 32  # bins of the histogram, each half an octave wide

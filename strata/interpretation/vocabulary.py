@@ -12,6 +12,7 @@ from scipy.sparse import csc_array, csr_array
 
 from strata.corpus.read import Texts
 from strata.interpretation import text as texts
+from strata.interpretation.word_rules import Bags
 from strata.lm.model import LanguageModel, pieces
 
 EXCERPT = 600  # characters of a document that are shown
@@ -19,23 +20,6 @@ ROWS = 2**17  # the words of at most this many rows are looked at, the first: th
 WORDS = 50_000  # the commonest words are kept, at most this many
 SEEN = 3  # a word must stand in at least this many documents
 COMMON = 0.5  # and in at most this share of them
-
-
-@dataclass(frozen=True)
-class Bags:
-    """Which ``words`` each of the first rows holds.
-
-    ``by_row``: sparse (row, word), a one where the row holds the word. ``by_word``: the same, compressed by word.
-    """
-
-    words: list[str]
-    by_row: csr_array
-    by_word: csc_array
-
-    @property
-    def rows(self) -> int:
-        """How many rows have words here."""
-        return len(self.by_row.indptr) - 1
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,36 @@ the next word is the one that raises F1 most beside the words chosen before. A d
 words it holds.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csc_array, csr_array, diags_array
 
 from strata.interpretation.rules import Neighbours, Rules
-from strata.interpretation.vocabulary import Bags
 
 MOST = 8  # words of a rule
 ENOUGH = 0.01  # F1 that each word has to add
 HITS = 3  # a word must stand in so many documents on which the latent fires: fewer say little
 CELLS = 2**21  # latents × words at a time, 8 bytes each, in several arrays
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Which ``words`` each of the first rows holds.
+
+    ``by_row``: sparse (row, word), a one where the row holds the word. ``by_word``: the same, compressed by word.
+    """
+
+    words: list[str]
+    by_row: csr_array
+    by_word: csc_array
+
+    @property
+    def rows(self) -> int:
+        """How many rows have words here."""
+        return len(self.by_row.indptr) - 1
 
 
 def neighbours(bags: Bags) -> Neighbours:

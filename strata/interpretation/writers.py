@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from strata import sentences
 from strata.device.machine import CPU
+from strata.interpretation.scoring import Embed
 from strata.lm.model import LanguageModel
 from strata.run.files import read_json, write_json
 
 Writer = Callable[[Sequence[str], int], list[str]]  # prompts and a limit in tokens -> replies
 Fits = Callable[[str, int], bool]  # a prompt and a limit in tokens -> whether the writer has room for both
-Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # texts -> unit vectors
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Steer with some latents of a layer, and compare each with baselines that anyone might have tried instead."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from tqdm import tqdm
 from strata.interpretation.read import Latents
 from strata.lm.model import LanguageModel
 from strata.measure.matched import matched
+from strata.measure.partners import firing, partners
+from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.steering import texts as prompts_of
+from strata.steering import twins
 from strata.steering.conditions import LATENT, Condition, Place, conditions, difference
 from strata.steering.doses import Response, TargetTokens, responses
 from strata.steering.knobs import SteerEval
@@ -44,7 +48,8 @@ WRITTEN = pa.schema(
 class Source:
     """What a layer is steered with: its rows, the texts they come from, its latents, the model.
 
-    ``chosen``: maps each latent that is evaluated to its largest code.
+    ``chosen``: maps each latent that is evaluated to its largest code. ``twins``: SAEs of equal budget with a part that
+    stayed random, by name.
     """
 
     activations: Activations
@@ -52,6 +57,7 @@ class Source:
     latents: Latents
     chosen: dict[int, float]
     lm: LanguageModel
+    twins: Mapping[str, SAE] = field(default_factory=dict)
 
 
 def applicable(latents: Latents) -> bool:
@@ -94,6 +100,7 @@ def steer_eval(
 
     # Run the model: its predictions at each strength, and the texts that it writes.
     responses_of = _responses(place, prompts, steered, target_tokens, knobs, work)
+    beside_twins = _twins(place, source, prompts, density, responses_of, knobs, seed, work)
     written = _written(place, prompts, source.chosen, steered, knobs, work)
     _write(folder, steered, responses_of, written, knobs.strengths)
 
@@ -118,6 +125,7 @@ def steer_eval(
         "strengths": knobs.strengths,
         "kl": knobs.kl,
         "beating_all": sum(result["beats_all"] for result in results) / len(results) if results else None,
+        "twins": beside_twins,
         "latents": results,
     }
 
@@ -151,6 +159,35 @@ def _responses(
     with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
         in_order = iter(responses(place, prompts, pairs, knobs.strengths, knobs.batch_size, bar.update, work))
     return {j: [next(in_order) for _ in of_latent] for j, of_latent in steered.items()}
+
+
+def _twins(
+    place: Place,
+    source: Source,
+    prompts: Texts,
+    density: np.ndarray,
+    responses_of: dict[int, list[Response]],
+    knobs: SteerEval,
+    seed: int,
+    work: Path | None,
+) -> dict[str, Any]:
+    """Steer with as many latents of each twin, and compare: twin -> what `twins.beside` says.
+
+    ``density``: (latent,) of the SAE. ``responses_of``: of the SAE's latents, that of their own direction first.
+    """
+    own = {j: of_latent[0] for j, of_latent in responses_of.items()}
+    compared_with = {}
+    for name, twin in source.twins.items():
+        fires = firing(twin, blocks(source.activations, *source.activations.split("test"), twin.decoder.device))
+        partner_of = partners(density, list(own), fires, seed)
+        kept = work / "twins" / name if work else None
+        there = replace(place, sae=twin)
+        found = twins.steered(there, fires, list(partner_of.values()), prompts, knobs, kept)
+
+        random = np.random.default_rng([seed, place.layer])
+        draws = drawn(len(prompts), knobs.bootstraps, random)
+        compared_with[name] = twins.beside(own, partner_of, found, knobs, draws, random)
+    return compared_with
 
 
 def _written(
