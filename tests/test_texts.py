@@ -80,7 +80,7 @@ def of(lm: LanguageModel, tokenizer: Any) -> LanguageModel:
 def test_a_text_has_the_tokens_of_what_it_says_alone(lm: LanguageModel, made: Callable[[], Any], before: str):
     model = of(lm, made())
     assert model.read([before + SAID, SAID]) == [IDS, IDS]
-    assert writers._tokens(model, before + SAID) == [model.bos, *IDS]
+    assert writers._tokens(model, (before + SAID,)) == [model.bos, *IDS]
     assert steered._tokens_of(model, before + SAID, 0) == [model.bos, *IDS]
 
 
@@ -178,15 +178,19 @@ def window(words: int, peak: int) -> Example:
     return Example([f" w{n}" for n in range(words)], [1.0 if n == peak else 0.0 for n in range(words)])
 
 
-def fits_of(most: int) -> Callable[[str, int], bool]:
+def words_of(prompt: writers.Chat) -> int:
+    return len(" ".join(prompt).split())
+
+
+def fits_of(most: int) -> Callable[[writers.Chat, int], bool]:
     """Room counted in words."""
-    return lambda prompt, limit: len(prompt.split()) + limit <= most
+    return lambda prompt, limit: words_of(prompt) + limit <= most
 
 
 def test_examples_are_left_out_until_a_prompt_fits():
     case = Case(3, [window(8, n) for n in range(6)], [window(8, 0)] * 3, [])
-    bare = len(explanation_prompt(replace(case, active=case.active[:1], silent=())).split())
-    whole = len(explanation_prompt(case).split())
+    bare = words_of(explanation_prompt(replace(case, active=case.active[:1], silent=())))
+    whole = words_of(explanation_prompt(case))
     assert fitted(case, fits_of(whole + 24)) == case
     less = fitted(case, fits_of(whole + 23))
     assert list(less.active) == list(case.active)[:5] and list(less.silent) == list(case.silent)
@@ -210,7 +214,7 @@ def test_long_documents_are_cut_before_any_is_left_out():
 @pytest.mark.parametrize("peak", [0, 20, 63])
 def test_a_scored_window_is_cut_around_its_peak(peak: int):
     example = window(64, peak)
-    frame = len(answer_prompt("months", Example([""], [0.0])).split())
+    frame = words_of(answer_prompt("months", Example([""], [0.0])))
     assert cut("months", example, fits_of(frame + 4 + 64)) == example
     short = cut("months", example, fits_of(frame + 4 + 20))
     assert len(short.pieces) == 16 and f" w{peak}" in short.pieces and max(short.values) == 1.0

@@ -42,7 +42,7 @@ def tiny(gpt2: Path):
 
 
 def test_the_local_model_batches_repeats_and_keeps(tiny, tmp_path: Path, monkeypatch):
-    prompts = ["the cat sat", "a dog", "old blue hills far away", "sun"]
+    prompts = [("the cat sat",), ("a dog",), ("old blue hills far away",), ("sun",)]
     alone = transformers_writer(tiny, "f", 1, Replies(tmp_path / "a"))(prompts, 5)
     together = transformers_writer(tiny, "f", 3, Replies(tmp_path / "b"))(prompts, 5)
     assert alone == together and all(alone)  # in float32, padding changes nothing
@@ -52,19 +52,19 @@ def test_the_local_model_batches_repeats_and_keeps(tiny, tmp_path: Path, monkeyp
 
 
 def test_a_chat_template_is_used(tiny, tmp_path: Path):
-    plain = transformers_writer(tiny, "f", 2, Replies(tmp_path / "a"))(["the cat"], 4)
+    plain = transformers_writer(tiny, "f", 2, Replies(tmp_path / "a"))([("the cat",)], 4)
     tiny.tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}sun rise {{ m['content'] }} far home{% endfor %}"
     )
-    templated = transformers_writer(tiny, "f", 2, Replies(tmp_path / "b"))(["the cat"], 4)
+    templated = transformers_writer(tiny, "f", 2, Replies(tmp_path / "b"))([("the cat",)], 4)
     tiny.tokenizer.chat_template = None
-    same = transformers_writer(tiny, "f", 2, Replies(tmp_path / "c"))(["sun rise the cat far home"], 4)
+    same = transformers_writer(tiny, "f", 2, Replies(tmp_path / "c"))([("sun rise the cat far home",)], 4)
     assert templated == same != plain
 
 
 def test_a_folder_is_a_writer_too(tiny, gpt2: Path, tmp_path: Path):
     writer, source, _ = open_writer(params(model=str(gpt2)), tiny, "f", tmp_path)
-    assert source == "lm" and writer(["the cat sat"], 3)
+    assert source == "lm" and writer([("the cat sat",)], 3)
     with pytest.raises(BadInput, match="no language model could be loaded"):
         open_writer(params(model=str(tmp_path)), tiny, "f", tmp_path)
 
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         oracle = stub(lambda word, words: "10" if word in words else "0")
-        content = oracle([body["messages"][0]["content"]], 0)[0]
+        content = oracle([tuple(message["content"] for message in body["messages"])], 0)[0]
         good = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
         status, reply, *more = failure or self.server.always or (200, good)
         head = {"Content-Length": str(len(reply)), **(more[0] if more else {})}

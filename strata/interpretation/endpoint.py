@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from strata.interpretation.writers import Replies, Writer
+from strata.interpretation.writers import Chat, Replies, Writer, messages
 from strata.run.door import BadInput
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
     """
     endpoint = find_endpoint()
 
-    async def ask(client: "AsyncClient", prompt: str, limit: int) -> str | None:
+    async def ask(client: "AsyncClient", prompt: Chat, limit: int) -> str | None:
         """Return the reply to one prompt, kept or new; None if there is no chat completion."""
         request = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages(prompt),
             "temperature": 0,
             "max_tokens": limit,
         }
@@ -108,13 +108,13 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
             kept.keep(request, [content])
         return content
 
-    async def ask_all(prompts: Sequence[str], limit: int) -> list[str | None]:
+    async def ask_all(prompts: Sequence[Chat], limit: int) -> list[str | None]:
         """Ask all prompts, `patience.parallel` at a time."""
         import httpx2  # takes a third of a second, which a run without an endpoint saves
 
         turns = asyncio.Semaphore(patience.parallel)
 
-        async def in_turn(client: "AsyncClient", prompt: str) -> str | None:
+        async def in_turn(client: "AsyncClient", prompt: Chat) -> str | None:
             async with turns:
                 return await ask(client, prompt, limit)
 
@@ -129,7 +129,7 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
                     task.cancel()
                 await asyncio.gather(*asked, return_exceptions=True)
 
-    def write(prompts: Sequence[str], limit: int) -> list[str]:
+    def write(prompts: Sequence[Chat], limit: int) -> list[str]:
         try:
             contents = asyncio.run(ask_all(prompts, limit))
         except BadInput as refusal:

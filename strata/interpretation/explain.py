@@ -7,6 +7,7 @@ strongly the latent is active in each. Its answers are scored as token rules are
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,37 +18,66 @@ from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
 from strata.interpretation.knobs import Explain
-from strata.interpretation.scoring import derangement, score
-from strata.interpretation.writers import Fits, Replies, Writer, endless, room, transformers_writer
+from strata.interpretation.scoring import bare, score, strangers
+from strata.interpretation.writers import Chat, Fits, Replies, Writer, endless, room, transformers_writer
 from strata.lm.model import LanguageModel, load
 from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.run.resume import main_root
+from strata.weights.unpacked import unpacked
 
 WORDS = 8  # an explanation has at most this many
 STRONGEST = 10  # stands for the largest activation in a prompt
 MARKED = 0.3  # a token is marked from this share of the largest activation on
-NAMED = 3  # tokens of an example that are listed with their activation
-# Worked examples. Without them a model that was never taught to answer would only continue the texts.
-SOLVED_DOCUMENTS = (
-    "Active:",
-    "1. The treaty was signed in May and came into force in October. (10)",
-    "2. By the end of July the river had dried up. (8)",
-    "Silent:",
-    "1. He may not have known of it.",
-    'In common: "names of months"',
-)
+HINTS = 8  # tokens that are listed below the texts
+MOST = 0.5  # of the replies: an answer that more latents than this get says nothing of any of them
+# Worked examples, as turns of a chat before the question. They are of several kinds, so that no kind is suggested, and
+# so special that a reply which repeats one of them is an echo.
 SOLVED = (
-    "Active:",
-    '1. The treaty was signed in<< May>> and came into force in<< October>>. (" May" 10, " October" 9)',
-    '2. by the end of<< July>> the river had dried up (" July" 10)',
-    "Silent:",
-    "1. He may not have known of it.",
-    'In common: "names of months"',
+    (
+        "Active:\n1. She played the<< violin>> while he tuned two old<< flutes>>\n"
+        "2. a quartet with<< cello>> and<< clarinet>>, and later a<< harp>>\n"
+        "Silent:\n1. The audience was late, and the hall half empty\n"
+        'Strongest on: " violin", " cello"',
+        "musical instruments",
+    ),
+    (
+        "Active:\n1. the dark<<ness>> of the cellar and its damp<<ness>>\n2. out of sheer kind<<ness>>, she said\n"
+        "Silent:\n1. the cellar was dark and damp\n"
+        'Strongest on: "ness"',
+        "words that end in -ness",
+    ),
+    (
+        "Active:\n1. It cost $<<40>> in spring and $<<1,200>> by autumn\n2. a fine of $<<75>> for each\n"
+        "Silent:\n1. In 1975 there were 40 of them\n"
+        'Strongest on: "40", "75"',
+        "numbers after a dollar sign",
+    ),
+)
+SOLVED_DOCUMENTS = (
+    (
+        "Active:\n1. The violin was made in Cremona, the bow in Paris. (10)\n2. How to tune a flute at home. (8)\n"
+        "Silent:\n1. The hall was half empty.",
+        "musical instruments",
+    ),
+    (
+        "Active:\n1. Why does my cheese not melt? (10)\n2. Is it safe to freeze cheese twice? (9)\n"
+        "Silent:\n1. Cheese is made of milk.",
+        "questions about cheese",
+    ),
 )
 ANSWERED = (
-    f"Unit: names of months\nText: The treaty was signed in May and came into force\nNumber: {STRONGEST}\n\n"
-    "Unit: names of months\nText: He may not have known of it before he\nNumber: 0\n\n"
+    ("Unit: musical instruments\nText: She played the violin while he tuned two old", str(STRONGEST)),
+    ("Unit: musical instruments\nText: The audience was late, and the hall half", "0"),
+)
+QUESTION = (
+    "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>. "
+    f"Say in 1 to {WORDS} words what the marked tokens have in common. Reply with these words alone."
+)
+QUESTION_DOCUMENTS = (
+    "A hidden unit of an embedding model is active on some texts and silent on others. After each active one "
+    f"stands how much, from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the active texts have in common. "
+    "Reply with these words alone."
 )
 EXPLANATION_TOKENS = 24  # limit of a reply that explains
 ANSWER_TOKENS = 4  # limit of a reply that judges
@@ -77,8 +107,8 @@ def check_room(window: int, lm: LanguageModel) -> None:
 def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str, Fits]:
     """Return the writer that ``params.model`` names, its kind ("lm" or "endpoint"), and a test of what it has room for.
 
-    ``lm``: the model of `data/lm/`, and ``fingerprint``: its hash. Any other model must be a folder or be in the hub's
-    cache. ``replies``: the folder in which replies are kept.
+    ``lm``: the model of `data/lm/`, and ``fingerprint``: its hash. Any other model must be `package:NAME`, a folder,
+    or be in the hub's cache. ``replies``: the folder in which replies are kept.
     """
     kept = Replies(replies)
     kind, colon, name = (params.model or "").partition(":")
@@ -88,7 +118,8 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
 
     if params.model != "lm":
         source = str(params.model)
-        folder = next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
+        places = (Path(source).expanduser(), main_root() / source)
+        folder = unpacked(source) if kind == "package" else next((path for path in places if path.is_dir()), None)
         dtype, device = (lm.model.dtype, lm.device) if lm else (fast_dtype(CPU), CPU)
         lm = load(folder or source, dtype, device, local_files_only=True)
 
@@ -103,29 +134,29 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
 def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits: Fits = endless) -> list[Explanation]:
     """Ask ``writer`` to explain each case, then to judge the scored windows of the case by its explanation.
 
-    Chance level: the same windows, judged by the explanation of another case. If only one case was explained, there is
-    no other, and the chance scores stay None. ``fits``: says whether the writer has room for a prompt; where it has
-    not, the prompt shows less. Raises BadInput if no reply of an endpoint can be read as an explanation.
+    Chance level: the same windows, judged by the explanation of another case, in other words. Where there is none, the
+    chance scores stay None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows
+    less. Raises BadInput if no reply of an endpoint can be read as an explanation.
     """
     replies = writer([explanation_prompt(fitted(case, fits)) for case in cases], EXPLANATION_TOKENS)
-    texts = [read_explanation(reply) for reply in replies]
+    read = [read_explanation(reply) for reply in replies]
+    texts = without_echoes(read, cases)
     explanations = [Explanation(case.latent, source, text) for case, text in zip(cases, texts, strict=True)]
-    for explanation in explanations:
+    for explanation, said in zip(explanations, read, strict=True):
         explanation.unparsed += explanation.text is None
+        explanation.echoed = explanation.text is None and said is not None
 
     explained = [i for i, text in enumerate(texts) if text is not None]
-    if source == "endpoint" and texts and not explained:
+    if source == "endpoint" and read and not any(read):
         raise BadInput(
             f"none of the endpoint's {len(texts)} explanations could be read as 1 to {WORDS} words (the first began "
             f"{replies[0][:60]!r}); name another model in interpret.explain.model, or delete .replies to ask again"
         )
 
     # Pairs of a case's number and the text to judge it by: its own explanation, and that of another case.
-    permutation = derangement(len(explained), np.random.default_rng(seed))
     own = [(i, texts[i] or "") for i in explained]
-    permuted = []
-    if len(explained) > 1:
-        permuted = [(i, texts[explained[other]] or "") for i, other in zip(explained, permutation, strict=True)]
+    others = strangers([text for _, text in own], np.random.default_rng(seed))
+    permuted = [(i, own[other][1]) for i, other in zip(explained, others, strict=True) if other is not None]
 
     # All questions go to the writer in one call, and the answers come back in the same order.
     prompts = [
@@ -199,51 +230,40 @@ def _halved(example: Example) -> Example:
 # --- what is asked, and how replies are read ------------------------------------------------------------------------
 
 
-def explanation_prompt(case: Case) -> str:
-    """Write the question what a latent stands for.
+def explanation_prompt(case: Case) -> Chat:
+    """Write the question what a latent stands for, after worked examples.
 
-    The prompt holds a worked example, then the case: its active texts, with the active tokens marked, and its silent
-    texts. A whole document has no tokens to mark: only the strength stands behind it.
+    The case is its active texts, with the active tokens marked, its silent texts, and which tokens are strongest. A
+    whole document has no tokens to mark: only the strength stands behind it.
     """
     most = max((max(example.values) for example in case.active), default=0.0)
     show = _with_strength if case.documents else _with_marks
     active = [f"{i}. {show(example, most)}" for i, example in enumerate(case.active, 1)]
     silent = [f"{i}. {_on_one_line(example.text)}" for i, example in enumerate(case.silent, 1)]
+    lines = ["Active:", *active, *(["Silent:", *silent] if silent else [])]
+    if not case.documents and (strongest := _strongest(case)):
+        lines.append(f"Strongest on: {', '.join(json.dumps(piece, ensure_ascii=False) for piece in strongest)}")
 
-    question = (
-        "A hidden unit of an embedding model is active on some texts and silent on others. After each active one "
-        f"stands how much, from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the active texts have in common. "
-        if case.documents
-        else "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>, and "
-        f"the strongest are listed with their activation from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the "
-        "marked tokens have in common. "
-    )
-    lines = [
-        question + "Reply with these words alone.",
-        "",
-        *(SOLVED_DOCUMENTS if case.documents else SOLVED),
-        "",
-        "Active:",
-        *active,
-        *(["Silent:", *silent] if silent else []),
-        'In common: "',
-    ]
-    return "\n".join(lines)
+    first, *others = SOLVED_DOCUMENTS if case.documents else SOLVED
+    question = QUESTION_DOCUMENTS if case.documents else QUESTION
+    turns = [(f"{question}\n\n{first[0]}", first[1]), *others, ("\n".join(lines), "")]
+    return tuple(turn for asked, answer in turns for turn in (f"{asked}\nIn common:", answer))[:-1]
 
 
-def answer_prompt(explanation: str, example: Example) -> str:
+def answer_prompt(explanation: str, example: Example) -> Chat:
     """Write the question how strongly a latent is active in one window, after two worked examples."""
-    return (
+    question = (
         f"How strongly is a hidden unit of a language model active in a text, from 0 (silent) to {STRONGEST}? "
-        f"Reply with one number alone.\n\n{ANSWERED}Unit: {explanation}\nText: {_on_one_line(example.text)}\nNumber:"
+        "Reply with one number alone."
     )
+    (first, answer), *others = ANSWERED
+    asked = (f"Unit: {explanation}\nText: {_on_one_line(example.text)}", "")
+    turns = [(f"{question}\n\n{first}", answer), *others, asked]
+    return tuple(turn for text, number in turns for turn in (f"{text}\nNumber:", number))[:-1]
 
 
 def _with_marks(example: Example, most: float) -> str:
-    """Write `the river<< rose>> (" rose" 9)`: the strong tokens marked, and the strongest listed with their strength.
-
-    ``most``: the largest activation of all examples, which is STRONGEST in the list.
-    """
+    """Write `the river<< rose>> again`: the strong tokens marked. ``most``: the largest activation of all examples."""
     marked_text, inside = "", False
     for piece, value in zip(example.pieces, example.values, strict=True):
         marked = value >= MARKED * most and value > 0
@@ -251,16 +271,14 @@ def _with_marks(example: Example, most: float) -> str:
             marked_text += "<<" if marked else ">>"
         marked_text += piece
         inside = marked
-    if inside:
-        marked_text += ">>"
+    return _on_one_line(f"{marked_text}>>" if inside else marked_text)
 
-    strongest = sorted(range(len(example.values)), key=lambda i: (-example.values[i], i))[:NAMED]
-    strengths = [
-        f"{json.dumps(example.pieces[i], ensure_ascii=False)} {round(STRONGEST * example.values[i] / most)}"
-        for i in strongest
-        if example.values[i] > 0
-    ]
-    return f"{_on_one_line(marked_text)} ({', '.join(strengths)})"
+
+def _strongest(case: Case) -> list[str]:
+    """List the tokens at the peaks of the active texts, each once, the strongest first."""
+    peaks = [max(zip(example.values, example.pieces, strict=True), key=lambda one: one[0]) for example in case.active]
+    ordered = [piece for value, piece in sorted(peaks, key=lambda one: -one[0]) if value > 0]
+    return list(dict.fromkeys(ordered))[:HINTS]
 
 
 def _with_strength(example: Example, most: float) -> str:
@@ -270,6 +288,27 @@ def _with_strength(example: Example, most: float) -> str:
 
 def _on_one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def without_echoes(texts: Sequence[str | None], cases: Sequence[Case]) -> list[str | None]:
+    """Put None in the place of explanations that only repeat something, and so say nothing of the latent.
+
+    That is a worked example's answer, the question, a text that was shown, or what most latents get. ``texts``: an
+    explanation for each case, or None.
+    """
+    answers = {bare(answer) for _, answer in (*SOLVED, *SOLVED_DOCUMENTS)}
+    questions = f"{bare(QUESTION)} {bare(QUESTION_DOCUMENTS)}"
+    counts = Counter(bare(text) for text in texts if text is not None)
+    known = sum(counts.values())
+
+    def echo(text: str, case: Case) -> bool:
+        words = bare(text)
+        long = len(words.split()) > 2  # shorter ones may stand in any text by chance
+        shown = (bare(example.text) for example in (*case.active, *case.silent))
+        common = known > 3 and counts[words] > MOST * known
+        return words in answers or common or (long and (words in questions or any(words in seen for seen in shown)))
+
+    return [None if text is None or echo(text, case) else text for text, case in zip(texts, cases, strict=True)]
 
 
 def read_explanation(reply: str) -> str | None:

@@ -21,10 +21,10 @@ from strata.interpretation.scoring import (
     Windows,
     auc,
     cut,
-    derangement,
     draw,
     halves,
     score,
+    strangers,
     strongest,
     summary,
 )
@@ -44,6 +44,7 @@ class Explanation:
     ``source``: rule, label, lm or endpoint. ``text``: None if there is no explanation.
     ``items``: how many windows were judged.
     ``unparsed``: how many replies could not be read, of those about the windows and the explanation itself.
+    ``echoed``: whether the reply only repeated the prompt, or what most latents got.
     ``scores``: each of ALL_SCORES, and its chance level as `<name>_chance`; None where a score is undefined.
     """
 
@@ -52,6 +53,7 @@ class Explanation:
     text: str | None
     items: int = 0
     unparsed: int = 0
+    echoed: bool = False
     scores: dict[str, float | None] = field(
         default_factory=lambda: {f"{name}{end}": None for name in ALL_SCORES for end in ("", "_chance")}
     )
@@ -281,26 +283,28 @@ def add_embedding_score(found: Sequence[Explanation], cases: Sequence[Case], emb
         return
 
     text_vectors = embed([text for _, text in scorable])
-    permutation = derangement(len(scorable), np.random.default_rng(seed))
-    for place, (i, _) in enumerate(scorable):
+    others = strangers([text for _, text in scorable], np.random.default_rng(seed))
+    for (i, _), own_vector, other in zip(scorable, text_vectors, others, strict=True):
         fires = cases[i].truth > 0
         window_vectors = embed([example.text for example in cases[i].scored])
-        found[i].scores["embedding"] = auc(fires, window_vectors @ text_vectors[place])
-        if len(scorable) > 1:
-            found[i].scores["embedding_chance"] = auc(fires, window_vectors @ text_vectors[permutation[place]])
+        found[i].scores["embedding"] = auc(fires, window_vectors @ own_vector)
+        if other is not None:
+            found[i].scores["embedding_chance"] = auc(fires, window_vectors @ text_vectors[other])
 
 
 def report(found: Sequence[Explanation], seed: int) -> dict[str, Any]:
     """Sum up the explanations of one source for the report.
 
     Returns how many latents there are, how many have an explanation, how many windows were judged, how many replies
-    could not be read, and each score over the latents (see `scoring.summary`).
+    could not be read, how many explanations only repeated the prompt, and each score over the latents (see
+    `scoring.summary`).
     """
     return {
         "latents": len(found),
         "explained": sum(e.text is not None for e in found),
         "items": sum(e.items for e in found),
         "unparsed": sum(e.unparsed for e in found),
+        "echoed": sum(e.echoed for e in found),
         **{
             name: summary([e.scores[name] for e in found], [e.scores[f"{name}_chance"] for e in found], seed)
             for name in ALL_SCORES

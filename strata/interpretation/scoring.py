@@ -6,6 +6,7 @@ not assumed: the explanation of another latent judges the same windows. Which la
 permutation that leaves none in its place.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -97,6 +98,21 @@ def derangement(size: int, random: np.random.Generator) -> NDArray[np.int64]:
     image = np.empty(size, np.int64)
     image[cycle] = np.roll(cycle, 1)
     return image
+
+
+def strangers(texts: Sequence[str], random: np.random.Generator) -> list[int | None]:
+    """Draw for each of ``texts`` another one that says something else; None where all say the same."""
+    words = [bare(text) for text in texts]
+    drawn = []
+    for own in words:
+        others = [other for other, there in enumerate(words) if there != own]
+        drawn.append(others[random.integers(len(others))] if others else None)
+    return drawn
+
+
+def bare(text: str) -> str:
+    """Return the words of ``text`` in lower case, without marks and signs between them."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def score(truth: Floats, said: Floats) -> dict[str, float | None]:

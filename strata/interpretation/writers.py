@@ -21,8 +21,10 @@ from strata.interpretation.scoring import Embed
 from strata.lm.model import LanguageModel
 from strata.run.files import read_json, write_json
 
-Writer = Callable[[Sequence[str], int], list[str]]  # prompts and a limit in tokens -> replies
-Fits = Callable[[str, int], bool]  # a prompt and a limit in tokens -> whether the writer has room for both
+Chat = tuple[str, ...]  # a prompt: turns of the user and of the assistant in turn; the user has the first and the last
+Writer = Callable[[Sequence[Chat], int], list[str]]  # prompts and a limit in tokens -> replies
+Fits = Callable[[Chat, int], bool]  # a prompt and a limit in tokens -> whether the writer has room for both
+ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, ke
     bfloat16, and so the reply. ``fingerprint``: the hash of the model's weights, a part of every request.
     """
 
-    def write(prompts: Sequence[str], limit: int) -> list[str]:
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # so that batches need little padding
+    def write(prompts: Sequence[Chat], limit: int) -> list[str]:
+        # In the order of their length, so that batches need little padding.
+        order = sorted(range(len(prompts)), key=lambda i: (sum(map(len, prompts[i])), i))
         replies = [""] * len(prompts)
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
@@ -75,28 +78,33 @@ def room(lm: LanguageModel) -> Fits:
     return lambda prompt, limit: lm.positions is None or len(_tokens(lm, prompt)) + limit <= lm.positions
 
 
-def endless(prompt: str, limit: int) -> bool:
+def endless(prompt: Chat, limit: int) -> bool:
     """Say yes: the test for a writer of which we do not know how much it reads."""
     return True
 
 
-def _tokens(lm: LanguageModel, prompt: str) -> list[int]:
+def messages(prompt: Chat) -> list[dict[str, str]]:
+    """Return a prompt as the messages of a chat."""
+    return [{"role": ROLES[number % 2], "content": turn} for number, turn in enumerate(prompt)]
+
+
+def _tokens(lm: LanguageModel, prompt: Chat) -> list[int]:
     """Return the tokens that the model reads: BOS, once, and the prompt.
 
-    If the tokenizer has a chat template, the prompt becomes the user's turn of a chat. Then BOS comes first only if the
-    template puts it there.
+    If the tokenizer has a chat template, the prompt becomes a chat. Then BOS comes first only if the template puts it
+    there. Else an answer follows its question on the same line, and an empty line stands behind it.
     """
     if not getattr(lm.tokenizer, "chat_template", None):
-        return [lm.bos, *lm.read([prompt])[0]]
+        ends = ("", *(" " if number % 2 == 0 else "\n\n" for number in range(len(prompt) - 1)))
+        return [lm.bos, *lm.read(["".join(end + turn for end, turn in zip(ends, prompt, strict=True))])[0]]
 
-    chat = [{"role": "user", "content": prompt}]
-    text = str(lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    text = str(lm.tokenizer.apply_chat_template(messages(prompt), tokenize=False, add_generation_prompt=True))
     whole = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return [lm.bos] * (whole[:1] == [lm.bos]) + lm.read([text])[0]  # pyright: ignore[reportIndexIssue]
 
 
 @torch.inference_mode()
-def _generate(lm: LanguageModel, prompts: list[str], limit: int) -> list[str]:
+def _generate(lm: LanguageModel, prompts: list[Chat], limit: int) -> list[str]:
     """Decode a reply of at most ``limit`` tokens to each of ``prompts``, greedily, in one batch."""
     tokenizer = lm.tokenizer
 

