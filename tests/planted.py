@@ -33,6 +33,8 @@ def planted(folder: Path, layer: int) -> Path:
                 "encoder_norm": 1.0, "decoder_norm": 1.0, "encoder_decoder_cosine": 0.5,
                 "skew": None, "kurtosis": None, "dead": dead, "kept": latent not in (DEAD, DENSE),
                 "dropped": "dead" if dead else "density" if latent == DENSE else None,
+                "name": None if dead or latent == SILENT_ID else f"latent {latent} {EVIL[latent % len(EVIL)]}",
+                "named_by": None if dead or latent == SILENT_ID else "rule",
                 "histogram": [0 if dead else int(n) for n in rng.integers(0, 50, len(EDGES) - 1)],
             }
         )  # fmt: skip
@@ -84,7 +86,7 @@ def planted(folder: Path, layer: int) -> Path:
                 "spearman": None,
             }
             notes.append(
-                {"latent": latent, "source": source, "text": text, **scores, "embedding": None}
+                {"latent": latent, "source": source, "text": text, "name": text, **scores, "embedding": None}
                 | {f"{name}_chance": 0.5 for name in (*scores, "embedding")}
                 | {"items": 20, "unparsed": 1 if source == "lm" else 0}
             )

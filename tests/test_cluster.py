@@ -177,7 +177,14 @@ def layer(folder: Path, dead: tuple[int, ...] = LOST) -> room.Source:
     ]  # fmt: skip
     is_dead = np.isin(np.arange(LATENTS), dead)
     tables = {
-        "statistics": pa.table({"latent": np.arange(LATENTS), "dead": is_dead, "kept": ~is_dead & (group != 1)}),
+        "statistics": pa.table(
+            {
+                "latent": np.arange(LATENTS),
+                "dead": is_dead,
+                "kept": ~is_dead & (group != 1),
+                "name": [None if dead else f"{EVIL[j % len(EVIL)]} {j}" for j, dead in enumerate(is_dead)],
+            }
+        ),
         "documents": pa.table({"latent": latent, "document": document, "mean": mean[document, latent]}).sort_by(
             "latent"
         ),

@@ -140,7 +140,7 @@ def test_what_is_searched_for() -> None:
         {
             "latent": [0, 1, 2], "explanation": ["of war", "of Peace", ""], "tokens": ["a", "b", "war"],
             "state": ["kept", "kept", "dead"], "density": [0.5, 0.001, 0.0], "score": [0.9, 0.5, np.nan],
-            "chance": [0.5, 0.5, np.nan],
+            "chance": [0.5, 0.5, np.nan], "name": ["conflicts", None, None],
         }
     )  # fmt: skip
     everything = ["kept", "dead"]
@@ -150,6 +150,7 @@ def test_what_is_searched_for() -> None:
 
     assert found("", everything, (LEAST, 0.0), ANY) == [0, 1, 2]
     assert found("WAR", everything, (LEAST, 0.0), ANY) == [0, 2]
+    assert found("conflict", everything, (LEAST, 0.0), ANY) == [0]
     assert found("of p", ["kept"], (LEAST, 0.0), ANY) == [1]
     assert found("", everything, (-2.0, 0.0), ANY) == [0] and found("", everything, (LEAST, -2.0), ANY) == [1, 2]
     assert found("", everything, (LEAST, 0.0), 0.1) == [0]

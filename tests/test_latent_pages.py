@@ -11,8 +11,9 @@ from pathlib import Path
 
 import browser
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from planted import DEAD, DENSE, EVIL, LATENTS, planted
+from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, planted
 
 from apps.show.card import card
 from stages.report.causes import Causes
@@ -184,10 +185,12 @@ def test_a_layer_without_language_model_labels_and_explanations(latents: Path, t
     folder = planted(tmp_path / "9", 9)
     for name in ("logits", "enrichment", "explanations", "rules", "neighbours"):
         (folder / f"{name}.parquet").unlink()
-    made = dict(site([read_layer(open_latents(folder), 3)], NOTHING))
+    made = dict(site([read_layer(open_latents(folder), 3, [SILENT_ID])], NOTHING))
     page = Parsed(made["9/0.html"])
     assert "Strongest" in page.text and "Logit lens" not in page.text and "Explanation" not in page.text
-    assert json.loads(Parsed(made["9/index.html"]).scripts[0])["text"] == [""] * LATENTS
+    names = json.loads(Parsed(made["9/index.html"]).scripts[0])["text"]
+    assert names == [row["name"] or "" for row in pq.read_table(folder / "statistics.parquet").to_pylist()]
+    assert "No name yet" in Parsed(made[f"9/{SILENT_ID}.html"]).text and "No name yet" not in page.text
 
 
 def causes(latent: int) -> Causes:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from apps.serve.explainer import explanations
 from strata.corpus import read
 from strata.families.read import Clusters, clustered, open_clusters
 from strata.interpretation.read import Latents, interpreted, open_latents
@@ -107,11 +106,6 @@ class Project:
 
         source, options = read.lm_path(self.data / "lm")
         return AutoTokenizer.from_pretrained(source, **options)
-
-
-def notes(latents: Latents) -> dict[int, str]:
-    """Return latent -> its best explanation in words, "" where there is none."""
-    return {latent: rows[0]["text"] or "" for latent, rows in explanations(latents).items()}
 
 
 def codes(sae: SAE, x: Floats) -> Floats:

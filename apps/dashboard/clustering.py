@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.dashboard import artifacts, charts, measures
+from apps.dashboard import charts, measures
 from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, slider, switch, table
 from strata.families.read import DEAD, Clusters
@@ -93,6 +93,6 @@ def _families(view: View, clusters: Clusters) -> None:
     members = living[living["cluster"] == chosen][["latent", "silhouette", "medoid"]]
     interpreted = view.project.latents(view.layer)
     if interpreted is not None:
-        notes = view.of_files(lambda: artifacts.notes(interpreted), "notes")
-        members = members.assign(explanation=[notes.get(int(latent), "") for latent in members["latent"]])
+        latent_names = view.of_files(interpreted.names, "names")
+        members = members.assign(name=[latent_names.get(int(latent), "") for latent in members["latent"]])
     table(members, "members of a family", 240)

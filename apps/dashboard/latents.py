@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from apps.dashboard import artifacts, charts
+from apps.dashboard import charts
 from apps.dashboard.artifacts import TOKEN
 from apps.dashboard.marks import marks
 from apps.dashboard.view import View
@@ -24,14 +24,15 @@ KINDS = {
     "near": "near misses",
     "zero": "silent",
 }
-SHOWN = ["latent", "explanation", "tokens", "score", "chance", "density", "mean", "max", "importance", "state"]
+SHOWN = ["latent", "name", "explanation", "tokens", "score", "chance", "density", "mean", "max", "importance", "state"]
 ORDERS = {"importance": False, "density": False, "mean": False, "max": False, "score": False, "latent": True}
 
 
 def overview(latents: Latents) -> pd.DataFrame:
-    """Return a line for each latent: statistics, strongest tokens, best explanation, its score and chance."""
+    """Return a line for each latent: name, statistics, strongest tokens, best explanation, its score and chance."""
     columns = [
         "latent",
+        "name",
         "density",
         "mean",
         "max",
@@ -101,11 +102,19 @@ def matching(
 ) -> pd.DataFrame:
     """Return the lines of the latents that pass every condition.
 
-    ``words``: all stand in the explanation, the tokens or the number. ``states``: the latent has one of them.
+    ``words``: all stand in the name, the explanation, the tokens or the number. ``states``: the latent has one of them.
     ``density``: two powers of ten, between which is the share of rows it fires on. ``above``: how far the score of its
     explanation is above chance, at least. LEAST and ANY leave nothing out.
     """
-    text = (frame["explanation"] + " " + frame["tokens"] + " " + frame["latent"].astype(str)).str.lower()
+    text = (
+        frame["name"].fillna("")
+        + " "
+        + frame["explanation"]
+        + " "
+        + frame["tokens"]
+        + " "
+        + frame["latent"].astype(str)
+    ).str.lower()
     matches = frame["state"].isin(states)
     for word in words.lower().split():
         matches &= text.str.contains(word, regex=False)
@@ -130,6 +139,7 @@ def _details(view: View, latents: Latents, latent: int) -> None:
         return
 
     st.markdown(f"### Latent {latent}")
+    st.text(facts["name"] or "no name yet: no explanation does better than chance")
     for explanation in view.of_files(lambda: explanations(latents), "explanations").get(latent, []):
         st.text(_explained(explanation))
     _numbers(facts, latents.meta["unit"])
@@ -220,11 +230,11 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
             st.dataframe(labels[["label", "level", "q", "odds_ratio", "inside", "size"]], hide_index=True, height=280)
     with right:
         st.caption("Latents of nearly its direction")
-        notes = view.of_files(lambda: artifacts.notes(latents), "notes")
+        names = view.of_files(latents.names, "names")
         near = rows("neighbours")
         if len(near):
-            near = near.assign(explanation=[notes.get(int(neighbour), "") for neighbour in near["neighbour"]])
-            st.dataframe(near[["neighbour", "cosine", "explanation"]], hide_index=True, height=280)
+            near = near.assign(name=[names.get(int(neighbour), "") for neighbour in near["neighbour"]])
+            st.dataframe(near[["neighbour", "cosine", "name"]], hide_index=True, height=280)
 
 
 def _bars(facts: pd.Series, edges: list[float]) -> pd.DataFrame:

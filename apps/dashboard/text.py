@@ -38,19 +38,18 @@ def show(view: View) -> None:
         return
     most = slider("Latents", 1, min(50, active), 10, "top")
     rows = view.now(lambda: strongest(read, most))
-    best_explanation = {latent: (explainer.explanations.get(latent) or [{}])[0] for latent, _, _ in rows}
-    words = {latent: explanation.get("text") for latent, explanation in best_explanation.items()}
+    words = explainer.names
 
     if len(read.tokens) > 1:
         for latent, strength, codes in rows:
-            head = f"latent {latent} · strength {number(strength)} · {words[latent] or 'no explanation'}"
+            head = f"latent {latent} · strength {number(strength)} · {words.get(latent, 'no name yet')}"
             st.html(marks(read.tokens, codes, strength, head))
     else:
         columns = {"latent": [latent for latent, _, _ in rows], "strength": [strength for _, strength, _ in rows]}
-        st.dataframe({**columns, "explanation": [words[latent] for latent, _, _ in rows]}, hide_index=True)
+        st.dataframe({**columns, "name": [words.get(latent) for latent, _, _ in rows]}, hide_index=True)
 
     lines = [
-        {"latent": latent, "place": place, "token": token, "code": code, "explanation": words[latent]}
+        {"latent": latent, "place": place, "token": token, "code": code, "name": words.get(latent)}
         for latent, _, codes in rows
         for place, (token, code) in enumerate(zip(read.tokens, codes, strict=True))
         if code > 0

@@ -55,6 +55,7 @@ class Feature(BaseModel):
 
     latent: int
     strength: float = Field(description="its largest code")
+    name: str | None = Field(description="what it stands for, in few words; null where nothing beats chance")
     explanation: str | None
     balanced_accuracy: float | None = Field(description="of the explanation, on text that it was not made from")
     chance: float | None = Field(description="the same with other latents' explanations")
@@ -321,6 +322,7 @@ def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
             Feature(
                 latent=latent,
                 strength=strength,
+                name=explainer.names.get(latent),
                 explanation=best_explanation.get("text"),
                 balanced_accuracy=best_explanation.get("balanced_accuracy"),
                 chance=best_explanation.get("balanced_accuracy_chance"),

@@ -76,6 +76,11 @@ class Explainer:
         """Latent -> its explanations, the best first."""
         return explanations(self.latents) if self.latents else {}
 
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Latent -> its name; one without is missing."""
+        return self.latents.names() if self.latents else {}
+
     @torch.inference_mode()
     def read(self, text: str) -> Read:
         """Compute the codes of a text: a row for each token, or one row for a sentence model.

@@ -38,6 +38,7 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     if row["dead"]:
         return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} {latents.meta['unit']}s\n"
 
+    lines += wrap(inline(row["name"] or "no name yet: no explanation does better than chance"), width)
     for note in notes:
         lines += wrap(f"{note['source']}: {inline(note['text'] or 'nothing found')}", width)
         lines += [f"{faint}{line}{plain}" for line in wrap(_scores(note), width)]

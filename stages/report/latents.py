@@ -233,7 +233,7 @@ def _notes(latents: Latents) -> dict[int, Row]:
 def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
     """Yield each latent that has a page, and the page."""
     template = environment().get_template("latent.html.j2")
-    latents, statistics, ids, notes = layer
+    latents, statistics, ids, _ = layer
     meta, ranks, with_page = latents.meta, _ranks(statistics), set(ids)
 
     # Each table is read once for all latents, not once for each.
@@ -252,7 +252,6 @@ def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
             living=len(ranks),
             before=ids[place - 1] if place else None,
             after=ids[place + 1] if place + 1 < len(ids) else None,
-            note=notes.get(latent),
             explanations=best_first(rows_of["explanations"]),
             scores=SCORES,
             rules=rows_of["rules"],
@@ -263,7 +262,7 @@ def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
             tokens=rows_of["tokens"],
             labels=by_label(rows_of["enrichment"]),
             neighbours=rows_of["neighbours"],
-            notes=notes,
+            statistics=statistics,
             have=with_page,
             **causes.of(meta["layer"], latent),
             tokens_of=lambda text, top=row["max"]: tokens(text["pieces"], text["values"], top),
@@ -294,7 +293,7 @@ def index(layer: Layer) -> str:
         note = notes.get(row["latent"], {})
         state = _state(row)
         count[state] += 1
-        data["text"].append(note.get("text") or "")
+        data["text"].append(row["name"] or "")
         data["score"].append(_short(note.get("balanced_accuracy")))
         data["chance"].append(_short(note.get("balanced_accuracy_chance")))
         data["tokens"].append(strongest_tokens.get(row["latent"], ""))

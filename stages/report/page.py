@@ -74,6 +74,7 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         headline=headline(findings.results),
         # interpret and cluster
         latents=findings.latents,
+        interpreted=findings.measured["interpret"],
         closeups=[both_ends for layer in findings.latents if (both_ends := closeup(layer))],
         families=list(findings.families.values()),
         maps={layer: _base64(families.picture) for layer, families in findings.families.items()},

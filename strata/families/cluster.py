@@ -18,7 +18,6 @@ from strata.families.read import DEAD, NOISE
 from strata.families.similarity import Moments, Sparse, distances, unit, unit_sparse
 from strata.families.stability import stability
 from strata.interpretation.read import Latents
-from strata.pages.readable import explained
 from strata.rows.shards import Contexts
 from strata.run import files
 from strata.run.door import BadInput
@@ -334,16 +333,9 @@ def _map(
     files.write_bytes(folder / "map.png", pictures.scatter(places, groups, titles, "other latents", stars))
 
     page = pages.render(
-        source.latents.meta, source.living, labels, places, families, coloured.tolist(), _notes(source), chosen
+        source.latents.meta, source.living, labels, places, families, coloured.tolist(), source.latents.names(), chosen
     )
     files.write_text(folder / "map.html", page)
-
-
-def _notes(source: Source) -> dict[int, str]:
-    """Map each explained latent to its best explanation."""
-    table = source.latents.table("explanations")
-    explanations = explained(table.to_pylist() if table else [])
-    return {latent: rows[0]["text"] or "" for latent, rows in explanations.items()}
 
 
 def _latents(

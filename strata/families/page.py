@@ -28,7 +28,7 @@ def render(
 
     ``living``: (n,) the latents on it; ``labels``: (n,) the cluster of each; ``places``: (n, 2) where it stands.
     ``families``: the columns of `clusters.parquet`. ``coloured``: the clusters that have a colour, the best first.
-    ``notes``: latent -> its best explanation. ``selected``: the latents that later stages work on.
+    ``notes``: latent -> its name, if it has one. ``selected``: the latents that later stages work on.
     """
     # Into the unit square, with y downwards as browsers draw.
     low, high = places.min(0), places.max(0)

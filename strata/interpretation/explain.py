@@ -141,7 +141,7 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
     replies = writer([explanation_prompt(fitted(case, fits)) for case in cases], EXPLANATION_TOKENS)
     read = [read_explanation(reply) for reply in replies]
     texts = without_echoes(read, cases)
-    explanations = [Explanation(case.latent, source, text) for case, text in zip(cases, texts, strict=True)]
+    explanations = [Explanation(case.latent, source, text, name=text) for case, text in zip(cases, texts, strict=True)]
     for explanation, said in zip(explanations, read, strict=True):
         explanation.unparsed += explanation.text is None
         explanation.echoed = explanation.text is None and said is not None

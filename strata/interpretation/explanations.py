@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.interpretation import rules, word_rules
+from strata.interpretation.phrases import of_rule
 from strata.interpretation.read import Columns
 from strata.interpretation.rules import Neighbours, Rules
 from strata.interpretation.scoring import (
@@ -41,7 +42,7 @@ LATENTS = 512  # latents whose windows are in memory at a time
 class Explanation:
     """One latent in words.
 
-    ``source``: rule, label, lm or endpoint. ``text``: None if there is no explanation.
+    ``source``: rule, label, lm or endpoint. ``text``: None if there is no explanation. ``name``: the same in few words.
     ``items``: how many windows were judged.
     ``unparsed``: how many replies could not be read, of those about the windows and the explanation itself.
     ``echoed``: whether the reply only repeated the prompt, or what most latents got.
@@ -54,13 +55,14 @@ class Explanation:
     items: int = 0
     unparsed: int = 0
     echoed: bool = False
+    name: str | None = None
     scores: dict[str, float | None] = field(
         default_factory=lambda: {f"{name}{end}": None for name in ALL_SCORES for end in ("", "_chance")}
     )
 
     def row(self) -> dict[str, Any]:
         """Return a row of explanations.parquet."""
-        facts = {"latent": self.latent, "source": self.source, "text": self.text}
+        facts = {"latent": self.latent, "source": self.source, "text": self.text, "name": self.name}
         return {**facts, **self.scores, "items": self.items, "unparsed": self.unparsed}
 
 
@@ -135,7 +137,7 @@ def by_labels(columns: Columns, halves: Halves, labels: Bags, items: int) -> lis
     halves = replace(halves, bags=labels, near=word_rules.neighbours(labels))
     _, explanations = by_rules(columns, halves, items, labels.words.__getitem__)
     return [
-        replace(explanation, source="label", text=f"label {explanation.text}")
+        replace(explanation, source="label", text=f"label {explanation.text}", name=explanation.name)
         for explanation in explanations
         if explanation.text is not None
     ]
@@ -169,7 +171,12 @@ def _scored(
     """Score the rules of ``latents``. ``truth``: (latent, window) the largest activation in each scored window."""
     expected = rules.predict(learned, halves.near, halves.scored.of_row, truth.shape[1])
     texts = [rules.text(learned, j, halves.near, piece) for j in range(len(latents))]
-    explanations = [Explanation(latent, "rule", text) for latent, text in zip(latents, texts, strict=True)]
+    names = [
+        of_rule(rules.pieces(learned, j, halves.near, piece), halves.bags is not None) for j in range(len(latents))
+    ]
+    explanations = [
+        Explanation(latent, "rule", text, name=name) for latent, text, name in zip(latents, texts, names, strict=True)
+    ]
 
     with_rule = np.array([j for j, text in enumerate(texts) if text is not None], int)
     firing = (truth[with_rule] > 0).sum(1)  # windows in which each fires

@@ -31,6 +31,7 @@ STATISTICS = pa.schema(
         "documents": LONG, "entropy": REAL, "entropy_share": REAL, "varentropy": REAL, "quadrant": WORD,
         "encoder_norm": SHORT, "decoder_norm": SHORT, "encoder_decoder_cosine": SHORT, "skew": REAL, "kurtosis": REAL,
         "dead": pa.bool_(), "kept": pa.bool_(), "dropped": WORD, "histogram": pa.list_(LONG),
+        "name": WORD, "named_by": WORD,
         **CERTIFICATES,
     }
 )  # fmt: skip
@@ -62,7 +63,7 @@ ENRICHMENT = pa.schema(
 )  # fmt: skip
 EXPLANATIONS = pa.schema(
     {
-        "latent": INT, "source": WORD, "text": WORD,
+        "latent": INT, "source": WORD, "text": WORD, "name": WORD,
         **{f"{name}{end}": REAL for name in ALL_SCORES for end in ("", "_chance")},
         "items": INT, "unparsed": INT,
     }

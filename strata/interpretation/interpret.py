@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from strata.device.machine import CPU
-from strata.interpretation import explanations, export, logit_lens, look, neighbours
+from strata.interpretation import explanations, export, logit_lens, look, names, neighbours
 from strata.interpretation import text as texts
 from strata.interpretation.codes import write_codes
 from strata.interpretation.enrichment import enrich
@@ -99,7 +99,6 @@ def interpret(
     statistics |= certificates or dict.fromkeys(export.CERTIFICATES, np.full(sae.latents, np.nan))
     statistics |= verdicts(statistics, len(text.documents), knobs.filters)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
-    files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
     nearest = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
     files.write_table(folder / "neighbours.parquet", nearest, export.NEIGHBOURS)
 
@@ -108,7 +107,11 @@ def interpret(
     report["enrichment"] = _enrichment(looked, source, text, seed, folder)
 
     in_words = _explain(codes, statistics, looked.rules, text, halves, source, knobs.explain, seed)
-    _write_explanations([*looked.rules, *looked.labels, *in_words], folder)
+    everything = [*looked.rules, *looked.labels, *in_words]
+    _write_explanations(everything, folder)
+    statistics |= _names(everything, sae.latents)
+    files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
+    report["named"] = sum(name is not None for name in statistics["name"])
     report["rule"] = explanations.report(looked.rules, seed)
     if looked.labels:
         report["label"] = explanations.report(looked.labels, seed)
@@ -235,6 +238,15 @@ def _explain(
         explanations.add_embedding_score(in_words, cases, embed, seed)
         explanations.add_embedding_score([rules[case.latent] for case in cases], cases, embed, seed)
     return in_words
+
+
+def _names(everything: list[Explanation], latents: int) -> Table:
+    """Name each latent: (latent,) its ``name``, and what it is ``named_by``; None where nothing beats chance."""
+    of_latent: dict[int, list[Explanation]] = {}
+    for explanation in everything:
+        of_latent.setdefault(explanation.latent, []).append(explanation)
+    named = [names.chosen(of_latent.get(latent, ())) for latent in range(latents)]
+    return {"name": [name for name, _ in named], "named_by": [source for _, source in named]}
 
 
 def _write_explanations(everything: list[Explanation], folder: Path) -> None:

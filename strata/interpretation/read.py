@@ -151,6 +151,12 @@ class Latents:
             return None
         return pq.read_table(path, columns=columns, filters=filters)
 
+    def names(self) -> dict[int, str]:
+        """Return latent -> its name. A latent of which no explanation does better than chance is missing."""
+        table = self.table("statistics", ["latent", "name"])
+        rows = [] if table is None else table.to_pylist()
+        return {row["latent"]: row["name"] for row in rows if row["name"] is not None}
+
 
 def interpreted(folder: Path) -> bool:
     """Say whether the stage ran for this layer. `interpret.run: false` leaves a folder that only says "skipped"."""
