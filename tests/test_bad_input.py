@@ -333,7 +333,7 @@ LINES: list[tuple[str, int, str]] = [
     ("cluster none none none none out out", 1, "none/meta.json"),
     ("merge none none none none none none out out out", 1, "none"),
     ("invert none none none none none out out", 1, "none/meta.json is missing"),
-    ("steer_eval none none none none none none none out out", 1, "none/meta.json is missing"),
+    ("steer_eval none none none none none none none none none none out out", 1, "none/meta.json is missing"),
     ("fetch_tasks a_file/tasks", 1, "a_file"),
     ("extract_tasks none none none out", 1, "none is missing"),
     ("evaluate none none none none none none none none none none none out", 1, "none/meta.json is missing"),

@@ -120,7 +120,7 @@ def test_the_reconstruction_may_take_the_place(lm: LanguageModel, kind: str):
         torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-5)
         with steer(lm, sae, changes, LAYER):  # what the reconstruction misses stays
             after = residual(lm, TOKENS)[:, 1:].flatten(0, 1)
-        torch.testing.assert_close(after, before + wanted - sae.decode(codes), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after, before + wanted - sae.decode(codes), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tokens", "last"), [(RIGHT, [7, 4]), (LEFT, [7, 7])])

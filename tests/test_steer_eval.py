@@ -185,7 +185,7 @@ def test_twins_are_compared_as_by_hand():
     random = np.random.default_rng(0)
     settings = knobs(strengths=[0.0, 1.0], kl=0.5)
     found = twins.beside(own, {5: 1, 7: 2}, other, settings, drawn(2, 200, random), random)
-    assert found["partners"] == {"5": 1, "7": 2} and found["latents"] == 2
+    assert found["partners"] == [[5, 1], [7, 2]] and found["latents"] == 2
     assert (found["own"], found["effect"], found["difference"]) == (3.0, 1.0, 2.0)
     assert (found["low"], found["high"]) == (1.0, 3.0), "both draws are the first latent, or both the second"
     assert twins.beside(own, {}, other, settings, drawn(2, 200, random), random) == {"latents": 0}

@@ -1,9 +1,11 @@
 """Put token rules in few words, that people read at a glance."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 LISTED = 3  # tokens that a name lists
+CONSIDERED = 200  # tokens of a rule that a name is made from, those with most hits: a rule may have thousands
 MOST = 0.8  # share of a rule's tokens that have something in common, for a name that says what
 SEVERAL = 4  # tokens of which this is said; of fewer all are listed
 AFFIX = 2  # letters of an ending; of a beginning there is one more
@@ -18,28 +20,33 @@ def of_rule(pieces: Mapping[int, Sequence[str]], documents: bool = False) -> str
     on documents that hold one of these words. None for a rule without tokens.
     """
     if documents:
-        words = list(dict.fromkeys(pieces.get(0, ())))
+        words = list(dict.fromkeys(pieces.get(0, ())))[:CONSIDERED]
         return f"texts with {_said(words)}" if words else None
-    parts = [BEFORE[offset].format(_said(_words(pieces[offset]))) for offset in BEFORE if pieces.get(offset)]
+    parts = [
+        BEFORE[offset].format(_said(_words(pieces[offset][:CONSIDERED]))) for offset in BEFORE if pieces.get(offset)
+    ]
     return ", or ".join(parts) or None
 
 
 def _said(words: list[str]) -> str:
     """Say what some words are: what they have in common, with the first few, or all if they are few."""
-    folded = list(dict.fromkeys(word.casefold() for word in words))
-    if len(folded) == 1 and len(words) > 1:
-        return f"{_quoted(folded[0])} in any case"
+    first_of_case: dict[str, str] = {}
+    for word in words:
+        first_of_case.setdefault(word.casefold(), word)
+    distinct = list(first_of_case.values())
+    if len(distinct) == 1 and len(words) > 1:
+        return f"{_quoted(distinct[0].casefold())} in any case"
 
-    kind, plural = _kind(words)
-    if len(folded) <= LISTED:
-        shown = [_quoted(word) for word in words if word.casefold() in folded][: len(folded)]
+    one, many = _kind(words)
+    shown = [_quoted(word) for word in distinct[:LISTED]]
+    if len(distinct) <= LISTED:
         listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
-        return f"{kind} {listed}".lstrip()
-    return f"{plural}, such as {', '.join(_quoted(word) for word in words[:LISTED])}"
+        return f"{one} {listed}".lstrip()
+    return f"{many}, such as {', '.join(shown)}" if many else f"{', '.join(shown)} …"
 
 
 def _kind(words: Sequence[str]) -> tuple[str, str]:
-    """Say what ``words`` have in common: what one or two of them are called, `the digit`, and what many are called."""
+    """Say what ``words`` have in common: what few of them are called, `the digit`, and what many are; "": nothing."""
     if all(word.isdigit() and len(word) == 1 for word in words):
         return "the digit" if len(words) == 1 else "the digits", "digits"
     if _mostly(words, str.isdigit):
@@ -60,7 +67,7 @@ def _kind(words: Sequence[str]) -> tuple[str, str]:
             return "", "words with a capital letter"
         if _mostly(words, lambda word: word.startswith("-") and word[1:].isalpha()):
             return "", "parts of words"
-    return "", "words"
+    return "", ""
 
 
 def _words(pieces: Sequence[str]) -> list[str]:
@@ -97,13 +104,10 @@ def _common(words: Sequence[str], ends: bool) -> str | None:
     if len(letters) < MOST * len(words):
         return None
     turned = [word[::-1] for word in letters] if ends else letters
-    best = ""
-    for word in turned:
-        for length in range(AFFIX + (not ends), len(word)):
-            affix = word[:length]
-            if len(affix) > len(best) and _mostly(turned, lambda other, a=affix: other.startswith(a) and other != a):
-                best = affix
-    return (best[::-1] if ends else best) or None
+    counts = Counter(word[:length] for word in turned for length in range(AFFIX + (not ends), len(word)))
+    shared = [affix for affix, count in counts.items() if count >= MOST * len(turned)]
+    best = max(shared, key=len, default=None)
+    return best[::-1] if best and ends else best
 
 
 def _script(words: Sequence[str]) -> str | None:

@@ -71,7 +71,7 @@ def beside(
     low, high = np.percentile(gained[again, np.arange(1, len(draws) + 1)[:, None]].mean(1), INTERVAL)
     return {
         "latents": len(pairs),
-        "partners": {str(j): other for j, other in pairs},
+        "partners": [[j, other] for j, other in pairs],
         "own": float(mine[:, 0].mean()),
         "effect": float(theirs[:, 0].mean()),
         "difference": float(gained[:, 0].mean()),
