@@ -411,7 +411,7 @@ def test_no_worked_example_is_like_another():
 @pytest.mark.parametrize(
     "reply, kept",
     [
-        ("musical instruments", False), ("Words that end in -ness!", False), ("questions about cheese", False),
+        ("musical instruments", False), ('The word "nevertheless".', False), ("questions about cheese", False),
         ("tokens of a text", False), ("the marked tokens have in common", False), ("the river rose again", False),
         ("rivers that rise", True), ("river", True), ("again", True),
     ],

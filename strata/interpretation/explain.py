@@ -42,10 +42,10 @@ SOLVED = (
         "musical instruments",
     ),
     (
-        "Active:\n1. the dark<<ness>> of the cellar and its damp<<ness>>\n2. out of sheer kind<<ness>>, she said\n"
-        "Silent:\n1. the cellar was dark and damp\n"
-        'Strongest on: "ness"',
-        "words that end in -ness",
+        "Active:\n1. It rained all day;<< nevertheless>> they went out\n2. <<Nevertheless>>, the plan was kept\n"
+        "Silent:\n1. It rained all day, and they stayed at home\n"
+        'Strongest on: " nevertheless", "Nevertheless"',
+        'the word "nevertheless"',
     ),
     (
         "Active:\n1. It cost $<<40>> in spring and $<<1,200>> by autumn\n2. a fine of $<<75>> for each\n"
