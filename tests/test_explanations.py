@@ -12,17 +12,17 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from strata.interpretation import rules, scoring
-from strata.interpretation.explain import (
+from strata.interpretation.explain import explain
+from strata.interpretation.explanations import Case, Example, Halves, by_rules, case, report
+from strata.interpretation.explanations import split as split_text
+from strata.interpretation.questions import (
     SOLVED,
     answer_prompt,
-    explain,
     explanation_prompt,
     read_explanation,
     read_strength,
     without_echoes,
 )
-from strata.interpretation.explanations import Case, Example, Halves, by_rules, case, report
-from strata.interpretation.explanations import split as split_text
 from strata.interpretation.read import Columns
 from strata.interpretation.text import Text
 from strata.interpretation.writers import Chat, Writer
@@ -125,13 +125,6 @@ def test_answers_that_are_missing_are_left_out():
     assert set(nothing.values()) == {None}
     assert scoring.score(np.zeros(3), np.zeros(3))["f1"] is None
     assert scoring.auc(np.ones(3, bool), np.arange(3.0)) is None
-
-
-@pytest.mark.parametrize("size", [2, 3, 50])
-def test_permuted_explanations_have_no_fixed_point(size):
-    for seed in range(20):
-        image = scoring.derangement(size, np.random.default_rng(seed))
-        assert sorted(image) == list(range(size)) and (image != np.arange(size)).all()
 
 
 def test_items_are_half_active_over_all_strengths_and_half_silent():

@@ -84,7 +84,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "fingerprint": "abc",
         "trust_remote_code": False,
     }
-    files.write_json(lm / "meta.json", {**facts, "blocks": 4, "width": 32, "bytes": 10**5})
+    files.write_json(lm / "meta.json", {**facts, "blocks": 4, "width": 32, "dtype": "float32", "bytes": 10**5})
     texts = corpus(300)
     rows = [{**d, "title": "", "label": None, "split": split} for split in SPLITS for d in texts[split]]
     (root / "data" / "corpus").mkdir()

@@ -308,9 +308,12 @@ def experiments(project: Project) -> dict[str, str]:
     project.git("reset", "-q", "--hard")
     said["cached"] = project.dvc("exp", "run", "--temp", "--name", "cached", "-S", "+by_layer.2.k=4")
     questions = "interpret.texts={sources: [{source: inputs/questions.jsonl, label: animal}], min_chars: 0}"
-    off = ("cluster", "merge", "invert", "steer_eval")
+    off = ("cluster", "merge", "invert")
     less = ["layers=[2]", "extract.layers=[0,2]", *(f"{stage}.run=false" for stage in off)]
-    queued = {"questions": [*less, questions], "seeded": [*less, "seed=1"]}
+    queued = {
+        "questions": [*less, "steer_eval.prompts=1", questions],
+        "seeded": [*less, "steer_eval.run=false", "seed=1"],
+    }
     for name, changes in queued.items():
         project.dvc("exp", "run", "--queue", "--name", name, *(word for change in changes for word in ("-S", change)))
     project.dvc("queue", "start", "-j", "2")
@@ -377,6 +380,7 @@ def test_every_experiment_is_one_comparable_row(project: Project, experiments: d
     assert set(rows) >= {base, "k4", "cached", "questions", "seeded"}
     columns = {name: set(run["latest_metrics"]) for name, run in rows.items()}
     assert columns[base] == columns["k4"] == columns["cached"]
+    assert "steer_eval.2.beating_all" in columns["questions"] - columns["seeded"], "steered on other texts, too"
     assert columns["questions"] < columns["k4"] and columns["seeded"] < columns["k4"]  # one layer, fewer stages
     assert rows["k4"]["latest_metrics"] == rows["cached"]["latest_metrics"] != rows[base]["latest_metrics"]
     card = json.loads((project.folder / "reports/scorecard.json").read_text())["targets"]

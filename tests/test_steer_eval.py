@@ -202,13 +202,13 @@ def test_a_random_twin_promotes_its_own_tokens_and_an_equal_one_is_no_worse(plac
     same = Firing(np.where(np.arange(LATENTS) == PLANTED, 0.3, 0.0), np.full(LATENTS, 4.0, np.float32))
     partner_of = partners(density, chosen, same, 0)
     assert partner_of == {PLANTED: PLANTED}
-    twin = twins.steered(place, same, [PLANTED], texts, settings, None)
+    twin = twins.steered(place, same, [PLANTED], 1, texts, settings, None)
     np.testing.assert_array_equal(np.array(twin[PLANTED])[[0, 2]], np.array(own[PLANTED])[[0, 2]])
 
     random = np.random.default_rng(0)
     others = Firing(np.where(np.isin(np.arange(LATENTS), [PLANTED, DEAD]), 0.0, 0.3), same.largest)
     partner_of = partners(density, chosen, others, 0)
-    twin = twins.steered(place, others, list(partner_of.values()), texts, settings, None)
+    twin = twins.steered(place, others, list(partner_of.values()), 1, texts, settings, None)
     found = twins.beside(own, partner_of, twin, settings, drawn(len(PROMPTS), 200, random), random)
     assert found["low"] > 0 and found["own"] > found["effect"] > 0
 

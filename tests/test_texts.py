@@ -19,8 +19,9 @@ from strata.extraction.contexts import Layout, fill, tokenise
 from strata.extraction.documents import sentences as embedded
 from strata.extraction.extract import write_contexts
 from strata.interpretation import writers
-from strata.interpretation.explain import answer_prompt, check_room, cut, explanation_prompt, fitted
+from strata.interpretation.explain import check_room, cut, fitted
 from strata.interpretation.explanations import Case, Example
+from strata.interpretation.questions import answer_prompt, explanation_prompt
 from strata.inversion.vocabulary import vocabulary
 from strata.lm.anatomy import find_blocks
 from strata.lm.model import LanguageModel, load, wrapped

@@ -20,8 +20,9 @@ from test_explanations import VOCABULARY, make_cases, stub
 
 from strata.interpretation import endpoint, writers
 from strata.interpretation.endpoint import Patience, endpoint_writer
-from strata.interpretation.explain import Explain, answer_prompt, check, explain, open_writer
+from strata.interpretation.explain import Explain, check, explain, open_writer
 from strata.interpretation.explanations import ALL_SCORES, Example, add_embedding_score, report
+from strata.interpretation.questions import answer_prompt
 from strata.interpretation.writers import Replies, Writer, embedder, transformers_writer
 from strata.lm.model import load
 from strata.run.door import BadInput

@@ -14,7 +14,7 @@ from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, kept, one_of, slider
 from apps.serve.explainer import explanations
 from strata.interpretation.read import Latents
-from strata.pages.readable import SCORES, number, percent, visible
+from strata.pages.readable import SCORES, UNNAMED, number, percent, visible
 
 LEAST, ANY = -6.0, -0.5  # bounds that leave nothing out: on log10 of a share, and on a score's distance above chance
 KINDS = {
@@ -106,15 +106,8 @@ def matching(
     ``density``: two powers of ten, between which is the share of rows it fires on. ``above``: how far the score of its
     explanation is above chance, at least. LEAST and ANY leave nothing out.
     """
-    text = (
-        frame["name"].fillna("")
-        + " "
-        + frame["explanation"]
-        + " "
-        + frame["tokens"]
-        + " "
-        + frame["latent"].astype(str)
-    ).str.lower()
+    searched = frame["name"].fillna("").str.cat(frame[["explanation", "tokens"]], sep=" ")
+    text = searched.str.cat(frame["latent"].astype(str), sep=" ").str.lower()
     matches = frame["state"].isin(states)
     for word in words.lower().split():
         matches &= text.str.contains(word, regex=False)
@@ -139,7 +132,7 @@ def _details(view: View, latents: Latents, latent: int) -> None:
         return
 
     st.markdown(f"### Latent {latent}")
-    st.text(facts["name"] or "no name yet: no explanation does better than chance")
+    st.text(view.of_files(latents.names, "names").get(latent, UNNAMED))
     for explanation in view.of_files(lambda: explanations(latents), "explanations").get(latent, []):
         st.text(_explained(explanation))
     _numbers(facts, latents.meta["unit"])
@@ -214,6 +207,7 @@ def _on_the_map(view: View, latent: int) -> None:
 def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -> None:
     """Show the tables of a latent in three columns. ``rows``: the name of a table -> its rows for this latent."""
     left, middle, right = st.columns(3)
+
     with left:
         st.caption("Tokens that say where it fires")
         st.dataframe(rows("tokens")[["piece", "count", "share", "lift", "mean"]], hide_index=True, height=280)
@@ -221,6 +215,7 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
         if len(lens):
             st.caption("Tokens that its direction promotes and suppresses")
             st.dataframe(lens[["side", "piece", "value"]], hide_index=True, height=280)
+
     with middle:
         st.caption("Labels more common where it fires than by chance (q: false discovery rate)")
         labels = rows("enrichment")
@@ -228,6 +223,7 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
             most = slider("q at most (log10)", -12.0, 0.0, 0.0, "q", 0.5)
             labels = labels[labels["q"] <= 10**most].sort_values("q")
             st.dataframe(labels[["label", "level", "q", "odds_ratio", "inside", "size"]], hide_index=True, height=280)
+
     with right:
         st.caption("Latents of nearly its direction")
         names = view.of_files(latents.names, "names")

@@ -38,18 +38,18 @@ def show(view: View) -> None:
         return
     most = slider("Latents", 1, min(50, active), 10, "top")
     rows = view.now(lambda: strongest(read, most))
-    words = explainer.names
+    names = explainer.names
 
     if len(read.tokens) > 1:
         for latent, strength, codes in rows:
-            head = f"latent {latent} · strength {number(strength)} · {words.get(latent, 'no name yet')}"
+            head = f"latent {latent} · strength {number(strength)} · {names.get(latent, 'no name yet')}"
             st.html(marks(read.tokens, codes, strength, head))
     else:
         columns = {"latent": [latent for latent, _, _ in rows], "strength": [strength for _, strength, _ in rows]}
-        st.dataframe({**columns, "name": [words.get(latent) for latent, _, _ in rows]}, hide_index=True)
+        st.dataframe({**columns, "name": [names.get(latent) for latent, _, _ in rows]}, hide_index=True)
 
     lines = [
-        {"latent": latent, "place": place, "token": token, "code": code, "name": words.get(latent)}
+        {"latent": latent, "place": place, "token": token, "code": code, "name": names.get(latent)}
         for latent, _, codes in rows
         for place, (token, code) in enumerate(zip(read.tokens, codes, strict=True))
         if code > 0

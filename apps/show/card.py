@@ -5,7 +5,19 @@ from itertools import chain
 from textwrap import wrap
 
 from strata.interpretation.read import Latents
-from strata.pages.readable import SCORES, Row, best_first, by_label, inline, marked, number, percent, shade, visible
+from strata.pages.readable import (
+    SCORES,
+    UNNAMED,
+    Row,
+    best_first,
+    by_label,
+    inline,
+    marked,
+    number,
+    percent,
+    shade,
+    visible,
+)
 from strata.run.door import BadInput
 
 HEAT = (230, 229, 228, 227, 221, 220, 214, 208)  # of the 256 colours, from hardly active to the latent's maximum
@@ -38,7 +50,7 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     if row["dead"]:
         return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} {latents.meta['unit']}s\n"
 
-    lines += wrap(inline(row["name"] or "no name yet: no explanation does better than chance"), width)
+    lines += wrap(inline(row["name"] or UNNAMED), width)
     for note in notes:
         lines += wrap(f"{note['source']}: {inline(note['text'] or 'nothing found')}", width)
         lines += [f"{faint}{line}{plain}" for line in wrap(_scores(note), width)]

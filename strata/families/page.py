@@ -21,14 +21,14 @@ def render(
     places: NDArray[Any],
     families: Mapping[str, Any],
     coloured: Sequence[int],
-    notes: Mapping[int, str],
+    names: Mapping[int, str],
     selected: Sequence[int],
 ) -> str:
     """Render the map of a layer as HTML.
 
     ``living``: (n,) the latents on it; ``labels``: (n,) the cluster of each; ``places``: (n, 2) where it stands.
     ``families``: the columns of `clusters.parquet`. ``coloured``: the clusters that have a colour, the best first.
-    ``notes``: latent -> its name, if it has one. ``selected``: the latents that later stages work on.
+    ``names``: latent -> its name, if it has one. ``selected``: the latents that later stages work on.
     """
     # Into the unit square, with y downwards as browsers draw.
     low, high = places.min(0), places.max(0)
@@ -38,7 +38,7 @@ def render(
         "cluster": labels.tolist(),
         "x": np.round(unit[:, 0].astype(float), 4).tolist(),
         "y": np.round(1 - unit[:, 1].astype(float), 4).tolist(),
-        "text": [_short(notes.get(latent, "")) for latent in living.tolist()],
+        "text": [_short(names.get(latent, "")) for latent in living.tolist()],
         "selected": list(selected),
         "names": list(families["name"]),
         "sizes": np.asarray(families["size"]).tolist(),

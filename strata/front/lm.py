@@ -32,8 +32,8 @@ def load_lm(
     installed package carries) or a ``.gguf`` file. The last two are unpacked once, into ``~/.cache/strata`` or the
     folder that the environment variable ``STRATA_CACHE`` names. ``options`` go to transformers' ``from_pretrained``.
 
-    ``dtype``: None: bfloat16 where the device multiplies it by hardware, else float32, which many CPUs compute 20 times
-    faster.
+    ``dtype``: None: bfloat16 where the device multiplies it by hardware, else float32, which many CPUs compute eight
+    times faster.
 
     ``device_map``: for a model that is larger than one GPU: ``"auto"`` spreads its blocks over all GPUs, then memory,
     then the disk (``offload_folder``); or a dict of modules and devices. It takes the package accelerate. Activations

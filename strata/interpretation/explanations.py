@@ -137,7 +137,7 @@ def by_labels(columns: Columns, halves: Halves, labels: Bags, items: int) -> lis
     halves = replace(halves, bags=labels, near=word_rules.neighbours(labels))
     _, explanations = by_rules(columns, halves, items, labels.words.__getitem__)
     return [
-        replace(explanation, source="label", text=f"label {explanation.text}", name=explanation.name)
+        replace(explanation, source="label", text=f"label {explanation.text}")
         for explanation in explanations
         if explanation.text is not None
     ]
@@ -159,9 +159,17 @@ def by_rules(
         learned = halves.rules(starts, rows, values)
 
         latents = range(columns.first + first, columns.first + end)
-        table += rules.table(learned, latents, halves.near, piece)
         truth = strongest(starts, rows, values, halves.scored)
-        explanations += _scored(learned, latents, truth, halves, items, piece)
+        scored = _scored(learned, latents, truth, halves, items, piece)
+
+        named = rules.table(learned, latents, halves.near, piece)
+        pieces: dict[int, dict[int, list[str]]] = {}  # latent -> offset -> the tokens of its rule
+        for row in named:
+            pieces.setdefault(row["latent"], {})[row["offset"]] = row["pieces"]
+        for explanation in scored:
+            explanation.name = of_rule(pieces.get(explanation.latent, {}), documents=halves.bags is not None)
+        table += named
+        explanations += scored
     return table, explanations
 
 
@@ -171,12 +179,7 @@ def _scored(
     """Score the rules of ``latents``. ``truth``: (latent, window) the largest activation in each scored window."""
     expected = rules.predict(learned, halves.near, halves.scored.of_row, truth.shape[1])
     texts = [rules.text(learned, j, halves.near, piece) for j in range(len(latents))]
-    names = [
-        of_rule(rules.pieces(learned, j, halves.near, piece), halves.bags is not None) for j in range(len(latents))
-    ]
-    explanations = [
-        Explanation(latent, "rule", text, name=name) for latent, text, name in zip(latents, texts, names, strict=True)
-    ]
+    explanations = [Explanation(latent, "rule", text) for latent, text in zip(latents, texts, strict=True)]
 
     with_rule = np.array([j for j, text in enumerate(texts) if text is not None], int)
     firing = (truth[with_rule] > 0).sum(1)  # windows in which each fires

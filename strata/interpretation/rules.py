@@ -315,17 +315,6 @@ def table(rules: Rules, latents: range, near: Neighbours, piece: Callable[[int],
     return rows
 
 
-def pieces(rules: Rules, latent: int, near: Neighbours, piece: Callable[[int], str]) -> dict[int, list[str]]:
-    """Return the tokens of a latent's rule as text: offset -> those at this offset, most hits first.
-
-    ``latent``: its place in ``rules``. ``piece``: token -> its text.
-    """
-    return {
-        offset: [piece(token) for token in near.tokens[rules.number[part]].tolist()]
-        for offset, part in _by_offset(rules, latent)
-    }
-
-
 def text(rules: Rules, latent: int, near: Neighbours, piece: Callable[[int], str]) -> str | None:
     """Put a rule in words, e.g. `" Paris" (87 %), " London" (40 %)`; None if the latent has no rule.
 

@@ -2,8 +2,7 @@
 
 A window is a run of tokens of one context. The explanation has to guess the latent's largest activation in it: whether
 it is above 0 (detection: F1, balanced accuracy), and how large it is (Pearson, Spearman). The chance level is measured,
-not assumed: the explanation of another latent judges the same windows. Which latent's explanation that is, is a random
-permutation that leaves none in its place.
+not assumed: the explanation of another latent judges the same windows.
 """
 
 import re
@@ -87,17 +86,6 @@ def draw(strengths: NDArray[np.float32], items: int, random: np.random.Generator
     edges = np.arange(half + 1) * len(ordered) // max(half, 1)
     picked = ordered[random.integers(edges[:-1], edges[1:])]
     return np.concatenate([picked, random.choice(silent, half, replace=False)])
-
-
-def derangement(size: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a permutation of 0 … size − 1 that leaves nothing in its place. It is one cycle.
-
-    For ``size`` 1 there is none: callers have to leave that case out.
-    """
-    cycle = random.permutation(size)
-    image = np.empty(size, np.int64)
-    image[cycle] = np.roll(cycle, 1)
-    return image
 
 
 def strangers(texts: Sequence[str], random: np.random.Generator) -> list[int | None]:

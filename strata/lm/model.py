@@ -49,7 +49,7 @@ def forward_dtype(name: DType, device: torch.device) -> str:
 
 def loaded_bytes(meta: Mapping[str, Any], dtype: str) -> int:
     """Return the bytes of a model's weights in memory, in ``dtype``. ``meta``: its `meta.json`."""
-    stored = DTYPES.get(meta.get("dtype", ""))
+    stored = DTYPES.get(meta["dtype"])
     return meta["bytes"] * DTYPES[dtype].itemsize // stored.itemsize if stored else meta["bytes"]
 
 

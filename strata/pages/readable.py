@@ -15,6 +15,7 @@ SCORES = {  # score of an explanation -> its name for people
     "spearman": "Spearman ρ",
     "embedding": "embedding AUC",
 }
+UNNAMED = "no name yet: no explanation does better than chance"
 BLANKS = {"▁": " ", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 

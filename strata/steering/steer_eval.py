@@ -176,13 +176,15 @@ def _twins(
     ``density``: (latent,) of the SAE. ``responses_of``: of the SAE's latents, that of their own direction first.
     """
     own = {j: of_latent[0] for j, of_latent in responses_of.items()}
+    rows, top = source.activations.rows, min(knobs.promoted, source.latents.meta["interpret"]["logits"])
     compared_with = {}
     for name, twin in source.twins.items():
-        fires = firing(twin, blocks(source.activations, *source.activations.split("test"), twin.decoder.device))
+        # On all rows, as interpret measured the SAE's: the largest code is what counts as strength 1.
+        fires = firing(twin, blocks(source.activations, 0, rows, twin.decoder.device))
         partner_of = partners(density, list(own), fires, seed)
         kept = work / "twins" / name if work else None
         there = replace(place, sae=twin)
-        found = twins.steered(there, fires, list(partner_of.values()), prompts, knobs, kept)
+        found = twins.steered(there, fires, list(partner_of.values()), top, prompts, knobs, kept)
 
         random = np.random.default_rng([seed, place.layer])
         draws = drawn(len(prompts), knobs.bootstraps, random)

@@ -21,20 +21,21 @@ from strata.steering.texts import Texts
 
 
 def steered(
-    place: Place, firing_of: Firing, latents: list[int], prompts: Texts, knobs: SteerEval, work: Path | None
+    place: Place, fires: Firing, latents: list[int], top: int, prompts: Texts, knobs: SteerEval, work: Path | None
 ) -> dict[int, Response]:
-    """Steer with ``latents`` of the twin at ``place``, each towards the tokens that it promotes: latent -> response.
+    """Steer with ``latents`` of the twin at ``place``, each towards the ``top`` tokens that it promotes.
 
-    None are there where the model's last steps are not understood, so that nothing is known to be promoted.
+    Returns latent -> response. None are there where the model's last steps are not understood, so that nothing is known
+    to be promoted.
     """
-    found = lens(place.sae.decoder[latents], place.lm, knobs.promoted) if latents else None
+    found = lens(place.sae.decoder[latents], place.lm, top) if latents else None
     if found is None:
         return {}
 
     nothing = torch.zeros(0, dtype=torch.long)
     pairs = []
     for latent, promoted in zip(latents, found.promoted, strict=True):
-        largest = float(firing_of.largest[latent])
+        largest = float(fires.largest[latent])
         offset = place.sae.decoder[latent].float().cpu() * largest
         condition = Condition(LATENT, offset, latent, largest)
         pairs.append((condition, TargetTokens(torch.from_numpy(promoted.astype(np.int64)), nothing)))
