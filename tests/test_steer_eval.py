@@ -29,7 +29,7 @@ from strata.steering.doses import Response, TargetTokens, _Predictions, response
 from strata.steering.knobs import SteerEval
 from strata.steering.steer import Add, steer
 from strata.steering.summary import best, compared, drawn, monotone
-from strata.steering.texts import padded
+from strata.steering.texts import held_out, padded
 from strata.steering.write import generate, read_back, repetition
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,6 +318,17 @@ def test_bad_input_is_one_sentence(
         room.steer_eval(sae, from_, knobs(**changes), 0, tmp_path)
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_texts_without_a_test_split_are_held_out_as_a_whole(source: tuple[SAE, room.Source]):
+    contexts = source[1].contexts
+    _, end = contexts.split("test")
+    unsplit = replace(contexts, meta={**contexts.meta, "contexts": {"train": [0, end], "test": [end, end]}})
+    ids, documents = contexts.read(0, end)
+    beginnings = zip(ids[:, :5].tolist(), documents[:, 1:5].tolist(), strict=True)
+    usable = [tokens for tokens, owners in beginnings if len({*owners}) == 1 and owners[0] >= 0]
+    assert held_out(unsplit, len(usable), 4) == usable
+    assert [len(part) for part in unsplit.read(end, end)] == [0, 0]
 
 
 def test_where_nothing_is_promoted_it_does_not_apply(

@@ -248,7 +248,7 @@ class Contexts:
         empty = (0, self.meta["context"])  # the shape of no contexts, so that there is something to concatenate
         tokens, documents = [np.empty(empty, np.int32)], [np.empty(empty, np.int32)]
 
-        numbers = range(first // size, -(-end // size))
+        numbers = range(first // size, -(-end // size)) if first < end else range(0)
         check_hashes(self.folder, [self.meta["files"][number] for number in numbers], "extract")
         for number in numbers:
             start, stop = max(0, first - number * size), min(size, end - number * size)

@@ -79,9 +79,11 @@ def _tokens_of(lm: LanguageModel, text: str, written: int) -> list[int]:
 def held_out(contexts: Contexts, count: int, tokens: int) -> list[list[int]]:
     """Take ``count`` beginnings of test contexts, evenly spread: BOS and ``tokens`` tokens of one document each.
 
-    Raises BadInput if there are too few.
+    Other texts, on which no SAE was trained, may have no test contexts: then all of theirs count as such. Raises
+    BadInput if there are too few.
     """
-    ids, documents = contexts.read(*contexts.split("test"))
+    first, end = contexts.split("test")
+    ids, documents = contexts.read(first, end) if first < end else contexts.read(0, end)
     if tokens >= ids.shape[1]:
         raise BadInput(
             f"params.yaml: steer_eval.tokens is {tokens}, but a context has {ids.shape[1]} tokens, BOS included"
