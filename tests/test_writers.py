@@ -84,6 +84,7 @@ def params(**changes: Any) -> Explain:
         "timeout": 5.0,
         "retries": 1,
         "parallel": 2,
+        "budget": None,
     }
     return Explain(**values | changes)
 
@@ -159,17 +160,21 @@ def serving(monkeypatch: pytest.MonkeyPatch, port: int = 0):
 
 
 def asking(folder: Path, **changes: Any) -> Writer:
-    patience = Patience(**{"timeout": 5.0, "retries": 1, "parallel": 2} | changes)
+    patience = Patience(**{"timeout": 5.0, "retries": 1, "parallel": 2, "budget": None} | changes)
     return endpoint_writer("oracle", patience, Replies(folder))
 
 
-def test_an_endpoint_explains(planted, tmp_path: Path, monkeypatch):
+def test_an_endpoint_explains(planted, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(monkeypatch) as server:
         writer, source, _ = open_writer(params(model="endpoint:oracle"), load, "f", tmp_path)  # pyright: ignore[reportArgumentType]
         found = explain(make_cases(planted), writer, source, 0)
     assert [e.scores["f1"] for e in found] == [1.0] * 6 and {e.source for e in found} == {"endpoint"}
     assert set(server.keys) == {"Bearer secret"}
+    told = capsys.readouterr().err
+    said = re.fullmatch(r"the endpoint is asked about 6 latents, with about ([\d,]+) tokens, less what is kept\n", told)
+    sent = [endpoint.about([turn["content"] for turn in body["messages"]], body["max_tokens"]) for body in server.seen]
+    assert said and sum(sent) <= int(said[1].replace(",", "")) < 1.2 * sum(sent)
     assert {(body["model"], body["temperature"]) for body in server.seen} == {("oracle", 0)}
     assert not any("secret" in file.read_text() for file in tmp_path.iterdir())
 
@@ -323,6 +328,44 @@ def test_an_endpoint_that_asks_for_too_much_patience_is_given_up(tmp_path: Path,
         with pytest.raises(BadInput, match=r"asks to be left alone for \d+ s .*going on|goes on from there"):
             one(tmp_path)
         assert len(server.seen) == 1
+
+
+def usage(tokens: Any) -> bytes:
+    return json.dumps({**json.loads(chat("10")), "usage": {"total_tokens": tokens}}).encode()
+
+
+QUESTIONS = [answer_prompt("the word 4", Example([f"w{number:03}"], [1])) for number in range(12)]
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("told", [40, None, "many", -7])
+def test_no_budget_is_overrun(tmp_path: Path, monkeypatch, capsys, told: Any, parallel: int):
+    """Each request costs what the endpoint says, or what we estimate; none is sent that might cost more than there is.
+    A larger budget goes on where the smaller one ended."""
+    cost, most = told if told == 40 else endpoint.about(QUESTIONS[0], 5), endpoint._tokens(QUESTIONS[0], 5, 1)
+    afford = 7
+    with serving(monkeypatch) as server:
+        server.always = (200, usage(told))
+        with pytest.raises(BadInput, match=r"explain.budget is .* tokens: .* are used, .* the replies so far are kept"):
+            asking(tmp_path, parallel=parallel, budget=(afford - 1) * cost + most)(QUESTIONS, 5)
+        assert len(server.seen) == len(list(tmp_path.iterdir())) == afford
+        assert f"{afford * cost:,} of {(afford - 1) * cost + most:,} tokens" in capsys.readouterr().err
+        assert asking(tmp_path, budget=10**6)(QUESTIONS, 5) == ["10"] * 12
+        assert len(server.seen) == 12, "what is kept costs nothing"
+
+
+def test_what_may_have_been_worked_on_is_paid_for(tmp_path: Path, monkeypatch, capsys):
+    """A reply that came too late, not one that was refused; the next call goes on counting."""
+    with serving(monkeypatch) as server:
+        writer = asking(tmp_path, budget=10**6, timeout=0.3)
+        server.always = (200, usage(40))
+        server.failures = [(429, b"slow down")]
+        assert writer(QUESTIONS[:1], 5) == ["10"]
+        assert "40 of 1,000,000 tokens" in capsys.readouterr().err
+        server.drip = 0.02
+        with pytest.raises(BadInput, match="no whole reply"):
+            writer(QUESTIONS[1:2], 5)
+    assert f"{40 + 2 * endpoint.about(QUESTIONS[0], 5)} of 1,000,000 tokens" in capsys.readouterr().err
 
 
 def test_those_who_wait_stop_when_another_is_refused(tmp_path: Path, monkeypatch):

@@ -33,11 +33,15 @@ BUSY = {408, 409, 425, 429}  # HTTP statuses after which asking again is worthwh
 
 @dataclass(frozen=True)
 class Patience:
-    """How many seconds to wait for a whole reply, how often to ask again, and how many requests to send at a time."""
+    """How many seconds to wait for a whole reply, how often to ask again, and how many requests to send at a time.
+
+    ``budget``: how many tokens all requests and replies of a run may have; None for no limit.
+    """
 
     timeout: float
     retries: int
     parallel: int
+    budget: int | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
     The writer raises BadInput if the endpoint refuses a request, does not answer, or never sends a chat completion.
     ``kept``: replies from before, which are not asked for again.
     """
-    endpoint = find_endpoint()
+    endpoint, purse = find_endpoint(), Purse(patience.budget)
 
     async def ask(client: "AsyncClient", prompt: Chat, limit: int) -> str | None:
         """Return the reply to one prompt, kept or new; None if there is no chat completion."""
@@ -103,7 +107,7 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
         if (known := kept.get(request)) is not None:
             return known[0]
 
-        content = _content(await _post(client, endpoint, request, patience), endpoint)
+        content = _content(await _post(client, endpoint, request, patience, purse), endpoint)
         if content is not None:  # an answer that cannot be read is not kept: the next run asks again
             kept.keep(request, [content])
         return content
@@ -128,6 +132,8 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
                 for task in asked:
                     task.cancel()
                 await asyncio.gather(*asked, return_exceptions=True)
+                if purse.budget is not None and asked:
+                    sys.stderr.write(f"{purse.spent:,} of {purse.budget:,} tokens of explain.budget are used\n")
 
     def write(prompts: Sequence[Chat], limit: int) -> list[str]:
         try:
@@ -148,24 +154,89 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
     return write
 
 
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+class Purse:
+    """Count the tokens of requests and replies, and see to it that a run never uses more than its budget.
+
+    ``spent``: tokens used so far, by the endpoint's own count where it gives one.
+    """
+
+    def __init__(self, budget: int | None) -> None:
+        self.budget, self.spent, self.aside = budget, 0, 0
+
+    async def take(self, body: dict[str, Any]) -> int:
+        """Set aside the most that a request may use, and return it. Waits for requests under way where it must.
+
+        Raises BadInput if there is not so much left.
+        """
+        most = _tokens(*_said(body), bytes_each=1)  # no tokenizer makes more than one token of a byte
+        while self.budget is not None and self.spent + self.aside + most > self.budget:
+            if not self.aside:
+                raise BadInput(
+                    f"explain.budget is {self.budget:,} tokens: {self.spent:,} are used, and the next request may use "
+                    f"{most:,}; raise it, or lower explain.latents"
+                )
+            await asyncio.sleep(0.01)
+        self.aside += most
+        return most
+
+    def settle(self, most: int, used: int) -> None:
+        """Count ``used`` tokens in the place of the ``most`` that were set aside."""
+        self.aside -= most
+        self.spent += used
+
+
+def about(turns: Sequence[str], limit: int) -> int:
+    """Estimate the tokens of the ``turns`` of a chat, with a reply of ``limit``: an English token has about 4 bytes."""
+    return _tokens(turns, limit, bytes_each=3)
+
+
+def _tokens(turns: Sequence[str], limit: int, bytes_each: int) -> int:
+    """Count a token for so many bytes, 16 for what a chat template puts around a turn, and the longest reply."""
+    return sum(-(-len(turn.encode(errors="replace")) // bytes_each) + 16 for turn in turns) + limit
+
+
+def _said(body: dict[str, Any]) -> tuple[list[str], int]:
+    """Return the turns of a request, and the limit of its reply."""
+    return [message["content"] for message in body["messages"]], body["max_tokens"]
+
+
+def _used(reply: bytes) -> int | None:
+    """Return the number of tokens that a chat completion says it used; None if it does not say."""
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        used = json.loads(reply)["usage"]["total_tokens"]
+        return used if isinstance(used, int) and used >= 0 else None
+    return None
+
+
 # --- one request ----------------------------------------------------------------------------------------------------
 
 
-async def _post(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any], patience: Patience) -> bytes:
+async def _post(
+    client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any], patience: Patience, purse: Purse
+) -> bytes:
     """Send a request and return the body of its reply. If the endpoint is busy, down or slow, ask again after a pause.
 
-    Raises BadInput if it refuses, redirects, or does not answer in the end. No message shows the key.
+    Raises BadInput if it refuses, redirects, does not answer in the end, or would cost more than there is. No message
+    shows the key.
     """
     from httpx2 import HTTPError
 
     why = ""
     for attempt in range(patience.retries + 1):
-        asked_to_wait = 0.0
+        asked_to_wait, used = 0.0, 0
+        most = await purse.take(body)
         try:
             async with asyncio.timeout(patience.timeout):
                 reply = await _reply(client, endpoint, body)
+            if 200 <= reply.status < 300:
+                counted = _used(reply.body)
+                used = about(*_said(body)) if counted is None else counted
         except TimeoutError:
             why = f"no whole reply within {patience.timeout:g} s"
+            used = about(*_said(body))  # it may have worked on it
         except (HTTPError, OSError) as error:
             why = endpoint.without_key(str(error) or type(error).__name__)
         else:
@@ -177,6 +248,8 @@ async def _post(client: "AsyncClient", endpoint: Endpoint, body: dict[str, Any],
                 raise BadInput(_redirected(endpoint, reply))
             if reply.status not in BUSY and reply.status < 500:
                 raise BadInput(f"{endpoint.url} refuses the request ({why})")
+        finally:
+            purse.settle(most, used)
 
         if asked_to_wait > LONGEST_WAIT:
             raise BadInput(f"{endpoint.url} asks to be left alone for {asked_to_wait:.0f} s ({why})")

@@ -5,6 +5,7 @@ latent stands for. The same model then reads these words beside other texts, whi
 strongly the latent is active in each. Its answers are scored as token rules are.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from strata.device.machine import CPU, fast_dtype
-from strata.interpretation.endpoint import Patience, endpoint_writer, find_endpoint
+from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
 from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import (
@@ -70,7 +71,7 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     kept = Replies(replies)
     kind, colon, name = (params.model or "").partition(":")
     if colon and kind == "endpoint":
-        patience = Patience(params.timeout, params.retries, params.parallel)
+        patience = Patience(params.timeout, params.retries, params.parallel, params.budget)
         return endpoint_writer(name, patience, kept), "endpoint", endless
 
     if params.model != "lm":
@@ -95,7 +96,13 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
     chance scores stay None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows
     less. Raises BadInput if no reply of an endpoint can be read as an explanation.
     """
-    replies = writer([explanation_prompt(fitted(case, fits)) for case in cases], EXPLANATION_TOKENS)
+    questions = [explanation_prompt(fitted(case, fits)) for case in cases]
+    if source == "endpoint" and cases:
+        tokens = sum(about(question, EXPLANATION_TOKENS) for question in questions) + _judging(cases, fits)
+        sys.stderr.write(
+            f"the endpoint is asked about {len(cases)} latents, with about {tokens:,} tokens, less what is kept\n"
+        )
+    replies = writer(questions, EXPLANATION_TOKENS)
     read = [read_explanation(reply) for reply in replies]
     texts = without_echoes(read, cases)
     explanations = [Explanation(case.latent, source, text, name=text) for case, text in zip(cases, texts, strict=True)]
@@ -129,6 +136,13 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
                 explanations[i].items = len(judged)
                 explanations[i].unparsed += int(np.isnan(judged).sum())
     return explanations
+
+
+def _judging(cases: Sequence[Case], fits: Fits) -> int:
+    """Estimate the tokens that it takes to judge the windows of ``cases``, twice each: also by another explanation."""
+    words = " words" * WORDS
+    prompts = (answer_prompt(words, cut(words, example, fits)) for case in cases for example in case.scored)
+    return 2 * sum(about(prompt, ANSWER_TOKENS) for prompt in prompts)
 
 
 # --- what there is room for -------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Explain(Section):
 
     ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: explain only latents j with first ≤ j < second.
     ``items``: how many windows each latent is scored on, also for token rules; half of them are active.
-    ``timeout``: in seconds.
+    ``timeout``: in seconds. ``budget``: how many tokens an endpoint may use in one run.
     """
 
     model: str | None
@@ -83,6 +83,7 @@ class Explain(Section):
     timeout: float = Field(gt=0, le=86400)
     retries: int = Field(ge=0, le=100)
     parallel: int = Field(gt=0, le=1024)
+    budget: int | None = Field(gt=0)
 
     @field_validator("model")
     @classmethod
