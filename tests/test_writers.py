@@ -64,7 +64,7 @@ def test_a_chat_template_is_used(tiny, tmp_path: Path):
 
 
 def test_a_folder_is_a_writer_too(tiny, gpt2: Path, tmp_path: Path):
-    writer, source, _ = open_writer(params(model=str(gpt2)), tiny, "f", tmp_path)
+    writer, source, *_ = open_writer(params(model=str(gpt2)), tiny, "f", tmp_path)
     assert source == "lm" and writer([("the cat sat",)], 3)
     with pytest.raises(BadInput, match="no language model could be loaded"):
         open_writer(params(model=str(tmp_path)), tiny, "f", tmp_path)
@@ -167,7 +167,7 @@ def asking(folder: Path, **changes: Any) -> Writer:
 def test_an_endpoint_explains(planted, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(monkeypatch) as server:
-        writer, source, _ = open_writer(params(model="endpoint:oracle"), load, "f", tmp_path)  # pyright: ignore[reportArgumentType]
+        writer, source, *_ = open_writer(params(model="endpoint:oracle"), load, "f", tmp_path)  # pyright: ignore[reportArgumentType]
         found = explain(make_cases(planted), writer, source, 0)
     assert [e.scores["f1"] for e in found] == [1.0] * 6 and {e.source for e in found} == {"endpoint"}
     assert set(server.keys) == {"Bearer secret"}

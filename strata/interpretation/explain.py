@@ -9,19 +9,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
+from strata.interpretation.judges import ANSWER_TOKENS, Judge, by_likelihood, by_numbers
 from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import (
     WORDS,
     answer_prompt,
     explanation_prompt,
     read_explanation,
-    read_strength,
     without_echoes,
 )
 from strata.interpretation.scoring import score, strangers
@@ -33,7 +34,6 @@ from strata.run.resume import main_root
 from strata.weights.unpacked import unpacked
 
 EXPLANATION_TOKENS = 24  # limit of a reply that explains
-ANSWER_TOKENS = 4  # limit of a reply that judges
 LONG = 64  # words of a document that are shown when there is no room for all of them
 
 
@@ -62,8 +62,17 @@ def check_room(window: int, lm: LanguageModel) -> None:
         )
 
 
-def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> tuple[Writer, str, Fits]:
-    """Return the writer that ``params.model`` names, its kind ("lm" or "endpoint"), and a test of what it has room for.
+class Answers(NamedTuple):
+    """Who explains and judges: ``kind`` is "lm" or "endpoint", and ``fits`` tests what the writer has room for."""
+
+    writer: Writer
+    kind: str
+    fits: Fits
+    judge: Judge
+
+
+def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> Answers:
+    """Open the writer that ``params.model`` names.
 
     ``lm``: the model of `data/lm/`, and ``fingerprint``: its hash. Any other model must be `package:NAME`, a folder,
     or be in the hub's cache. ``replies``: the folder in which replies are kept.
@@ -72,7 +81,8 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     kind, colon, name = (params.model or "").partition(":")
     if colon and kind == "endpoint":
         patience = Patience(params.timeout, params.retries, params.parallel, params.budget)
-        return endpoint_writer(name, patience, kept), "endpoint", endless
+        writer = endpoint_writer(name, patience, kept)
+        return Answers(writer, "endpoint", endless, by_numbers(writer, endless))
 
     if params.model != "lm":
         source = str(params.model)
@@ -86,11 +96,21 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
         fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
 
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
-    return transformers_writer(lm, fingerprint, params.batch_size, kept), "lm", room(lm)
+    judge = by_likelihood(lm, fingerprint, params.batch_size, kept)
+    return Answers(transformers_writer(lm, fingerprint, params.batch_size, kept), "lm", room(lm), judge)
 
 
-def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits: Fits = endless) -> list[Explanation]:
-    """Ask ``writer`` to explain each case, then to judge the scored windows of the case by its explanation.
+def explain(
+    cases: Sequence[Case],
+    writer: Writer,
+    source: str,
+    seed: int,
+    fits: Fits = endless,
+    judge: Judge | None = None,
+) -> list[Explanation]:
+    """Ask ``writer`` to explain each case, then judge the scored windows of the case by its explanation.
+
+    ``judge``: says how strong a latent is in windows; by default the writer is asked, too.
 
     Chance level: the same windows, judged by the explanation of another case, in other words. Where there is none, the
     chance scores stay None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows
@@ -98,7 +118,7 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
     """
     questions = [explanation_prompt(fitted(case, fits)) for case in cases]
     if source == "endpoint" and cases:
-        tokens = sum(about(question, EXPLANATION_TOKENS) for question in questions) + _judging(cases, fits)
+        tokens = sum(about(question, EXPLANATION_TOKENS) for question in questions) + _judging(cases)
         sys.stderr.write(
             f"the endpoint is asked about {len(cases)} latents, with about {tokens:,} tokens, less what is kept\n"
         )
@@ -122,14 +142,11 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
     others = strangers([text for _, text in own], np.random.default_rng(seed))
     permuted = [(i, own[other][1]) for i, other in zip(explained, others, strict=True) if other is not None]
 
-    # All questions go to the writer in one call, and the answers come back in the same order.
-    prompts = [
-        answer_prompt(text, cut(text, example, fits)) for i, text in own + permuted for example in cases[i].scored
-    ]
-    strengths = iter([read_strength(reply) for reply in writer(prompts, ANSWER_TOKENS)] if prompts else [])
+    judge = judge or by_numbers(writer, fits)
+    strengths = iter(judge([(text, cases[i].scored) for i, text in own + permuted]))
     for suffix, pairs in (("", own), ("_chance", permuted)):
         for i, _ in pairs:
-            judged = np.array([next(strengths) for _ in cases[i].scored], float)
+            judged = next(strengths)
             scores = score(cases[i].truth, judged)
             explanations[i].scores |= {f"{name}{suffix}": value for name, value in scores.items()}
             if suffix == "":
@@ -138,10 +155,10 @@ def explain(cases: Sequence[Case], writer: Writer, source: str, seed: int, fits:
     return explanations
 
 
-def _judging(cases: Sequence[Case], fits: Fits) -> int:
+def _judging(cases: Sequence[Case]) -> int:
     """Estimate the tokens that it takes to judge the windows of ``cases``, twice each: also by another explanation."""
     words = " words" * WORDS
-    prompts = (answer_prompt(words, cut(words, example, fits)) for case in cases for example in case.scored)
+    prompts = (answer_prompt(words, example) for case in cases for example in case.scored)
     return 2 * sum(about(prompt, ANSWER_TOKENS) for prompt in prompts)
 
 
@@ -158,41 +175,18 @@ def fitted(case: Case, fits: Fits) -> Case:
     active, silent = list(case.active), list(case.silent)
     while not fits(explanation_prompt(case), EXPLANATION_TOKENS):
         places = [(examples, number) for examples in (active, silent) for number in range(len(examples))]
-        longest = max(places, key=lambda place: _words(place[0][place[1]]), default=None)
+        longest = max(places, key=lambda place: place[0][place[1]].words, default=None)
         if longest is None:
             raise BadInput(
                 f"interpret.explain.model has no room for the question and one example of latent {case.latent}"
             )
 
         examples, number = longest
-        words = _words(examples[number])
+        words = examples[number].words
         if words > LONG or (len(places) == 1 and words > 1):
-            examples[number] = _halved(examples[number])
+            examples[number] = examples[number].halved()
         else:
             drop_silent = silent and (len(silent) > len(active) or len(active) < 2)
             (silent if drop_silent else active).pop()
         case = replace(case, active=active, silent=silent)
     return case
-
-
-def cut(explanation: str, example: Example, fits: Fits) -> Example:
-    """Halve an example, around its peak, until the writer has room for the question about it."""
-    while _words(example) > 1 and not fits(answer_prompt(explanation, example), ANSWER_TOKENS):
-        example = _halved(example)
-    return example
-
-
-def _words(example: Example) -> int:
-    """Count the words of an example."""
-    return len(example.text.split())
-
-
-def _halved(example: Example) -> Example:
-    """Keep the half of an example that is around its peak; of a document, which is one piece, keep the first half."""
-    count, half = len(example.pieces), len(example.pieces) // 2
-    if count == 1:
-        words = example.text.split()
-        return Example([" ".join(words[: max(len(words) // 2, 1)])], example.values)
-
-    first = min(max(int(np.argmax(example.values)) - half // 2, 0), count - half)
-    return Example(example.pieces[first : first + half], example.values[first : first + half])

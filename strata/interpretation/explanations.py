@@ -208,6 +208,28 @@ class Example:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def words(self) -> int:
+        """How many words it has."""
+        return len(self.text.split())
+
+    def halved(self) -> "Example":
+        """Keep the half that is around the peak; of a document, which is one piece, keep the first half."""
+        count, half = len(self.pieces), len(self.pieces) // 2
+        if count == 1:
+            words = self.text.split()
+            return Example([" ".join(words[: max(len(words) // 2, 1)])], self.values)
+
+        first = min(max(int(np.argmax(self.values)) - half // 2, 0), count - half)
+        return Example(self.pieces[first : first + half], self.values[first : first + half])
+
+    def cut(self, fits: Callable[["Example"], bool]) -> "Example":
+        """Halve it until ``fits`` says that there is room for it, or one word is left."""
+        example = self
+        while example.words > 1 and not fits(example):
+            example = example.halved()
+        return example
+
 
 @dataclass(frozen=True)
 class Case:

@@ -230,8 +230,8 @@ def _explain(
         for j in sorted(chosen)
     ]
     fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, kind, fits = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
-    in_words = explain(cases, writer, kind, seed, fits)
+    writer, kind, fits, judge = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
+    in_words = explain(cases, writer, kind, seed, fits, judge)
 
     if knobs.embedder is not None and cases:
         embed = embedder(knobs.embedder)

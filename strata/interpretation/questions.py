@@ -55,6 +55,12 @@ ANSWERED = (
     ("Unit: musical instruments\nText: She played the violin while he tuned two old", str(STRONGEST)),
     ("Unit: musical instruments\nText: The audience was late, and the hall half", "0"),
 )
+CONTENTS = (
+    ("She played the violin while he tuned two old flutes, and later a harp", "musical instruments"),
+    ("It rained all day; nevertheless they went out", 'the word "nevertheless"'),
+    ("It cost $40 in spring and $1,200 by autumn", "numbers after a dollar sign"),
+    ("She spoke slowly, quietly and often, but never to him", "words that end in -ly"),
+)
 QUESTION = (
     "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>. "
     f"Say in 1 to {WORDS} words what the marked tokens have in common. Reply with these words alone."
@@ -96,6 +102,16 @@ def answer_prompt(explanation: str, example: Example) -> Chat:
     asked = (f"Unit: {explanation}\nText: {_on_one_line(example.text)}", "")
     turns = [(f"{question}\n\n{first}", answer), *others, asked]
     return tuple(turn for text, number in turns for turn in (f"{text}\nNumber:", number))[:-1]
+
+
+def content_prompt(example: Example) -> Chat:
+    """Write the question what is in one window, after worked examples. How likely an explanation is as its answer says
+    whether the window holds what it describes."""
+    texts = [*(text for text, _ in CONTENTS), _on_one_line(example.text)]
+    asked = [f"Text: {text}\nIn it:" for text in texts]
+    asked[0] = f"Name one thing that is in the text, in 1 to {WORDS} words.\n\n{asked[0]}"
+    answers = [answer for _, answer in CONTENTS]
+    return tuple(turn for pair in zip(asked, [*answers, ""], strict=True) for turn in pair)[:-1]
 
 
 def _with_marks(example: Example, most: float) -> str:

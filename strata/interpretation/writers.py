@@ -75,7 +75,7 @@ def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, ke
 
 def room(lm: LanguageModel) -> Fits:
     """Return a test of whether a prompt, and a reply of a number of tokens, fit into the positions of ``lm``."""
-    return lambda prompt, limit: lm.positions is None or len(_tokens(lm, prompt)) + limit <= lm.positions
+    return lambda prompt, limit: lm.positions is None or len(tokens_of(lm, prompt)) + limit <= lm.positions
 
 
 def endless(prompt: Chat, limit: int) -> bool:
@@ -88,7 +88,7 @@ def messages(prompt: Chat) -> list[dict[str, str]]:
     return [{"role": ROLES[number % 2], "content": turn} for number, turn in enumerate(prompt)]
 
 
-def _tokens(lm: LanguageModel, prompt: Chat) -> list[int]:
+def tokens_of(lm: LanguageModel, prompt: Chat) -> list[int]:
     """Return the tokens that the model reads: BOS, once, and the prompt.
 
     If the tokenizer has a chat template, the prompt becomes a chat. Then BOS comes first only if the template puts it
@@ -109,7 +109,7 @@ def _generate(lm: LanguageModel, prompts: list[Chat], limit: int) -> list[str]:
     tokenizer = lm.tokenizer
 
     # Padded on the left, so that every reply begins right after its prompt.
-    rows = [_tokens(lm, prompt) for prompt in prompts]
+    rows = [tokens_of(lm, prompt) for prompt in prompts]
     length = max(map(len, rows))
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else lm.bos
     ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=lm.device)
