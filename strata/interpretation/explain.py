@@ -37,9 +37,7 @@ LONG = 64  # words of a document that are shown when there is no room for all of
 
 
 def check(params: Explain) -> None:
-    """Refuse an endpoint that cannot be asked, and bring a packaged model in, at once: the first question comes only
-    after hours of work.
-    """
+    """Refuse an endpoint that cannot be asked, and bring a packaged model in, before any text is read."""
     model = params.model or ""
     if model.startswith("endpoint:"):
         find_endpoint()
@@ -56,7 +54,7 @@ def check_room(window: int, lm: LanguageModel) -> None:
     explains = fits(explanation_question, EXPLANATION_TOKENS + window)
     if not (explains and fits(answer_question, ANSWER_TOKENS + window + WORDS)):
         raise BadInput(
-            f"params.yaml: interpret.explain.model: the model reads at most {lm.positions} tokens, fewer than the "
+            f"params.yaml: explain.model: the model reads at most {lm.positions} tokens, fewer than the "
             f"question and one window of {window} have; set it to null, or to a model that reads more"
         )
 
@@ -146,9 +144,7 @@ def fitted(case: Case, fits: Fits) -> Case:
         places = [(examples, number) for examples in (active, silent) for number in range(len(examples))]
         longest = max(places, key=lambda place: _words(place[0][place[1]]), default=None)
         if longest is None:
-            raise BadInput(
-                f"interpret.explain.model has no room for the question and one example of latent {case.latent}"
-            )
+            raise BadInput(f"explain.model has no room for the question and one example of latent {case.latent}")
 
         examples, number = longest
         words = _words(examples[number])
