@@ -73,10 +73,11 @@ def explain_latents(
 
 def hand_on(latents: Latents, knobs: Explain, folder: Path) -> dict[str, Any]:
     """Write `data/explained/<L>/` with the tables of interpret as they are, and return the numbers for the report."""
-    for name in EXPLAINED:
-        table = latents.table(name)  # checks its hash
-        assert table is not None, "interpret always writes it"
-        files.write_bytes(folder / f"{name}.parquet", (latents.folder / f"{name}.parquet").read_bytes())
+    names = [f"{name}.parquet" for name in EXPLAINED]
+    for name in names:
+        files.check_hash(latents.folder, name, latents.meta.get("files", {}), "interpret")
+    for name in names:
+        files.write_bytes(folder / name, (latents.folder / name).read_bytes())
     _write_meta(latents, knobs, folder)
     return {"layer": latents.meta["layer"], "named": len(latents.names())}
 
