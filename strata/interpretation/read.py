@@ -132,7 +132,7 @@ def _opened(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedTables:
     """What explain wrote of a layer: the tables EXPLAINED of its ``folder``, and their hashes, ``files``."""
 
     folder: Path
@@ -149,7 +149,7 @@ class Latents:
     folder: Path
     meta: dict[str, Any]
     codes: Codes
-    explained: Explained | None = None
+    explained: ExplainedTables | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -268,7 +268,7 @@ def open_latents(folder: Path, explained: Path | None = None) -> Latents:
     of = read_meta(explained / "meta.json", EXPLAINED_META, "explain")
     if of.get("latents") != latents.fingerprint:
         raise BadInput(f"{explained} explains other latents than those in {folder}; {again('explain')}")
-    return replace(latents, explained=Explained(explained, of["files"]))
+    return replace(latents, explained=ExplainedTables(explained, of["files"]))
 
 
 def open_explained(folder: Path) -> Latents:
