@@ -1,4 +1,4 @@
-"""Seconds and peak anonymous memory of interpret, without a language model's explanations, over numbers of tokens.
+"""Seconds and peak anonymous memory of interpret over numbers of tokens.
 
 What is stored of a layer is repeated as often as needed, each time as new documents; that costs what new text would.
 """
@@ -79,7 +79,6 @@ def one(data: Path, layer: int, rows: int) -> dict[str, Any]:
     """Interpret ``rows`` rows in this process, which must be fresh."""
     device = start(params.load("machine", Machine))
     knobs = params.load("interpret", Interpret)
-    knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"model": None})})
     stored = open_activations(data / "activations" / str(layer))
     sae, _ = disk.load(data / "sae" / str(layer))
     source, options = read.lm_path(data / "lm")

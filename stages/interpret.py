@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from stages.select.layers import chosen
 from strata.corpus import read
 from strata.device.machine import Machine, start
-from strata.interpretation import explain, vocabulary
 from strata.interpretation import interpret as interpretation
+from strata.interpretation import vocabulary
 from strata.interpretation.knobs import Interpret
 from strata.lm.model import DTYPES, load
 from strata.replication.read import certificates
@@ -27,12 +26,11 @@ def main(
     sae: str,
     stability: str,
     lm: str,
-    last: str,
     target: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS and CORPUS, the same three for OTHER texts, SAE, its STABILITY, LM, whether
-    it is the LAST layer -> what its latents fire on in TARGET, and REPORT.
+    """ACTIVATIONS of a layer, TOKENS and CORPUS, the same three for OTHER texts, SAE, its STABILITY, LM -> what
+    its latents fire on in TARGET, and REPORT.
 
     Example: dvc repro interpret@9
     """
@@ -56,12 +54,7 @@ def main(
     interpretation.check(coder, rows)
     certified = certificates(Path(stability), coder.latents)
 
-    explained = chosen(knobs.explain.layers, rows.layer, Path(last))
-    knobs = knobs.model_copy(update={"explain": knobs.explain.model_copy(update={"layers": explained})})
-
     # Refuse before the long pass what would fail after it.
-    if rows.layer in explained:
-        explain.check(knobs.explain)
     need_disk(Path(target), round(knobs.table_bytes(coder.latents)), "interpret", "fewer interpret.examples")
 
     device = start(machine)
@@ -80,8 +73,6 @@ def main(
         else:
             lm_source, options = read.lm_path(Path(lm))
             words = vocabulary.of_tokens(load(lm_source, DTYPES[rows.meta["forward"]], device, **options))
-            if words.lm and knobs.explain.model == "lm" and rows.layer in explained:
-                explain.check_room(knobs.window, words.lm)
 
         titles, labels = read.titles(Path(corpus))
         source = interpretation.Source(rows, contexts, titles, labels, words)

@@ -24,7 +24,8 @@ def main(tune: str, train: str, scorecard: str, summary: str, page: str, plots: 
     histories = {"tune": curve(trials)} if trials else {}
     histories |= {f"train@{layer}": read_history(Path(train) / f"{layer}.csv") for layer in layers}
     # The other stages have numbers, but no curve over steps.
-    for stage in ("controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
+    others = ("controls", "stability", "interpret", "explain", "cluster", "merge", "invert", "steer_eval", "evaluate")
+    for stage in others:
         histories |= {f"{stage}@{layer}": [] for layer in layers}
 
     track(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strata.interpretation.neighbours import nearest
-from strata.run.files import write_json
+from strata.run.files import sha256, write_json
 
 LATENTS, DEAD, DENSE, SILENT_ID = 40, 7, 3, 39
 EVIL = ["</script><script>alert(1)</script>", '" onmouseover="alert(2)', "<!--", "]]>", "<b>&amp;", "' autofocus '"]
@@ -33,8 +33,6 @@ def planted(folder: Path, layer: int) -> Path:
                 "encoder_norm": 1.0, "decoder_norm": 1.0, "encoder_decoder_cosine": 0.5,
                 "skew": None, "kurtosis": None, "dead": dead, "kept": latent not in (DEAD, DENSE),
                 "dropped": "dead" if dead else "density" if latent == DENSE else None,
-                "name": None if dead or latent == SILENT_ID else f"latent {latent} {EVIL[latent % len(EVIL)]}",
-                "named_by": None if dead or latent == SILENT_ID else "rule",
                 "histogram": [0 if dead else int(n) for n in rng.integers(0, 50, len(EDGES) - 1)],
             }
         )  # fmt: skip
@@ -91,11 +89,16 @@ def planted(folder: Path, layer: int) -> Path:
                 | {"items": 20, "unparsed": 1 if source == "lm" else 0}
             )
         rules.append({"latent": latent, "offset": -1, "tokens": [1], "pieces": [EVIL[0]], "values": [3.0]})
+    named = [
+        {"latent": latent, "name": f"latent {latent} {EVIL[latent % len(EVIL)]}", "named_by": "rule"}
+        for latent in living
+        if latent != SILENT_ID
+    ]
     alive = np.arange(LATENTS) != DEAD
     near = nearest(rng.normal(size=(LATENTS, 8)).astype(np.float32), alive, 5)
     tables = {
         "statistics": statistics, "examples": examples, "tokens": tokens, "logits": logits, "enrichment": labels,
-        "explanations": notes, "rules": rules,
+        "explanations": notes, "names": named, "rules": rules,
     }  # fmt: skip
     for name, rows in tables.items():
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
@@ -105,4 +108,17 @@ def planted(folder: Path, layer: int) -> Path:
         "unit": "token", "texts": ["questions.csv"] if layer == 3 else None, "histogram_edges": EDGES, "shards": [],
     }  # fmt: skip
     write_json(folder / "meta.json", meta)
+    return folder
+
+
+def explained(folder: Path, latents: Path) -> Path:
+    """Write `data/explained/<L>/` into ``folder``: what explain makes of `planted` latents, one named in new words."""
+    folder.mkdir(parents=True)
+    for name in ("explanations", "names"):
+        rows = pq.read_table(latents / f"{name}.parquet").to_pylist()
+        if name == "names":
+            rows[0] |= {"name": f"words {EVIL[0]}", "named_by": "lm"}
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    layer = int(latents.name)
+    write_json(folder / "meta.json", {"layer": layer, "latents": sha256(latents / "meta.json"), "files": {}})
     return folder

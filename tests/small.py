@@ -76,4 +76,4 @@ def of_vectors() -> None:
     """The vectors of the lines are what is looked at."""
     source = {"source": "lines.jsonl", "label": "topic", "id": "id", "text": "text", "vector": "emb"}
     change(fetch__lm={"kind": "vectors", "source": None, "revision": None, "trust_remote_code": False})
-    change(fetch__corpus__sources=[source], interpret__explain__embedder=None)
+    change(fetch__corpus__sources=[source], explain__embedder=None)

@@ -182,11 +182,16 @@ def layer(folder: Path, dead: tuple[int, ...] = LOST) -> room.Source:
                 "latent": np.arange(LATENTS),
                 "dead": is_dead,
                 "kept": ~is_dead & (group != 1),
-                "name": [None if dead else f"{EVIL[j % len(EVIL)]} {j}" for j, dead in enumerate(is_dead)],
             }
         ),
         "documents": pa.table({"latent": latent, "document": document, "mean": mean[document, latent]}).sort_by(
             "latent"
+        ),
+        "names": pa.table(
+            {
+                "latent": [j for j, dead in enumerate(is_dead) if not dead],
+                "name": [f"{EVIL[j % len(EVIL)]} {j}" for j, dead in enumerate(is_dead) if not dead],
+            }
         ),
         "explanations": pa.Table.from_pylist(notes),
     }
@@ -301,7 +306,7 @@ def test_the_map_asks_for_nothing_and_runs_no_text(tmp_path: Path):
     room.cluster(layer(tmp_path / "latents"), knobs(**AT_ONCE), 0, tmp_path / "out")
     text = (tmp_path / "out" / "map.html").read_text(encoding="utf-8")
     page = Tags(text)
-    assert page.links == [] and page.found.count("script") == 3 and "b" not in page.found
+    assert page.links == [] and page.found.count("script") == 4 and "b" not in page.found
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # pyright: ignore[reportOptionalSubscript]
     assert len(data["x"]) == len(data["text"]) == LATENTS - len(LOST)

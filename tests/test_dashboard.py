@@ -186,7 +186,7 @@ def made(folder: Path, kind: str) -> Path:
             save_tiny_lm(folder / "lm", "gpt2")
             small.change(fetch__lm__source="lm", extract__context=16, train__ce_tokens=64, interpret__window=8)
             small.change(extract__tokens=1500)
-            small.change(interpret__explain__model=None, interpret__explain__embedder=None)
+            small.change(explain__model=None, explain__embedder=None)
             small.change(merge__run=False, invert__run=False, steer_eval__run=False)
         small.run()
     finally:

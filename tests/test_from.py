@@ -25,7 +25,7 @@ from strata.sae.sae import SAE
 from strata.training.knobs import From
 
 MODEL = {"name": "tiny", "fingerprint": "f"}
-AFTER = ("controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate", "report")
+AFTER = ("controls", "stability", "interpret", "explain", "cluster", "merge", "invert", "steer_eval", "evaluate")
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monk
         assert Path("data/sae/0/sparsity.safetensors").read_bytes() == frequency
         sae = disk.load(Path("data/sae/0"))[0]
         assert torch.allclose(sae.encoder, kept.encoder) and torch.allclose(sae.decoder, kept.decoder)
-    run(*AFTER)
+    run(*AFTER, "report")
     page = Path("reports/report.html").read_text()
     assert "imported" in page and "<h2>Training</h2>" not in page and not Path("reports/plots/fvu.png").exists()
     assert read_result(Path("reports/train/0.json")).best is None

@@ -236,7 +236,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.of_vectors()
         small.change(train__epochs=2)
         small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_texts", "extract_texts", "fetch_tasks")
-        small.run("extract_tasks", "tune", "train", "stability", "interpret", "cluster")
+        small.run("extract_tasks", "tune", "train", "stability", "interpret", "explain", "cluster")
     return root
 
 
@@ -254,6 +254,11 @@ READERS: dict[str, tuple[str, ...]] = {  # a file -> what opens it
     "data/latents/0/codes/shard-00000.safetensors": ("cluster", "merge"),
     "data/latents/0/statistics.parquet": ("cluster", "show"),
     "data/latents/0/meta.json": ("cluster", "show"),
+    "data/latents/0/explanations.parquet": ("explain", "show"),
+    "data/latents/0/names.parquet": ("explain", "show"),
+    "data/explained/0/explanations.parquet": ("explained",),
+    "data/explained/0/names.parquet": ("explained",),
+    "data/explained/0/meta.json": ("explained",),
     "data/clusters/0/latents.parquet": ("merge",),
     "data/clusters/0/meta.json": ("merge",),
     "data/clusters/0/selected.json": ("selected",),
@@ -263,6 +268,7 @@ READERS: dict[str, tuple[str, ...]] = {  # a file -> what opens it
 OTHERS: dict[str, Callable[[Path], object]] = {
     "verify": lambda path: shards.verify(path.parent),
     "show": lambda path: card(open_latents(path.parent), 0, 100, False),
+    "explained": lambda path: card(open_latents(Path("data/latents/0"), path.parent), 0, 100, False),
     "selected": lambda path: selected(path.parent),
     "history": read_history,
     "result": read_result,

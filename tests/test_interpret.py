@@ -38,9 +38,8 @@ MODEL = {"name": "tiny", "revision": None, "fingerprint": "f"}
 
 
 def knobs(**changes: Any) -> Interpret:
-    """The default params on small windows, without a language model's explanations."""
+    """The default params on small windows."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["interpret"]
-    values["explain"]["model"] = None
     values["examples"] |= changes.pop("examples", {})
     return checked({**values, "window": 4, **changes}, Interpret, "params.yaml: interpret")
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -11,15 +12,14 @@ from pathlib import Path
 
 import browser
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, planted
+from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, explained, planted
 
 from apps.show.card import card
 from stages.report.causes import Causes
 from stages.report.latents import chosen, context, histogram, inert, read_layer, site
 from strata.interpretation.neighbours import nearest
-from strata.interpretation.read import open_latents
+from strata.interpretation.read import open_explained, open_latents
 from strata.pages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
 
 NOTHING = Causes({}, {})
@@ -189,8 +189,23 @@ def test_a_layer_without_language_model_labels_and_explanations(latents: Path, t
     page = Parsed(made["9/0.html"])
     assert "Strongest" in page.text and "Logit lens" not in page.text and "Explanation" not in page.text
     names = json.loads(Parsed(made["9/index.html"]).scripts[0])["text"]
-    assert names == [row["name"] or "" for row in pq.read_table(folder / "statistics.parquet").to_pylist()]
+    assert names == [row["name"] or "" for row in open_latents(folder).statistics().to_pylist()]
     assert "No name yet" in Parsed(made[f"9/{SILENT_ID}.html"]).text and "No name yet" not in page.text
+
+
+def test_what_explain_says_stands_over_what_interpret_says(latents: Path, tmp_path: Path):
+    """On the pages, in the index and on the card; the other names stay."""
+    shutil.copytree(latents / "9", tmp_path / "latents" / "9")
+    over = explained(tmp_path / "explained" / "9", tmp_path / "latents" / "9")
+    known = open_latents(tmp_path / "latents" / "9", over)
+    made, words = dict(site([read_layer(known, 3)], NOTHING)), f"words {EVIL[0]}"
+    assert words in Parsed(made["9/0.html"]).text
+    names = json.loads(Parsed(made["9/index.html"]).scripts[0])["text"]
+    assert names[0] == words and names[1] == f"latent 1 {EVIL[1]}" and names[DEAD] == ""
+    assert words in card(known, 0, 100, False) and known.names()[0] == words
+    assert known.rows("statistics", 0)[0]["named_by"] == "lm" and known.rows("statistics", 1)[0]["named_by"] == "rule"
+    assert open_explained(tmp_path / "latents" / "9").names() == known.names()
+    assert open_latents(tmp_path / "latents" / "9").names()[0] == f"latent 0 {EVIL[0]}"
 
 
 def causes(latent: int) -> Causes:

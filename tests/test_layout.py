@@ -376,8 +376,8 @@ BREAKS: list[tuple[Callable[[Path], list[str]], Callable[[Path], None], str]] = 
     ),
     (
         code_is_declared,
-        lambda root: (root / "strata/interpretation/unused.py").touch(),
-        "interpret lists all of strata/interpretation, but does not run strata/interpretation/unused.py",
+        lambda root: (root / "strata/merging/unused.py").touch(),
+        "merge lists all of strata/merging, but does not run strata/merging/unused.py",
     ),
     (
         code_is_declared,
@@ -527,6 +527,7 @@ def test_a_broken_house_is_told(
         ),
         ("strata/training/rules/topk.py", {"tune", "train", "controls", "stability", "evaluate"}),
         ("strata/measure/controls.py", {"train", "controls", "evaluate"}),
+        ("strata/interpretation/questions.py", {"explain"}),
         ("strata/front/training.py", set()),
         ("apps/serve/app.py", set()),
     ],

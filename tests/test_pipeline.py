@@ -36,7 +36,8 @@ STAGES = [
     *(
         f"{stage}@{layer}"
         for stage in (
-            *("train", "controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"),
+            *("train", "controls", "stability", "interpret", "explain", "cluster", "merge", "invert", "steer_eval"),
+            "evaluate",
         )
         for layer in LAYERS
     ),
@@ -58,7 +59,7 @@ PARAMS = {
     "train.batch_size": 256,
     "train.ce_tokens": 200,
     "interpret.window": 8,
-    "interpret.explain.model": None,
+    "explain.model": None,
     "tune.calls": 3,
     "tune.starts": 1,
     "tune.rows": None,
@@ -265,6 +266,8 @@ def test_every_artifact_is_there(project: Project):
         expected += [f"reports/cluster/{layer}.json", f"reports/latents/{layer}/map.html"]
         expected += [f"reports/latents/{layer}/index.html"]
         expected += [f"data/latents/{layer}/{name}" for name in ("meta.json", "statistics.parquet", "examples.parquet")]
+        expected += [f"data/explained/{layer}/{name}.parquet" for name in ("explanations", "names")]
+        expected += [f"reports/explain/{layer}.json"]
     assert set(expected) <= set(project.facts["hashes"])
     assert list((project.folder / "reports/plots").glob("*.png"))
     card = json.loads((project.folder / "reports/scorecard.json").read_text())
@@ -307,6 +310,7 @@ def experiments(project: Project) -> dict[str, str]:
     project.facts["k4 hashes"] = project.hashes("data", "reports")
     project.git("reset", "-q", "--hard")
     said["cached"] = project.dvc("exp", "run", "--temp", "--name", "cached", "-S", "+by_layer.2.k=4")
+    said["worded"] = project.dvc("exp", "run", "--temp", "--name", "worded", "-S", "explain.shown=9")
     questions = "interpret.texts={sources: [{source: inputs/questions.jsonl, label: animal}], min_chars: 0}"
     off = ("cluster", "merge", "invert")
     less = ["layers=[2]", "extract.layers=[0,2]", *(f"{stage}.run=false" for stage in off)]
@@ -331,6 +335,7 @@ def test_an_experiment_runs_only_what_it_touches(experiments: dict[str, str]):
     alone = [stage for stage in STAGES[9:] if not stage.endswith("@0")]
     assert ran(experiments["k4"]) == ["select", *alone]
     assert ran(experiments["cached"]) == ["select", "track"]  # these really run, whatever is kept
+    assert ran(experiments["worded"]) == ["select", "explain@0", "explain@2", "report", "track"]
 
 
 def test_queued_experiments_run_side_by_side(project: Project, experiments: dict[str, str]):
@@ -340,6 +345,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "fetch_texts",
         "extract_texts",
         "interpret@2",
+        "explain@2",
         "cluster@2",
         "merge@2",
         "invert@2",
@@ -358,6 +364,7 @@ def test_queued_experiments_run_side_by_side(project: Project, experiments: dict
         "controls@2",
         "stability@2",
         "interpret@2",
+        "explain@2",
         "cluster@2",
         "merge@2",
         "invert@2",
@@ -377,7 +384,7 @@ def test_every_experiment_is_one_comparable_row(project: Project, experiments: d
     rows = {run["name"]: run for run in project.runs(role="pipeline")}
     base = f"repro-{project.git('rev-parse', project.facts['base'] + '~').strip()[:7]}"
     assert len(project.runs(role="pipeline")) == len(rows)
-    assert set(rows) >= {base, "k4", "cached", "questions", "seeded"}
+    assert set(rows) >= {base, "k4", "cached", "worded", "questions", "seeded"}
     columns = {name: set(run["latest_metrics"]) for name, run in rows.items()}
     assert columns[base] == columns["k4"] == columns["cached"]
     assert "steer_eval.2.beating_all" in columns["questions"] - columns["seeded"], "steered on other texts, too"

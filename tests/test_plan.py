@@ -154,6 +154,20 @@ def test_stages_that_are_off_cost_nothing():
     assert not [name for name in names if name.startswith(("evaluate", "steer"))]
 
 
+def test_explaining_costs_by_itself():
+    """On the layers that are explained; how long another model takes, nobody knows."""
+
+    def found(**changes: Any) -> list[cost.Cost]:
+        costs = Plan(section(**changes), MODEL, ROWS, SPEED).costs()
+        return [one for one in costs if one.stage.startswith("explain")]
+
+    (own,) = found(explain__latents=10)
+    assert own.stage == "explain@9" and own.what == "10 latents"
+    assert own.seconds == pytest.approx(cost.LOADS + 10 * cost.EXPLAINED * MODEL.whole / (cost.FORWARD * 1e12))
+    assert [one.seconds for one in found(explain__model="endpoint:x", explain__layers=[3, 9])] == [None, None]
+    assert not found(explain__model=None) and not found(interpret__run=False)
+
+
 def test_prompts_of_tasks_cost_what_they_may_at_most():
     """BBC News has 2,225 articles, more than 5 × 400; of sae-probes `short` takes 20 tasks."""
     sources = [{"source": "package:bbc-news"}, {"source": "package:sae-probes"}, {"source": "a.csv"}]

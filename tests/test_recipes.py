@@ -588,8 +588,7 @@ train:
   auxk_latents: 8
   batch_size: 32
   epochs: 2
-interpret:
-  explain: {embedder: null}
+explain: {embedder: null}
 cluster:
   map: {method: pca}
   stability: {bootstraps: 1}

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from planted import LATENTS, planted
+from planted import EVIL, LATENTS, explained, planted
 
-from stages.report.families import PAGES
+from stages.report.families import PAGES, RENAMED
 from stages.report.glossary import GLOSSARY
 from stages.report.page import bound
 from stages.report.scorecard import failures, scorecard, summary
@@ -124,8 +124,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with this project's params.yaml and three layers' measurements."""
     write_text(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     write_layers(tmp_path / "train")
+    after = ("controls", "stability", "interpret", "explain", "cluster", "merge", "invert", "steer_eval", "evaluate")
     for layer in range(18):  # as `interpret.run: false` leaves them
-        for stage in ("controls", "stability", "interpret", "cluster", "merge", "invert", "steer_eval", "evaluate"):
+        for stage in after:
             write_json(tmp_path / stage / f"{layer}.json", {"skipped": True})
     write_json(tmp_path / "tune" / "trials.json", {"skipped": True})
     monkeypatch.chdir(tmp_path)
@@ -140,12 +141,14 @@ def report(monkeypatch: pytest.MonkeyPatch) -> None:
         "controls",
         "stability",
         "interpret",
+        "explain",
         "cluster",
         "merge",
         "invert",
         "steer_eval",
     ]
-    words += ["evaluate", "latents", "clusters", "scorecard.json", "summary.json", "report.html", "plots", "pages"]
+    words += ["evaluate", "latents", "explained", "clusters", "scorecard.json", "summary.json"]
+    words += ["report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")
 
@@ -253,8 +256,10 @@ def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeyp
     report(monkeypatch)
     assert "<h2>Latents" not in Path("report.html").read_text(encoding="utf-8"), "none was interpreted"
     for layer in (3, 9):
-        planted(Path(f"latents/{layer}"), layer)
+        explained(Path(f"explained/{layer}"), planted(Path(f"latents/{layer}"), layer))
         write_json(Path(f"interpret/{layer}.json"), {"layer": layer, "dead": 1})
+    echoing = {"layer": 9, "named": 38, "lm": {"latents": 4, "echoed": 3}}
+    write_json(Path("explain/9.json"), echoing)
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
     links = re.findall(r'href="latents/([^"]+)"', page)
@@ -262,12 +267,14 @@ def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeyp
     assert len(links) == 1 + 2 * (1 + 5 + 3 + 3), "all layers; of each its index, five latents, three at either end"
     assert all((Path("pages") / link).exists() for link in links)
     assert "latent 1 &#34; onmouseover" in page, "an explanation is text, not markup"
+    assert "Layer 9: 3 of 4 replies of the explaining model only repeat" in page
+    assert read("summary.json")["explain.9.lm.echoed"] == 3
 
 
 def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monkeypatch: pytest.MonkeyPatch):
     least = LATENTS - 1
     set_params("report", pages=3)
-    planted(Path("latents/9"), 9)
+    explained(Path("explained/9"), planted(Path("latents/9"), 9))
     write_json(Path("interpret/9.json"), {"layer": 9, "dead": 1})
     folder = Path("clusters/9")
     folder.mkdir(parents=True)
@@ -275,7 +282,7 @@ def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monk
     write_json(folder / "selected.json", {"latents": [{"latent": least}]})
     write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS, "files": {}})
     (folder / "map.png").write_bytes(b"\x89PNG")
-    write_text(folder / "map.html", f"<!doctype html>{PAGES}")
+    write_text(folder / "map.html", f"<!doctype html>{PAGES}{RENAMED}")
     quality = {"silhouette": 0.04, "davies_bouldin": 2.8, "calinski_harabasz": None, "noise_ratio": 0.25}
     trust = {"bootstrap": {"ari": 0.74}, "reseed": None, "chance": {"ari": 0.0}}
     numbers = {
@@ -287,6 +294,8 @@ def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monk
     assert (Path("pages/9") / f"{least}.html").exists()
     linked = Path("pages/9/map.html").read_text(encoding="utf-8")
     assert json.loads(linked.partition('id="pages">')[2].partition("<")[0]) == [0, 1, 2, least]
+    renamed = linked.partition('id="renamed">')[2].partition("<")[0]
+    assert json.loads(renamed) == {"0": f"words {EVIL[0]}"}, "in the words of a language model, which cluster lacks"
     page = Path("report.html").read_text(encoding="utf-8")
     assert "Families of latents" in page and "819" in page and "25 %" in page and "0.74" in page
     assert 'href="latents/9/map.html"' in page and page.count("data:image/png;base64,") == 6
@@ -413,7 +422,7 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)
     report(monkeypatch)
     page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
-    assert "Not run: controls, interpret, cluster, invert, steer_eval, evaluate;" in page
+    assert "Not run: controls, interpret, explain, cluster, invert, steer_eval, evaluate;" in page
     assert "merged/3/groups.parquet" in page and "3, 9, 21, 30" in page
     assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
     prefix = f"merge.{LAYERS[0]}"

@@ -15,9 +15,12 @@ OURS: dict[str, object] = {  # of layer 9, which is dropped
     "data/sae/9/final/cfg.json": SAE,
     "data/latents/9/meta.json": {"layer": 9},
     "data/latents/9/codes/shard-00000.safetensors": "codes",
+    "data/explained/9/meta.json": {"layer": 9},
+    "data/explained/9/names.parquet": "names",
     "data/steered/9/meta.json": {"skipped": True},
     "reports/train/9.json": {"layer": 9},
     "reports/train/9.csv": "step,fvu",
+    "reports/explain/9.json": {"layer": 9},
     "reports/invert/9.json": {"skipped": True},
 }
 THEIRS: dict[str, object] = {

@@ -277,7 +277,7 @@ def test_the_stage_certifies_and_pools(project: Path):  # noqa: F811
     test = numbers["pooled"]["test"]
     assert test["pooled"]["fvu"] < 1 and test["before"]["latents"] == 32 and test["before"]["delta_ce"] is None
 
-    small.run("interpret")
+    small.run("interpret", "explain")
     certified = pq.read_table(folder / read.LATENTS)
     statistics = pq.read_table(project / "data/latents/0/statistics.parquet")
     assert statistics["again"].to_pylist() == certified["again"].to_pylist()

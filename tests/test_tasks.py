@@ -499,7 +499,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
         tasks = {**KNOBS, "sources": [{"source": "animals.csv"}], "layers": [0], "k": [1]}
         small.change(layers=[0, 2], fetch__lm__source=str(gpt2), fetch__corpus__sources=[{"source": "lines.jsonl"}])
         small.change(extract__context=16, extract__dtype="float32", train__ce_tokens=0, evaluate__tasks=tasks)
-        small.change(interpret__explain__model=None, invert__run=False, steer_eval__run=False)
+        small.change(explain__model=None, invert__run=False, steer_eval__run=False)
         small.run("select", "fetch_lm", "fetch_corpus", "extract", "fetch_tasks", "extract_tasks", "tune", "train")
         small.run("controls", "stability")
     return folder

@@ -78,7 +78,6 @@ def params(**changes: Any) -> Explain:
         "range": None,
         "shown": 6,
         "silent": 4,
-        "items": 20,
         "embedder": None,
         "batch_size": 4,
         "timeout": 5.0,

@@ -1,1 +1,1 @@
-"""Show finished artifacts in a browser: what fetch, extract, train, interpret and cluster left on disk, read only."""
+"""Show finished artifacts in a browser: what fetch, extract, train, interpret, explain and cluster left on disk."""

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from strata.corpus import read
 from strata.families.read import Clusters, clustered, open_clusters
-from strata.interpretation.read import Latents, interpreted, open_latents
+from strata.interpretation.read import Latents, interpreted, open_explained
 from strata.lm.model import Hook, pieces
 from strata.measure.quality import OUTLIER
 from strata.pages.readable import inline, marked
@@ -83,9 +83,9 @@ class Project:
         return open_contexts(self.data / "activations" / "tokens")
 
     def latents(self, layer: int) -> Latents | None:
-        """Open what interpret wrote of a layer. Return None where it did not run."""
+        """Open what interpret and explain wrote of a layer. Return None where interpret did not run."""
         folder = self.data / "latents" / str(layer)
-        return open_latents(folder) if (folder / "meta.json").exists() and interpreted(folder) else None
+        return open_explained(folder) if (folder / "meta.json").exists() and interpreted(folder) else None
 
     def clusters(self, layer: int) -> Clusters | None:
         """Open what cluster wrote of a layer. Return None where it did not run."""

@@ -43,10 +43,10 @@ def overview(latents: Latents) -> pd.DataFrame:
         "kept",
         "dropped",
     ]
-    statistics, tokens = latents.table("statistics", columns), latents.table("tokens", ["latent", "rank", "piece"])
-    assert statistics is not None and tokens is not None, "interpret always writes them"
+    tokens = latents.table("tokens", ["latent", "rank", "piece"])
+    assert tokens is not None, "interpret always writes it"
 
-    frame, pieces = statistics.to_pandas(), tokens.to_pandas()
+    frame, pieces = latents.statistics().select(columns).to_pandas(), tokens.to_pandas()
     strongest = pieces[pieces["rank"] < 3].assign(piece=lambda rows: rows["piece"].map(visible))
     frame["tokens"] = frame["latent"].map(strongest.groupby("latent")["piece"].agg(" ".join)).fillna("")
 

@@ -45,7 +45,7 @@ KEPT = 1.5  # train: memory that it keeps of what it frees, as a factor (strata/
 IMPORTED_SAES = 2  # train: SAEs in memory where one is imported: it and the untrained control
 
 LOOKED, STORED = 7.1e-3, 4.0e-7  # interpret: seconds for each latent, and for each code
-EXPLAINED = 3000  # interpret: tokens read and written to explain one latent and to score it, about
+EXPLAINED = 3000  # explain: tokens read and written to explain one latent and to score it, about
 SHOWN = 85e3  # interpret: bytes for each latent while it looks for examples
 
 FAMILY, PAIR = 1.4e-3, 7.0e-8  # cluster: seconds for each latent, and for each pair of latents
@@ -91,8 +91,10 @@ class Plan:
             costs += [self.controls(layer) for layer in params.layers if layer in params.chosen(params.controls.layers)]
         costs += [self.stability(layer) for layer in params.layers if self.again(layer)]
 
-        stages = {"interpret": self.interpret, "cluster": self.cluster, "merge": self.merge}
-        for name, cost in stages.items():
+        if params.interpret.run:
+            costs += [self.interpret(layer) for layer in params.layers]
+            costs += [self.explain(layer) for layer in params.layers if self.explained(layer)]
+        for name, cost in {"cluster": self.cluster, "merge": self.merge}.items():
             costs += [cost(layer) for layer in params.layers if getattr(params, name).run]
         if params.fetch.lm.kind == "language":
             for name, cost in {"invert": self.invert, "steer_eval": self.steer}.items():
@@ -226,13 +228,22 @@ class Plan:
         seconds += (knobs.latents * LOOKED + codes * STORED) * self.speed.pace
         memory = BASE + self.weights + SHOWN * knobs.latents
 
-        explained = layer in self.params.chosen(section.explain.layers) and section.explain.model == "lm"
-        if explained and self.params.fetch.lm.kind == "language":
-            seconds += LOADS + self.passed(section.explain.latents * EXPLAINED * self.model.whole)
-
         shards = -(-rows.total // self.params.extract.shard_rows)
         disk = code_bytes(codes, knobs.latents, shards) + section.table_bytes(knobs.latents)
         return Cost(f"interpret@{layer}", f"{codes:,} codes", disk, memory, seconds)
+
+    def explained(self, layer: int) -> bool:
+        """Say whether a language model explains latents of this layer."""
+        section, language = self.params.explain, self.params.fetch.lm.kind == "language"
+        asked = section.model is not None and (section.model != "lm" or language)
+        return asked and layer in self.params.chosen(section.layers)
+
+    def explain(self, layer: int) -> Cost:
+        section = self.params.explain
+        seconds = None  # of a model that is not the one that is studied, nobody knows
+        if section.model == "lm":
+            seconds = LOADS + self.passed(section.latents * EXPLAINED * self.model.whole)
+        return Cost(f"explain@{layer}", f"{section.latents:,} latents", None, BASE + self.weights, seconds)
 
     def cluster(self, layer: int) -> Cost:
         latents = self.knobs(layer).latents

@@ -363,7 +363,7 @@ def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
 
 
 def card(explainer: Explainer, latent: int) -> dict[str, Any]:
-    """Return all that interpret wrote of a latent. Of its examples only the strongest.
+    """Return all that interpret and explain wrote of a latent. Of its examples only the strongest.
 
     Raises HTTPException 404 for a latent that the SAE does not have, and where nothing was interpreted.
     """
@@ -374,8 +374,7 @@ def card(explainer: Explainer, latent: int) -> dict[str, Any]:
 
     known: dict[str, Any] = {"latent": latent}
     for name in ("statistics", "explanations", "tokens", "logits", "enrichment", "neighbours", "examples"):
-        table = explainer.latents.table(name, filters=[("latent", "=", latent)])
-        rows = [] if table is None else table.to_pylist()
+        rows = explainer.latents.rows(name, latent)
         known[name] = [finite({key: row[key] for key in row if key != "latent"}) for row in rows]
     known["statistics"] = known["statistics"][0]
     known["examples"] = [row for row in known["examples"] if row["kind"] == "top"]

@@ -19,7 +19,7 @@ from strata import sentences
 from strata.corpus import read
 from strata.device.machine import CPU
 from strata.formats import npz
-from strata.interpretation.read import Latents, interpreted, open_latents
+from strata.interpretation.read import Latents, interpreted, open_explained
 from strata.lm.model import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
 from strata.pages.readable import explained
 from strata.run.door import BadInput
@@ -49,7 +49,7 @@ class Explainer:
     """An SAE with the model whose activations it reads.
 
     ``config``: that of the SAE. Without ``lm`` and ``sentence`` it reads vectors alone. ``latents``: what interpret
-    wrote; None where it did not run.
+    and explain wrote; None where interpret did not run.
     """
 
     sae: SAE
@@ -145,12 +145,13 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     """Open an SAE with its model.
 
     ``sae``: a folder, or an `encoder.npz`. ``lm`` and ``latents``: the folders that fetch and interpret wrote; both may
-    be missing. ``lm`` may also be the folder of a sentence-transformers model that fetch did not bring.
+    be missing. What explain wrote is taken from beside ``latents``. ``lm`` may also be the folder of a
+    sentence-transformers model that fetch did not bring.
 
     Raises BadInput where the three do not belong together.
     """
     coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
-    known = open_latents(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
+    known = open_explained(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
     if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
         raise BadInput(f"{latents} is of another SAE than {sae}")
     of_vectors = Explainer(coder.to(device), config, latents=known)

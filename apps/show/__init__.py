@@ -1,1 +1,1 @@
-"""In: what interpret wrote about one layer. Out: one latent's card as text, for a terminal."""
+"""In: what interpret and explain wrote about one layer. Out: one latent's card as text, for a terminal."""

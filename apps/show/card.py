@@ -36,8 +36,8 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     if not 0 <= latent < count:
         raise BadInput(f"latent {latent} is out of range: layer {latents.meta['layer']} has latents 0 to {count - 1}")
 
-    row = _rows(latents, "statistics", latent)[0]
-    notes = best_first(_rows(latents, "explanations", latent))
+    (row,) = latents.rows("statistics", latent)
+    notes = best_first(latents.rows("explanations", latent))
     bold, faint, plain = ("\033[1m", "\033[2m", "\033[0m") if colour else ("", "", "")
 
     state = ""
@@ -59,19 +59,13 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     for name, text in _lists(latents, latent):
         lines += wrap(text, width, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
 
-    examples = _rows(latents, "examples", latent)
+    examples = latents.rows("examples", latent)
     for kind, (heading, most) in KINDS.items():
         shown = sorted((r for r in examples if r["kind"] == kind), key=lambda r: r["rank"])[:most]
         if shown:
             lines += ["", f"{bold}{heading}{plain}"]
             lines += chain.from_iterable(_context(example, row["max"], width, colour) for example in shown)
     return "\n".join(lines) + "\n"
-
-
-def _rows(latents: Latents, name: str, latent: int) -> list[Row]:
-    """Return a latent's rows of the table ``name``; none where interpret wrote no such table."""
-    table = latents.table(name, filters=[("latent", "=", latent)])
-    return [] if table is None else table.to_pylist()
 
 
 def _scores(note: Row) -> str:
@@ -103,21 +97,21 @@ def _numbers(latents: Latents, row: Row) -> str:
 
 def _lists(latents: Latents, latent: int) -> Iterator[tuple[str, str]]:
     """Yield what the tables say of a latent: the name of a line and its text. A table without rows has no line."""
-    tokens = _rows(latents, "tokens", latent)[:8]
+    tokens = latents.rows("tokens", latent)[:8]
     yield from _line(
         "tokens" if latents.meta["unit"] == "token" else "words",
         [f"{visible(r['piece'])} {percent(r['share'])} ×{number(r['lift'])}" for r in tokens],
     )
 
-    logits = _rows(latents, "logits", latent)
+    logits = latents.rows("logits", latent)
     for side in ("promoted", "suppressed"):
         yield from _line(side, [visible(r["piece"]) for r in logits if r["side"] == side][:10], "  ")
 
-    significant = [row for row in _rows(latents, "enrichment", latent) if row["q"] < 0.05]
+    significant = [row for row in latents.rows("enrichment", latent) if row["q"] < 0.05]
     labels = by_label(significant)[:3]
     yield from _line("labels", [f"{inline(label)} ({_significance(levels)})" for label, levels in labels])
 
-    neighbours = _rows(latents, "neighbours", latent)[:8]
+    neighbours = latents.rows("neighbours", latent)[:8]
     yield from _line("neighbours", [f"{r['neighbour']} ({r['cosine']:.2f})" for r in neighbours])
 
 

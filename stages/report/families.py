@@ -4,8 +4,10 @@ import json
 from typing import Any, NamedTuple
 
 from strata.families.read import Clusters
+from strata.pages.readable import inert
 
-PAGES = '<script type="application/json" id="pages">[]</script>'  # where the map is told which latents have a page
+PAGES = '<script type="application/json" id="pages">[]</script>'  # where the map is told which latents have a page,
+RENAMED = '<script type="application/json" id="renamed">{}</script>'  # and which have a name by explain, not by a rule
 
 
 class Families(NamedTuple):
@@ -24,6 +26,10 @@ def read_families(clusters: Clusters, numbers: dict[str, Any]) -> Families:
     return Families(clusters.meta["layer"], numbers, picture.read_bytes(), page.read_text(encoding="utf-8"))
 
 
-def linked(page: str, ids: list[int]) -> str:
-    """Return the map whose latents ``ids`` link to their pages, which stand in the same folder."""
-    return page.replace(PAGES, PAGES.replace("[]", json.dumps(ids)), 1)
+def linked(page: str, ids: list[int], renamed: dict[int, str]) -> str:
+    """Return the map whose latents ``ids`` link to their pages, which stand in the same folder.
+
+    ``renamed``: latent -> its name, where that is in the words of a language model, which cluster does not know.
+    """
+    page = page.replace(PAGES, PAGES.replace("[]", json.dumps(ids)), 1)
+    return page.replace(RENAMED, RENAMED.replace("{}", inert(renamed)), 1)

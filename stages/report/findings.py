@@ -27,7 +27,7 @@ from strata.verdict.targets import AGAIN, Targets, settled
 class Folders:
     """Where each stage left its files. In all but ``tune`` a file or folder is named after its layer.
 
-    ``tune`` to ``evaluate`` are the stages' folders in `reports/`; ``latents`` and ``clusters`` are those in `data/`.
+    ``tune`` to ``evaluate`` are the stages' folders in `reports/`; ``latents`` to ``clusters`` are those in `data/`.
     """
 
     tune: Path
@@ -35,12 +35,14 @@ class Folders:
     controls: Path
     stability: Path
     interpret: Path
+    explain: Path
     cluster: Path
     merge: Path
     invert: Path
     steer_eval: Path
     evaluate: Path
     latents: Path
+    explained: Path
     clusters: Path
 
 
@@ -58,7 +60,7 @@ class Findings:
     histories: Mapping[int, History]  # of train, by layer
     twins: Mapping[int, Twins]  # of the SAEs, by layer
     searched: Searched | None  # by tune; None if it was skipped
-    latents: list[Layer]  # that interpret looked at
+    latents: list[Layer]  # that interpret looked at and explain explained
     families: Mapping[int, Families]  # of latents, by layer
     merged: list[Merged]  # dictionaries that merge made smaller
     causes: Causes  # what steering and inversion showed
@@ -92,7 +94,7 @@ class Findings:
 
     def summarised(self) -> dict[str, Mapping[str, Any]]:
         """Return the numbers that the summary has beside train's: ``interpret.9`` -> its numbers, nested."""
-        whole = ("interpret", "cluster", "invert", "steer_eval")  # of evaluate and merge only a part
+        whole = ("interpret", "explain", "cluster", "invert", "steer_eval")  # of evaluate and merge only a part
         return {
             **{f"controls.{layer}": twins.numbers() for layer, twins in self.twins.items()},
             **{f"{stage}.{layer}": numbers for stage in whole for layer, numbers in self.measured[stage].items()},
@@ -126,6 +128,7 @@ def read_findings(folders: Folders) -> Findings:
         for stage, folder in (
             ("stability", folders.stability),
             ("interpret", folders.interpret),
+            ("explain", folders.explain),
             ("cluster", folders.cluster),
             ("merge", folders.merge),
             ("invert", folders.invert),
@@ -144,7 +147,7 @@ def read_findings(folders: Folders) -> Findings:
     selection = {layer: selected(folders.clusters / str(layer)) for layer in measured["cluster"]}
     latents = [
         read_layer(
-            open_latents(folders.latents / str(layer)),
+            open_latents(folders.latents / str(layer), folders.explained / str(layer)),
             knobs.pages,
             [*selection.get(layer, []), *causes.latents(layer)],
         )

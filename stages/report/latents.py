@@ -67,9 +67,7 @@ class Layer(NamedTuple):
 
 def read_layer(latents: Latents, pages: int, selected: Sequence[int] = ()) -> Layer:
     """Read a layer, and choose its pages: the ``pages`` most important latents, and the ``selected`` ones."""
-    table = latents.table("statistics")
-    assert table is not None
-    statistics = table.to_pylist()
+    statistics = latents.statistics().to_pylist()
     return Layer(latents, statistics, chosen(statistics, pages, selected), _notes(latents))
 
 
@@ -221,7 +219,8 @@ def site(
         for latent, page in latent_pages(layer, causes):
             yield f"{number}/{latent}.html", page
         if families and number in families:
-            yield f"{number}/map.html", linked(families[number].page, layer.ids)
+            words = {row["latent"]: row["name"] for row in layer.statistics if row["named_by"] in ("lm", "endpoint")}
+            yield f"{number}/map.html", linked(families[number].page, layer.ids, words)
 
 
 def _notes(latents: Latents) -> dict[int, Row]:

@@ -72,9 +72,9 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
             if any(metric in twin.margin for found in findings.twins.values() for twin in found.twins.values())
         ],
         headline=headline(findings.results),
-        # interpret and cluster
+        # interpret, explain and cluster
         latents=findings.latents,
-        interpreted=findings.measured["interpret"],
+        explained=findings.measured["explain"],
         closeups=[both_ends for layer in findings.latents if (both_ends := closeup(layer))],
         families=list(findings.families.values()),
         maps={layer: _base64(families.picture) for layer, families in findings.families.items()},

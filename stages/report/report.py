@@ -17,12 +17,14 @@ def main(
     controls: str,
     stability: str,
     interpret: str,
+    explain: str,
     cluster: str,
     merge: str,
     invert: str,
     steer: str,
     evaluate: str,
     latents: str,
+    explained: str,
     clusters: str,
     card_file: str,
     summary_file: str,
@@ -30,8 +32,9 @@ def main(
     plots: str,
     pages: str,
 ) -> None:
-    """TUNE to EVALUATE, the stages' folders in reports/, with LATENTS and CLUSTERS in data/ -> the scorecard in
-    CARD_FILE, every number in SUMMARY_FILE, the report in PAGE, its pictures in PLOTS, the latents' pages in PAGES.
+    """TUNE to EVALUATE, the stages' folders in reports/, with LATENTS, EXPLAINED and CLUSTERS in data/ -> the
+    scorecard in CARD_FILE, every number in SUMMARY_FILE, the report in PAGE, its pictures in PLOTS, the latents' pages
+    in PAGES.
 
     Example: dvc repro report
     """
@@ -42,12 +45,14 @@ def main(
             controls=Path(controls),
             stability=Path(stability),
             interpret=Path(interpret),
+            explain=Path(explain),
             cluster=Path(cluster),
             merge=Path(merge),
             invert=Path(invert),
             steer_eval=Path(steer),
             evaluate=Path(evaluate),
             latents=Path(latents),
+            explained=Path(explained),
             clusters=Path(clusters),
         )
     )

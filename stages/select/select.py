@@ -42,6 +42,7 @@ def _tell_unused(params: Params) -> None:
     tasks = params.evaluate.tasks
     for stage, section, runs in (
         ("controls", params.controls, params.controls.run),
+        ("explain", params.explain, params.interpret.run and params.explain.model is not None),
         ("invert", params.invert, params.invert.run),
         ("steer_eval", params.steer_eval, params.steer_eval.run),
         ("evaluate.tasks", tasks, params.evaluate.run and bool(tasks.sources)),

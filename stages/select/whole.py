@@ -14,7 +14,7 @@ from strata.corpus.knobs import Corpus, Fetch, check_source, over
 from strata.evaluation.knobs import Evaluate
 from strata.extraction.knobs import Extract
 from strata.families.knobs import Cluster
-from strata.interpretation.knobs import Interpret
+from strata.interpretation.knobs import Explain, Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.replication.knobs import Stability
@@ -42,6 +42,7 @@ class Params:
     controls: Controls
     stability: Stability
     interpret: Interpret
+    explain: Explain
     cluster: Cluster
     merge: Merge
     invert: Invert
@@ -144,7 +145,7 @@ def _check_training(params: Params, train: dict[str, Any], path: Path) -> None:
 
 def _check_latents(params: Params, layer: int, path: Path) -> None:
     """Refuse numbers of latents, and counts of them, that are too large for the dictionary of ``layer``."""
-    knobs, explain = params.knobs(layer), params.interpret.explain
+    knobs, explain = params.knobs(layer), params.explain
     if knobs.from_ is not None:
         return  # the imported SAE itself says how many latents it has
 
@@ -156,7 +157,7 @@ def _check_latents(params: Params, layer: int, path: Path) -> None:
     if params.evaluate.run and (largest_k := max(params.evaluate.probing.k)) > latents:
         raise BadInput(f"{path}: evaluate.probing.k has {largest_k}, more than {dictionary}")
     if layer in params.chosen(explain.layers) and explain.range and explain.range[0] >= latents:
-        raise BadInput(f"{path}: interpret.explain.range is {explain.range}, but {dictionary} are 0 to {latents - 1}")
+        raise BadInput(f"{path}: explain.range is {explain.range}, but {dictionary} are 0 to {latents - 1}")
     if params.cluster.run:
         _check_clusters(params.cluster, latents, dictionary, path)
 

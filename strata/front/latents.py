@@ -1,6 +1,6 @@
 """What the latents of an SAE fire on, in one call."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,9 @@ from strata.front.activations import LayerActivations, home_of, stored
 from strata.front.files import sae_of
 from strata.interpretation import interpret as work
 from strata.interpretation import vocabulary
-from strata.interpretation.knobs import Interpret
+from strata.interpretation.explain import check
+from strata.interpretation.explaining import explain_latents
+from strata.interpretation.knobs import Explain, Interpret
 from strata.interpretation.read import Latents as Opened
 from strata.interpretation.read import open_latents
 from strata.lm.model import capture, forward_until, pieces
@@ -127,7 +129,15 @@ def latents(
         raise BadInput(
             "these rows have no texts to look at latents on; take rows that strata.activations makes of some"
         )
-    return interpreted(model, on, seed, folder, device, {"explain": {"model": None}, **knobs})
+    settings = defaults.knobs("interpret", Interpret, {"exports": [], **knobs})
+    work.check(model, on.activations)
+    source = work.Source(on.activations, on.contexts, *corpus.titles(on.corpus), _vocabulary(on))
+
+    home, target = home_of(folder)
+    with TemporaryDirectory(prefix=".work-", dir=target) as passing:
+        work.interpret(model.to(door.device(device)), source, settings, seed, target, Path(passing))
+    opened = open_latents(target)
+    return Latents(model, on, opened, _table(opened), home)
 
 
 def explain(
@@ -136,48 +146,40 @@ def explain(
     latents: int = 8,
     seed: int = 0,
     folder: str | Path | None = None,
-    device: str = "cpu",
     **knobs: Any,
 ) -> Latents:
     """Explain the most important latents in words, each scored on texts that the explainer did not see.
 
     ``model``: ``"lm"`` (the language model itself), a folder or hub name, or ``endpoint:NAME`` (an API like OpenAI's;
-    its address and key from OPENAI_BASE_URL and OPENAI_API_KEY). ``latents``: how many. ``knobs``: others of
-    interpret.explain of params.yaml. Returns the same latents with explanations: ``.explanations()`` and ``.table``.
+    its address and key from OPENAI_BASE_URL and OPENAI_API_KEY). ``latents``: how many. ``seed``: draws the controls.
+    ``folder``: where the explanations are kept; a temporary one unless it is named. ``knobs``: others of the section
+    explain of params.yaml. Returns the same latents with explanations: ``.explanations()`` and ``.table``.
 
     >>> named = strata.explain(found, model="endpoint:gpt-5-mini", latents=20)            # doctest: +SKIP
     """
     door.of_kind("found", found, Latents, "it must be what strata.latents gives")
-    asked = {"model": model, "latents": latents, "layers": [found.rows.layer], **knobs}
-    return interpreted(found.sae, found.rows, seed, folder, device, {"explain": asked})
+    door.of_kind("model", model, str, "it must be lm, a folder, a name, or endpoint:NAME")
+    asked = {**knobs, "model": model, "latents": latents, "layers": [found.rows.layer]}
+    settings = defaults.knobs("explain", Explain, asked)
+    check(settings)
 
-
-def interpreted(
-    sae: SAE,
-    rows: LayerActivations,
-    seed: int,
-    folder: str | Path | None,
-    device: str,
-    changes: dict[str, Any],
-) -> Latents:
-    """The tables of interpret in a folder, opened."""
-    settings = defaults.knobs("interpret", Interpret, {"exports": [], **changes})
-    work.check(sae, rows.activations)
-    titles, labels = corpus.titles(rows.corpus)
-    words = vocabulary.of_documents(corpus.Texts(rows.corpus)) if rows.lm is None else vocabulary.of_tokens(rows.lm)
-
+    own = replace(found.opened, explained=None)  # what interpret wrote, also where they are explained already
     home, target = home_of(folder)
     with TemporaryDirectory(prefix=".work-", dir=target) as passing:
-        source = work.Source(rows.activations, rows.contexts, titles, labels, words)
-        work.interpret(sae.to(door.device(device)), source, settings, seed, target, Path(passing))
-    opened = open_latents(target)
-    return Latents(sae, rows, opened, _table(opened), home)
+        explain_latents(own, found.rows.contexts, _vocabulary(found.rows), settings, seed, target, Path(passing))
+    opened = open_latents(own.folder, target)
+    return replace(found, opened=opened, table=_table(opened), _home=(found._home, home))
+
+
+def _vocabulary(rows: LayerActivations) -> vocabulary.Vocabulary:
+    """The tokens of the rows' model, or their texts where there is none."""
+    return vocabulary.of_documents(corpus.Texts(rows.corpus)) if rows.lm is None else vocabulary.of_tokens(rows.lm)
 
 
 def _table(opened: Opened) -> pd.DataFrame:
     """A line a latent, with its best explanation, the score F1 of that and what chance gives."""
-    statistics, explanations = opened.table("statistics"), opened.table("explanations")
-    assert statistics is not None and explanations is not None, "interpret always writes them"
+    statistics, explanations = opened.statistics(), opened.table("explanations")
+    assert explanations is not None, "interpret always writes it"
     best = {latent: rows[0] for latent, rows in explained(explanations.to_pylist()).items()}
     notes = [best.get(latent, {}) for latent in statistics["latent"].to_pylist()]
     return statistics.to_pandas().assign(

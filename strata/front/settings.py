@@ -7,7 +7,7 @@ from strata import auto, defaults
 from strata.corpus.knobs import Fetch
 from strata.extraction.knobs import Extract
 from strata.families.knobs import Cluster
-from strata.interpretation.knobs import Interpret
+from strata.interpretation.knobs import Explain, Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.run import door, params
@@ -18,6 +18,7 @@ KINDS = {
     "extract": Extract,
     "train": Train,
     "interpret": Interpret,
+    "explain": Explain,
     "cluster": Cluster,
     "merge": Merge,
     "invert": Invert,
@@ -27,8 +28,8 @@ KINDS = {
 def knobs(section: str, *changes: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs of a section of params.yaml, with ``changes`` over them, one after the other, key by key.
 
-    ``section``: fetch, extract, train, interpret, cluster, merge or invert. What a nested change does not name stays as
-    it is. Nothing that is given is changed. Raises BadInput for a knob or value that there is not.
+    ``section``: fetch, extract, train, interpret, explain, cluster, merge or invert. What a nested change does not name
+    stays as it is. Nothing that is given is changed. Raises BadInput for a knob or value that there is not.
 
     The call of the section takes the result by name: extract's :func:`strata.activations`, interpret's
     :func:`strata.latents`, and the others' those of the same name. They take a part of the knobs, too.

@@ -38,9 +38,7 @@ LONG = 64  # words of a document that are shown when there is no room for all of
 
 
 def check(params: Explain) -> None:
-    """Refuse an endpoint that cannot be asked, and bring a packaged model in, at once: the first question comes only
-    after hours of work.
-    """
+    """Refuse an endpoint that cannot be asked, and bring a packaged model in, before any text is read."""
     model = params.model or ""
     if model.startswith("endpoint:"):
         find_endpoint()
@@ -57,7 +55,7 @@ def check_room(window: int, lm: LanguageModel) -> None:
     explains = fits(explanation_question, EXPLANATION_TOKENS + window)
     if not (explains and fits(answer_question, ANSWER_TOKENS + window + WORDS)):
         raise BadInput(
-            f"params.yaml: interpret.explain.model: the model reads at most {lm.positions} tokens, fewer than the "
+            f"params.yaml: explain.model: the model reads at most {lm.positions} tokens, fewer than the "
             f"question and one window of {window} have; set it to null, or to a model that reads more"
         )
 
@@ -134,7 +132,7 @@ def explain(
     if source == "endpoint" and read and not any(read):
         raise BadInput(
             f"none of the endpoint's {len(texts)} explanations could be read as 1 to {WORDS} words (the first began "
-            f"{replies[0][:60]!r}); name another model in interpret.explain.model, or delete .replies to ask again"
+            f"{replies[0][:60]!r}); name another model in explain.model, or delete .replies to ask again"
         )
 
     # Pairs of a case's number and the text to judge it by: its own explanation, and that of another case.
@@ -177,9 +175,7 @@ def fitted(case: Case, fits: Fits) -> Case:
         places = [(examples, number) for examples in (active, silent) for number in range(len(examples))]
         longest = max(places, key=lambda place: place[0][place[1]].words, default=None)
         if longest is None:
-            raise BadInput(
-                f"interpret.explain.model has no room for the question and one example of latent {case.latent}"
-            )
+            raise BadInput(f"explain.model has no room for the question and one example of latent {case.latent}")
 
         examples, number = longest
         words = examples[number].words

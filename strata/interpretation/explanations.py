@@ -324,8 +324,8 @@ def add_embedding_score(found: Sequence[Explanation], cases: Sequence[Case], emb
             found[i].scores["embedding_chance"] = auc(fires, window_vectors @ text_vectors[other])
 
 
-def report(found: Sequence[Explanation], seed: int) -> dict[str, Any]:
-    """Sum up the explanations of one source for the report.
+def report(found: Sequence[Explanation], seed: int, scores: Sequence[str] = ALL_SCORES) -> dict[str, Any]:
+    """Sum up the explanations of one source for the report, by these ``scores``.
 
     Returns how many latents there are, how many have an explanation, how many windows were judged, how many replies
     could not be read, how many explanations only repeated the prompt, and each score over the latents (see
@@ -339,6 +339,6 @@ def report(found: Sequence[Explanation], seed: int) -> dict[str, Any]:
         "echoed": sum(e.echoed for e in found),
         **{
             name: summary([e.scores[name] for e in found], [e.scores[f"{name}_chance"] for e in found], seed)
-            for name in ALL_SCORES
+            for name in scores
         },
     }

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from strata.interpretation.examples import KINDS, Examples, Found, values_in
-from strata.interpretation.explanations import ALL_SCORES
 from strata.interpretation.read import Columns
 from strata.interpretation.text import Text
 from strata.run import files
@@ -31,7 +30,6 @@ STATISTICS = pa.schema(
         "documents": LONG, "entropy": REAL, "entropy_share": REAL, "varentropy": REAL, "quadrant": WORD,
         "encoder_norm": SHORT, "decoder_norm": SHORT, "encoder_decoder_cosine": SHORT, "skew": REAL, "kurtosis": REAL,
         "dead": pa.bool_(), "kept": pa.bool_(), "dropped": WORD, "histogram": pa.list_(LONG),
-        "name": WORD, "named_by": WORD,
         **CERTIFICATES,
     }
 )  # fmt: skip
@@ -59,13 +57,6 @@ ENRICHMENT = pa.schema(
     {
         "latent": INT, "level": WORD, "label": WORD, "inside": LONG, "size": LONG, "labelled": LONG, "total": LONG,
         "odds_ratio": REAL, "p": REAL, "q": REAL,
-    }
-)  # fmt: skip
-EXPLANATIONS = pa.schema(
-    {
-        "latent": INT, "source": WORD, "text": WORD, "name": WORD,
-        **{f"{name}{end}": REAL for name in ALL_SCORES for end in ("", "_chance")},
-        "items": INT, "unparsed": INT,
     }
 )  # fmt: skip
 

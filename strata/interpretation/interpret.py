@@ -10,20 +10,18 @@ import pyarrow as pa
 import torch
 
 from strata.device.machine import CPU
-from strata.interpretation import explanations, export, logit_lens, look, names, neighbours
+from strata.interpretation import explanations, export, logit_lens, look, neighbours, tables
 from strata.interpretation import text as texts
 from strata.interpretation.codes import write_codes
 from strata.interpretation.enrichment import enrich
 from strata.interpretation.examples import pool
-from strata.interpretation.explain import Explain, explain, open_writer
-from strata.interpretation.explanations import Explanation, Halves
 from strata.interpretation.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
 from strata.interpretation.knobs import Interpret
-from strata.interpretation.read import Codes, open_codes
+from strata.interpretation.read import open_codes
+from strata.interpretation.scoring import SCORES
 from strata.interpretation.statistics import Table, edges, geometry, importance, token_counts
 from strata.interpretation.text import Text
 from strata.interpretation.vocabulary import Vocabulary
-from strata.interpretation.writers import embedder
 from strata.lm.model import LanguageModel, pieces
 from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
@@ -106,17 +104,11 @@ def interpret(
     report = {"layer": activations.layer, "rows": activations.rows, "documents": len(text.documents), **counts}
     report["enrichment"] = _enrichment(looked, source, text, seed, folder)
 
-    in_words = _explain(codes, statistics, looked.rules, text, halves, source, knobs.explain, seed)
-    everything = [*looked.rules, *looked.labels, *in_words]
-    _write_explanations(everything, folder)
-    statistics |= _names(everything, sae.latents)
     files.write_table(folder / "statistics.parquet", statistics, export.STATISTICS)
-    report["named"] = sum(name is not None for name in statistics["name"])
-    report["rule"] = explanations.report(looked.rules, seed)
+    report["named"] = tables.write([*looked.rules, *looked.labels], folder)
+    report["rule"] = explanations.report(looked.rules, seed, SCORES)
     if looked.labels:
-        report["label"] = explanations.report(looked.labels, seed)
-    if in_words:
-        report[in_words[0].source] = explanations.report(in_words, seed)
+        report["label"] = explanations.report(looked.labels, seed, SCORES)
 
     # meta.json comes last, since it holds the hashes of all other files.
     resume.deliver(work, folder, ["codes"])
@@ -186,75 +178,6 @@ def _enrichment(looked: look.Looked, source: Source, text: Text, seed: int, fold
     labels = pa.array(names, pa.string()).take(pa.array(columns["label"]))
     files.write_table(folder / "enrichment.parquet", {**columns, "label": labels}, export.ENRICHMENT)
     return report
-
-
-def _explain(
-    codes: Codes,
-    statistics: Table,
-    rules: list[Explanation],
-    text: Text,
-    halves: Halves,
-    source: Source,
-    knobs: Explain,
-    seed: int,
-) -> list[Explanation]:
-    """Explain the most important latents in words, and give these explanations and their rules an embedding score.
-
-    Latents that the filters keep and that can be scored come first. A latent that fires in every window cannot be: it
-    has no silent windows to tell it from. ``rules``: the rule of every latent, by latent.
-    """
-    layer = source.activations.layer
-    if knobs.model is None or (knobs.layers is not None and layer not in knobs.layers):
-        return []
-    if knobs.model == "lm" and source.vocabulary.lm is None:
-        sys.stderr.write("interpret: nothing is explained in words: there is no language model that could\n")
-        return []
-
-    # Which latents: kept and fully scored ones first, then by falling importance.
-    low, high = knobs.range or (0, codes.latents)
-    fully_scored = np.array([rule.items == knobs.items for rule in rules])
-    order = np.lexsort((-statistics["importance"], ~(statistics["kept"] & fully_scored)))
-    chosen = [j for j in order.tolist() if low <= j < high and not statistics["dead"][j]][: knobs.latents]
-
-    cases = [
-        explanations.case(
-            codes.columns(j, j + 1),
-            latent=j,
-            halves=halves,
-            text=text,
-            shown=knobs.shown,
-            silent=knobs.silent,
-            items=knobs.items,
-            pieces=source.vocabulary.pieces,
-        )
-        for j in sorted(chosen)
-    ]
-    fingerprint = source.activations.meta["model"]["fingerprint"]
-    writer, kind, fits, judge = open_writer(knobs, source.vocabulary.lm, fingerprint, resume.main_root() / ".replies")
-    in_words = explain(cases, writer, kind, seed, fits, judge)
-
-    if knobs.embedder is not None and cases:
-        embed = embedder(knobs.embedder)
-        explanations.add_embedding_score(in_words, cases, embed, seed)
-        explanations.add_embedding_score([rules[case.latent] for case in cases], cases, embed, seed)
-    return in_words
-
-
-def _names(everything: list[Explanation], latents: int) -> Table:
-    """Name each latent: (latent,) its ``name``, and what it is ``named_by``; None where nothing beats chance."""
-    of_latent: dict[int, list[Explanation]] = {}
-    for explanation in everything:
-        of_latent.setdefault(explanation.latent, []).append(explanation)
-    named = [names.chosen(of_latent.get(latent, ())) for latent in range(latents)]
-    return {"name": [name for name, _ in named], "named_by": [source for _, source in named]}
-
-
-def _write_explanations(everything: list[Explanation], folder: Path) -> None:
-    """Write `explanations.parquet`, by latent; the rule of a latent comes before its other explanations."""
-    ordered = sorted(everything, key=lambda explanation: (explanation.latent, explanation.source != "rule"))
-    rows = [explanation.row() for explanation in ordered]
-    with files.writing_table(folder / "explanations.parquet", export.EXPLANATIONS) as table:
-        table.write_table(pa.Table.from_pylist(rows, export.EXPLANATIONS), files.ROW_GROUP)
 
 
 def _meta(

@@ -1,4 +1,4 @@
-"""The section interpret of params.yaml."""
+"""The sections interpret and explain of params.yaml."""
 
 from typing import Annotated, Any, Literal
 
@@ -63,11 +63,43 @@ class Examples(Section):
     pool: int = Field(gt=0, le=10000000)
 
 
+class Enrichment(Section):
+    """How many of the strongest rows, and of the strongest documents, of a latent are tested for labels."""
+
+    rows: int = Field(gt=0, le=1000000)
+    documents: int = Field(gt=0, le=1000000)
+
+
+class Interpret(Section):
+    """The section interpret: what to find out about latents, and how much of it to keep. See params.yaml.
+
+    ``items``: how many windows each explanation of a latent is scored on, also by explain; half of them are active.
+    """
+
+    run: bool
+    texts: dict[str, Any] | None
+    window: int = Field(gt=0, le=10000)
+    tokens: int = Field(ge=0, le=1000)
+    logits: int = Field(ge=0, le=10000)
+    neighbours: int = Field(ge=0, le=10000)
+    items: int = Field(ge=2, le=10000)
+    examples: Examples
+    exports: Annotated[list[Literal["jsonl", "npy"]], EachOnce]
+    filters: Filters
+    enrichment: Enrichment
+
+    def table_bytes(self, latents: int) -> float:
+        """Estimate the size of the tables on disk, in bytes, from the number of tokens in all examples."""
+        kinds = self.examples
+        windows = kinds.top + 10 * kinds.decile + kinds.random + kinds.zero + kinds.near
+        examples_bytes = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
+        return latents * (examples_bytes + TABLE)
+
+
 class Explain(Section):
-    """Who explains which latents in words, and how much is shown and scored. See params.yaml.
+    """The section explain: who explains which latents in words, and how much is shown. See params.yaml.
 
     ``model``: null, lm, a folder or name, or endpoint:NAME. ``range``: explain only latents j with first ≤ j < second.
-    ``items``: how many windows each latent is scored on, also for token rules; half of them are active.
     ``timeout``: in seconds. ``budget``: how many tokens an endpoint may use in one run.
     """
 
@@ -77,7 +109,6 @@ class Explain(Section):
     range: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
     shown: int = Field(gt=0, le=1000)
     silent: int = Field(ge=0, le=1000)
-    items: int = Field(ge=2, le=10000)
     embedder: str | None
     batch_size: int = Field(gt=0, le=4096)
     timeout: float = Field(gt=0, le=86400)
@@ -98,33 +129,3 @@ class Explain(Section):
         if range is not None and range[0] >= range[1]:
             raise ValueError(f"{range} holds no latent; it is the first and the end, such as [0, 100]")
         return range
-
-
-class Enrichment(Section):
-    """How many of the strongest rows, and of the strongest documents, of a latent are tested for labels."""
-
-    rows: int = Field(gt=0, le=1000000)
-    documents: int = Field(gt=0, le=1000000)
-
-
-class Interpret(Section):
-    """The section interpret: what to find out about latents, and how much of it to keep. See params.yaml."""
-
-    run: bool
-    texts: dict[str, Any] | None
-    window: int = Field(gt=0, le=10000)
-    tokens: int = Field(ge=0, le=1000)
-    logits: int = Field(ge=0, le=10000)
-    neighbours: int = Field(ge=0, le=10000)
-    examples: Examples
-    exports: Annotated[list[Literal["jsonl", "npy"]], EachOnce]
-    filters: Filters
-    enrichment: Enrichment
-    explain: Explain
-
-    def table_bytes(self, latents: int) -> float:
-        """Estimate the size of the tables on disk, in bytes, from the number of tokens in all examples."""
-        kinds = self.examples
-        windows = kinds.top + 10 * kinds.decile + kinds.random + kinds.zero + kinds.near
-        examples_bytes = windows * self.window * (PARQUET + JSONL * ("jsonl" in self.exports))
-        return latents * (examples_bytes + TABLE)

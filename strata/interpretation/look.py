@@ -228,9 +228,9 @@ def _part(
     if kept is not None:
         return Part.of(kept)
 
-    rules, explained = by_rules(columns, with_.halves, with_.knobs.explain.items, piece)
+    rules, explained = by_rules(columns, with_.halves, with_.knobs.items, piece)
     if with_.labels is not None:
-        explained += by_labels(columns, with_.halves, with_.labels, with_.knobs.explain.items)
+        explained += by_labels(columns, with_.halves, with_.labels, with_.knobs.items)
     part = Part(
         statistics=statistics(columns, spread, with_.text, with_.bins),
         tokens=with_.tokens(columns),

@@ -3,10 +3,12 @@
 `meta.json`                    what it was made from, and how many latents are dead, kept and dropped
 `codes/shard-*.safetensors`    the sparse codes by latent: starts (latents + 1,), rows (entries,), values (entries,)
 `<name>.parquet`               tables, by latent
+
+Two of the tables, EXPLAINED, are also in `data/explained/<L>/`, where explain added what a language model said.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from strata.run.door import BadInput
-from strata.run.files import again, check_hash, check_hashes, read_meta
+from strata.run.files import again, check_hash, check_hashes, read_meta, sha256
 
 META = {"layer": int, "latents": int, "shards": list}
+EXPLAINED = ("explanations", "names")
+EXPLAINED_META = {"layer": int, "latents": str, "files": dict}
 ENTRIES = 4_000_000  # codes that a range of latents holds at most, 12 bytes each
 
 
@@ -128,12 +132,29 @@ def _opened(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
+class ExplainedTables:
+    """What explain wrote of a layer: the tables EXPLAINED of its ``folder``, and their hashes, ``files``."""
+
+    folder: Path
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Latents:
-    """All that is known of a layer's latents. ``meta``: what meta.json says."""
+    """All that is known of a layer's latents. ``meta``: what meta.json says.
+
+    ``explained``: what explain wrote of them; None: explanations and names are those of interpret.
+    """
 
     folder: Path
     meta: dict[str, Any]
     codes: Codes
+    explained: ExplainedTables | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of meta.json, which holds the hashes of all other files."""
+        return sha256(self.folder / "meta.json")
 
     def columns(self, first: int, end: int) -> Columns:
         """Read the codes of latents ``first`` … ``end`` - 1."""
@@ -145,17 +166,35 @@ class Latents:
         ``columns``, ``filters``: see :func:`pyarrow.parquet.read_table`. A row group holds few latents, so
         ``filters=[("latent", "=", 42)]`` reads little.
         """
-        path = self.folder / f"{name}.parquet"
-        check_hash(self.folder, path.name, self.meta.get("files", {}), "interpret")
+        folder, noted, stage = self.folder, self.meta.get("files", {}), "interpret"
+        if self.explained is not None and name in EXPLAINED:
+            folder, noted, stage = self.explained.folder, self.explained.files, "explain"
+        path = folder / f"{name}.parquet"
+        check_hash(folder, path.name, noted, stage)
         if not path.exists():
             return None
         return pq.read_table(path, columns=columns, filters=filters)
 
     def names(self) -> dict[int, str]:
         """Return latent -> its name. A latent of which no explanation does better than chance is missing."""
-        table = self.table("statistics", ["latent", "name"])
-        rows = [] if table is None else table.to_pylist()
-        return {row["latent"]: row["name"] for row in rows if row["name"] is not None}
+        table = self.table("names", ["latent", "name"])
+        return {} if table is None else {row["latent"]: row["name"] for row in table.to_pylist()}
+
+    def statistics(self, filters: Any = None) -> pa.Table:
+        """Read `statistics.parquet`, with the columns of `names.parquet` beside; null for a latent without a name."""
+        table, named = self.table("statistics", filters=filters), self.table("names", filters=filters)
+        assert table is not None, "interpret always writes it"
+        rows = {} if named is None else {row["latent"]: row for row in named.to_pylist()}
+        for column in ("name", "named_by"):
+            values = [rows.get(latent, {}).get(column) for latent in table["latent"].to_pylist()]
+            table = table.append_column(column, pa.array(values, pa.string()))
+        return table
+
+    def rows(self, name: str, latent: int) -> list[dict[str, Any]]:
+        """Return the rows of a table, or of :meth:`statistics`, for one latent; none where there is no such table."""
+        filters = [("latent", "=", latent)]
+        table = self.statistics(filters) if name == "statistics" else self.table(name, filters=filters)
+        return [] if table is None else table.to_pylist()
 
 
 def interpreted(folder: Path) -> bool:
@@ -213,9 +252,26 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
     return {latent: rows[latent]["max"] for latent in wanted}
 
 
-def open_latents(folder: Path) -> Latents:
-    """Open a layer's folder, `data/latents/<L>/`. Raises BadInput if interpret was skipped, or files are missing."""
+def open_latents(folder: Path, explained: Path | None = None) -> Latents:
+    """Open a layer's folder, `data/latents/<L>/`. Raises BadInput if interpret was skipped, or files are missing.
+
+    ``explained``: `data/explained/<L>/`, whose explanations and names then stand in place of interpret's own. Raises
+    BadInput if they are of other latents.
+    """
     meta = _meta(folder)
     if not interpreted(folder):
         raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")
-    return Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))
+    latents = Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))
+    if explained is None:
+        return latents
+
+    of = read_meta(explained / "meta.json", EXPLAINED_META, "explain")
+    if of.get("latents") != latents.fingerprint:
+        raise BadInput(f"{explained} explains other latents than those in {folder}; {again('explain')}")
+    return replace(latents, explained=ExplainedTables(explained, of["files"]))
+
+
+def open_explained(folder: Path) -> Latents:
+    """Open `data/latents/<L>/` with `data/explained/<L>/`, which stands beside it, or alone if explain did not run."""
+    explained = folder.parent.parent / "explained" / folder.name
+    return open_latents(folder, explained if (explained / "meta.json").exists() else None)

@@ -27,8 +27,8 @@ from strata.run.door import BadInput, near
 
 SECTIONS = (
     *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "controls", "stability", "interpret", "cluster", "merge", "invert"),
-    *("steer_eval", "evaluate", "targets", "report"),
+    *("fetch", "extract", "tune", "train", "controls", "stability", "interpret", "explain", "cluster", "merge"),
+    *("invert", "steer_eval", "evaluate", "targets", "report"),
 )
 LONGEST = 80  # characters of a value that a sentence quotes
 LISTED = 6  # a sentence names all known keys of a section if it has at most so many
