@@ -5,10 +5,12 @@ is none.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 from strata.interpretation.explanations import Explanation
 
 ABOVE = 0.15  # balanced accuracy that a name must have above chance, and above 0.5
+SURE = 2.33  # standard errors above 0.5: of explanations that know nothing, one in a hundred does so well by luck
 PREFERRED = ("lm", "endpoint", "label", "rule")  # sources of explanations: those in words come first
 
 
@@ -23,6 +25,13 @@ def chosen(explanations: Sequence[Explanation]) -> tuple[str | None, str | None]
 
 
 def _above_chance(explanation: Explanation) -> bool:
-    """Say whether an explanation tells where its latent fires, better than another latent's explanation does."""
+    """Say whether an explanation tells where its latent fires, better than another latent's explanation does.
+
+    Of n windows, of which half are active, guesses get a balanced accuracy of 0.5, with a standard error of at most
+    1 / √(4 n).
+    """
     value, chance = (explanation.scores[name] for name in ("balanced_accuracy", "balanced_accuracy_chance"))
-    return value is not None and value - max(0.5 if chance is None else chance, 0.5) >= ABOVE
+    answered = explanation.items - explanation.unparsed
+    if value is None or answered <= 0:
+        return False
+    return value >= max(0.5, chance or 0) + ABOVE and value >= 0.5 + SURE / sqrt(4 * answered)
