@@ -19,9 +19,9 @@ from strata.extraction.contexts import Layout, fill, tokenise
 from strata.extraction.documents import sentences as embedded
 from strata.extraction.extract import write_contexts
 from strata.interpretation import writers
-from strata.interpretation.explain import check_room, cut, fitted
+from strata.interpretation.explain import check_room, fitted
 from strata.interpretation.explanations import Case, Example
-from strata.interpretation.questions import answer_prompt, explanation_prompt
+from strata.interpretation.questions import explanation_prompt
 from strata.inversion.vocabulary import vocabulary
 from strata.lm.anatomy import find_blocks
 from strata.lm.model import LanguageModel, load, wrapped
@@ -81,7 +81,7 @@ def of(lm: LanguageModel, tokenizer: Any) -> LanguageModel:
 def test_a_text_has_the_tokens_of_what_it_says_alone(lm: LanguageModel, made: Callable[[], Any], before: str):
     model = of(lm, made())
     assert model.read([before + SAID, SAID]) == [IDS, IDS]
-    assert writers._tokens(model, (before + SAID,)) == [model.bos, *IDS]
+    assert writers.tokens_of(model, (before + SAID,)) == [model.bos, *IDS]
     assert steered._tokens_of(model, before + SAID, 0) == [model.bos, *IDS]
 
 
@@ -215,9 +215,8 @@ def test_long_documents_are_cut_before_any_is_left_out():
 @pytest.mark.parametrize("peak", [0, 20, 63])
 def test_a_scored_window_is_cut_around_its_peak(peak: int):
     example = window(64, peak)
-    frame = words_of(answer_prompt("months", Example([""], [0.0])))
-    assert cut("months", example, fits_of(frame + 4 + 64)) == example
-    short = cut("months", example, fits_of(frame + 4 + 20))
+    assert example.cut(lambda part: part.words <= 64) == example
+    short = example.cut(lambda part: part.words <= 20)
     assert len(short.pieces) == 16 and f" w{peak}" in short.pieces and max(short.values) == 1.0
 
 
@@ -230,10 +229,10 @@ def test_a_model_without_room_for_the_question_is_refused_at_the_door(lm: Langua
     check_room(8, roomy)
     case = Case(3, [window(30, n) for n in range(20)], [window(30, 0)] * 9, [])
     prompt = explanation_prompt(fitted(case, writers.room(roomy)))
-    assert 300 < len(writers._tokens(roomy, prompt)) <= 400 - 24
+    assert 300 < len(writers.tokens_of(roomy, prompt)) <= 400 - 24
     assert writers._generate(roomy, [prompt], 24)
     with pytest.raises(IndexError):
-        model(torch.tensor([writers._tokens(roomy, explanation_prompt(case))]))
+        model(torch.tensor([writers.tokens_of(roomy, explanation_prompt(case))]))
 
 
 # --- sentence models --------------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ import numpy as np
 from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
-from strata.interpretation.judges import ANSWER_TOKENS, Judge, by_likelihood, by_numbers
+from strata.interpretation.judges import ANSWER_TOKENS, EXPLANATION_ROOM, Judge, by_likelihood, by_numbers
 from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import (
     WORDS,
     answer_prompt,
+    content_prompt,
     explanation_prompt,
     read_explanation,
     without_echoes,
@@ -50,10 +51,10 @@ def check_room(window: int, lm: LanguageModel) -> None:
     """Refuse a model that has no room for the questions and one window of ``window`` tokens."""
     fits = room(lm)
     explanation_question = explanation_prompt(Case(0, (), (), ()))
-    answer_question = answer_prompt("", Example([""], [0.0]))
+    judging_question = content_prompt(Example([""], [0.0]))
 
     explains = fits(explanation_question, EXPLANATION_TOKENS + window)
-    if not (explains and fits(answer_question, ANSWER_TOKENS + window + WORDS)):
+    if not (explains and fits(judging_question, EXPLANATION_ROOM + window)):
         raise BadInput(
             f"params.yaml: explain.model: the model reads at most {lm.positions} tokens, fewer than the "
             f"question and one window of {window} have; set it to null, or to a model that reads more"
