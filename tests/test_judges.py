@@ -93,7 +93,8 @@ def test_a_model_that_knows_is_perfect_and_beats_chance(planted: Any, gpt2: Path
     )
     assert [one.scores["balanced_accuracy"] for one in found] == [1.0] * 6
     assert [one.unparsed for one in found] == [0] * 6
-    assert abs(np.mean([one.scores["balanced_accuracy_chance"] for one in found]) - 0.5) < 0.12
+    chance = [one.scores["balanced_accuracy_chance"] or 0.0 for one in found]
+    assert abs(np.mean(chance) - 0.5) < 0.12
 
 
 def test_numbers_are_in_the_order_of_the_windows():
