@@ -96,8 +96,9 @@ def test_words_are_added_to_what_interpret_found(made: Any):
 
 
 def test_the_most_important_scorable_latents_are_explained(made: Any):
+    items = made.latents.meta["interpret"]["items"]
     statistics, rules = rows(made.folder / "latents", "statistics"), rows(made.folder / "latents", "explanations")
-    full = [row["items"] == 20 for row in rules if row["source"] == "rule"]
+    full = [row["items"] == items for row in rules if row["source"] == "rule"]
     order = sorted(statistics, key=lambda row: (not (row["kept"] and full[row["latent"]]), -row["importance"]))
     words = [row["latent"] for row in rows(made.folder / "explained", "explanations") if row["source"] == "lm"]
     assert words == sorted(row["latent"] for row in order[:12])
@@ -110,14 +111,15 @@ def test_the_most_important_scorable_latents_are_explained(made: Any):
 def test_words_are_judged_on_the_windows_that_rules_are(made: Any, tmp_path: Path):
     """The documents that the rules were learned from are those that the language model sees."""
     meta, words = made.latents.meta, made.source.vocabulary
+    items = meta["interpret"]["items"]
     text = read_text(made.source.contexts, tmp_path, meta["interpret"]["window"])
     halves = split(text, words.opening, meta["seed"])
     latent = next(row["latent"] for row in rows(made.folder / "explained", "explanations") if row["source"] == "lm")
-    mine = case(made.latents.columns(latent, latent + 1), latent, halves, text, 10, 5, 20, words.pieces)
+    mine = case(made.latents.columns(latent, latent + 1), latent, halves, text, 10, 5, items, words.pieces)
     (again,) = [one for one in _cases(made, tmp_path) if one.latent == latent]
     assert again == mine
     (rule,) = [row for row in tables.read(made.latents) if row.latent == latent and row.source == "rule"]
-    assert rule.items == len(mine.scored) == 20
+    assert rule.items == len(mine.scored) == items == 40
 
 
 def _cases(made: Any, work: Path) -> list[Any]:
