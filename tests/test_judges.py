@@ -1,5 +1,6 @@
 """Judging by likelihood: the numbers are those of whole passes, half of the windows fire, and nothing is read twice."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,31 @@ import numpy as np
 import pytest
 import test_explanations
 import torch
+import transformers
+from conftest import VOCABULARY, tiny_tokenizer
 from test_explanations import make_cases, stub
 
 from strata.interpretation import judges
-from strata.interpretation.explain import explain
+from strata.interpretation.explain import explain, open_writer
 from strata.interpretation.explanations import Example
-from strata.interpretation.judges import by_likelihood, by_numbers, log_likelihoods
+from strata.interpretation.judges import attends_only, by_likelihood, by_numbers, log_likelihoods
+from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import CONTENTS, SOLVED, content_prompt
 from strata.interpretation.writers import Replies, endless, tokens_of
 from strata.lm.model import LanguageModel, load
 
 CPU = torch.device("cpu")
 TEMPLATE = "{{ bos_token }}{% for m in messages %}sun rise {{ m['content'] }} far home{% endfor %}"
+ASKED = {
+    "model": "lm",
+    "latents": 1,
+    "shown": 1,
+    "silent": 1,
+    "batch_size": 4,
+    "timeout": 1.0,
+    "retries": 0,
+    "parallel": 1,
+}
 planted = test_explanations.planted  # the fixture
 
 
@@ -45,6 +59,29 @@ def test_likelihoods_are_those_of_whole_passes(tiny_lm: Path, template: str | No
         assert found == pytest.approx([whole(lm, question, answer, space) for answer in of], abs=2e-4)
     alone = log_likelihoods(lm, asked[:1], answers[:1])
     assert alone[0] == pytest.approx([whole(lm, asked[0], answer, space) for answer in answers[0]], abs=2e-4)
+
+
+def test_a_model_with_a_state_is_asked_for_numbers(gpt2: Path, tmp_path: Path):
+    """Several questions cannot go on from the state of a Mamba layer."""
+    assert attends_only(load(gpt2, torch.float32, CPU))
+    sizes: dict[str, Any] = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    mamba: dict[str, Any] = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4}
+    config = transformers.FalconH1Config(**sizes, **heads, **mamba, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
+    tiny_tokenizer().save_pretrained(tmp_path / "lm")
+    lm = load(tmp_path / "lm", torch.float32, CPU)
+    assert not attends_only(lm)
+    asked = Explain(**dict.fromkeys(("layers", "range", "embedder", "budget")), **ASKED)
+    judge = open_writer(asked, lm, "f", tmp_path / "kept").judge
+    assert len(judge([("the cat", [Example(["the", " cat"], [0.0, 1.0])])])[0]) == 1
+    prompts = [json.loads(file.read_text())["request"]["prompts"] for file in (tmp_path / "kept").iterdir()]
+    assert "How strongly" in prompts[0][0][0]
 
 
 def test_half_of_the_windows_fire_and_no_text_is_read_twice(gpt2: Path, tmp_path: Path, monkeypatch: Any):

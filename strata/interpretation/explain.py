@@ -16,7 +16,7 @@ import numpy as np
 from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
 from strata.interpretation.explanations import Case, Example, Explanation
-from strata.interpretation.judges import ANSWER_TOKENS, EXPLANATION_ROOM, Judge, by_likelihood, by_numbers
+from strata.interpretation.judges import ANSWER_TOKENS, EXPLANATION_ROOM, Judge, attends_only, by_likelihood, by_numbers
 from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import (
     WORDS,
@@ -95,8 +95,10 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
         fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
 
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
-    judge = by_likelihood(lm, fingerprint, params.batch_size, kept)
-    return Answers(transformers_writer(lm, fingerprint, params.batch_size, kept), "lm", room(lm), judge)
+    writer, fits = transformers_writer(lm, fingerprint, params.batch_size, kept), room(lm)
+    if attends_only(lm):
+        return Answers(writer, "lm", fits, by_likelihood(lm, fingerprint, params.batch_size, kept))
+    return Answers(writer, "lm", fits, by_numbers(writer, fits))
 
 
 def explain(

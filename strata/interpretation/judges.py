@@ -73,6 +73,19 @@ def by_likelihood(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Re
     return judge
 
 
+def attends_only(lm: LanguageModel) -> bool:
+    """Say whether all that ``lm`` remembers of a text are keys and values, which several questions can share.
+
+    A layer with a state of another kind, as Mamba's, cannot be judged with by likelihood.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # takes a second, and is loaded here
+
+    with torch.inference_mode():
+        _, cache = _read(lm, [[lm.bos]], None)
+    kinds = {type(layer) for layer in getattr(cache, "layers", [None])}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
 def _batches(questions: Iterable[Chat], lm: LanguageModel, size: int) -> Iterator[list[Chat]]:
     """Cut ``questions`` into batches of at most ``size`` that have equally many tokens."""
     of_length: dict[int, list[Chat]] = {}
