@@ -79,11 +79,15 @@ def one(data: Path, layer: int, rows: int) -> dict[str, Any]:
     """Interpret ``rows`` rows in this process, which must be fresh."""
     device = start(params.load("machine", Machine))
     knobs = params.load("interpret", Interpret)
+
+    # What the pipeline left of the layer.
     stored = open_activations(data / "activations" / str(layer))
     sae, _ = disk.load(data / "sae" / str(layer))
     source, options = read.lm_path(data / "lm")
     lm = load(source, DTYPES[stored.meta["forward"]], device, **options)
     titles, labels = read.titles(data / "corpus")
+
+    # The same rows as often as it takes, and one pass over them.
     with TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         for part in ("activations", "tokens", "work"):
@@ -97,6 +101,7 @@ def one(data: Path, layer: int, rows: int) -> dict[str, Any]:
             began, before = time.perf_counter(), peak["RssAnon"]
             found = room.interpret(sae, from_, knobs, 0, folder / "latents", folder / "work", device)
             seconds = time.perf_counter() - began
+
         size = sum(path.stat().st_size for path in (folder / "latents").rglob("*") if path.is_file())
     return {
         "rows": activations.rows,

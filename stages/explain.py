@@ -8,7 +8,6 @@ from strata.device.machine import Machine, start
 from strata.interpretation import explain, explaining, vocabulary
 from strata.interpretation import read as interpretation
 from strata.interpretation.knobs import Explain
-from strata.lm.model import DTYPES, load
 from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json, write_skipped
@@ -38,8 +37,8 @@ def main(
     if not interpretation.of_stored_rows(Path(latents)):
         activations, tokens, corpus = other_activations, other_tokens, other_corpus
 
-    model = read.lm_meta(Path(lm))
-    rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(model))
+    model = read.model_facts(read.lm_meta(Path(lm)))
+    rows, contexts = open_layer(Path(activations), Path(tokens), model)
     interpreted = interpretation.open_latents(Path(latents))
     explaining.check(interpreted, contexts)
 
@@ -61,13 +60,8 @@ def main(
     }
 
     with resume.scratch(f"explain-{rows.layer}", inputs) as work:
-        if read.speechless(model):
-            words = vocabulary.of_documents(read.Texts(Path(corpus)))
-        else:
-            source, options = read.lm_path(Path(lm))
-            words = vocabulary.of_tokens(load(source, DTYPES[rows.meta["forward"]], device, **options))
-            if words.lm and knobs.model == "lm":
-                explain.check_room(interpreted.meta["interpret"]["window"], words.lm)
-
+        words = vocabulary.of_run(Path(lm), Path(corpus), rows.meta["forward"], device)
+        if words.lm and knobs.model == "lm":
+            explain.check_room(interpreted.meta["interpret"]["window"], words.lm)
         numbers = explaining.explain_latents(interpreted, contexts, words, knobs, seed, Path(target), work)
         write_json(Path(report), numbers)

@@ -8,7 +8,6 @@ from strata.device.machine import Machine, start
 from strata.interpretation import interpret as interpretation
 from strata.interpretation import vocabulary
 from strata.interpretation.knobs import Interpret
-from strata.lm.model import DTYPES, load
 from strata.replication.read import certificates
 from strata.rows.shards import open_layer
 from strata.run import params, resume
@@ -47,8 +46,8 @@ def main(
             "latents are those silent there\n"
         )
 
-    model = read.lm_meta(Path(lm))
-    rows, contexts = open_layer(Path(activations), Path(tokens), read.model_facts(model))
+    model = read.model_facts(read.lm_meta(Path(lm)))
+    rows, contexts = open_layer(Path(activations), Path(tokens), model)
     seed, machine = params.load("seed", int), params.load("machine", Machine)
     coder, _ = disk.load(Path(sae))
     interpretation.check(coder, rows)
@@ -68,12 +67,7 @@ def main(
     }
 
     with resume.scratch(f"interpret-{rows.layer}", inputs) as work:
-        if read.speechless(model):
-            words = vocabulary.of_documents(read.Texts(Path(corpus)))
-        else:
-            lm_source, options = read.lm_path(Path(lm))
-            words = vocabulary.of_tokens(load(lm_source, DTYPES[rows.meta["forward"]], device, **options))
-
+        words = vocabulary.of_run(Path(lm), Path(corpus), rows.meta["forward"], device)
         titles, labels = read.titles(Path(corpus))
         source = interpretation.Source(rows, contexts, titles, labels, words)
         numbers = interpretation.interpret(coder, source, knobs, seed, Path(target), work, device, certified)

@@ -17,7 +17,7 @@ from strata.interpretation.explain import explain, open_writer
 from strata.interpretation.explanations import Example
 from strata.interpretation.judges import attends_only, by_likelihood, by_numbers, log_likelihoods
 from strata.interpretation.knobs import Explain
-from strata.interpretation.questions import CONTENTS, SOLVED, content_prompt
+from strata.interpretation.questions import CONTENTS, content_prompt
 from strata.interpretation.writers import Replies, endless, tokens_of
 from strata.lm.model import LanguageModel, load
 
@@ -141,8 +141,6 @@ def test_numbers_are_in_the_order_of_the_windows():
     assert [one.tolist() for one in found] == [[3, 4, 5], [], [3]]
 
 
-def test_the_worked_examples_are_not_those_of_explaining():
-    """So that no explanation is likely because it has just been read, but for what the texts of both share."""
-    assert len({answer for _, answer in CONTENTS}) == len(CONTENTS) >= 4
+def test_a_window_stands_on_one_line_behind_the_worked_examples():
+    assert content_prompt(Example(["x"], [0]))[1::2] == tuple(answer for _, answer in CONTENTS)
     assert content_prompt(Example(["a", " b\n c"], [0, 1]))[-1] == "Text: a b c\nIn it:"
-    assert all(text not in shown for text, _ in CONTENTS for shown, _ in SOLVED)

@@ -178,7 +178,7 @@ class Purse:
                     f"explain.budget is {self.budget:,} tokens: {self.spent:,} are used, and the next request may use "
                     f"{most:,}; raise it, or lower explain.latents"
                 )
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # those under way mostly use less than was set aside for them
         self.aside += most
         return most
 
@@ -226,22 +226,21 @@ async def _post(
 
     why = ""
     for attempt in range(patience.retries + 1):
-        asked_to_wait, used = 0.0, 0
+        asked_to_wait, used = 0.0, about(*_said(body))  # also of a request that ends halfway: it may be worked on
         most = await purse.take(body)
         try:
             async with asyncio.timeout(patience.timeout):
                 reply = await _reply(client, endpoint, body)
-            if 200 <= reply.status < 300:
-                counted = _used(reply.body)
-                used = about(*_said(body)) if counted is None else counted
         except TimeoutError:
             why = f"no whole reply within {patience.timeout:g} s"
-            used = about(*_said(body))  # it may have worked on it
         except (HTTPError, OSError) as error:
             why = endpoint.without_key(str(error) or type(error).__name__)
         else:
             if 200 <= reply.status < 300:
+                counted = _used(reply.body)
+                used = used if counted is None else counted
                 return reply.body
+            used = 0  # refused
             asked_to_wait = _retry_after(reply.headers)
             why = f"HTTP {reply.status}: {_shortened(endpoint.without_key(reply.body.decode(errors='replace')))}"
             if 300 <= reply.status < 400:

@@ -111,11 +111,10 @@ def explain(
 ) -> list[Explanation]:
     """Ask ``writer`` to explain each case, then judge the scored windows of the case by its explanation.
 
-    ``judge``: says how strong a latent is in windows; by default the writer is asked, too.
-
-    Chance level: the same windows, judged by the explanation of another case, in other words. Where there is none, the
-    chance scores stay None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows
-    less. Raises BadInput if no reply of an endpoint can be read as an explanation.
+    ``judge``: says how strong a latent is in windows; by default the writer is asked, too. Chance level: the
+    same windows, judged by the explanation of another case, in other words. Where there is none, the chance scores stay
+    None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows less. Raises
+    BadInput if no reply of an endpoint can be read as an explanation.
     """
     questions = [explanation_prompt(fitted(case, fits)) for case in cases]
     if source == "endpoint" and cases:

@@ -57,15 +57,16 @@ def by_likelihood(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Re
             for question in questions[-1]:
                 said.setdefault(question, {})[explanation] = np.nan
 
-        for batch in _batches(said, lm, batch_size):
+        for batch in batches_of(said, lm, batch_size):
             answers = [list(said[question]) for question in batch]
             request = {"model": fingerprint, "likelihood": answers, "prompts": batch}
-            numbers = kept.get(request)
-            if numbers is None:
-                numbers = [repr(value) for of in log_likelihoods(lm, batch, answers) for value in of]
-                kept.keep(request, numbers)
-            for question, text in ((q, text) for q, of in zip(batch, answers, strict=True) for text in of):
-                said[question][text] = float(numbers.pop(0))
+            replies = kept.get(request)
+            if replies is None:
+                replies = [repr(value) for of in log_likelihoods(lm, batch, answers) for value in of]
+                kept.keep(request, replies)
+            numbers = iter(map(float, replies))
+            for question, of in zip(batch, answers, strict=True):
+                said[question] = {text: next(numbers) for text in of}
 
         found = [np.array([said[q][text] for q in of]) for (text, _), of in zip(jobs, questions, strict=True)]
         return [likely - np.median(likely) if len(likely) else likely for likely in found]
@@ -86,7 +87,7 @@ def attends_only(lm: LanguageModel) -> bool:
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def _batches(questions: Iterable[Chat], lm: LanguageModel, size: int) -> Iterator[list[Chat]]:
+def batches_of(questions: Iterable[Chat], lm: LanguageModel, size: int) -> Iterator[list[Chat]]:
     """Cut ``questions`` into batches of at most ``size`` that have equally many tokens."""
     of_length: dict[int, list[Chat]] = {}
     for question in sorted(questions):

@@ -27,7 +27,7 @@ def chosen(explanations: Sequence[Explanation]) -> tuple[str | None, str | None]
 def _above_chance(explanation: Explanation) -> bool:
     """Say whether an explanation tells where its latent fires, better than another latent's explanation does.
 
-    Of n windows, of which half are active, guesses get a balanced accuracy of 0.5, with a standard error of at most
+    Of n windows, of which half are active, guesses get a balanced accuracy of 0.5, with a standard error of about
     1 / √(4 n).
     """
     value, chance = (explanation.scores[name] for name in ("balanced_accuracy", "balanced_accuracy_chance"))

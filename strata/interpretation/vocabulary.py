@@ -6,14 +6,17 @@ People read it as text, and rules as numbers.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.sparse import csc_array, csr_array
 
+from strata.corpus import read
 from strata.corpus.read import Texts
 from strata.interpretation import text as texts
 from strata.interpretation.word_rules import Bags
-from strata.lm.model import LanguageModel, pieces
+from strata.lm.model import DTYPES, LanguageModel, load, pieces
 
 EXCERPT = 600  # characters of a document that are shown
 ROWS = 2**17  # the words of at most this many rows are looked at, the first: the documents are shuffled
@@ -54,6 +57,17 @@ class Vocabulary:
         if self.corpus is None:
             return None
         return label_bags([labels[document] for document in text.token[: min(text.rows, ROWS)]])
+
+
+def of_run(lm: Path, corpus: Path, forward: str, device: torch.device) -> Vocabulary:
+    """Return the vocabulary for the rows of a run, from its folders `data/lm/` and the corpus.
+
+    Without a language model rows are documents. ``forward``: the dtype of DTYPES in which the model made the rows.
+    """
+    if read.speechless(read.lm_meta(lm)):
+        return of_documents(read.Texts(corpus))
+    source, options = read.lm_path(lm)
+    return of_tokens(load(source, DTYPES[forward], device, **options))
 
 
 def of_tokens(lm: LanguageModel) -> Vocabulary:
