@@ -269,6 +269,44 @@ def test_regimes_of_few_and_of_uneven_prompts(tmp_path: Path, monkeypatch: pytes
     assert "no task has prompts enough" in found["imbalance"]["why"] and found["by_task"] == []
 
 
+def test_probes_are_judged_by_prompts_of_another_kind(tmp_path: Path):
+    """Of each class 100 prompts are the task's own, 30 are others; the second task's signal is not in its others."""
+    rows, whole = stored(tmp_path, 260, 2)
+    tasks = []
+    for task, lost in zip(whole, (False, True), strict=True):
+        by_class = [np.flatnonzero(np.array(task.targets) == target) for target in (0, 1)]
+        own, others = (np.concatenate([places[part] for places in by_class]) for part in (np.s_[:100], np.s_[100:]))
+        of_others = np.array(task.targets)[others]
+        told = np.random.default_rng(5).permutation(of_others) if lost else of_others
+        own_targets = np.array(task.targets)[own].tolist()
+        tasks.append(read.Task(task.name, "made up", "1", own.tolist(), own_targets, others.tolist(), told.tolist()))
+    alone = read.Task("alone", "made up", "1", tasks[0].prompts, tasks[0].targets)
+    judged = judging.Judged(rows, [*tasks, alone], {"sae": reading(torch.eye(WIDTH))})
+    found = judging.judge(judged, knobs(regimes=["normal", "ood"], k=[1], pooling=["last"]), 0)
+
+    by_task = {(row["task"], row["regime"]): row for row in found["by_task"]}
+    assert len(by_task) == 5, "a task without such prompts is judged by its own alone"
+    assert {by_task[one.name, "normal"]["auc"]["last"]["sae"]["1"] for one in (*tasks, alone)} == {1.0}
+    aucs = [by_task[one.name, "ood"]["auc"]["last"]["sae"]["1"] for one in tasks]
+    assert aucs[0] == 1.0 and 0.2 < aucs[1] < 0.8
+    assert (by_task["task 0", "ood"]["train"], by_task["task 0", "ood"]["test"]) == (100, 60)
+    assert by_task["task 0", "ood"]["latents"] == by_task["task 0", "normal"]["latents"]
+    assert found["ood"]["last"]["sae"]["auc"]["1"]["value"] == pytest.approx(np.mean(aucs))
+    none = judging.judge(
+        judging.Judged(rows, [alone], judged.dictionaries), knobs(regimes=["ood"], k=[1], pooling=["last"]), 0
+    )
+    assert none["ood"] == {"why": "no task has prompts of another kind"}
+
+
+def test_the_same_prompts_are_learnt_from_whatever_judges():
+    y, others = targets(400), np.array([1, 1, 0])
+    (normal,), (ood,) = probe.drawings("normal", y), probe.drawings("ood", y, 3)
+    assert ood == ("ood", normal.train, 3, 0.5) and probe.drawings("ood", y) == []
+    own, other = probe.draw(y, normal, 42), probe.draw(y, ood, 42, others)
+    assert (own.train == other.train).all() and (own.y_train == other.y_train).all()
+    assert other.test.tolist() == [400, 401, 402] and other.y_test.tolist() == [1, 1, 0]
+
+
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +341,33 @@ def test_a_table_makes_a_balanced_task(tmp_path: Path):
     (out / "tasks.json").write_text("[]")
     with pytest.raises(BadInput, match=r"tasks.json does not have the hash"):
         read.tasks(out)
+
+
+def test_a_table_may_name_one_of_prompts_of_another_kind(tmp_path: Path):
+    other = csv(tmp_path / "other.csv", [("prompt 3", "yes"), ("autre 1", "yes"), ("autre 2", "no"), ("autre 3", "no")])
+    source = {"source": csv(tmp_path / "mine.csv", two(400)), "ood": other}
+    prompts.write(knobs(sources=[source], regimes=["normal", "ood"]), 0, tmp_path / "out")
+    (task,) = read.tasks(tmp_path / "out")
+    texts = [text for text, _ in read.prompts(tmp_path / "out")]
+    assert [texts[number] for number in task.ood_prompts] == ["autre 1", "autre 2", "autre 3"], "prompt 3 is its own"
+    assert task.ood_targets == [1, 0, 0]
+
+    prompts.write(knobs(sources=[source]), 0, tmp_path / "out")
+    (task,) = read.tasks(tmp_path / "out")
+    assert task.ood_prompts == [], "the model reads them for their regime alone"
+
+    wrong: list[tuple[list[tuple[str, Any]], str]] = [
+        ([("autre 1", "oui"), ("autre 2", "no")], "have the target 'oui', but its own have 'no', 'yes'"),
+        ([("autre 1", "no"), ("prompt 3", "yes")], "lack one of its classes, which are 'no', 'yes'"),
+    ]
+    for rows, message in wrong:
+        csv(tmp_path / "other.csv", rows)
+        with pytest.raises(BadInput, match=message):
+            prompts.write(knobs(sources=[source], regimes=["ood"]), 0, tmp_path / "out")
+    with pytest.raises(BadInput, match=r"nowhere\.csv is missing"):
+        prompts.write(knobs(sources=[{**source, "ood": "nowhere.csv"}]), 0, tmp_path / "out")
+    with pytest.raises(BadInput, match="are of a table, which package:bbc-news is not"):
+        knobs(sources=[{"source": "package:bbc-news", "ood": other}])
 
 
 def test_as_sae_probes_has_it_no_row_is_dropped(tmp_path: Path):
@@ -403,6 +468,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sae_probes/data/probing_datasets_MASTER.csv.zst": packed(master),
         "sae_probes/data/cleaned_data/5_us_a.csv.zst": packed(table),
         "sae_probes/data/cleaned_data/6_us_b.csv.zst": packed(table.replace("long", "longer")),
+        "sae_probes/data/OOD data/6_us_b_OOD.csv.zst": packed("prompt,target\nune,1\ndeux,0\n"),
+        "sae_probes/data/OOD data/6_us_b_translations.csv.zst": packed("Language,Translation\nFrench,une\n"),
         "sae_probes/data/cleaned_data/7_age.csv.zst": packed(
             'prompt,target\nold,1\n"0,  long",2\nold,3\nnew,4\n"",5\n'
         ),
@@ -445,7 +512,12 @@ def test_packages_are_read_as_files(tmp_path: Path, packages: Path):
     assert meta["tasks"] == ["bbc_art", "bbc_sport", "bbc_tech", "5_us_a", "6_us_b"]
     assert meta["wheels"]["bbc-news"] == wheels.WHEELS["bbc-news"].sha256
     texts = dict(read.prompts(tmp_path / "out"))
-    assert texts["sport 3 £"] == "first" and texts["0, long "] == "last"
+    assert texts["sport 3 £"] == "first" and texts["0, long "] == "last" and "une" not in texts
+    prompts.write(knobs(sources=asked, regimes=["ood"]), 0, tmp_path / "out")
+    texts = [text for text, _ in read.prompts(tmp_path / "out")]
+    found = {one.name: ([texts[n] for n in one.ood_prompts], one.ood_targets) for one in read.tasks(tmp_path / "out")}
+    assert found.pop("6_us_b") == (["une", "deux"], [1, 0])
+    assert all(others == ([], []) for others in found.values())
     with pytest.raises(BadInput, match=r"no task '5_us_b'; did you mean 6_us_b\?|did you mean 5_us_a\?"):
         prompts.write(knobs(sources=[{**asked[1], "tasks": ["5_us_b"]}]), 0, tmp_path / "out")
 

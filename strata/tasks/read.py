@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ META = {"hook": str, "layer": int, "width": int, "prompts": int, "pooling": list
 
 @dataclass(frozen=True)
 class Task:
-    """A binary task: the numbers of its ``prompts``, and their ``targets``, 1 for the class ``positive``, else 0."""
+    """A binary task: the numbers of its ``prompts``, and their ``targets``, 1 for the class ``positive``, else 0.
+
+    ``ood_prompts``, ``ood_targets``: the same of prompts of another kind, such as translations, by which the probes of
+    the regime ood are judged; none where there are no such prompts.
+    """
 
     name: str
     source: str
     positive: str
     prompts: list[int]
     targets: list[int]
+    ood_prompts: list[int] = field(default_factory=list)
+    ood_targets: list[int] = field(default_factory=list)
 
 
 def meta(folder: Path) -> dict[str, Any]:

