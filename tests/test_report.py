@@ -147,7 +147,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> None:
         "invert",
         "steer_eval",
     ]
-    words += ["evaluate", "latents", "explained", "clusters", "scorecard.json", "summary.json"]
+    words += ["evaluate", "latents", "explained", "clusters", "labels.yaml", "scorecard.json", "summary.json"]
     words += ["report.html", "plots", "pages"]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_module("src.report", run_name="__main__")

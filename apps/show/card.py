@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from textwrap import wrap
 
+from strata.interpretation.given import BY
 from strata.interpretation.read import Latents
 from strata.pages.readable import (
     SCORES,
@@ -50,7 +51,8 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     if row["dead"]:
         return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} {latents.meta['unit']}s\n"
 
-    lines += wrap(inline(row["name"] or UNNAMED), width)
+    by_person = " (named by a person)" if row["named_by"] == BY else ""
+    lines += wrap(inline(row["name"] or UNNAMED) + by_person, width)
     for note in notes:
         lines += wrap(f"{note['source']}: {inline(note['text'] or 'nothing found')}", width)
         lines += [f"{faint}{line}{plain}" for line in wrap(_scores(note), width)]

@@ -27,7 +27,8 @@ from strata.verdict.targets import AGAIN, Targets, settled
 class Folders:
     """Where each stage left its files. In all but ``tune`` a file or folder is named after its layer.
 
-    ``tune`` to ``evaluate`` are the stages' folders in `reports/`; ``latents`` to ``clusters`` are those in `data/`.
+    ``tune`` to ``evaluate`` are the stages' folders in `reports/`; ``latents`` to ``clusters`` are those in `data/`;
+    ``labels`` is the file of names that people gave.
     """
 
     tune: Path
@@ -44,6 +45,7 @@ class Folders:
     latents: Path
     explained: Path
     clusters: Path
+    labels: Path
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def read_findings(folders: Folders) -> Findings:
     selection = {layer: selected(folders.clusters / str(layer)) for layer in measured["cluster"]}
     latents = [
         read_layer(
-            open_latents(folders.latents / str(layer), folders.explained / str(layer)),
+            open_latents(folders.latents / str(layer), folders.explained / str(layer), folders.labels),
             knobs.pages,
             [*selection.get(layer, []), *causes.latents(layer)],
         )

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from stages.report.causes import Causes
 from stages.report.families import Families, linked
 from stages.report.templates import FOLDER, environment
+from strata.interpretation.given import BY
 from strata.interpretation.read import Latents
 from strata.pages.readable import (
     SCORES,
@@ -32,6 +33,7 @@ from strata.pages.readable import (
 )
 
 ASSETS = ("latents.css", "latents.js")
+WORDED = ("lm", "endpoint", BY)  # sources of names that say more than a list of tokens
 SHADES = 10  # of a token's colour, from hardly active to the latent's maximum
 GROUPS = {  # kind of example -> heading, what it is, how many are shown before the reader asks for more
     "top": ("Strongest", "where it is most active, one context a document", 12),
@@ -66,9 +68,11 @@ class Layer(NamedTuple):
 
 
 def read_layer(latents: Latents, pages: int, selected: Sequence[int] = ()) -> Layer:
-    """Read a layer, and choose its pages: the ``pages`` most important latents, and the ``selected`` ones."""
+    """Read a layer, and choose its pages: the ``pages`` most important latents, the ``selected``, and those with a name
+    that a person gave.
+    """
     statistics = latents.statistics().to_pylist()
-    return Layer(latents, statistics, chosen(statistics, pages, selected), _notes(latents))
+    return Layer(latents, statistics, chosen(statistics, pages, [*selected, *latents.given]), _notes(latents))
 
 
 # --- which latents, and what is known of them ---------------------------------------------------------------------
@@ -219,7 +223,7 @@ def site(
         for latent, page in latent_pages(layer, causes):
             yield f"{number}/{latent}.html", page
         if families and number in families:
-            words = {row["latent"]: row["name"] for row in layer.statistics if row["named_by"] in ("lm", "endpoint")}
+            words = {row["latent"]: row["name"] for row in layer.statistics if row["named_by"] in WORDED}
             yield f"{number}/map.html", linked(families[number].page, layer.ids, words)
 
 

@@ -26,15 +26,16 @@ def main(
     latents: str,
     explained: str,
     clusters: str,
+    labels: str,
     card_file: str,
     summary_file: str,
     page: str,
     plots: str,
     pages: str,
 ) -> None:
-    """TUNE to EVALUATE, the stages' folders in reports/, with LATENTS, EXPLAINED and CLUSTERS in data/ -> the
-    scorecard in CARD_FILE, every number in SUMMARY_FILE, the report in PAGE, its pictures in PLOTS, the latents' pages
-    in PAGES.
+    """TUNE to EVALUATE, the stages' folders in reports/, with LATENTS, EXPLAINED and CLUSTERS in data/, and LABELS, the
+    names that people gave -> the scorecard in CARD_FILE, every number in SUMMARY_FILE, the report in PAGE, its pictures
+    in PLOTS, the latents' pages in PAGES.
 
     Example: dvc repro report
     """
@@ -54,6 +55,7 @@ def main(
             latents=Path(latents),
             explained=Path(explained),
             clusters=Path(clusters),
+            labels=Path(labels),
         )
     )
 

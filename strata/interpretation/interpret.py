@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from strata.device.machine import CPU
-from strata.interpretation import explanations, export, logit_lens, look, neighbours, tables
+from strata.interpretation import explanations, export, given, logit_lens, look, neighbours, tables
 from strata.interpretation import text as texts
 from strata.interpretation.codes import write_codes
 from strata.interpretation.enrichment import enrich
@@ -197,6 +197,7 @@ def _meta(
         "layer": meta["layer"],
         "latents": sae.latents,
         "width": sae.width,
+        "sae": given.hash_of(sae.decoder),
         "rows": meta["rows"],
         "documents": len(text.documents),
         "model": meta["model"],

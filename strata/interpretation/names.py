@@ -1,7 +1,7 @@
 """The name of a latent: the first thing that a person reads of it.
 
-It is an explanation in words that does better than chance; else the token rule, put in words (`phrases.py`); else there
-is none.
+If no person gave it one (`given.py`), it is an explanation in words that does better than chance; else the token rule,
+put in words (`phrases.py`); else there is none.
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,8 @@
 Two of the tables, EXPLAINED, are also in `data/explained/<L>/`, where explain added what a language model said.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from strata.interpretation import given
 from strata.run.door import BadInput
 from strata.run.files import again, check_hash, check_hashes, read_meta, sha256
 
@@ -143,13 +144,15 @@ class ExplainedTables:
 class Latents:
     """All that is known of a layer's latents. ``meta``: what meta.json says.
 
-    ``explained``: what explain wrote of them; None: explanations and names are those of interpret.
+    ``explained``: what explain wrote of them; None: explanations and names are those of interpret. ``given``: names
+    that people gave, which win.
     """
 
     folder: Path
     meta: dict[str, Any]
     codes: Codes
     explained: ExplainedTables | None = None
+    given: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -176,15 +179,17 @@ class Latents:
         return pq.read_table(path, columns=columns, filters=filters)
 
     def names(self) -> dict[int, str]:
-        """Return latent -> its name. A latent of which no explanation does better than chance is missing."""
+        """Return latent -> its name. A latent that nobody named, and no explanation beats chance of, is missing."""
         table = self.table("names", ["latent", "name"])
-        return {} if table is None else {row["latent"]: row["name"] for row in table.to_pylist()}
+        found = {} if table is None else {row["latent"]: row["name"] for row in table.to_pylist()}
+        return found | self.given
 
     def statistics(self, filters: Any = None) -> pa.Table:
         """Read `statistics.parquet`, with the columns of `names.parquet` beside; null for a latent without a name."""
         table, named = self.table("statistics", filters=filters), self.table("names", filters=filters)
         assert table is not None, "interpret always writes it"
         rows = {} if named is None else {row["latent"]: row for row in named.to_pylist()}
+        rows |= {latent: {"name": name, "named_by": given.BY} for latent, name in self.given.items()}
         for column in ("name", "named_by"):
             values = [rows.get(latent, {}).get(column) for latent in table["latent"].to_pylist()]
             table = table.append_column(column, pa.array(values, pa.string()))
@@ -252,16 +257,19 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
     return {latent: rows[latent]["max"] for latent in wanted}
 
 
-def open_latents(folder: Path, explained: Path | None = None) -> Latents:
+def open_latents(folder: Path, explained: Path | None = None, labels: Path | None = None) -> Latents:
     """Open a layer's folder, `data/latents/<L>/`. Raises BadInput if interpret was skipped, or files are missing.
 
     ``explained``: `data/explained/<L>/`, whose explanations and names then stand in place of interpret's own. Raises
-    BadInput if they are of other latents.
+    BadInput if they are of other latents. ``labels``: a file of names that people gave, see `given.py`.
     """
     meta = _meta(folder)
     if not interpreted(folder):
         raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")
     latents = Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))
+    if labels is not None and "sae" in meta:
+        names = given.of(labels, meta["layer"], meta["sae"], meta["latents"])
+        latents = replace(latents, given=names)
     if explained is None:
         return latents
 
@@ -272,6 +280,7 @@ def open_latents(folder: Path, explained: Path | None = None) -> Latents:
 
 
 def open_explained(folder: Path) -> Latents:
-    """Open `data/latents/<L>/` with `data/explained/<L>/`, which stands beside it, or alone if explain did not run."""
-    explained = folder.parent.parent / "explained" / folder.name
-    return open_latents(folder, explained if (explained / "meta.json").exists() else None)
+    """Open `data/latents/<L>/` with what stands beside it: `data/explained/<L>/`, if explain ran, and `labels.yaml`."""
+    data = folder.parent.parent
+    explained = data / "explained" / folder.name
+    return open_latents(folder, explained if (explained / "meta.json").exists() else None, data.parent / given.FILE)

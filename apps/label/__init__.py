@@ -1,0 +1,1 @@
+"""Give latents names, and carry names over to another SAE."""
