@@ -206,7 +206,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         cache.mkdir(exist_ok=True)
         (path / "__pycache__").symlink_to(cache)  # what Numba compiles, other tests need too
     (folder / ".dvc").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "params.yaml", "labels.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     set_params(folder, PARAMS)

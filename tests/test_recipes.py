@@ -601,7 +601,7 @@ def test_a_tiny_recipe_runs_to_its_end(tmp_path: Path):
     for name in ("apps", "src", "stages", "strata"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".dvc").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "params.yaml", "labels.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     small.make(tmp_path)
