@@ -9,6 +9,7 @@ import torch
 from planted import DEAD, SILENT_ID, explained, planted
 from test_latent_pages import NOTHING, Parsed
 
+from apps.dashboard.artifacts import Project
 from apps.label.label import carry, label
 from apps.show.card import card
 from stages.report.latents import read_layer, site
@@ -107,6 +108,13 @@ def test_a_name_of_a_person_wins_everywhere(data: Path):
 
     label(folder, 0, "", labels)
     assert open_explained(folder).names() == {**before.names(), SILENT_ID: "silence"}
+
+
+def test_the_dashboard_looks_again_after_a_new_name(data: Path):
+    project = Project(data, data.parent / "reports")
+    before = project.stamp()
+    label(data / "latents/9", 0, "mine", data.parent / "labels.yaml")
+    assert project.stamp() != before
 
 
 def test_names_never_stand_at_another_sae(data: Path, capsys: pytest.CaptureFixture[str]):

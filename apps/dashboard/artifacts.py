@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from strata.corpus import read
 from strata.families.read import Clusters, clustered, open_clusters
+from strata.interpretation.given import FILE
 from strata.interpretation.read import Latents, interpreted, open_explained
 from strata.lm.model import Hook, pieces
 from strata.measure.quality import OUTLIER
@@ -61,13 +62,14 @@ class Project:
         return layers
 
     def stamp(self) -> int:
-        """Return a number that changes when a stage writes its files, or DVC brings earlier ones back.
+        """Return a number that changes when a stage writes files, DVC brings earlier ones back, or a latent gets a name.
 
         With it, nothing that was computed from other files is shown.
         """
         metas = [*self.data.glob("*/meta.json"), *self.data.glob("*/*/meta.json"), *self.data.glob("*/*/cfg.json")]
         reports = [*self.reports.glob("train/*"), *self.reports.glob("scorecard.json")]
-        return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted([*metas, *reports])))
+        labels = [*self.data.parent.glob(FILE)]
+        return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted([*metas, *reports, *labels])))
 
     def units(self, layer: int) -> list[str]:
         """Return what one point may be: a token of a language model, or a document, the mean of its tokens."""
