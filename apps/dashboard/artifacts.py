@@ -62,7 +62,7 @@ class Project:
         return layers
 
     def stamp(self) -> int:
-        """Return a number that changes when a stage writes files, DVC brings earlier ones back, or a latent gets a name.
+        """Return a number that changes when a stage writes files, DVC brings others back, or a latent gets a name.
 
         With it, nothing that was computed from other files is shown.
         """
