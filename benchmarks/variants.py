@@ -9,35 +9,46 @@ matryoshka are its coarsest.
 """
 
 import argparse
+import hashlib
 import json
+import re
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from benchmarks.pieces import say
-from strata.device.machine import Machine, start
+from strata.device.machine import CPU, Machine, start
 from strata.evaluation import tasks as judging
 from strata.measure import quality
 from strata.replication.read import replicas
 from strata.rows.shards import Activations, open_activations
 from strata.run import params
 from strata.run.door import BadInput, run
+from strata.run.files import read_json
 from strata.sae import disk
 from strata.sae.sae import SAE
 from strata.tasks import read as task_files
 from strata.tasks.knobs import Tasks
 from strata.training import training
-from strata.training.knobs import Train, knobs_of
+from strata.training.knobs import knobs_of
+from strata.tuning.read import taken
 from strata.twins.load import comparable
 from strata.twins.twins import train_twin
-from strata.verdict.targets import Targets
+from strata.verdict.targets import Targets, Twin
+
+
+class Settings(NamedTuple):
+    """How the run trained its SAE: its ``section`` train, over it what tune found, over that ``by_layer``; its seed."""
+
+    section: dict[str, Any]
+    tuned: dict[str, Any]
+    by_layer: dict[str, Any]
+    seed: int
 
 
 def named(word: str) -> dict[str, Any]:
     """Read the knobs of a variant from words such as `k=32,rule=matryoshka`."""
-    pairs = [part.partition("=") for part in word.split(",")]
+    pairs = [part.partition("=") for part in re.split(r",(?![^\[]*\])", word)]
     if not all(equals for _, equals, _ in pairs):
         raise BadInput(f"{word} is no variant: it should be knobs such as k=32,rule=matryoshka")
     return params.parse_yaml("\n".join(f"{key}: {value}" for key, _, value in pairs), Path(word))
@@ -58,29 +69,35 @@ def only_first(sae: SAE, latents: int) -> SAE:
 
 
 def trained(
-    word: str, twin: Any, activations: Activations, targets: Targets, seed: int, folder: Path
+    change: dict[str, Any], twin: Twin | None, activations: Activations, settings: Settings, work: Path
 ) -> tuple[SAE, dict[str, Any]]:
-    """Train a variant, or its ``twin``, unless ``folder`` holds it from before; return it with what it cost."""
-    change = named(word)
+    """Train the run's SAE, or its ``twin``, with some knobs changed, unless it lies in ``work`` from before.
+
+    ``settings``: how the run trained its own. Returns it with what it cost, and how well it reconstructs the test rows.
+    """
+    change = dict(change)
     cut = change.pop("cut", None)
-    folder /= " ".join([*(f"{key}={change[key]}" for key in sorted(change)), *([twin] if twin else [])])
+    layer, size, targets, seed = activations.layer, activations.size, params.load("targets", Targets), settings.seed
+    knobs = knobs_of(settings.section, settings.tuned, {**settings.by_layer, **change}, layer, size)
+    folder = work / digest(knobs.model_dump(), targets.model_dump(), seed, twin, activations.meta)
     if not (folder / disk.CONFIG).exists():
-        section: dict[str, Any] = params.load("train", dict)
-        knobs: Train = knobs_of({**section, "from_tune": []}, {}, change, activations.layer, activations.size)
         began = time.perf_counter()
         if twin is None:
             fitted = training.train(activations, knobs, targets, seed)
         else:
-            fitted = train_twin(twin, activations, knobs, targets, seed, None, 60.0, torch.device("cpu"))
-        disk.save(folder, fitted.best, {"seconds": time.perf_counter() - began})
-    sae, config = disk.load(folder)
+            fitted = train_twin(twin, activations, knobs, targets, seed, None, 60.0, CPU)
+        disk.save(folder, fitted.best, {"seconds": round(time.perf_counter() - began)})
 
-    first, end = activations.split("test")
-    metrics = quality.reconstruction(
-        sae.reconstruct, activations.blocks(first, end), activations.scale, activations.median_norm
-    )
-    facts = {"seconds": round(config["metadata"]["seconds"]), **{key: metrics[key] for key in ("fvu_inlier", "l0")}}
-    return (sae if cut is None else only_first(sae, cut)), facts
+    sae, config = disk.load(folder)
+    sae = sae if cut is None else only_first(sae, cut)
+    blocks = activations.blocks(*activations.split("test"))
+    metrics = quality.reconstruction(sae.reconstruct, blocks, activations.scale, activations.median_norm)
+    return sae, {"seconds": config["metadata"]["seconds"], **{name: metrics[name] for name in ("fvu_inlier", "l0")}}
+
+
+def digest(*facts: Any) -> str:
+    """Return what stands for ``facts`` in the name of a folder."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def main(*words: str) -> None:
@@ -95,34 +112,40 @@ def main(*words: str) -> None:
     given = parser.parse_args(words)
 
     start(Machine(device="cpu", threads=given.threads, save_every=60))
-    layer, seed = str(given.layer), params.load("seed", int)
+    layer = str(given.layer)
     activations = open_activations(given.data / "activations" / layer)
     rows = task_files.open_rows(given.data / "tasks" / "activations" / layer)
     if rows is None:
         raise BadInput(f"{given.data} has no tasks: its run had none")
-    tasks = task_files.tasks(given.data / "tasks" / "prompts")
     knobs = params.check(params.load("evaluate", dict)["tasks"], Tasks, "params.yaml: evaluate.tasks")
-    targets = params.load("targets", Targets)
+    knobs = knobs.model_copy(update={"regimes": ["normal"]})
 
+    section: dict[str, Any] = params.load("train", dict)
+    by_layer = read_json(given.data / "layers" / f"{layer}.json")
+    from_tune = knobs_of(section, {}, {}, given.layer, activations.size).from_tune
+    tuned = taken(Path("reports/tune/best.yaml"), from_tune)
+    settings = Settings(section, tuned, by_layer, params.load("seed", int))
+
+    # The run's own SAE and twins, those of other seeds, and the variants.
     dictionaries = {"sae": disk.load(given.data / "sae" / layer)[0], **comparable(given.data / "controls" / layer)}
+    for seed, folder in replicas(given.data / "stability" / layer).items():
+        dictionaries[f"seed {seed}"] = disk.load(folder)[0]
+    of_run = [disk.decoder_hash(sae) for sae in dictionaries.values()]
     facts: dict[str, dict[str, Any]] = {}
     for word in given.variants:
         for twin in (None, *given.twins):
             name = word if twin is None else f"{word} {twin}"
-            dictionaries[name], facts[name] = trained(
-                word, twin, activations, targets, seed, given.work / "saes" / layer
-            )
+            dictionaries[name], facts[name] = trained(named(word), twin, activations, settings, given.work / layer)
             say(json.dumps({"name": name, **facts[name]}))
-    others = {f"seed {n}": disk.load(path)[0] for n, path in replicas(given.data / "stability" / layer).items()}
 
-    judged = judging.Judged(rows, tasks, dictionaries | others)
-    work = given.work / f"probes-{layer}"
-    work.mkdir(parents=True, exist_ok=True)
-    found = judging.judge(judged, knobs, seed, given.threads, work)
+    # One dictionary is probed after another, each once: what was probed before lies in a folder for the same prompts.
+    tasks = task_files.tasks(given.data / "tasks" / "prompts")
+    work = given.work / layer / digest(rows.meta, knobs.model_dump(), settings.seed, of_run)
+    found = judging.judge(judging.Judged(rows, tasks, dictionaries), knobs, settings.seed, given.threads, work)
     for pooling in knobs.pooling:
         summary = found["normal"][pooling]
         for name, measures in {"sae": summary["sae"], **summary["controls"]}.items():
-            aucs = {k: round(measures["auc"][k]["value"], 4) for k in measures["auc"]}
+            aucs = {k: round(measure["value"], 4) for k, measure in measures["auc"].items()}
             print(json.dumps({"layer": given.layer, "pooling": pooling, "name": name, **facts.get(name, {}), **aucs}))
 
 

@@ -3,22 +3,22 @@
 from pathlib import Path
 
 from apps.label.label import label
-from strata.interpretation.given import FILE
-from strata.run.door import run, whole_number
+from strata.interpretation.labels import FILE
+from strata.run.door import BadUsage, run, whole_number
 
 
-def main(layer: str, latent: str, name: str) -> None:
-    """LAYER and LATENT: their numbers. NAME: one line; "" takes the name away. It is written to labels.yaml, and stands
-    on pages, map, dashboard, server and cards in place of what Strata found.
+def main(*words: str) -> None:
+    """WORDS: the numbers of a layer and of a latent, and its name, which is one line; "" takes the name away. It is
+    written to labels.yaml, and stands on pages, map, dashboard, server and cards in place of what Strata found.
 
     Example: python -m src.label 9 42 "months of the year"
     """
-    number, place = whole_number(layer, "the layer"), whole_number(latent, "the latent")
-    sae = label(Path("data/latents") / str(number), place, name, Path(FILE))
-    print(
-        f"{FILE}: {sae} {place} {'is ' + name if name else 'has no name of yours'}; pages get it by `dvc repro report`"
-    )
+    if len(words) != 3:
+        raise BadUsage(f"{len(words)} words where three are wanted: a layer, a latent, and its name in quotes")
+    layer, latent, name = whole_number(words[0], "the layer"), whole_number(words[1], "the latent"), words[2]
+    sae = label(Path("data/latents") / str(layer), latent, name, Path(FILE))
+    print(f"{FILE}: latent {latent} of {sae} {f'is {name!r}' if name else 'has no name'}; `dvc repro report` for pages")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, options=True)

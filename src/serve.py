@@ -21,7 +21,7 @@ def main(
 
     Example: python -m src.serve data/sae/9
     """
-    folder = Path(sae).resolve()
+    folder = Path(os.path.normpath(Path(sae).absolute()))  # not resolved: behind a link there is no project
     data = folder.parent.parent
     whole_number(port, "the port", 1, 65535)
     token = os.environ.get("STRATA_TOKEN") or None

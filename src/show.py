@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from apps.show.card import card
-from strata.interpretation.read import open_explained
+from strata.interpretation.labels import open_named
 from strata.run.door import run, whole_number
 
 
@@ -17,7 +17,7 @@ def main(layer: str, latent: str, root: str = "data/latents") -> None:
     """
     number, folder = whole_number(latent, "the latent"), Path(root) / str(whole_number(layer, "the layer"))
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    print(card(open_explained(folder), number, width, sys.stdout.isatty()), end="")
+    print(card(open_named(folder), number, width, sys.stdout.isatty()), end="")
 
 
 if __name__ == "__main__":

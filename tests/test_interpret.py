@@ -20,7 +20,6 @@ from strata.interpretation import codes as codes_module
 from strata.interpretation import examples as find
 from strata.interpretation import look as look_module
 from strata.interpretation.filters import Filters, dropped, quadrants
-from strata.interpretation.given import hash_of
 from strata.interpretation.interpret import Source, check, interpret
 from strata.interpretation.knobs import Interpret
 from strata.interpretation.read import Codes, Columns, Latents, open_latents
@@ -31,6 +30,7 @@ from strata.lm.model import load
 from strata.rows.shards import DTYPE, Contexts, identity, mapped, shard_name, writing
 from strata.run.door import BadInput
 from strata.run.params import check as checked
+from strata.sae.disk import decoder_hash
 from strata.sae.sae import SAE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,7 @@ class Layer:
         self.source = make_source(folder / "activations", lm, *texts())
         self.report = self.run("latents")
         self.latents = open_latents(folder / "latents")
-        assert self.latents.meta["sae"] == hash_of(self.sae.decoder)
+        assert self.latents.meta["sae"] == decoder_hash(self.sae)
         x = self.source.activations.read(0, self.rows).float()
         codes = self.sae.encode(x)
         self.dense = codes.pattern.dense(codes.values).numpy().T  # (latent, row)

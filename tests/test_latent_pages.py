@@ -18,8 +18,9 @@ from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, explained, planted
 from apps.show.card import card
 from stages.report.causes import Causes
 from stages.report.latents import chosen, context, histogram, inert, read_layer, site
+from strata.interpretation.labels import open_named
 from strata.interpretation.neighbours import nearest
-from strata.interpretation.read import open_explained, open_latents
+from strata.interpretation.read import open_latents
 from strata.pages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
 
 NOTHING = Causes({}, {})
@@ -204,7 +205,7 @@ def test_what_explain_says_stands_over_what_interpret_says(latents: Path, tmp_pa
     assert names[0] == words and names[1] == f"latent 1 {EVIL[1]}" and names[DEAD] == ""
     assert words in card(known, 0, 100, False) and known.names()[0] == words
     assert known.rows("statistics", 0)[0]["named_by"] == "lm" and known.rows("statistics", 1)[0]["named_by"] == "rule"
-    assert open_explained(tmp_path / "latents" / "9").names() == known.names()
+    assert open_named(tmp_path / "latents" / "9").names() == known.names()
     assert open_latents(tmp_path / "latents" / "9").names()[0] == f"latent 0 {EVIL[0]}"
 
 

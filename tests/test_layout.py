@@ -25,6 +25,7 @@ FORBIDDEN = re.compile(r"pickle|torch\.load")
 HARMLESS = re.compile(r"torch\.load\(path, map_location=\"cpu\", weights_only=True\)|import UnpicklingError")
 REFUSED = "allow_pickle=False"  # of NumPy, which then writes and reads plain numbers alone
 OPENER = "strata/formats/state.py"  # the one file that opens a foreign `.pt`
+BY_PEOPLE = ("labels.yaml",)  # what git keeps, and no stage writes
 TRACKING = "strata/experiments/tracking.py"  # the one file that imports mlflow
 
 
@@ -187,11 +188,11 @@ def paths_are_edges(root: Path) -> list[str]:
 
 
 def edges_are_produced(root: Path) -> list[str]:
-    """A dep that is no code is an out of a stage above, or lies in one, or holds some."""
+    """A dep that is no code is an out of a stage above, or lies in one, or holds some; or people write it."""
     faults, produced = [], []
     for name, stage in stages(root).items():
         for dep in paths(stage, "deps"):
-            if is_code(dep):
+            if is_code(dep) or dep in BY_PEOPLE:
                 continue
             if not any(out == dep or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for out in produced):
                 faults.append(f"{name} reads {dep}, which no stage above it writes")

@@ -356,9 +356,34 @@ def test_a_table_may_name_one_of_prompts_of_another_kind(tmp_path: Path):
     (task,) = read.tasks(tmp_path / "out")
     assert task.ood_prompts == [], "the model reads them for their regime alone"
 
+    # A text once, none that has two targets, and no more than there may be of the task's own.
+    rows = [
+        ("une", "yes"),
+        ("une", "yes"),
+        ("deux", "yes"),
+        ("deux", "no"),
+        *((f"autre {n}", "no") for n in range(200)),
+    ]
+    csv(tmp_path / "other.csv", rows)
+    prompts.write(knobs(sources=[source], regimes=["ood"], prompts=None), 0, tmp_path / "out")
+    (task,) = read.tasks(tmp_path / "out")
+    assert len(task.ood_prompts) == 201 and sum(task.ood_targets) == 1
+    csv(tmp_path / "other.csv", [(f"autre {n}", ("yes", "no")[n % 2]) for n in range(500)])
+    prompts.write(knobs(sources=[source], regimes=["ood"], prompts=120), 0, tmp_path / "out")
+    (task,) = read.tasks(tmp_path / "out")
+    assert len(set(task.ood_prompts)) == 120 and 30 < sum(task.ood_targets) < 90
+
+    # Of several classes, one of which is too rare to be a task.
+    several = [*((f"text {n}", "abc"[n % 3]) for n in range(400)), ("rare", "z")]
+    csv(tmp_path / "several.csv", several)
+    csv(tmp_path / "other.csv", [("un", "a"), ("deux", "b"), ("trois", "c")])
+    of_three = {"source": str(tmp_path / "several.csv"), "ood": other}
+    prompts.write(knobs(sources=[of_three], regimes=["ood"]), 0, tmp_path / "out")
+    assert sorted(one.ood_targets for one in read.tasks(tmp_path / "out")) == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+
     wrong: list[tuple[list[tuple[str, Any]], str]] = [
-        ([("autre 1", "oui"), ("autre 2", "no")], "have the target 'oui', but its own have 'no', 'yes'"),
-        ([("autre 1", "no"), ("prompt 3", "yes")], "lack one of its classes, which are 'no', 'yes'"),
+        ([("autre 1", "oui"), ("autre 2", "no")], "has the target 'oui', and its own have 'no', 'yes'"),
+        ([("autre 1", "no"), ("prompt 3", "yes")], "mine: its prompts of another kind are all of one class"),
     ]
     for rows, message in wrong:
         csv(tmp_path / "other.csv", rows)
@@ -366,7 +391,7 @@ def test_a_table_may_name_one_of_prompts_of_another_kind(tmp_path: Path):
             prompts.write(knobs(sources=[source], regimes=["ood"]), 0, tmp_path / "out")
     with pytest.raises(BadInput, match=r"nowhere\.csv is missing"):
         prompts.write(knobs(sources=[{**source, "ood": "nowhere.csv"}]), 0, tmp_path / "out")
-    with pytest.raises(BadInput, match="are of a table, which package:bbc-news is not"):
+    with pytest.raises(BadInput, match="are for a table, and package:bbc-news is none"):
         knobs(sources=[{"source": "package:bbc-news", "ood": other}])
 
 
@@ -468,7 +493,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sae_probes/data/probing_datasets_MASTER.csv.zst": packed(master),
         "sae_probes/data/cleaned_data/5_us_a.csv.zst": packed(table),
         "sae_probes/data/cleaned_data/6_us_b.csv.zst": packed(table.replace("long", "longer")),
-        "sae_probes/data/OOD data/6_us_b_OOD.csv.zst": packed("prompt,target\nune,1\ndeux,0\n"),
+        "sae_probes/data/OOD data/6_us_b_OOD.csv.zst": packed("prompt,target\nune,1\ndeux,0\nnew,0\n"),
         "sae_probes/data/OOD data/6_us_b_translations.csv.zst": packed("Language,Translation\nFrench,une\n"),
         "sae_probes/data/cleaned_data/7_age.csv.zst": packed(
             'prompt,target\nold,1\n"0,  long",2\nold,3\nnew,4\n"",5\n'
@@ -493,9 +518,11 @@ def test_texts_of_packages_leave_out_those_that_tasks_are_judged_by(packages: Pa
     articles = texts(source="package:bbc-news")
     assert len(articles) == 180 and articles[63] == ("BBC News 63", "sport", "sport 3 £")
     # "0,  long" is a prompt of 5_us_a, but for a space.
-    assert texts(source="package:sae-probes") == [("7_age 0", "7_age", "old"), ("7_age 3", "7_age", "new")]
+    assert texts(source="package:sae-probes") == [("7_age 0", "7_age", "old")]  # new is judged by, with regime ood
     assert len(texts(source="package:sae-probes", without=["7_age"])) == 219  # "0, long " is in 7_age, too
     assert len(texts(source="package:sae-probes", without=["6_us_b"], documents=111)) == 111
+    found = {text for _, _, text in texts(source="package:sae-probes", without=["6_us_b"])}
+    assert "old" in found and "new" not in found, "new is among the prompts of another kind of 6_us_b"
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"source": "package:sae-probes", "without": ["5_us"]}, "has no set '5_us'; did you mean 5_us_a?"),
         ({"source": "package:bbc-news", "without": ["5_us_a"]}, "without means nothing for package:bbc-news"),
@@ -516,7 +543,7 @@ def test_packages_are_read_as_files(tmp_path: Path, packages: Path):
     prompts.write(knobs(sources=asked, regimes=["ood"]), 0, tmp_path / "out")
     texts = [text for text, _ in read.prompts(tmp_path / "out")]
     found = {one.name: ([texts[n] for n in one.ood_prompts], one.ood_targets) for one in read.tasks(tmp_path / "out")}
-    assert found.pop("6_us_b") == (["une", "deux"], [1, 0])
+    assert found.pop("6_us_b") == (["une", "deux", "new"], [1, 0, 0])
     assert all(others == ([], []) for others in found.values())
     with pytest.raises(BadInput, match=r"no task '5_us_b'; did you mean 6_us_b\?|did you mean 5_us_a\?"):
         prompts.write(knobs(sources=[{**asked[1], "tasks": ["5_us_b"]}]), 0, tmp_path / "out")

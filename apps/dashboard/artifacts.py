@@ -13,8 +13,8 @@ from scipy.sparse import csr_array
 
 from strata.corpus import read
 from strata.families.read import Clusters, clustered, open_clusters
-from strata.interpretation.given import FILE
-from strata.interpretation.read import Latents, interpreted, open_explained
+from strata.interpretation.labels import FILE, open_named
+from strata.interpretation.read import Latents, interpreted
 from strata.lm.model import Hook, pieces
 from strata.measure.quality import OUTLIER
 from strata.pages.readable import inline, marked
@@ -62,14 +62,18 @@ class Project:
         return layers
 
     def stamp(self) -> int:
-        """Return a number that changes when a stage writes files, DVC brings others back, or a latent gets a name.
+        """Return a number that changes when a stage writes its files, or DVC brings earlier ones back.
 
         With it, nothing that was computed from other files is shown.
         """
         metas = [*self.data.glob("*/meta.json"), *self.data.glob("*/*/meta.json"), *self.data.glob("*/*/cfg.json")]
         reports = [*self.reports.glob("train/*"), *self.reports.glob("scorecard.json")]
-        labels = [*self.data.parent.glob(FILE)]
-        return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted([*metas, *reports, *labels])))
+        return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted([*metas, *reports])))
+
+    def named(self) -> int:
+        """Return a number that changes when a person names a latent. What was computed stays valid, but for names."""
+        labels = self.data.absolute().parent / FILE
+        return labels.stat().st_mtime_ns if labels.exists() else 0
 
     def units(self, layer: int) -> list[str]:
         """Return what one point may be: a token of a language model, or a document, the mean of its tokens."""
@@ -87,7 +91,7 @@ class Project:
     def latents(self, layer: int) -> Latents | None:
         """Open what interpret and explain wrote of a layer. Return None where interpret did not run."""
         folder = self.data / "latents" / str(layer)
-        return open_explained(folder) if (folder / "meta.json").exists() and interpreted(folder) else None
+        return open_named(folder) if (folder / "meta.json").exists() and interpreted(folder) else None
 
     def clusters(self, layer: int) -> Clusters | None:
         """Open what cluster wrote of a layer. Return None where it did not run."""

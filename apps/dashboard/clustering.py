@@ -93,6 +93,6 @@ def _families(view: View, clusters: Clusters) -> None:
     members = living[living["cluster"] == chosen][["latent", "silhouette", "medoid"]]
     interpreted = view.project.latents(view.layer)
     if interpreted is not None:
-        latent_names = view.of_files(interpreted.names, "names")
+        latent_names = view.of_files(interpreted.names, "names", view.project.named())
         members = members.assign(name=[latent_names.get(int(latent), "") for latent in members["latent"]])
     table(members, "members of a family", 240)

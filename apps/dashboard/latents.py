@@ -132,7 +132,7 @@ def _details(view: View, latents: Latents, latent: int) -> None:
         return
 
     st.markdown(f"### Latent {latent}")
-    st.text(view.of_files(latents.names, "names").get(latent, UNNAMED))
+    st.text(view.of_files(latents.names, "names", view.project.named()).get(latent, UNNAMED))
     for explanation in view.of_files(lambda: explanations(latents), "explanations").get(latent, []):
         st.text(_explained(explanation))
     _numbers(facts, latents.meta["unit"])
@@ -226,7 +226,7 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
 
     with right:
         st.caption("Latents of nearly its direction")
-        names = view.of_files(latents.names, "names")
+        names = view.of_files(latents.names, "names", view.project.named())
         near = rows("neighbours")
         if len(near):
             near = near.assign(name=[names.get(int(neighbour), "") for neighbour in near["neighbour"]])

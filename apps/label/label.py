@@ -3,79 +3,87 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from strata.interpretation import given
+from strata.interpretation import labels
+from strata.interpretation.labels import key
+from strata.interpretation.read import open_latents
 from strata.replication.match import NOBODY, assigned, by_cosine
 from strata.run.door import BadInput
-from strata.run.files import read_meta, write_text
+from strata.run.files import write_text
 from strata.sae import disk
 
-ALIKE = 0.7  # cosine of two decoder rows from which a name is carried over, as stability has it
-META = {"layer": int, "latents": int, "sae": str}
+ALIKE = 0.7  # cosine of two decoder rows above which a name is carried over, as in stability
 
 
 class Carried(NamedTuple):
-    """A name of another SAE: its latent there, and the one here that is most like it, None if there is none.
+    """What came of a name of another SAE.
 
-    ``known``: whether the latent here has a name of its own already, which stays.
+    ``latent``: the one that has the ``name`` in the other SAE. ``partner``: the one of this SAE that it is matched
+    with, at this ``cosine`` of their decoder rows; None if there is none. ``own``: the name that the partner had
+    before, and keeps.
     """
 
     name: str
-    there: int
-    here: int | None
+    latent: int
+    partner: int | None
     cosine: float
-    known: bool
+    own: str | None
 
 
-def label(latents: Path, latent: int, name: str, labels: Path) -> str:
-    """Give a latent a name, or with an empty one take its name away. Returns the key of its SAE in ``labels``.
+def label(folder: Path, latent: int, name: str, path: Path) -> str:
+    """Give a latent a name in the file ``path``, or with an empty one take its name away. Returns the SAE's key there.
 
-    ``latents``: `data/latents/<L>/`. Raises BadInput for a latent that the SAE lacks, and for a name that is none.
+    ``folder``: `data/latents/<L>/`. Raises BadInput for a latent that is dead or not there, and for a name that is
+    none.
     """
-    meta = read_meta(latents / "meta.json", META, "interpret")
-    if not 0 <= latent < meta["latents"]:
-        raise BadInput(f"layer {meta['layer']} has no latent {latent}: it has 0 to {meta['latents'] - 1}")
+    latents = open_latents(folder)
+    layer, count = latents.meta["layer"], latents.meta["latents"]
+    if "sae" not in latents.meta:
+        raise BadInput(f"{folder} does not say of which SAE it is; run interpret again")
+    if not 0 <= latent < count:
+        raise BadInput(f"layer {layer} has no latent {latent}: it has 0 to {count - 1}")
     if name:
-        given.check(name, "the name")
-    sae = given.key(meta["layer"], meta["sae"])
-    write_text(labels, given.written(_text(labels), labels, sae, latent, name or None))
+        labels.check(name, "the name")
+        if latents.rows("statistics", latent)[0]["dead"]:
+            raise BadInput(f"latent {latent} of layer {layer} is dead: nothing in the corpus makes it fire")
+
+    sae = key(layer, latents.meta["sae"])
+    _write(path, labels.changed(labels.read_text(path), path, sae, {latent: name or None}))
     return sae
 
 
-def carry(layer: int, other: Path, own: Path, labels: Path) -> list[Carried]:
+def carry(layer: int, other: Path, own: Path, path: Path) -> list[Carried]:
     """Carry the names of the SAE in ``other`` over to the one in ``own``, and return what came of each.
 
-    Latents are matched one to one by the cosine of their decoder rows, among the pairs above ALIKE. A name that stands
-    here already stays, and so do the names of the other SAE. Raises BadInput where that one has no names, or the two
-    differ in their width.
+    Latents are matched one to one so that the sum of the cosines of their decoder rows is largest, among the pairs
+    above ALIKE. A name that a latent has already stays, and so do the names of the other SAE. Raises BadInput where
+    that one has no names in the file ``path``, or a latent that it lacks, or where the two SAEs differ in their width.
     """
-    (there, _), (here, _) = disk.load(other), disk.load(own)
-    if there.width != here.width:
-        raise BadInput(
-            f"{other} is of width {there.width}, and {own} of {here.width}: their latents cannot be compared"
-        )
-    everything = given.read(labels)
-    names = everything.get(given.key(layer, given.hash_of(there.decoder)))
+    (before, _), (after, _) = disk.load(other), disk.load(own)
+    if before.width != after.width:
+        raise BadInput(f"{other} is of width {before.width}, and {own} of {after.width}; their latents do not compare")
+    everything = labels.read(path)
+    names = everything.get(key(layer, disk.decoder_hash(before)))
     if not names:
-        raise BadInput(f"{labels} has no names of {other} at layer {layer}")
+        raise BadInput(f"{path} has no names of {other} at layer {layer}")
+    if beyond := [latent for latent in names if latent >= before.latents]:
+        raise BadInput(f"{path}: {other} has no latent {beyond[0]}: it has 0 to {before.latents - 1}")
 
-    pairs = by_cosine(there.decoder, here.decoder, ALIKE)
+    pairs = by_cosine(before.decoder, after.decoder, ALIKE)
     cosines = {
         (int(a), int(b)): float(value) for a, b, value in zip(pairs.first, pairs.second, pairs.value, strict=True)
     }
-    partner, sae = assigned(pairs), given.key(layer, given.hash_of(here.decoder))
-    text, own_names, found = _text(labels), everything.get(sae, {}), []
+    partners, sae = assigned(pairs), key(layer, disk.decoder_hash(after))
+    known, results = everything.get(sae, {}), []
     for latent, name in names.items():
-        at = int(partner[latent])
-        if at == NOBODY:
-            found.append(Carried(name, latent, None, 0.0, False))
-            continue
-        found.append(Carried(name, latent, at, cosines[latent, at], at in own_names))
-        if at not in own_names:
-            text = given.written(text, labels, sae, at, name)
-    write_text(labels, text)
-    return found
+        partner = int(partners[latent]) if partners[latent] != NOBODY else None
+        cosine = cosines[latent, partner] if partner is not None else 0.0
+        results.append(Carried(name, latent, partner, cosine, known.get(partner) if partner is not None else None))
+
+    new = {one.partner: one.name for one in results if one.partner is not None and one.own is None}
+    _write(path, labels.changed(labels.read_text(path), path, sae, new))
+    return results
 
 
-def _text(labels: Path) -> str:
-    """Return the text of the file; it may be missing."""
-    return labels.read_text(encoding="utf-8") if labels.exists() else ""
+def _write(path: Path, text: str) -> None:
+    """Write the file, where it is a link the file behind it."""
+    write_text(path.resolve(), text)

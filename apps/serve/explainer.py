@@ -19,7 +19,8 @@ from strata import sentences
 from strata.corpus import read
 from strata.device.machine import CPU
 from strata.formats import npz
-from strata.interpretation.read import Latents, interpreted, open_explained
+from strata.interpretation.labels import open_named
+from strata.interpretation.read import Latents, interpreted
 from strata.lm.model import DTYPES, Hook, LanguageModel, capture, check_layers, forward_until, load, pieces
 from strata.pages.readable import explained
 from strata.run.door import BadInput
@@ -151,7 +152,7 @@ def open_explainer(sae: Path, lm: Path | None, latents: Path | None, device: tor
     Raises BadInput where the three do not belong together.
     """
     coder, config = npz.load(sae) if sae.suffix == ".npz" else disk.load(sae)
-    known = open_explained(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
+    known = open_named(latents) if latents and (latents / "meta.json").exists() and interpreted(latents) else None
     if known is not None and (known.meta["latents"], known.meta["width"]) != (coder.latents, coder.width):
         raise BadInput(f"{latents} is of another SAE than {sae}")
     of_vectors = Explainer(coder.to(device), config, latents=known)

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from textwrap import wrap
 
-from strata.interpretation.given import BY
-from strata.interpretation.read import Latents
+from strata.interpretation.read import PERSON, Latents
 from strata.pages.readable import (
     SCORES,
     UNNAMED,
@@ -51,7 +50,7 @@ def card(latents: Latents, latent: int, width: int, colour: bool) -> str:
     if row["dead"]:
         return f"{lines[0]}\nnever active on any of the {number(latents.meta['rows'])} {latents.meta['unit']}s\n"
 
-    by_person = " (named by a person)" if row["named_by"] == BY else ""
+    by_person = " (named by a person)" if row["named_by"] == PERSON else ""
     lines += wrap(inline(row["name"] or UNNAMED) + by_person, width)
     for note in notes:
         lines += wrap(f"{note['source']}: {inline(note['text'] or 'nothing found')}", width)

@@ -29,7 +29,7 @@ def read_families(clusters: Clusters, numbers: dict[str, Any]) -> Families:
 def linked(page: str, ids: list[int], renamed: dict[int, str]) -> str:
     """Return the map whose latents ``ids`` link to their pages, which stand in the same folder.
 
-    ``renamed``: latent -> its name, where that is in the words of a language model, which cluster does not know.
+    ``renamed``: latent -> its name, where a language model or a person gave it, which cluster does not know.
     """
     page = page.replace(PAGES, PAGES.replace("[]", json.dumps(ids)), 1)
     return page.replace(RENAMED, RENAMED.replace("{}", inert(renamed)), 1)

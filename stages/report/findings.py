@@ -15,6 +15,7 @@ from stages.report.results import Merged, Numbers, read_merged, read_numbers
 from stages.report.tuned import Searched, searched_in
 from stages.train.read import History, Measured, Result, read_history, read_result
 from strata.families.read import open_clusters, selected
+from strata.interpretation.labels import named
 from strata.interpretation.read import open_latents
 from strata.run.params import load
 from strata.tuning.read import read_trials
@@ -149,7 +150,7 @@ def read_findings(folders: Folders) -> Findings:
     selection = {layer: selected(folders.clusters / str(layer)) for layer in measured["cluster"]}
     latents = [
         read_layer(
-            open_latents(folders.latents / str(layer), folders.explained / str(layer), folders.labels),
+            named(open_latents(folders.latents / str(layer), folders.explained / str(layer)), folders.labels),
             knobs.pages,
             [*selection.get(layer, []), *causes.latents(layer)],
         )

@@ -15,8 +15,7 @@ from markupsafe import Markup
 from stages.report.causes import Causes
 from stages.report.families import Families, linked
 from stages.report.templates import FOLDER, environment
-from strata.interpretation.given import BY
-from strata.interpretation.read import Latents
+from strata.interpretation.read import PERSON, Latents
 from strata.pages.readable import (
     SCORES,
     Row,
@@ -33,7 +32,7 @@ from strata.pages.readable import (
 )
 
 ASSETS = ("latents.css", "latents.js")
-WORDED = ("lm", "endpoint", BY)  # sources of names that say more than a list of tokens
+WORDED = ("lm", "endpoint", PERSON)  # sources of names that say more than a list of tokens
 SHADES = 10  # of a token's colour, from hardly active to the latent's maximum
 GROUPS = {  # kind of example -> heading, what it is, how many are shown before the reader asks for more
     "top": ("Strongest", "where it is most active, one context a document", 12),
@@ -72,7 +71,7 @@ def read_layer(latents: Latents, pages: int, selected: Sequence[int] = ()) -> La
     that a person gave.
     """
     statistics = latents.statistics().to_pylist()
-    return Layer(latents, statistics, chosen(statistics, pages, [*selected, *latents.given]), _notes(latents))
+    return Layer(latents, statistics, chosen(statistics, pages, [*selected, *latents.names_by_people]), _notes(latents))
 
 
 # --- which latents, and what is known of them ---------------------------------------------------------------------

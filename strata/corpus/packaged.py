@@ -34,8 +34,9 @@ class ProbeSet(NamedTuple):
 def documents(name: str, without: Sequence[str] | None) -> Generator[Document, None, None]:
     """Yield the texts of the package ``name`` of `wheels.WHEELS`. The label is the article's, or the name of the set.
 
-    ``without``: sets of sae-probes that are left out; None: all tasks of two classes. A text that stands in one of them
-    is left out of the others, too, so that nothing is trained on by which a task is judged. Others come once.
+    ``without``: sets of sae-probes that are left out; None: all tasks of two classes. A text that stands in one of
+    them, or among its prompts of another kind, is left out of the others, too, so that nothing is trained on by which a
+    task is judged. Others come once.
     """
     with wheels.opened(name) as wheel:
         if name == "bbc-news":
@@ -48,7 +49,9 @@ def documents(name: str, without: Sequence[str] | None) -> Generator[Document, N
             if unknown := [one for one in without or () if one not in sets]:
                 raise BadInput(f"package:{name} has no set {unknown[0]!r}{near(unknown[0], sets)}")
             left_out = [one for one in sets if (sets[one].binary if without is None else one in without)]
-            seen = {_key(text) for one in left_out for text in _prompts(wheel, sets[one].file, Path(folder))}
+            ood = ood_files(wheel)
+            judging = [sets[one].file for one in left_out] + [ood[one] for one in left_out if one in ood]
+            seen = {_key(text) for file in judging for text in _prompts(wheel, file, Path(folder))}
             for one in (one for one in sets if one not in left_out):
                 for number, text in enumerate(_prompts(wheel, sets[one].file, Path(folder))):
                     if (key := _key(text)) not in seen:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from strata.device.machine import CPU
-from strata.interpretation import explanations, export, given, logit_lens, look, neighbours, tables
+from strata.interpretation import explanations, export, logit_lens, look, neighbours, tables
 from strata.interpretation import text as texts
 from strata.interpretation.codes import write_codes
 from strata.interpretation.enrichment import enrich
@@ -26,6 +26,7 @@ from strata.lm.model import LanguageModel, pieces
 from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
 from strata.run.door import BadInput
+from strata.sae.disk import decoder_hash
 from strata.sae.sae import SAE
 
 
@@ -197,7 +198,7 @@ def _meta(
         "layer": meta["layer"],
         "latents": sae.latents,
         "width": sae.width,
-        "sae": given.hash_of(sae.decoder),
+        "sae": decoder_hash(sae),
         "rows": meta["rows"],
         "documents": len(text.documents),
         "model": meta["model"],

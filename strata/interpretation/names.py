@@ -1,7 +1,7 @@
 """The name of a latent: the first thing that a person reads of it.
 
-If no person gave it one (`given.py`), it is an explanation in words that does better than chance; else the token rule,
-put in words (`phrases.py`); else there is none.
+It is the name that a person gave it, if there is one (`labels.py`); else an explanation in words that does better than
+chance; else the token rule, put in words (`phrases.py`); else there is none. This module chooses among explanations.
 """
 
 from collections.abc import Sequence

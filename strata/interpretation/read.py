@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from strata.interpretation import given
 from strata.run.door import BadInput
 from strata.run.files import again, check_hash, check_hashes, read_meta, sha256
 
 META = {"layer": int, "latents": int, "shards": list}
 EXPLAINED = ("explanations", "names")
 EXPLAINED_META = {"layer": int, "latents": str, "files": dict}
+PERSON = "person"  # who gave a name, beside the sources of explanations
 ENTRIES = 4_000_000  # codes that a range of latents holds at most, 12 bytes each
 
 
@@ -144,15 +144,15 @@ class ExplainedTables:
 class Latents:
     """All that is known of a layer's latents. ``meta``: what meta.json says.
 
-    ``explained``: what explain wrote of them; None: explanations and names are those of interpret. ``given``: names
-    that people gave, which win.
+    ``explained``: what explain wrote of them; None: explanations and names are those of interpret.
+    ``names_by_people``: latent -> its name; they win.
     """
 
     folder: Path
     meta: dict[str, Any]
     codes: Codes
     explained: ExplainedTables | None = None
-    given: Mapping[int, str] = field(default_factory=dict)
+    names_by_people: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -182,14 +182,14 @@ class Latents:
         """Return latent -> its name. A latent that nobody named, and no explanation beats chance of, is missing."""
         table = self.table("names", ["latent", "name"])
         found = {} if table is None else {row["latent"]: row["name"] for row in table.to_pylist()}
-        return found | self.given
+        return {**found, **self.names_by_people}
 
     def statistics(self, filters: Any = None) -> pa.Table:
         """Read `statistics.parquet`, with the columns of `names.parquet` beside; null for a latent without a name."""
         table, named = self.table("statistics", filters=filters), self.table("names", filters=filters)
         assert table is not None, "interpret always writes it"
         rows = {} if named is None else {row["latent"]: row for row in named.to_pylist()}
-        rows |= {latent: {"name": name, "named_by": given.BY} for latent, name in self.given.items()}
+        rows |= {latent: {"name": name, "named_by": PERSON} for latent, name in self.names_by_people.items()}
         for column in ("name", "named_by"):
             values = [rows.get(latent, {}).get(column) for latent in table["latent"].to_pylist()]
             table = table.append_column(column, pa.array(values, pa.string()))
@@ -257,19 +257,16 @@ def chosen(latents: Latents, wanted: int | list[int], ranked: list[int], where: 
     return {latent: rows[latent]["max"] for latent in wanted}
 
 
-def open_latents(folder: Path, explained: Path | None = None, labels: Path | None = None) -> Latents:
+def open_latents(folder: Path, explained: Path | None = None) -> Latents:
     """Open a layer's folder, `data/latents/<L>/`. Raises BadInput if interpret was skipped, or files are missing.
 
     ``explained``: `data/explained/<L>/`, whose explanations and names then stand in place of interpret's own. Raises
-    BadInput if they are of other latents. ``labels``: a file of names that people gave, see `given.py`.
+    BadInput if they are of other latents.
     """
     meta = _meta(folder)
     if not interpreted(folder):
         raise BadInput(f"{folder} is empty: interpret was skipped; set interpret.run: true in params.yaml")
     latents = Latents(folder, meta, open_codes(folder, meta["shards"], meta["latents"]))
-    if labels is not None and "sae" in meta:
-        names = given.of(labels, meta["layer"], meta["sae"], meta["latents"])
-        latents = replace(latents, given=names)
     if explained is None:
         return latents
 
@@ -277,10 +274,3 @@ def open_latents(folder: Path, explained: Path | None = None, labels: Path | Non
     if of.get("latents") != latents.fingerprint:
         raise BadInput(f"{explained} explains other latents than those in {folder}; {again('explain')}")
     return replace(latents, explained=ExplainedTables(explained, of["files"]))
-
-
-def open_explained(folder: Path) -> Latents:
-    """Open `data/latents/<L>/` with what stands beside it: `data/explained/<L>/`, if explain ran, and `labels.yaml`."""
-    data = folder.parent.parent
-    explained = data / "explained" / folder.name
-    return open_latents(folder, explained if (explained / "meta.json").exists() else None, data.parent / given.FILE)

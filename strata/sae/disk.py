@@ -52,6 +52,12 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(sha256(folder / name) for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
 
 
+def decoder_hash(sae: SAE) -> str:
+    """Return what the latents of an SAE are known by: the first 16 digits of the SHA-256 of its decoder, in float32."""
+    rows = sae.decoder.detach().float().cpu().contiguous()
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+
+
 def save(folder: Path, sae: SAE, metadata: dict[str, Any], density: Tensor | None = None) -> None:
     """Write an SAE to ``folder``. `cfg.json` comes last, so that its presence means a complete SAE.
 

@@ -31,7 +31,7 @@ class TaskSource(Section):
     @model_validator(mode="after")
     def _only_of_a_table(self) -> "TaskSource":
         if self.packaged and (self.prompt, self.target, self.ood) != ("prompt", "target", None):
-            raise ValueError(f"prompt, target and ood are of a table, which {self.source} is not")
+            raise ValueError(f"prompt, target and ood are for a table, and {self.source} is none")
         return self
 
 

@@ -37,7 +37,10 @@ Targets = NDArray[np.int64]  # (prompt,) 0 or 1
 
 
 class Drawing(NamedTuple):
-    """How many prompts are drawn to learn from and to judge by, and the ``share`` of positive ones."""
+    """How many prompts are drawn to learn from and to judge by, and the ``share`` of positive ones.
+
+    With the regime ood the share is of those to learn from: what is judged by is taken as it is.
+    """
 
     regime: Regime
     train: int

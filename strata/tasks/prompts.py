@@ -87,6 +87,7 @@ def _tasks(table: TaskSet, source: TaskSource, knobs: Tasks, seed: int, numbers:
     random = np.random.default_rng([seed, *table.name.encode()])
     order = random.permutation(len(table.prompts))
     all_targets = np.array(table.targets, object)
+    others = _of_another_kind(table, classes, knobs, random) if table.ood is not None and "ood" in knobs.regimes else []
 
     several = len(classes) > 2
     chosen = sorted(classes, key=lambda name: -counts[name]) if several else classes[1:]
@@ -110,25 +111,34 @@ def _tasks(table: TaskSet, source: TaskSource, knobs: Tasks, seed: int, numbers:
             prompts=[numbers(table.prompts[place], keep) for place in places] if wanted else [],
             targets=targets[places].astype(int).tolist(),
         )
-        if wanted and table.ood is not None and "ood" in knobs.regimes:
-            unseen = _of_another_kind(table.ood, classes, set(table.prompts) if knobs.distinct else set())
-            task.ood_prompts.extend(numbers(prompt, keep) for prompt, _ in unseen)
-            task.ood_targets.extend(int(target == positive) for _, target in unseen)
+        if wanted and table.ood is not None and len(others):
+            task.ood_prompts.extend(numbers(table.ood.prompts[place], keep) for place in others)
+            task.ood_targets.extend(int(table.ood.targets[place] == positive) for place in others)
+            if len(set(task.ood_targets)) < 2:
+                raise BadInput(f"{name}: its prompts of another kind are all of one class")
         yield task
 
 
-def _of_another_kind(ood: TaskSet, classes: Sequence[str], known: set[str]) -> list[tuple[str, str]]:
-    """Return the prompts of a table ``ood`` with their targets, without those that are ``known``.
+def _of_another_kind(
+    table: TaskSet, classes: Sequence[str], knobs: Tasks, random: np.random.Generator
+) -> NDArray[np.integer]:
+    """Return the places of the prompts of another kind by which the tasks of ``table`` are judged, in rising order.
 
-    Raises BadInput where a target is none of the task's ``classes``, or where no prompt of a class is left.
+    They are at most ``knobs.prompts``, drawn at random; with ``knobs.distinct`` each text once, and none that has two
+    targets or is among the table's own. Raises BadInput where a target is none of the table's ``classes``.
     """
-    own = ", ".join(map(repr, classes))
-    if strange := next((target for target in ood.targets if target not in classes), None):
-        raise BadInput(f"{ood.name}: prompts of another kind have the target {strange!r}, but its own have {own}")
-    left = [pair for pair in zip(ood.prompts, ood.targets, strict=True) if pair[0] not in known]
-    if len({target for _, target in left}) < len(classes):
-        raise BadInput(f"{ood.name}: prompts of another kind lack one of its classes, which are {own}")
-    return left
+    assert table.ood is not None, "the caller looks"
+    if strange := next((target for target in table.ood.targets if target not in classes), None):
+        raise BadInput(
+            f"{table.name}: a prompt of another kind has the target {strange!r}, and its own have "
+            f"{', '.join(map(repr, classes))}"
+        )
+    order = random.permutation(len(table.ood.prompts))
+    if knobs.distinct:
+        own = set(table.prompts)
+        order = _clear(table.ood.prompts, table.ood.targets, order)
+        order = np.array([place for place in order if table.ood.prompts[place] not in own], np.int64)
+    return np.sort(order[: knobs.prompts])
 
 
 def _order(target: str) -> tuple[bool, float, str]:
@@ -148,20 +158,25 @@ def drawn(
     ``distinct``: each text counts once, and not at all where it comes with both targets.
     """
     if distinct:
-        target_of: dict[str, set[bool]] = {}
-        for prompt, target in zip(prompts, targets.tolist(), strict=True):
-            target_of.setdefault(prompt, set()).add(bool(target))
-        clear = {prompt: kinds for prompt, kinds in target_of.items() if len(kinds) == 1}
-
-        kept = []
-        for place in map(int, order):
-            if clear.pop(prompts[place], None):  # the second time it is no longer there
-                kept.append(place)
-        order = np.array(kept, np.int64)
-
+        order = _clear(prompts, targets.tolist(), order)
     inside, outside = order[targets[order]], order[~targets[order]]
     count = min(len(inside), len(outside), *([most // 2] if most else []))
     return np.sort(np.concatenate([inside[:count], outside[:count]]))
+
+
+def _clear(prompts: Sequence[str], targets: Sequence[Any], order: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Keep of the places ``order`` the first of each text, and none of a text that comes with two targets."""
+    targets_of: dict[str, set[Any]] = {}
+    for prompt, target in zip(prompts, targets, strict=True):
+        targets_of.setdefault(prompt, set()).add(target)
+    clear = {prompt for prompt, kinds in targets_of.items() if len(kinds) == 1}
+
+    kept = []
+    for place in map(int, order):
+        if prompts[place] in clear:
+            clear.remove(prompts[place])  # the second time it is no longer there
+            kept.append(place)
+    return np.array(kept, np.int64)
 
 
 def _asked_for(tasks: list[Task], source: TaskSource) -> list[Task]:
