@@ -12,6 +12,15 @@ from strata.interpretation.scoring import bare
 from strata.interpretation.writers import Chat
 
 WORDS = 8  # an explanation has at most this many
+LONGEST = 120  # characters of an explanation
+NO_ANSWERS = (  # how a reply begins that refuses, or finds nothing, or is a page of HTML
+    r"(i.?m|i am|we.?re) (very |so )?(sorry|unable|not (sure|able|certain))",
+    r"sorry\b|i (can ?not|can.?t|don.?t|do not)\b|as an? (ai|language model)",
+    r"(there is |they have )?(nothing|no (clear |obvious )?(common|pattern|theme|answer|idea))\b",
+    r"(none|unknown|n/?a|not applicable|unclear|undefined|null|unable to .*)$",
+    r"(es )?tut mir leid|lo siento|(je suis )?désolé|mi dispiace|desculpe|извините|抱歉|对不起|申し訳|すみません|죄송",
+    r"<!doctype\b|<html[^>]*>\s*(<|$)",
+)
 STRONGEST = 10  # stands for the largest activation in a prompt
 MARKED = 0.3  # a token is marked from this share of the largest activation on
 HINTS = 8  # tokens that are listed below the texts
@@ -164,15 +173,19 @@ def without_echoes(texts: Sequence[str | None], cases: Sequence[Case]) -> list[s
 
 
 def read_explanation(reply: str) -> str | None:
-    """Return the first line of a reply if it has 1 to 8 words.
+    """Return the first line of a reply if it has 1 to 8 words, in any language.
 
-    None if it is longer or empty, or if the model only hands back the form, such as `[your words]`.
+    None if it is longer or empty, if the model refuses or says that there is nothing, if it only hands back the form,
+    such as `[your words]`, or if the reply is a page of HTML, as a proxy sends one.
     """
     lines = [line for line in _without_thinking(reply).splitlines() if line.strip()]
     text = re.sub(r"^\W*(explanation|answer|in common)\s*:", "", lines[0] if lines else "", flags=re.I)
     text = _unquoted(_bare(re.sub(r"^\s*1[.)]\s+", "", text)))
     placeholder = re.fullmatch(r"[\[<(][^\[\]<>()]*[\])>]", text)
-    return text if 1 <= len(text.split()) <= WORDS and re.search(r"\w", text) and not placeholder else None
+    short = 1 <= len(text.split()) <= WORDS and len(text) <= LONGEST  # some languages have no spaces between words
+    if not short or placeholder or not re.search(r"\w", text) or re.match("|".join(NO_ANSWERS), text, re.I):
+        return None
+    return text
 
 
 def _bare(text: str) -> str:
