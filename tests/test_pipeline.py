@@ -437,6 +437,21 @@ def test_mistakes_are_told_and_cost_nothing(project: Project):
     assert ran(project.dvc("repro")) == [] and project.git("status", "--porcelain") == ""
 
 
+def test_a_name_runs_the_report_alone_and_other_prompts_are_fetched(project: Project):
+    meta = json.loads((project.folder / "data/latents/0/meta.json").read_text())
+    (project.folder / "labels.yaml").write_text(f"0/{meta['sae']}:\n  1: named by hand\n")
+    assert ran(project.dvc("repro", "report")) == ["report"]
+    assert "named by hand" in (project.folder / "reports/latents/0/1.html").read_text()
+    project.git("checkout", "-q", "HEAD", "--", "labels.yaml", "dvc.lock", "reports/summary.json")
+    project.dvc("checkout")
+
+    set_params(project.folder, {"evaluate.tasks.regimes": ["normal", "ood"]})
+    stale = {name.partition("@")[0] for name in json.loads(project.dvc("status", "--json"))}
+    assert stale == {"fetch_tasks", "evaluate"}
+    project.git("checkout", "-q", "HEAD", "--", "params.yaml")
+    assert project.dvc("status").strip() == "Data and pipelines are up to date."
+
+
 def test_an_earlier_commit_comes_back_byte_for_byte(project: Project, experiments: dict[str, str]):
     assert experiments
     for commit, hashes in (("base", "hashes"), ("k4", "k4 hashes")):
