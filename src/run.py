@@ -5,8 +5,9 @@ from pathlib import Path
 from apps.recipes import checkout, experiment, recipe
 from apps.recipes.check import asked
 from apps.recipes.layers import depth
+from stages.select.whole import known
 from strata.run.door import BadUsage, run
-from strata.run.params import known, parse_yaml
+from strata.run.params import parse_yaml
 
 
 def main(*words: str) -> None:

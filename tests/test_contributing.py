@@ -21,9 +21,9 @@ from dvc.cli import DvcParserError
 from dvc.cli.parser import get_main_parser
 from torch import Tensor
 
+from stages.select.whole import SECTIONS
 from strata import auto
 from strata.rows.size import Size
-from strata.run.params import SECTIONS
 from strata.sae import disk
 from strata.sae.engine.pattern import Pattern
 from strata.sae.engine.preactivations import Preactivations

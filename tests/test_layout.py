@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from strata.run.params import SECTIONS
+from stages.select.whole import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("strata", "stages", "apps", "src")  # each stands on those before it

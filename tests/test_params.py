@@ -50,7 +50,7 @@ def refused(section: str, kind: Any, path: Path) -> str:
 
 def test_the_defaults_are_good():
     path = ROOT / "params.yaml"
-    assert list(params.read(path)) == list(params.SECTIONS) == list(SECTIONS)
+    assert list(params.read(path)) == list(SECTIONS)
     whole = read_whole(path)
     assert {name: getattr(whole, name) for name in ("seed", "layers", "by_layer")} == {
         name: WHOLE[name] for name in ("seed", "layers", "by_layer")
@@ -123,8 +123,15 @@ def test_a_key_deep_inside_is_named_by_its_whole_place():
     ],
 )
 def test_the_file_as_a_whole(tmp_path: Path, text: str, sentence: str):
-    found = refused("seed", int, written(tmp_path, text))
+    path = written(tmp_path, text)
+    with pytest.raises(BadInput) as refusal:
+        read_whole(path)
+    found = str(refusal.value).removeprefix(f"{path}")
     assert found.startswith(sentence) and "\n" not in found
+
+
+def test_a_section_that_a_stage_wants_and_that_is_not_there(tmp_path: Path):
+    assert refused("train", Train, written(tmp_path, "seed: 1\n")) == " lacks the section 'train'"
 
 
 def test_no_file_at_all(tmp_path: Path):

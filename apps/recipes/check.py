@@ -14,10 +14,9 @@ from apps.plan.words import changed
 from apps.recipes.layers import written_out
 from apps.recipes.recipe import Key, Recipe, leaves, over
 from apps.recipes.words import alike, applied, is_sweep, swept, words
-from stages.select.whole import whole
+from stages.select.whole import SECTIONS, whole
 from strata.corpus.knobs import LM
 from strata.run.door import BadInput, near
-from strata.run.params import SECTIONS
 
 Values = dict[str, Any]
 

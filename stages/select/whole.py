@@ -18,8 +18,8 @@ from strata.interpretation.knobs import Explain, Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.replication.knobs import Stability
-from strata.run.door import BadInput
-from strata.run.params import ByLayer, Layers, Machine, Seed, check, known, read
+from strata.run.door import BadInput, near
+from strata.run.params import ByLayer, Layers, Machine, Seed, check, read
 from strata.steering.knobs import SteerEval
 from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken, extremes
@@ -81,6 +81,16 @@ def whole(values: dict[str, Any], path: Path = Path("params.yaml")) -> Params:
 
 
 SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Params)}  # name -> type
+
+
+def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Return the ``values`` of params.yaml; refuse them if a section is missing or unknown."""
+    if unknown := [str(name) for name in values if name not in SECTIONS]:
+        meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
+        raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
+    if missing := [name for name in SECTIONS if name not in values]:
+        raise BadInput(f"{path} lacks the section {missing[0]!r}")
+    return values
 
 
 def _check_together(params: Params, values: dict[str, Any], path: Path) -> None:

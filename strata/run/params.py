@@ -25,11 +25,6 @@ from pydantic_core import PydanticCustomError
 
 from strata.run.door import BadInput, near
 
-SECTIONS = (
-    *("seed", "layers", "by_layer", "machine"),
-    *("fetch", "extract", "tune", "train", "controls", "stability", "interpret", "explain", "cluster", "merge"),
-    *("invert", "steer_eval", "evaluate", "targets", "report"),
-)
 LONGEST = 80  # characters of a value that a sentence quotes
 LISTED = 6  # a sentence names all known keys of a section if it has at most so many
 
@@ -109,22 +104,15 @@ T = TypeVar("T")
 
 def load(key: str, kind: type[T] | Any, path: Path = Path("params.yaml")) -> T:
     """Read and check the section ``key`` of params.yaml as ``kind``."""
-    return check(read(path).get(key), kind, f"{path}: {key}")
+    values = read(path)
+    if key not in values:
+        raise BadInput(f"{path} lacks the section {key!r}")
+    return check(values[key], kind, f"{path}: {key}")
 
 
 def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Read params.yaml whole, and check that its sections are the known ones."""
-    return known(read_yaml(path, "run from the root of the project"), path)
-
-
-def known(values: dict[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Return the ``values`` of params.yaml; refuse them if a section is missing or unknown."""
-    if unknown := [str(name) for name in values if name not in SECTIONS]:
-        meant = near(unknown[0], SECTIONS) or f"; the known ones are {', '.join(SECTIONS)}"
-        raise BadInput(f"{path} has an unknown section {unknown[0]!r}{meant}")
-    if missing := [name for name in SECTIONS if name not in values]:
-        raise BadInput(f"{path} lacks the section {missing[0]!r}")
-    return values
+    """Read params.yaml whole; what its sections are, select checks (`stages/select/whole.py`)."""
+    return read_yaml(path, "run from the root of the project")
 
 
 class _Loader(yaml.SafeLoader):

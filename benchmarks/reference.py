@@ -1,0 +1,128 @@
+"""Write the tables of docs/reference-run.md from the reports of a finished run: `python -m benchmarks.reference`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from strata.run import params
+from strata.run.door import run
+from strata.run.files import read_json
+
+POOLINGS = {"last": "last token", "mean": "mean over the prompt"}
+NAMES = {
+    "sae": "SAE, seed 0",
+    "seeds": "**SAE, mean over seeds**",
+    "frozen_decoder": "decoder frozen at random",
+    "frozen_encoder": "encoder frozen at random",
+    "untrained": "random encoder, as sparse",
+    "residual": "channels of the activations",
+    "shuffled": "SAE, labels shuffled",
+}
+METRICS = ("fvu_inlier", "fvu", "mse", "l0", "delta_ce", "kl", "dead")
+
+Numbers = dict[str, Any]
+
+
+def main(reports: str = "reports") -> None:
+    """REPORTS: the folder of that name of the run.
+
+    Example: python -m benchmarks.reference
+    """
+    folder = Path(reports)
+    layers = params.load("layers", list[int])
+    for title, lines in (
+        ("Reconstruction", _reconstruction(folder, layers)),
+        ("Tasks", (line for layer in layers for line in _tasks(folder, layer))),
+        ("Stability", _stability(folder, layers)),
+        ("Token rules", _rules(folder, layers)),
+        ("Steering", _steering(folder, layers)),
+    ):
+        print(f"\n## {title}\n", *lines, sep="\n")
+
+
+def _row(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _head(*cells: str) -> list[str]:
+    return [_row(*cells), _row(*["---"] * len(cells))]
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _interval(measure: Numbers, digits: int = 3) -> str:
+    """Write a number with its interval."""
+    return f"{measure['value']:.{digits}f} ({measure['low']:.{digits}f} to {measure['high']:.{digits}f})"
+
+
+def _reconstruction(folder: Path, layers: Sequence[int]) -> Iterator[str]:
+    yield from _head("layer", "", *METRICS)
+    for layer in layers:
+        train = read_json(folder / "train" / f"{layer}.json")
+        yield _row(layer, "SAE", *(_short(train["test"].get(name)) for name in METRICS))
+        for name, twin in read_json(folder / "controls" / f"{layer}.json")["twins"].items():
+            yield _row(layer, NAMES[name], *(_short(twin["test"].get(metric)) for metric in METRICS))
+
+
+def _tasks(folder: Path, layer: int) -> Iterator[str]:
+    tasks = read_json(folder / "evaluate" / f"{layer}.json")["tasks"]
+    for pooling, summary in tasks["normal"].items():
+        ks = list(summary["sae"]["auc"])
+        yield f"\n**Layer {layer}, {POOLINGS[pooling]}**: AUC, mean over {tasks['tasks']} tasks\n"
+        yield from _head("", *(f"k = {k}" for k in ks))
+        shown = {name: summary[name] for name in ("seeds", "sae") if name in summary} | summary["controls"]
+        for name in (name for name in NAMES if name in shown):
+            yield _row(NAMES[name], *(f"{shown[name]['auc'][k]['value']:.3f}" for k in ks))
+        yield "\nThe SAE's mean over seeds is above (95 % over tasks and seeds):\n"
+        yield from _head("", *(f"k = {k}" for k in ks))
+        for name in (name for name in NAMES if name in summary["above"] and name != "shuffled"):
+            yield _row(NAMES[name], *(_interval(summary["above"][name][k]) for k in ks))
+
+
+def _stability(folder: Path, layers: Sequence[int]) -> Iterator[str]:
+    yield from _head("layer", "come again by direction", "chance", "by firing", "chance", "in all, in some, in none")
+    for layer in layers:
+        found = read_json(folder / "stability" / f"{layer}.json")
+        chance = "; ".join(
+            f"{name} {_interval(of['again'])}" for name, of in found["controls"].items() if "again" in of
+        )
+        moved = "; ".join(
+            f"{name} {_interval(of['again_cofiring'])}"
+            for name, of in found["controls"].items()
+            if "again_cofiring" in of
+        )
+        times = ", ".join(map(str, reversed(found["times"])))
+        yield _row(layer, _interval(found["again"]), chance, _interval(found["again_cofiring"]), moved, times)
+
+
+def _rules(folder: Path, layers: Sequence[int]) -> Iterator[str]:
+    yield from _head("layer", "", "balanced accuracy of token rules", "SAE above it by")
+    for layer in layers:
+        rules = read_json(folder / "evaluate" / f"{layer}.json")["rules"]
+        yield _row(layer, "SAE", _interval(rules["sae"]), "")
+        yield _row(layer, "rules of other latents", _interval(rules["chance"]), "")
+        for name, measure in rules["controls"].items():
+            yield _row(layer, NAMES.get(name, name), _interval(measure), _interval(rules["above"][name]))
+
+
+def _steering(folder: Path, layers: Sequence[int]) -> Iterator[str]:
+    for layer in layers:
+        found = read_json(folder / "steer_eval" / f"{layer}.json")
+        if found.get("skipped"):
+            continue
+        latents = [one for one in found["latents"] if one["promoted"]]
+        beaten: dict[str, int] = {}
+        for one in latents:
+            for name, against in one["promoted"]["against"].items():
+                beaten[name] = beaten.get(name, 0) + against["beats"]
+        yield f"\nLayer {layer}, {len(latents)} latents, at {found['kl']} nats of KL: latents that beat"
+        yield from (f"- {name}: {count}" for name, count in beaten.items())
+        yield f"- all of them: {round(found['beating_all'] * len(found['latents']))}"
+        for name, twin in found["twins"].items():
+            yield f"- twin {NAMES[name]}: {twin}"
+
+
+if __name__ == "__main__":
+    run(main)
