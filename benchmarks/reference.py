@@ -82,19 +82,13 @@ def _tasks(folder: Path, layer: int) -> Iterator[str]:
 
 
 def _stability(folder: Path, layers: Sequence[int]) -> Iterator[str]:
-    yield from _head("layer", "come again by direction", "chance", "by firing", "chance", "in all, in some, in none")
+    yield from _head("layer", "by", "come again", "controls", "in all other seeds … in none")
     for layer in layers:
         found = read_json(folder / "stability" / f"{layer}.json")
-        chance = "; ".join(
-            f"{name} {_interval(of['again'])}" for name, of in found["controls"].items() if "again" in of
-        )
-        moved = "; ".join(
-            f"{name} {_interval(of['again_cofiring'])}"
-            for name, of in found["controls"].items()
-            if "again_cofiring" in of
-        )
         times = ", ".join(map(str, reversed(found["times"])))
-        yield _row(layer, _interval(found["again"]), chance, _interval(found["again_cofiring"]), moved, times)
+        for what, name in (("direction", "again"), ("firing", "again_cofiring")):
+            controls = [f"{kind} {_interval(of[name])}" for kind, of in found["controls"].items() if name in of]
+            yield _row(layer, what, _interval(found[name]), "; ".join(controls), times if what == "direction" else "")
 
 
 def _rules(folder: Path, layers: Sequence[int]) -> Iterator[str]:
