@@ -90,8 +90,8 @@ def test_a_file_without_names_is_empty(text: str):
         (f"{OURS}:\n  3: yes\n", "line 2: the name of latent 3 is no text; put it in quotes"),
         (f"{OURS}:\n  3: a: b\n", "is not valid YAML: .*; put names in quotes"),
         (f"{OURS}:\n  three: a\n", "line 2: 'three' is no number of a latent"),
-        (f"{OURS}:\n  042: a\n", "line 2: '042' is no number of a latent"),  # 34, as YAML reads it
-        (f"{OURS}:\n  1:30: a\n", "line 2: '1:30' is no number of a latent"),
+        (f"{OURS}:\n  042: a\n", "042 would be read as 34; write 34, or put it in quotes"),
+        (f"{OURS}:\n  1:30: a\n", "1:30 would be read as 90"),
         (f"{OURS}:\n  -1: a\n", "line 2: '-1' is no number of a latent"),
         (f"{OURS}:\n  3: {'a' * 81}\n", "line 2: the name of latent 3 must have 1 to 80 characters"),
         (f'{OURS}:\n  3: "a\\nb"\n', "has a line end or a character that cannot be shown"),

@@ -22,7 +22,7 @@ from strata.run.door import BadInput
 FILE = "labels.yaml"
 LONGEST = 80  # characters of a name
 SAE_KEY = re.compile(r"(?:0|[1-9]\d*)/[0-9a-f]{16}")
-LATENT_KEY = re.compile(r"0|[1-9]\d*")  # YAML reads 042 as 34 and 1:30 as 90
+LATENT_KEY = re.compile(r"0|[1-9]\d*")
 NO_TEXT = {"Cc", "Cn", "Co", "Cs", "Zl", "Zp"}  # categories of characters that no name has: controls, line ends
 TURNING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # they turn the text behind them round
 INDENT = "  "

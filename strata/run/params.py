@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from strata.run.door import BadInput, near
 
+PLAIN_INT = re.compile(r"[-+]?(0|[1-9]\d*|0x[0-9a-fA-F]+)")
 LONGEST = 80  # characters of a value that a sentence quotes
 LISTED = 6  # a sentence names all known keys of a section if it has at most so many
 
@@ -116,10 +117,11 @@ def read(path: Path = Path("params.yaml")) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as `safe_load` reads it, but for two things.
+    """YAML as `safe_load` reads it, but for three things.
 
-    A key that is there twice is refused, because its first value would be lost. And 5e-05 is a number, as in YAML 1.2,
-    because DVC writes one so when `dvc exp run -S` changes it.
+    A key that is there twice is refused, because its first value would be lost. So is a number that YAML 1.1 reads in
+    another way than people: 010 as 8, and 1:30 as 90. And 5e-05 is a number, as in YAML 1.2, because DVC writes one so
+    when `dvc exp run -S` changes it.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -130,6 +132,21 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"{key} is there twice", node.value[place][0].start_mark
                 )
         return super().construct_mapping(node, deep)
+
+    def construct_plain_int(self, node: Any) -> int:
+        """Return a whole number. Refuses one that has leading zeros, underscores or colons."""
+        number = self.construct_yaml_int(node)
+        if not PLAIN_INT.fullmatch(node.value):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{node.value} would be read as {number}; write {number}, or put it in quotes",
+                node.start_mark,
+            )
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_plain_int)
 
 
 class _Dumper(yaml.SafeDumper):
