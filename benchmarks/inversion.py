@@ -69,4 +69,4 @@ def _short(found: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, options=True)

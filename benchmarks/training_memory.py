@@ -81,4 +81,4 @@ def main(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, options=True)

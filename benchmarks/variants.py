@@ -135,8 +135,10 @@ def main(*words: str) -> None:
     for word in given.variants:
         for twin in (None, *given.twins):
             name = word if twin is None else f"{word} {twin}"
-            dictionaries[name], facts[name] = trained(named(word), twin, activations, settings, given.work / layer)
-            say(json.dumps({"name": name, **facts[name]}))
+            sae, known = trained(named(word), twin, activations, settings, given.work / layer)
+            say(json.dumps({"name": name, **known}))
+            name = f"{name} {disk.decoder_hash(sae)}"  # what was probed lies in a file of this name
+            dictionaries[name], facts[name] = sae, known
 
     # One dictionary is probed after another, each once: what was probed before lies in a folder for the same prompts.
     tasks = task_files.tasks(given.data / "tasks" / "prompts")
@@ -150,4 +152,4 @@ def main(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, options=True)

@@ -104,4 +104,6 @@ def _random_rows(
     need_disk(work.parent, rows.rows * rows.width * DTYPE.itemsize, "controls.twins: random_model")
     model = judge.speaking(lm, rows.meta["forward"], device)
     assert model is not None, "without a language model there is no such twin"
-    return random_model.activations(model, contexts, rows, params.load("extract", Extract), seed, work)
+    as_extracted = {"hook": rows.meta["hook"], "dtype": rows.meta["forward"]}
+    knobs = params.load("extract", Extract).model_copy(update=as_extracted)
+    return random_model.activations(model, contexts, rows, knobs, seed, work)

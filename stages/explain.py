@@ -7,7 +7,7 @@ from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.interpretation import explain, explaining, vocabulary
 from strata.interpretation import read as interpretation
-from strata.interpretation.knobs import Explain
+from strata.interpretation.explain_knobs import Explain
 from strata.rows.shards import open_layer
 from strata.run import params, resume
 from strata.run.files import write_json, write_skipped

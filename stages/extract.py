@@ -35,16 +35,20 @@ def main(lm: str, corpus: str, layers: str, target: str) -> None:
             write_json(Path(target) / name / "meta.json", text)
         return
 
+    machine = params.load("machine", Machine)
+    device = start(machine)
     knobs = params.load("extract", extraction.Extract)
+    knobs = knobs.model_copy(update={"dtype": forward_dtype(knobs.dtype, device)})  # auto: what this device is fast in
     of_tokens = model["kind"] == read.LANGUAGE
     if of_tokens:
-        row_source = _language(Path(lm), Path(target), numbers, model, knobs)
+        row_source = _language(Path(lm), Path(target), numbers, model, knobs, device)
     else:
-        row_source = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs)
+        row_source = _documents(Path(lm), Path(corpus), Path(target), numbers, model, knobs, device)
 
     facts = {"model": read.model_facts(model), "corpus": text["sha256"], **row_source.facts}
     inputs = {  # unfinished work of other inputs is not used
         **facts,
+        "machine": [device.type, machine.threads],
         "params": knobs.model_dump(exclude={"layers", "batch_size"} if of_tokens else {"layers"}),
         "layers": numbers,
         "vectors": text.get("vectors_sha256"),  # the corpus' own hash covers its texts alone
@@ -62,14 +66,12 @@ def main(lm: str, corpus: str, layers: str, target: str) -> None:
 
 
 def _language(
-    lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
+    lm: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract, device: torch.device
 ) -> extraction.RowSource:
     """Load a language model, whose rows are tokens. ``model``: its meta.json.
 
     Raises BadInput, before anything is loaded, for layers that the model lacks and for too little disk or memory.
     """
-    device = start(params.load("machine", Machine))
-    knobs = _settled(knobs, device)
     check_layers(layers, model["blocks"])
     weights = loaded_bytes(model, knobs.dtype)
     extraction.check_room(target, knobs, len(layers), model["width"], weights, launch.local_world())
@@ -80,11 +82,15 @@ def _language(
 
 
 def _documents(
-    lm: Path, corpus: Path, target: Path, layers: list[int], model: dict[str, Any], knobs: extraction.Extract
+    lm: Path,
+    corpus: Path,
+    target: Path,
+    layers: list[int],
+    model: dict[str, Any],
+    knobs: extraction.Extract,
+    device: torch.device,
 ) -> extraction.RowSource:
     """Load a sentence model, or the vectors that the corpus brought; either way rows are documents."""
-    device = start(params.load("machine", Machine))
-    knobs = _settled(knobs, device)
     vectors = None if model["kind"] == read.SENTENCE else read.vectors(corpus)
     width = model["width"] if vectors is None else vectors.shape[1]
     rows = min(knobs.tokens, read.corpus_meta(corpus)["documents"])
@@ -95,8 +101,3 @@ def _documents(
     source, options = read.lm_path(lm)
     encoder = sentences.load(source, device, DTYPES[knobs.dtype], **options)
     return documents.sentences(encoder, read.Texts(corpus), width, knobs)
-
-
-def _settled(knobs: extraction.Extract, device: torch.device) -> extraction.Extract:
-    """Put the dtype that this ``device`` multiplies fast in the place of auto."""
-    return knobs.model_copy(update={"dtype": forward_dtype(knobs.dtype, device)})

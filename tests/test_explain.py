@@ -19,9 +19,9 @@ from strata.front.activations import LayerActivations
 from strata.front.latents import Latents as Front
 from strata.interpretation import explaining, tables
 from strata.interpretation.explain import EXPLANATION_TOKENS
+from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import case, split
 from strata.interpretation.interpret import interpret
-from strata.interpretation.knobs import Explain
 from strata.interpretation.read import EXPLAINED, Latents, open_latents
 from strata.interpretation.text import read_text
 from strata.interpretation.writers import Chat, endless

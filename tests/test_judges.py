@@ -14,9 +14,9 @@ from test_explanations import make_cases, stub
 
 from strata.interpretation import judges
 from strata.interpretation.explain import explain, open_writer
+from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import Example
 from strata.interpretation.judges import attends_only, by_likelihood, by_numbers, log_likelihoods
-from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import CONTENTS, content_prompt
 from strata.interpretation.writers import Replies, endless, tokens_of
 from strata.lm.model import LanguageModel, load

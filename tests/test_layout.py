@@ -215,7 +215,7 @@ def knobs_are_light(root: Path) -> list[str]:
         "strata.sae.engine.nonlinearity",
     }
     files = [
-        *sorted(path for house in HOUSES for path in root.glob(f"{house}/**/knobs.py")),
+        *sorted(path for house in HOUSES for path in root.glob(f"{house}/**/*knobs.py")),
         *(root / module for module in ("stages/select/whole.py", "strata/run/params.py")),
         root / "strata/sae/engine/nonlinearity.py",
     ]
@@ -224,7 +224,7 @@ def knobs_are_light(root: Path) -> list[str]:
         for file in files
         for module in sorted(set(imports(file, root)))
         if not (module == "torch" and file.stem == "nonlinearity")  # for types alone
-        if not (module in light or module.endswith(".knobs"))
+        if not (module in light or module.endswith("knobs"))
         if module.partition(".")[0] not in {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml"}
     ]
 

@@ -1,5 +1,6 @@
 """Write the model card: what the SAE is, where it belongs, how well it does, and how it is opened."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def beside(source: Path) -> Path | None:
 
     Return None if ``source`` is no such folder, or nothing was measured of it.
     """
-    sae = source.resolve()
+    sae = Path(os.path.normpath(source.absolute()))  # not resolved: behind a link there is no project
     path = sae.parents[2] / "reports/train" / f"{sae.name}.json" if len(sae.parents) > 2 else sae
     return path if sae.parent.name == "sae" and path.is_file() else None
 

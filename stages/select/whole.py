@@ -14,7 +14,8 @@ from strata.corpus.knobs import Corpus, Fetch, check_source, over
 from strata.evaluation.knobs import Evaluate
 from strata.extraction.knobs import Extract
 from strata.families.knobs import Cluster
-from strata.interpretation.knobs import Explain, Interpret
+from strata.interpretation.explain_knobs import Explain
+from strata.interpretation.knobs import Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.replication.knobs import Stability

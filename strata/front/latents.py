@@ -15,8 +15,9 @@ from strata.front.files import sae_of
 from strata.interpretation import interpret as work
 from strata.interpretation import vocabulary
 from strata.interpretation.explain import check
+from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explaining import explain_latents
-from strata.interpretation.knobs import Explain, Interpret
+from strata.interpretation.knobs import Interpret
 from strata.interpretation.read import Latents as Opened
 from strata.interpretation.read import open_latents
 from strata.lm.model import capture, forward_until, pieces

@@ -7,7 +7,8 @@ from strata import auto, defaults
 from strata.corpus.knobs import Fetch
 from strata.extraction.knobs import Extract
 from strata.families.knobs import Cluster
-from strata.interpretation.knobs import Explain, Interpret
+from strata.interpretation.explain_knobs import Explain
+from strata.interpretation.knobs import Interpret
 from strata.inversion.knobs import Invert
 from strata.merging.knobs import Merge
 from strata.run import door, params

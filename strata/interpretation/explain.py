@@ -15,9 +15,9 @@ import numpy as np
 
 from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
+from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import Case, Example, Explanation
 from strata.interpretation.judges import ANSWER_TOKENS, EXPLANATION_ROOM, Judge, attends_only, by_likelihood, by_numbers
-from strata.interpretation.knobs import Explain
 from strata.interpretation.questions import (
     WORDS,
     answer_prompt,
@@ -90,11 +90,12 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
         dtype, device = (lm.model.dtype, lm.device) if lm else (fast_dtype(CPU), CPU)
         lm = load(folder or source, dtype, device, local_files_only=True)
 
-        # Replies are kept by the fingerprint, so it has to differ when the weights differ.
-        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder else []
-        fingerprint = ",".join(map(sha256, weights)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
+        # Replies are kept by the fingerprint, so it has to differ when weights, tokenizer or chat template differ.
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+        fingerprint = ",".join(map(sha256, files)) or f"{source}@{getattr(lm.model.config, '_commit_hash', None)}"
 
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
+    fingerprint = f"{fingerprint},{lm.model.dtype},{lm.device.type}"  # each computes other numbers
     writer, fits = transformers_writer(lm, fingerprint, params.batch_size, kept), room(lm)
     if attends_only(lm):
         return Answers(writer, "lm", fits, by_likelihood(lm, fingerprint, params.batch_size, kept))

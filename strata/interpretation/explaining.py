@@ -13,8 +13,8 @@ import numpy as np
 from strata.interpretation import explanations, tables
 from strata.interpretation import text as texts
 from strata.interpretation.explain import explain, open_writer
+from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import Case, Explanation
-from strata.interpretation.knobs import Explain
 from strata.interpretation.read import EXPLAINED, Latents
 from strata.interpretation.vocabulary import Vocabulary
 from strata.interpretation.writers import embedder

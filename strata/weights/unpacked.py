@@ -8,6 +8,7 @@ from pathlib import Path
 from strata.corpus.knobs import LM
 from strata.corpus.place import whole_folder
 from strata.weights import fetch
+from strata.weights.parts import MODELS
 
 
 def unpacked(name: str, path: Path | None = None) -> Path:
@@ -15,9 +16,11 @@ def unpacked(name: str, path: Path | None = None) -> Path:
 
     It is made the first time, in `~/.cache/strata/lm`, or below the folder that STRATA_CACHE names.
     """
-    about = name if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    stem = name.removeprefix("package:")
+    pinned = MODELS[stem].sha256 if stem in MODELS else None  # another version is another model
+    about = [name, pinned] if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-    stem = name.removeprefix("package:") if path is None else path.stem
+    stem = stem if path is None else path.stem
     home = Path(os.environ.get("STRATA_CACHE") or Path.home() / ".cache" / "strata") / "lm" / f"{stem}-{key}"
     if not (home / "meta.json").is_file():
         home.parent.mkdir(parents=True, exist_ok=True)
