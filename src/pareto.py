@@ -21,14 +21,15 @@ def main(target: str = "reports/pareto") -> None:
         raise BadInput(f"`dvc exp show` ended with: {' '.join(shown.stderr.split())}")
     points = read_points(parse(shown.stdout))
 
-    for stale in Path(target).glob("*.png"):
+    folder = Path(target)  # without the slash that may end a word
+    for stale in folder.glob("*.png"):
         stale.unlink()
     pictures = {layer: picture(of_layer) for layer, of_layer in by_layer(points).items()}
     for layer, png in pictures.items():
-        write_bytes(Path(target) / f"{layer}.png", png)
-    write_text(Path(f"{target}.csv"), table(points))
-    write_text(Path(f"{target}.html"), render(points, pictures))
-    print(f"{len(points)} SAEs: {target}.html, {target}.csv and {target}/")
+        write_bytes(folder / f"{layer}.png", png)
+    write_text(Path(f"{folder}.csv"), table(points))
+    write_text(Path(f"{folder}.html"), render(points, pictures))
+    print(f"{len(points)} SAEs: {folder}.html, {folder}.csv and {folder}/")
 
 
 if __name__ == "__main__":

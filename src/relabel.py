@@ -14,7 +14,8 @@ def main(layer: str, folder: str) -> None:
 
     Example: python -m src.relabel 9 /tmp/old
     """
-    results = carry(whole_number(layer, "the layer"), Path(folder), Path("data/sae") / layer, Path(FILE))
+    number = whole_number(layer, "the layer")
+    results = carry(number, Path(folder), Path("data/sae") / str(number), Path(FILE))
     for name, latent, partner, cosine, own in results:
         if partner is None:
             print(f"{latent} {name!r}: no partner")

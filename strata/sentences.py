@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from strata.lm.model import loading_errors, reason
 from strata.run import door
 from strata.run.door import BadInput
 from strata.run.resume import main_root
@@ -53,9 +54,8 @@ def load(
         door.choice("an option of the sentence model", name, known)
     try:
         return SentenceTransformer(str(path), device=device.type, **{"local_files_only": True, **options}).to(dtype)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise BadInput(f"no sentence-transformers model could be loaded from {source}: {why}") from None
+    except loading_errors() as error:
+        raise BadInput(f"no sentence-transformers model could be loaded from {source}: {reason(error)}") from None
 
 
 def most_tokens(model: "SentenceTransformer") -> int | None:

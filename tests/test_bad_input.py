@@ -25,12 +25,16 @@ from strata.corpus.corpus import build
 from strata.corpus.knobs import Corpus
 from strata.corpus.place import whole_folder
 from strata.device import machine
+from strata.formats import found
+from strata.front import own
+from strata.interpretation import read
 from strata.interpretation.read import open_latents
 from strata.rows.shards import open_activations
 from strata.run import door, params
 from strata.run.door import BadInput
 from strata.sae import disk
 from strata.sae.sae import SAE
+from strata.weights import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -614,6 +618,23 @@ def test_a_bad_call_is_one_sentence(
     with pytest.raises(BadInput) as refusal:
         call()
     assert words in str(refusal.value) and "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "an SAE": disk._weights,
+    "another tool's SAE": found.read_tensors,
+    "rows": lambda path: list(own._safetensors(path, None)),
+    "a model": fetch._sizes,
+    "codes": read._opened,
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_folder_in_place_of_tensors_is_one_sentence(tmp_path: Path, reader: Callable[[Path], object]):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(BadInput, match=r"a\.safetensors is (no file that can be read|truncated or no)") as refusal:
+        reader(tmp_path / "a.safetensors")
+    assert "\n" not in str(refusal.value)
 
 
 def test_there_are_enough_of_them():

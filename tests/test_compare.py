@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,49 @@ def test_runs_that_cannot_be_compared(project: Project):
     refused(project.base, "stale", r"stale: seed is 1 in params.yaml, but train@9 last ran with 0")
     refused(f"{project.base},k64", "layer6", "A: .* and k64 differ in train.k, not in their seed alone")
     refused(f"{project.base},{project.base}", "k64", "have the same seed, 0")
+
+
+CONFLICT = "<<<<<<< ours\n{0}=======\n{0}>>>>>>> theirs\n"
+UNREADABLE: list[tuple[str, Callable[[str], str | bytes], str]] = [
+    ("params.yaml", lambda text: f"# café\n{text}".encode("latin-1"), "holds text that is not UTF-8"),
+    ("params.yaml", lambda text: text.replace("seed: 1", "sed: 1"), "seed is None, not a whole number"),
+    ("params.yaml", lambda text: text.replace("seed: 1", "seed: one"), "seed is 'one', not a whole number"),
+    ("params.yaml", lambda text: f"{text}seed: 1\n", "is not valid YAML: seed is there twice"),
+    ("params.yaml", CONFLICT.format, "is not valid YAML"),
+    ("dvc.lock", CONFLICT.format, "is not valid YAML"),
+    ("dvc.lock", lambda text: f"# café\n{text}".encode("latin-1"), "holds text that is not UTF-8"),
+    ("dvc.lock", lambda text: "", "is None, but it should be"),
+    ("dvc.lock", lambda text: text.replace("stages:", "states:"), "stages is missing"),
+    ("dvc.lock", lambda text: text.replace("path: strata", "name: strata"), r"deps\.0\.path is missing"),
+    ("reports/summary.json", CONFLICT.format, "is not valid JSON"),
+    ("reports/summary.json", lambda text: "[1]", "is no object"),
+]
+
+
+def test_commits_that_cannot_be_read_are_passed_over_unless_they_are_named(project: Project):
+    project.experiment("k64", 0, 64)
+    unharmed = project.experiment("base-1", 1, 32)
+    git("update-ref", "-d", f"refs/exps/{project.base[:2]}/{project.base[2:]}/base-1")
+    for number, (path, harm, _) in enumerate(UNREADABLE):
+        git("checkout", "-q", "-b", f"harmed-{number}", unharmed)
+        changed = harm(Path(path).read_text())
+        Path(path).write_bytes(changed.encode() if isinstance(changed, str) else changed)
+        git("commit", "-qam", f"harmed {number}")
+    git("checkout", "-q", "main")
+
+    def alike() -> list[str]:
+        found = history.History()
+        return [run.name for run in found.like(found.find("main"), runs.STAGES)]
+
+    assert alike() == ["main"]
+    git("branch", "unharmed", unharmed)
+    assert alike() == ["main", "unharmed"]
+    assert runs.compare("main", "k64").members_b == ["k64 (seed 0)"]
+
+    for number, (path, _, said) in enumerate(UNREADABLE):
+        with pytest.raises(BadInput, match=f"^harmed-{number}:{path}.*{said}") as refusal:
+            history.History().find(f"harmed-{number}")
+        assert "\n" not in str(refusal.value)
 
 
 def test_what_was_not_measured_alike_is_left_out(project: Project):

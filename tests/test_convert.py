@@ -172,6 +172,19 @@ def test_a_file_may_be_named_from_its_own_folder(tmp_path: Path, monkeypatch: py
         same(disk.load(tmp_path / f"{name}-{here}-out")[0], forward)
 
 
+@pytest.mark.parametrize("here", [".", "../layers.3", "inner/.."])
+def test_where_it_belongs_does_not_depend_on_how_its_folder_is_named(
+    here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = SOURCES["sparsify"](tmp_path)
+    assert source.name == "layers.3"
+    (source / "inner").mkdir()
+    monkeypatch.chdir(source)
+    assert read(Path(here)).metadata == {"hook_name": "blocks.3.hook_resid_post", "model_name": "tiny/lm"}
+    (source.parent / "config.json").write_text("[1]")
+    assert read(Path(here)).metadata == {"hook_name": "blocks.3.hook_resid_post"}
+
+
 def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
     source, _ = foreign.saelens_uncentred(tmp_path / "source")
     halves = {name: tensor.bfloat16() for name, tensor in foreign.load_file(source / "sae_weights.safetensors").items()}

@@ -83,6 +83,8 @@ BROKEN: dict[str, list[tuple[Callable[[Path], Any], str]]] = {
         (lambda at: tensors(at, scaling_factor=torch.full((48,), 2.0)), "scaling_factor is not 1 everywhere"),
         (lambda at: (at / "cfg.json").write_text("{"), "is not valid JSON"),
         (lambda at: (at / "cfg.json").write_text("[]"), "is not an object"),
+        (lambda at: config(at, metadata=[{"hook_name": "x"}]), "metadata is of type list; it must be an object"),
+        (lambda at: (at / "sparsity.safetensors").write_text("no"), "sparsity.safetensors is damaged"),
         (lambda at: os.truncate(at / "sae_weights.safetensors", 300), "is damaged"),
     ],
     "saelens_topk": [
@@ -90,6 +92,7 @@ BROKEN: dict[str, list[tuple[Callable[[Path], Any], str]]] = {
         (lambda at: config(at, k=49), "k is 49, but there are 48 latents"),
         (lambda at: config(at, k=None), "k is None, not a whole number above 0"),
         (lambda at: config(at, d_sae="many"), "d_sae is 'many', not a whole number"),
+        (lambda at: config(at, architecture=["topk"]), r"of architecture \['topk'\], which cannot be said"),
         (lambda at: config(at, architecture="transcoder"), "of architecture 'transcoder', which cannot be said"),
         (lambda at: config(at, architecture="abstopk"), "of architecture 'abstopk', which cannot be said"),
         (lambda at: config(at, architecture="temporal"), "'temporal', which cannot be said here; standard, topk"),
@@ -99,19 +102,31 @@ BROKEN: dict[str, list[tuple[Callable[[Path], Any], str]]] = {
     ],
     "saelens_legacy": [
         (lambda at: config(at, activation_fn_str="tanh-relu"), "'standard with tanh-relu', which cannot be"),
+        (
+            lambda at: config(at, activation_fn_str="topk", activation_fn_kwargs=[5]),
+            "activation_fn_kwargs is of type list; it must be an object",
+        ),
     ],
     "saelens_checkpoint": [
         (lambda at: config(at, "activation_scaler.json", has_whitening=True), "were whitened"),
         (lambda at: config(at, "activation_scaler.json", scaling_factor=-1), "is -1, not a number above 0"),
+        (lambda at: (at / "activation_scaler.json").write_text("[2]"), "activation_scaler.json is not an object"),
     ],
     "sparsify": [
         (lambda at: config(at, transcode=True), "transcode is True: it predicts another activation than it reads"),
         (lambda at: config(at, skip_connection=True), "skip_connection is True: it adds a linear map"),
         (lambda at: config(at, signed=True), "signed is True: it keeps codes below 0"),
         (lambda at: config(at, activation="groupmax"), "activation is 'groupmax'; only topk"),
+        (lambda at: (at / "cfg.json").write_text("[5]"), "cfg.json is not an object"),
+        (lambda at: (at / "metadata.json").write_text("[5]"), "metadata.json is not an object"),
         (lambda at: config(at, num_latents=24), r"\(encoder.weight\), where latent is 24, width is 16"),
     ],
     "dl_topk": [
+        (lambda at: (at / "config.json").write_text("[5]"), "config.json is not an object"),
+        (lambda at: config(at, "config.json", trainer="topk"), "trainer is the text 'topk'; it must be an object"),
+        (lambda at: config(at, "config.json", buffer=["out"]), "buffer is of type list; it must be an object"),
+        (lambda at: config(at, "config.json", metadata=["x"]), "metadata is of type list; it must be an object"),
+        (lambda at: config(at, "config.json", trainer={"dict_class": ["x"]}), r"trainer.dict_class is \['x'\]; Auto"),
         (lambda at: config(at, "config.json", trainer={}), "trainer.dict_class is None; AutoEncoder, "),
         (
             lambda at: config(at, "config.json", trainer={"dict_class": "AutoEncoderTopK", "k": 9}),

@@ -185,6 +185,12 @@ def retensor(folder: Path, **changes: Tensor) -> None:
     save_file({**load_file(path), **changes}, path)
 
 
+def folded(path: Path) -> None:
+    """Put a folder in place of a file."""
+    path.unlink()
+    path.mkdir()
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -204,6 +210,9 @@ BROKEN = {
     "rescale_acts": lambda folder: rewrite(folder, rescale_acts_by_decoder_norm=True),
     "sae_weights.safetensors is missing": lambda folder: (folder / "sae_weights.safetensors").unlink(),
     "sae_weights.safetensors is damaged": lambda folder: cut(folder / "sae_weights.safetensors"),
+    "sae_weights.safetensors is no file that can be read": lambda folder: folded(folder / "sae_weights.safetensors"),
+    "architecture ['topk']": lambda folder: rewrite(folder, architecture=["topk"]),
+    "metadata is of type list": lambda folder: rewrite(folder, metadata=["layer 3"]),
     "cfg.json asks for": lambda folder: rewrite(folder, d_in=WIDTH + 1),
     "(12, 40)": lambda folder: retensor(folder, threshold=torch.zeros(LATENTS)),  # topk has none
 }

@@ -276,6 +276,17 @@ def test_hub_dataset_is_streamed_and_stops_early(tmp_path: Path) -> None:
         build(tmp_path / "third", {"source": str(folder), "split": "nosuch"})
 
 
+@pytest.mark.parametrize("head", ["a: [", "a:\n\tb: 1", "a: !!python/none 1", "- a", "dataset_info: {features: 5}"])
+def test_a_dataset_whose_card_is_broken_is_one_sentence(tmp_path: Path, head: str) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n')
+    (folder / "README.md").write_text(f"---\n{head}\n---\nReviews.\n")
+    with pytest.raises(BadInput, match=r"^the dataset .*reviews could not be read: ") as refusal:
+        build(tmp_path / "out", {"source": str(folder)})
+    assert "\n" not in str(refusal.value)
+
+
 def test_kaggle_file_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
     handle = parse_dataset_handle("someone/things/versions/3")

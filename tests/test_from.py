@@ -133,6 +133,17 @@ def test_what_cannot_be_taken(rows: Activations, tmp_path: Path) -> None:
     refused("is for width 8, but layer 3 has width 16", at=tmp_path / "narrow")
 
 
+def test_the_folder_may_be_in_the_users_home(
+    rows: Activations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = foreign.weights()
+    disk.save(tmp_path / "sae", SAE(w.enc, w.b, w.dec, w.b_dec, k=2), {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert imported.load(From(folder="~/sae", sha256=disk.fingerprint(tmp_path / "sae")), rows)[0].k == 2
+    with pytest.raises(BadInput, match=r"train\.from names ~nobody/sae, which holds no cfg\.json"):
+        imported.load(From(folder="~nobody/sae", sha256="0"), rows)
+
+
 def hook(folder: Path, name: str) -> None:
     config = read_json(folder / "cfg.json")
     config["metadata"]["hook_name"] = name

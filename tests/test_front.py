@@ -11,6 +11,7 @@ import strata
 from strata import defaults, notebook
 from strata.defaults import changed
 from strata.front.activations import LayerActivations, which
+from strata.sae.sae import SAE
 
 WORDS = [
     "the",
@@ -137,6 +138,26 @@ def test_an_sae_is_saved_and_opened(sae, tmp_path: Path):
     again = strata.load(tmp_path / "my-sae")
     assert torch.equal(again.decoder, sae.sae.decoder) and torch.equal(again.encoder, sae.sae.encoder)
     assert '"hook_name": "blocks.2.hook_resid_post"' in (tmp_path / "my-sae" / "cfg.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"name": "caf\xe9"}', b"{", b"[]", b'{"architecture": "topk"}', b'{"architecture": "strata_topk_tanh"}'],
+)
+def test_an_sae_with_a_broken_configuration_is_one_sentence(tmp_path: Path, content: bytes):
+    rows = torch.eye(4)
+    strata.save(SAE(rows, torch.zeros(4), rows, torch.zeros(4), k=2), tmp_path)
+    (tmp_path / "cfg.json").write_bytes(content)
+    with pytest.raises(strata.BadInput, match=r"cfg\.json") as refusal:
+        strata.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_sae_of_an_architecture_of_our_own_is_opened(tmp_path: Path):
+    rows = torch.eye(4)
+    sae = SAE(rows, torch.zeros(4), rows, torch.zeros(4), k=2, decoder_activation="tanh", mean=torch.zeros(4))
+    strata.save(sae, tmp_path)
+    assert strata.load(tmp_path).decoder_activation == "tanh"
 
 
 def test_prompts_are_searched_and_measured_again(latents):

@@ -116,6 +116,18 @@ def test_twice_and_after_a_kill_the_same_bytes(planted: Activations, trained: tu
         assert torch.equal(tensor, again.best.tensors()[name])
 
 
+def test_the_file_may_be_in_the_users_home(
+    planted: Activations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(ATOMS, WIDTH, generator=torch.Generator().manual_seed(0))
+    npz.save(tmp_path, SAE(rows, torch.zeros(ATOMS), rows, torch.zeros(WIDTH), k=2), {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    begun = given(tmp_path / npz.ENCODER).encoder.model_copy(update={"file": f"~/{npz.ENCODER}"})
+    assert torch.equal(training.given(begun, (ATOMS, WIDTH), Scale.of(planted))[0], rows)
+    with pytest.raises(BadInput, match=r"train\.encoder names ~nobody/x\.npz, which is no file"):
+        training.given(begun.model_copy(update={"file": "~nobody/x.npz"}), (ATOMS, WIDTH), Scale.of(planted))
+
+
 def test_what_cannot_be_begun_with(planted: Activations, trained: tuple[SAE, Path], tmp_path: Path) -> None:
     _, path = trained
     pin = sha256(path)

@@ -169,6 +169,9 @@ def test_a_damaged_shard_is_named(layer: Layer, tmp_path: Path):
     last.unlink()
     with pytest.raises(BadInput, match=r"shard-00001\.safetensors is missing"):
         open_latents(broken)
+    last.mkdir()
+    with pytest.raises(BadInput, match=r"shard-00001\.safetensors is no file that can be read"):
+        open_latents(broken)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

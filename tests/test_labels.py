@@ -14,6 +14,7 @@ from test_latent_pages import NOTHING, Parsed
 from apps.dashboard.artifacts import Project
 from apps.label.label import carry, label
 from apps.show.card import card
+from src import relabel
 from stages.report.latents import read_layer, site
 from strata.interpretation import labels
 from strata.interpretation.labels import changed, open_named, parsed
@@ -221,6 +222,18 @@ def test_the_command_takes_any_name(data: Path):
 def sae(decoder: torch.Tensor) -> SAE:
     latents, width = decoder.shape
     return SAE(decoder.clone(), torch.zeros(latents), decoder, torch.zeros(width), k=2)
+
+
+def test_a_layer_may_be_written_with_a_zero_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    decoder = torch.eye(4)
+    for folder in ("old", "data/sae/9"):
+        disk.save(tmp_path / folder, sae(decoder), {})
+    FILE.write_text(f"{labels.key(9, disk.decoder_hash(sae(decoder)))}:\n  3: months\n")
+    relabel.main("09", "old")
+    assert capsys.readouterr().out.startswith("3 'months': its partner 3 (cosine 1.00) is 'months'")
 
 
 def test_names_are_carried_over_to_latents_that_are_alike(tmp_path: Path):

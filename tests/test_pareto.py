@@ -137,6 +137,19 @@ json.dump(found, open("s.json", "w"))
 """
 
 
+@pytest.mark.parametrize("target", ["out/front", "out/front/"])
+def test_a_folder_may_end_in_a_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+):
+    monkeypatch.chdir(tmp_path)
+    shown = subprocess.CompletedProcess([], 0, json.dumps(SHOWN), "")
+    monkeypatch.setattr(pareto.subprocess, "run", lambda *_, **__: shown)
+    monkeypatch.setattr(pareto, "picture", lambda _: b"png")
+    pareto.main(target)
+    assert sorted(str(path) for path in Path().rglob("*.*")) == ["out/front.csv", "out/front.html", "out/front/9.png"]
+    assert capsys.readouterr().out == "4 SAEs: out/front.html, out/front.csv and out/front/\n"
+
+
 @pytest.mark.slow
 def test_a_sweep_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The sweep of docs/experiments.md on a project of one quick stage: queued, run and drawn."""

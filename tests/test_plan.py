@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from apps.plan import cost, speed, table, words
 from apps.plan.cost import Cost, Plan
+from apps.plan.given import with_imported_sizes
 from apps.plan.model import Model, find_model, told
 from apps.plan.rows import Rows, rows
 from apps.plan.speed import Speed
@@ -25,6 +26,7 @@ from stages.select.whole import Params, read_whole, whole
 from strata.corpus.knobs import LM
 from strata.run import params
 from strata.run.door import BadInput
+from strata.run.files import write_json
 from strata.sae import disk
 from strata.sae.sae import SAE
 
@@ -137,6 +139,23 @@ def test_an_sae_that_is_given_is_measured_and_not_trained(tmp_path: Path):
             assert (found.disk, found.memory) == (size + 4 * 32, cost.BASE + 2 * size)
 
 
+def test_an_sae_that_is_given_may_be_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config: dict[str, Any] = {"architecture": "jumprelu", "d_sae": 32, "metadata": {"l0": 5.4}}
+
+    def sizes(folder: str, **changes: Any) -> tuple[int, int]:
+        write_json(tmp_path / "sae" / disk.CONFIG, {**config, **changes})
+        knobs = section(**{"train__k": 80, "+train__from": {"folder": folder, "sha256": "0"}}).train
+        found = with_imported_sizes(knobs)
+        return found.latents, found.k
+
+    latents = section().train.latents
+    assert sizes("~/sae") == (32, 5)
+    assert sizes("~nobody/sae") == (latents, 80)
+    assert sizes("~/sae", metadata=["l0"]) == (32, 80)
+    assert sizes("~/sae", architecture=["jumprelu"]) == (latents, 80)
+
+
 def test_stages_that_are_off_cost_nothing():
     names = [one.stage for one in Plan(section(), MODEL, ROWS, SPEED).costs()]
     first = ["fetch", "extract", "extract_tasks", "tune", "train@3", "train@6", "train@9"]
@@ -239,6 +258,18 @@ def test_a_folders_parameters_are_counted(tmp_path: Path, family: str):
     assert (found.width, found.blocks, found.head) == (32, 4, 32 * len(VOCABULARY))
     inside = sum(p.numel() for name, p in model.named_parameters() if re.search(r"\.\d+\.", name))
     assert found.block * 4 == inside and found.until(1) == 2 * inside / 2
+
+
+BROKEN = ['{"model_type": "gpt2", "n_embd": "many"}', '{"model_type": "gpt2", "n_head": 5}', '{"model_type": [1]}', "{"]
+
+
+@pytest.mark.parametrize("config", BROKEN)
+def test_a_model_whose_configuration_is_broken_is_told(tmp_path: Path, config: str):
+    (tmp_path / "config.json").write_text(config)
+    lm = LM(kind="language", source=str(tmp_path), revision=None, trust_remote_code=False)
+    with pytest.raises(BadInput, match=f"^{tmp_path} does not say how large its model is: ") as refusal:
+        find_model(lm, tmp_path / "lm", {})
+    assert "\n" not in str(refusal.value)
 
 
 def test_three_numbers_describe_gpt2():

@@ -193,6 +193,20 @@ def test_how_deep_a_model_is_comes_from_its_configuration(gpt2: Path, monkeypatc
         depth(LM(**{**lm, "source": "package:x"}))
 
 
+BROKEN = ['{"model_type": "gpt2", "n_layer": "many"}', '{"model_type": [1]}', '{"model_type": "nosuch"}', "[]", "{"]
+
+
+@pytest.mark.parametrize("config", BROKEN)
+def test_a_model_whose_configuration_is_broken_is_told(tmp_path: Path, config: str):
+    (tmp_path / "config.json").write_text(config)
+    lm = LM(kind="language", source=str(tmp_path), revision=None, trust_remote_code=False)
+    with pytest.raises(BadInput, match=f"^{tmp_path} does not say how many blocks its model has: ") as refusal:
+        depth(lm)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(BadInput, match=r"^how many blocks ~nobody/x has is not known yet"):
+        depth(lm.model_copy(update={"source": "~nobody/x"}))
+
+
 # --- the words that DVC gets ----------------------------------------------------------------------------------------
 
 NASTY: list[Any] = [
@@ -349,6 +363,32 @@ def test_a_recipe_goes_over_what_is_committed(git: Callable[..., str]):
     git("update-ref", f"refs/exps/aa/{'b' * 38}/mine", "HEAD")
     git("reset", "-q", "--soft", "HEAD~")
     assert checkout.base() == TEXT  # the values are those of an experiment, which keeps them
+
+
+def test_params_that_are_not_utf_8_are_told(git: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    latin, line = f"# café\n{TEXT}".encode("latin-1", "ignore"), "line 1; save it as UTF-8"
+    monkeypatch.setattr(experiment, "run", lambda *_: pytest.fail("it was started"))
+
+    Path("params.yaml").write_bytes(latin)
+    with pytest.raises(BadInput, match=f"^params.yaml holds text that is not UTF-8, on {line}"):
+        run_script.main("mine.yaml")
+
+    git("commit", "-qam", "Latin-1")
+    for script in (run_script.main, plan_script.main):
+        with pytest.raises(BadInput, match=f"^params.yaml .*not UTF-8, on {line}"):
+            script("mine.yaml")
+    Path("params.yaml").unlink()
+    with pytest.raises(BadInput, match=f"^params.yaml of the last commit holds text that is not UTF-8, on {line}"):
+        run_script.main("mine.yaml")
+    Path("params.yaml").write_text(TEXT)
+    with pytest.raises(BadInput, match=r"^params.yaml has changes that are in no commit and no experiment"):
+        checkout.base()
+
+    git("commit", "-qam", "mended")
+    git("update-ref", f"refs/exps/aa/{'b' * 38}/latin", "HEAD~")  # an experiment in Latin-1 is passed over
+    put("seed", 5)
+    with pytest.raises(BadInput, match=r"^params.yaml has changes that are in no commit and no experiment"):
+        checkout.base()
 
 
 def test_a_name_that_is_taken_gets_a_number(git: Callable[..., str]):

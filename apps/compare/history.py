@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from strata.experiments.experiment import flat
 from strata.run.door import BadInput, near
-from strata.run.params import parse_yaml
+from strata.run.params import check, parse_yaml
 
 SUMMARY, PARAMS, LOCK = "reports/summary.json", "params.yaml", "dvc.lock"
 EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2}/[0-9a-f]{38})/(.+)")
@@ -25,9 +27,33 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, wher
 CODE = ("src/", "stages/", "strata/")
 
 
+class Entry(BaseModel, frozen=True):
+    """A file or folder that a stage read or wrote, and DVC's hash of it."""
+
+    path: str
+    md5: str | None = None
+
+
+class Stage(BaseModel, frozen=True):
+    """What dvc.lock says of a stage. ``params``: file -> the keys that it ran with, and their values."""
+
+    deps: list[Entry] = []
+    outs: list[Entry] = []
+    params: dict[str, dict[str, Any] | None] = {}
+
+
+class Lock(BaseModel, frozen=True):
+    """What of dvc.lock is read here."""
+
+    stages: dict[str, Stage]
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run. ``name``: an experiment's name, or what the user called a commit. ``commit``: its full hash."""
+    """One run. ``name``: an experiment's name, or what the user called a commit. ``commit``: its full hash.
+
+    What is read of it raises BadInput where a file is broken, or is not as the pipeline writes it.
+    """
 
     name: str
     commit: str
@@ -43,39 +69,54 @@ class Run:
 
     @property
     def seed(self) -> int:
-        return int(self.params["seed"])
+        seed = self.params.get("seed")
+        if not isinstance(seed, int):
+            raise BadInput(f"{self.name}:{PARAMS}: seed is {seed!r}, not a whole number")
+        return seed
 
     @cached_property
-    def stages(self) -> dict[str, Any]:
+    def stages(self) -> dict[str, Stage]:
         """What dvc.lock says of each stage."""
-        return yaml.load(self._text(LOCK), LOADER)["stages"]
+        try:
+            lock = yaml.load(self._text(LOCK), LOADER)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise BadInput(f"{self.name}:{LOCK} is not valid YAML: {' '.join(str(error).split())}") from None
+        return check(lock, Lock, f"{self.name}:{LOCK}").stages
 
     @cached_property
     def summary(self) -> dict[str, float | None]:
-        return json.loads(self._text(SUMMARY))
+        try:
+            summary = json.loads(self._text(SUMMARY))
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{self.name}:{SUMMARY} is not valid JSON: {error}") from None
+        if not isinstance(summary, dict):
+            raise BadInput(f"{self.name}:{SUMMARY} is no object of names and numbers")
+        return summary
 
-    def code(self, stages: Sequence[str]) -> dict[str, str]:
+    def code(self, stages: Sequence[str]) -> dict[str, str | None]:
         """Return the hash of each file and folder of code that ``stages``, and their layers, ran."""
         return {
-            dep["path"]: dep["md5"]
+            dep.path: dep.md5
             for name, stage in self.stages.items()
             if name.partition("@")[0] in stages
-            for dep in stage.get("deps", [])
-            if dep["path"].startswith(CODE)
+            for dep in stage.deps
+            if dep.path.startswith(CODE)
         }
 
     def made(self, path: str) -> str | None:
         """Return DVC's hash of an output; None where no stage has written it."""
-        outs = (out for stage in self.stages.values() for out in stage.get("outs", []))
-        return next((out.get("md5") for out in outs if out["path"] == path), None)
+        outs = (out for stage in self.stages.values() for out in stage.outs)
+        return next((out.md5 for out in outs if out.path == path), None)
 
     def check(self) -> None:
-        """Raise BadInput where the run is not finished, or its params.yaml was changed after the training."""
+        """Raise BadInput where the run is not finished or readable, or params.yaml was changed after the training."""
         for path in (PARAMS, LOCK, SUMMARY):
             if not _has(self.commit, path):
                 raise BadInput(f"{self.name} has no {path}: it holds no finished run of the pipeline")
+        _ = self.seed, self.summary  # that they can be read
+
         for stage, facts in self.stages.items():
-            ran = (facts.get("params") or {}).get(PARAMS) or {}
+            ran = facts.params.get(PARAMS) or {}
             if not stage.startswith("train@"):
                 continue
             for name, value in flat(ran).items():
@@ -88,6 +129,10 @@ class Run:
     def _text(self, path: str) -> str:
         text = git("show", f"{self.commit}:./{path}")
         assert text is not None, path
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadInput(f"{self.name}:{path} holds text that is not UTF-8") from None
         return text
 
 
@@ -134,7 +179,8 @@ class History:
     def like(self, run: Run, stages: Sequence[str]) -> list[Run]:
         """Return ``run``, and the others that differ from it in their seed alone, one for each seed, by seed.
 
-        The code that ``stages`` ran must be the same, too. Branches, tags and experiments are looked at.
+        The code that ``stages`` ran must be the same, too. Branches, tags and experiments are looked at; those that
+        cannot be read are passed over, because the user named none of them.
         """
         known = [(name, commit) for name, commit, _ in self.experiments] + list(self.heads.items())
         group = {run.seed: run}
@@ -142,8 +188,10 @@ class History:
             other = Run(name, commit)
             if commit == run.commit or not all(_has(commit, path) for path in (PARAMS, LOCK, SUMMARY)):
                 continue
-            if other.seed not in group and not differing(run, other) and run.code(stages) == other.code(stages):
-                group[other.seed] = other
+            with suppress(BadInput):
+                if other.seed not in group and not differing(run, other) and run.code(stages) == other.code(stages):
+                    _ = other.summary  # it is compared later, so it must be readable
+                    group[other.seed] = other
         return [group[seed] for seed in sorted(group)]
 
 
@@ -165,9 +213,9 @@ def cache_folder() -> Path | None:
 
 
 def git(*words: str) -> str | None:
-    """Return what a git command prints; None where it fails."""
+    """Return what a git command prints; None where it fails. Bytes that are not UTF-8 become surrogates."""
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="surrogateescape")
     except OSError:
         raise BadInput("git could not be started, which knows experiments and commits") from None
     return done.stdout if done.returncode == 0 else None

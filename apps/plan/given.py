@@ -1,5 +1,6 @@
 """Read the sizes of an imported SAE (`train.from`) from its `cfg.json`; no weight is read."""
 
+from os.path import expanduser
 from pathlib import Path
 
 from strata.run.files import read_json
@@ -17,14 +18,18 @@ def with_imported_sizes(knobs: Train) -> Train:
     if knobs.from_ is None:
         return knobs
 
-    paths = [root / knobs.from_.folder / disk.CONFIG for root in (Path(), main_root())]
+    folder = expanduser(knobs.from_.folder)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
+    paths = [root / folder / disk.CONFIG for root in (Path(), main_root())]
     path = next((path for path in paths if path.is_file()), None)
     config = read_json(path) if path else None
-    if not isinstance(config, dict) or config.get("architecture") not in disk.ARCHITECTURES:
+    config = config if isinstance(config, dict) else {}
+    kind, metadata = str(config.get("architecture")), config.get("metadata")
+    if kind not in disk.ARCHITECTURES:
         return knobs
 
-    rule, decoder_activation = disk.ARCHITECTURES[config["architecture"]]
-    active_latents = config.get("k") if rule == "topk" else (config.get("metadata") or {}).get("l0")
+    rule, decoder_activation = disk.ARCHITECTURES[kind]
+    l0 = metadata.get("l0") if isinstance(metadata, dict) else None
+    active_latents = config.get("k") if rule == "topk" else l0
     sizes = {"latents": config.get("d_sae"), "k": active_latents}
     known = {name: max(1, round(size)) for name, size in sizes.items() if isinstance(size, int | float)}
     return knobs.model_copy(update={"rule": rule, "decoder_activation": decoder_activation, **known})

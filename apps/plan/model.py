@@ -13,6 +13,7 @@ import torch
 from strata import sentences
 from strata.corpus import read
 from strata.corpus.knobs import LM
+from strata.lm.model import loading_errors, reason
 from strata.run.door import BadInput
 from strata.run.resume import main_root
 
@@ -66,11 +67,14 @@ def find_model(lm: LM, folder: Path, facts: dict[str, float]) -> Model:
         return described(lm.kind, *read.lm_path(folder, check=False), stored=meta["bytes"], source=str(folder))
 
     # From a folder or the hub's cache.
+    path = None
     try:
         path = sentences.find(str(lm.source)) if lm.kind == read.SENTENCE else local(str(lm.source))
         options = {"local_files_only": True} if path else {"local_files_only": True, "revision": lm.revision}
         return described(lm.kind, str(path or lm.source), options, None, str(lm.source))
-    except (OSError, ValueError):
+    except loading_errors() as error:
+        if path:
+            raise BadInput(f"{path} does not say how large its model is: {reason(error)}") from None
         raise BadInput(
             f"nothing is known of {lm.source} yet; bring it in with `dvc repro fetch_lm`, or give width=… blocks=… "
             "parameters=… (of GPT-2: width=768 blocks=12 parameters=124e6)"
@@ -93,7 +97,7 @@ def described(kind: str, name: str, options: dict[str, Any], stored: int | None,
     return Model(
         width=text.hidden_size,
         blocks=text.num_hidden_layers,
-        block=inside // text.num_hidden_layers,
+        block=inside // max(1, text.num_hidden_layers),
         head=head.weight.numel() if head is not None else 0,
         parameters=every,
         stored=stored,

@@ -57,23 +57,38 @@ def base() -> str:
     file has values that are in no commit and no experiment, because they would be lost.
     """
     committed = _git("show", f"HEAD:./{PARAMS}")
-    text = PARAMS.read_text(encoding="utf-8") if PARAMS.is_file() else ""
+    text = _of_the_file() if PARAMS.is_file() else ""
     if committed is None:
         raise BadInput(f"{PARAMS} is in no commit yet; `git add {PARAMS} && git commit`")
-    if _values(text) == _values(committed):
+    if text and _values(text) == _values(committed):
         return text
     if text and _values(text) not in [_values(experiment) for experiment in _of_experiments()]:
         raise BadInput(
             f"{PARAMS} has changes that are in no commit and no experiment, and a recipe goes over what is committed: "
             f"commit them, say them again as -S KEY=VALUE, or put the file back ({BACK})"
         )
-    return committed
+    return _checked(committed, f"{PARAMS} of the last commit")
 
 
 def committed() -> str:
-    """Return the text of params.yaml in the last commit; if there is none, that of the file."""
+    """Return the text of params.yaml in the last commit; if there is none, that of the file. Raises BadInput."""
     text = _git("show", f"HEAD:./{PARAMS}")
-    return PARAMS.read_text(encoding="utf-8") if text is None else text
+    return _of_the_file() if text is None else _checked(text, f"{PARAMS} of the last commit")
+
+
+def _of_the_file() -> str:
+    """Read the file params.yaml. Raises BadInput where it is not UTF-8."""
+    return _checked(PARAMS.read_text(encoding="utf-8", errors="surrogateescape"), str(PARAMS))
+
+
+def _checked(text: str, where: str) -> str:
+    """Return ``text``. Raises BadInput where bytes that are not UTF-8 stand in it as surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        raise BadInput(f"{where} holds text that is not UTF-8, on line {line}; save it as UTF-8") from None
+    return text
 
 
 def _values(text: str) -> object:
@@ -115,9 +130,9 @@ def unstage() -> None:
 
 
 def _git(*words: str) -> str | None:
-    """Run git and return its output; None if it fails."""
+    """Run git and return its output; None if it fails. Bytes that are not UTF-8 become surrogates."""
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True)
+        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         raise BadInput("git is not installed; a recipe runs as an experiment of DVC, which needs it") from None
     return done.stdout if done.returncode == 0 else None

@@ -45,6 +45,7 @@ def depth(lm: LM) -> int:
     if lm.kind != read.LANGUAGE:
         return 1
     from apps.plan.model import belongs, local  # they import torch
+    from strata.lm.model import loading_errors, reason
 
     folder = Path("data/lm")
     if (folder / "meta.json").is_file() and belongs(meta := read.lm_meta(folder), lm):
@@ -52,13 +53,16 @@ def depth(lm: LM) -> int:
 
     from transformers import AutoConfig  # it takes two seconds
 
-    path = local(str(lm.source))
-    options = {} if path else {"revision": lm.revision}
+    path = None
     try:
+        path = local(str(lm.source))
+        options = {} if path else {"revision": lm.revision}
         config = AutoConfig.from_pretrained(str(path or lm.source), trust_remote_code=lm.trust_remote_code, **options)
-    except (OSError, ValueError):
+        return config.get_text_config().num_hidden_layers
+    except loading_errors() as error:
+        if path:
+            raise BadInput(f"{path} does not say how many blocks its model has: {reason(error)}") from None
         raise BadInput(
             f"how many blocks {lm.source} has is not known yet; write the layers as numbers, or bring the model in "
             "first: `dvc repro fetch_lm`, if params.yaml names it"
         ) from None
-    return config.get_text_config().num_hidden_layers

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
 
     Raises BadInput where its bytes are not those that were pinned, or where its width or hook is not that of ``rows``.
     """
-    places = (Path(given.folder), main_root() / given.folder)
-    folder = next((place for place in places if (place / disk.CONFIG).is_file()), None)
+    home = expanduser(given.folder)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
+    folder = next((place for place in (Path(home), main_root() / home) if (place / disk.CONFIG).is_file()), None)
     if folder is None:
         raise BadInput(
             f"params.yaml: train.from names {given.folder}, which holds no {disk.CONFIG}; "

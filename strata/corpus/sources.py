@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from yaml import YAMLError  # noqa: TID251 - to tell a dataset whose card is broken
 
 from strata.corpus import database, lines, mediawiki, packaged, tables, vectors
 from strata.corpus.document import Document
@@ -273,8 +274,9 @@ def _hub(source: Source) -> Generator[Document, None, None]:
                 {name: tables.class_name(value, classes.get(name)) for name, value in row.items()} for row in stream
             )
             yield from columns.documents(rows)
-    # BadInput is none of these: what our own readers refuse passes through with its own sentence.
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError, pa.ArrowException) as error:
+    # BadInput is none of these: what our own readers refuse passes through with its own sentence. The YAML head of a
+    # README.md may be broken (YAMLError), or give the columns types that datasets does not expect (TypeError).
+    except (DatasetsError, HfHubHTTPError, YAMLError, OSError, TypeError, ValueError, pa.ArrowException) as error:
         raise BadInput(f"the dataset {source.source} could not be read: {' '.join(str(error).split())}") from None
 
 

@@ -351,9 +351,22 @@ def class_name(value: Any, names: list[str] | None) -> Any:
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Read column -> names of its classes, as the package datasets stores them in a Parquet file's metadata."""
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    """Read column -> names of its classes, as the package datasets stores them in a Parquet file's metadata.
+
+    Metadata of another form, which any tool may write there, name no classes.
+    """
+    try:
+        features = dict(json.loads(metadata[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+
+    # A feature may also be a list, which holds the feature of its items.
+    classes = {
+        name: feature.get("names")
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+    return {name: names for name, names in classes.items() if isinstance(names, list)}
 
 
 def _batch(path: Path, file: pq.FileMetaData, names: list[str]) -> int:

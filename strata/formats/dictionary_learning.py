@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from strata.formats import state
-from strata.formats.found import Found, sae_of, take, top
+from strata.formats.found import Found, configuration, part, sae_of, take, top
 from strata.run.door import BadInput
-from strata.run.files import read_json, replacing, write_json
+from strata.run.files import replacing, write_json
 from strata.sae.sae import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -54,8 +54,10 @@ def read(path: Path) -> Found:
             f"{path.with_name(CONFIG)} is missing, and without it nothing says of which class {path.name} is"
         )
 
-    trainer = (config := read_json(config_path)).get("trainer", {})
-    if (kind := trainer.get("dict_class")) not in CLASSES:
+    config = configuration(config_path)
+    trainer, buffer, metadata = (part(config, key, config_path) for key in ("trainer", "buffer", "metadata"))
+    kind = trainer.get("dict_class")
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise BadInput(f"{config_path}: trainer.dict_class is {kind!r}; {', '.join(CLASSES)} can be read")
     tensors = take(state.read(path), CLASSES[kind], path)
     if "k" in tensors and trainer.get("k", int(tensors["k"])) != int(tensors["k"]):
@@ -63,8 +65,7 @@ def read(path: Path) -> Found:
 
     notes = (UNSET,) if kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE") and float(tensors["threshold"]) < 0 else ()
     sae = _gated(tensors) if kind == "GatedAutoEncoder" else _ungated(kind, tensors, path)
-    metadata = {**_place(trainer, config.get("buffer", {})), **config.get("metadata", {})}
-    return Found(sae, "dictionary_learning", kind, metadata, notes)
+    return Found(sae, "dictionary_learning", kind, {**_place(trainer, buffer), **metadata}, notes)
 
 
 def _ungated(kind: str, tensors: dict[str, Tensor], path: Path) -> SAE:

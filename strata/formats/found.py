@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from strata.run import door
 from strata.run.door import BadInput
+from strata.run.files import read_json
 from strata.sae.sae import SAE
 
 
@@ -89,8 +91,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
+    except OSError as error:
+        raise BadInput(f"{path} is no file that can be read: {error}") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file. Raises BadInput where it is missing, broken or no object."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} is not an object, so it is no configuration of an SAE")
+    return config
+
+
+def part(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """Return the object that a configuration holds under ``key``, {} where there is none; refuse what is no object."""
+    value = config.get(key)
+    return door.of_kind(f"{path}: {key}", {} if value is None else value, dict, "it must be an object")
 
 
 def whole(config: Mapping[str, Any], key: str, path: Path) -> int:

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strata.formats.found import Found, read_tensors, sae_of, take, top, whole
+from strata.formats.found import Found, configuration, part, read_tensors, sae_of, take, top, whole
 from strata.run.door import BadInput
-from strata.run.files import read_json
 from strata.sae import disk
 from strata.sae.sae import SAE
 
@@ -43,14 +42,13 @@ KEPT = ("model_name", "hook_name", "hook_head_index", "context_size", "prepend_b
 def read(folder: Path) -> Found:
     """Read a folder with `cfg.json` and `sae_weights.safetensors`. An SAE of ours has this layout too."""
     path = folder / CONFIG
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise BadInput(f"{path} is not an object, so it is no configuration of an SAE")
+    config = configuration(path)
     if str(config.get("architecture")).startswith("strata_"):
         sae, config = disk.load(folder)
-        return Found(sae, "Strata", config["architecture"], config["metadata"], density=_density(folder, sae.latents))
+        metadata = part(config, "metadata", path)
+        return Found(sae, "Strata", config["architecture"], metadata, density=_density(folder, sae.latents))
 
-    config = _as_version_6(config)
+    config = _as_version_6(config, path)
     kind = config["architecture"]
     _check(config, path)
 
@@ -70,19 +68,19 @@ def read(folder: Path) -> Found:
     return Found(sae, "SAELens", kind, config["metadata"], notes, _density(folder, sae.latents))
 
 
-def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration in the form of version 6.
+def _as_version_6(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a configuration, which is that of ``path``, in the form of version 6.
 
     In older versions, what is now `metadata` stood beside the sizes, and topk was the name of an activation function.
     """
-    metadata = config.get("metadata") or {}
+    metadata = part(config, "metadata", path)
     converted = {"architecture": "standard", **config, "metadata": metadata}
     if metadata.get("sae_lens_version"):
         return converted
 
     function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
     if function == "topk":
-        converted |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+        converted |= {"architecture": "topk", "k": part(config, "activation_fn_kwargs", path).get("k")}
     elif function != "relu":
         converted["architecture"] = f"standard with {function}"
     if config.get("normalize_activations") is True:
@@ -94,7 +92,8 @@ def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check(config: dict[str, Any], path: Path) -> None:
     """Refuse a configuration that no SAE here can express."""
-    if (kind := config["architecture"]) not in MORE:
+    kind = config["architecture"]
+    if not isinstance(kind, str) or kind not in MORE:
         raise BadInput(
             f"{path} is of architecture {kind!r}, which cannot be said here; {', '.join(MORE)} of SAELens can"
         )
@@ -122,7 +121,7 @@ def _scaled(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
 
     The weights of a checkpoint act on s x, where the scale s is in a file beside them.
     """
-    scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
+    scaler = configuration(folder / SCALER) if (folder / SCALER).exists() else {}
     if scaler.get("has_whitening"):
         raise BadInput(f"{folder / SCALER}: the activations were whitened; save the SAE with save_inference_model")
     if (s := scaler.get("scaling_factor")) is None:

@@ -6,10 +6,11 @@ with encoder.weight and W_dec both (latent, width).
 """
 
 import re
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from strata.formats.found import Found, read_tensors, sae_of, take, top, whole
+from strata.formats.found import Found, configuration, read_tensors, sae_of, take, top, whole
 from strata.run.door import BadInput
 from strata.run.files import read_json, write_json, write_tensors
 from strata.sae.sae import SAE
@@ -28,7 +29,7 @@ HOOKS = {"": "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn":
 def read(folder: Path) -> Found:
     """Read the folder of a hookpoint. Raises BadInput for an SAE that cannot be expressed here."""
     path = folder / CONFIG
-    config = read_json(path)
+    config = configuration(path)
     for name, why in CANNOT.items():
         if config.get(name):
             raise BadInput(f"{path}: {name} is {config[name]!r}: {why}, which an SAE here cannot say")
@@ -55,13 +56,15 @@ def _place(folder: Path) -> dict[str, Any]:
     The hook is in the folder's name, and the model in the configuration of the run, one folder up.
     """
     if (folder / OURS).is_file():
-        return read_json(folder / OURS)
+        return configuration(folder / OURS)
 
     metadata: dict[str, Any] = {}
+    folder = Path(normpath(folder.absolute()))  # not resolved, because the hub's cache consists of links
     hookpoint = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)  # layers.3.mlp
     if hookpoint and hookpoint.group(2) in HOOKS:
         metadata["hook_name"] = f"blocks.{hookpoint.group(1)}.hook_{HOOKS[hookpoint.group(2)]}"
-    if (run := folder.parent / "config.json").is_file() and isinstance(model := read_json(run).get("model"), str):
+    run = read_json(path) if (path := folder.parent / "config.json").is_file() else None
+    if isinstance(run, dict) and isinstance(model := run.get("model"), str):
         metadata["model_name"] = model
     return metadata
 

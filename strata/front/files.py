@@ -6,6 +6,7 @@ from typing import Any
 from strata.formats import read
 from strata.run import door
 from strata.run.door import BadInput
+from strata.run.files import read_json
 from strata.sae import disk
 from strata.sae.sae import SAE
 
@@ -45,4 +46,7 @@ def load(source: str | Path, ending: str | None = None) -> SAE:
 
 
 def _ours(folder: Path) -> bool:
-    return (folder / disk.WEIGHTS).is_file() and '"strata_' in (folder / disk.CONFIG).read_text(encoding="utf-8")
+    """Whether the SAE is of an architecture that other tools do not have. Raises BadInput for a broken `cfg.json`."""
+    config = read_json(folder / disk.CONFIG)
+    kind = config.get("architecture") if isinstance(config, dict) else None
+    return (folder / disk.WEIGHTS).is_file() and str(kind).startswith("strata_")

@@ -190,6 +190,8 @@ def _safetensors(path: Path, key: str | None) -> Iterator[Floats]:
             tensor = slices[_named(path, {name: len(each.get_shape()) for name, each in slices.items()}, key)]
             for first in range(0, tensor.get_shape()[0], BLOCK):
                 yield from _blocks(tensor[first : first + BLOCK], None, str(path))
+    except OSError as error:
+        raise BadInput(f"{path} is no file that can be read: {error}") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
 

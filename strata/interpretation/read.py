@@ -128,6 +128,8 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "numpy")
     except FileNotFoundError:
         raise BadInput(f"{path} is missing; {again('interpret')}") from None
+    except OSError as error:
+        raise BadInput(f"{path} is no file that can be read: {error}; {again('interpret')}") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}; {again('interpret')}") from None
 

@@ -220,15 +220,24 @@ def _no_report() -> Iterator[None]:
 @contextmanager
 def _refused(source: str | Path) -> Iterator[None]:
     """Turn the errors of loading ``source`` into BadInput, in one sentence."""
+    try:
+        yield
+    except loading_errors() as error:
+        raise BadInput(f"no language model could be loaded from {source}: {reason(error)}") from error
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that transformers raises where a model's file, such as `config.json`, is broken or missing."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    try:
-        yield
-    except (OSError, ImportError, SafetensorError, StrictDataclassError, *FOREIGN) as error:
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # a KeyError is a word
-        reason = " ".join(str(error).split())
-        raise BadInput(f"no language model could be loaded from {source}: {kind}{reason}") from error
+    return (OSError, ImportError, SafetensorError, StrictDataclassError, *FOREIGN)
+
+
+def reason(error: Exception) -> str:
+    """Write one of :func:`loading_errors` on one line."""
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # a KeyError is a word
+    return kind + " ".join(str(error).split())
 
 
 def check_layers(layers: Sequence[int], depth: int, where: str = "params.yaml: layers") -> None:

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from strata.run import door
 from strata.run.door import BadInput
 from strata.run.files import read_json, replacing, save_tensors, sha256, write_json, write_tensors
 from strata.sae.engine.nonlinearity import Nonlinearity
@@ -121,6 +122,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
             expected_hash = (file.metadata() or {}).get(HASH)
     except FileNotFoundError:
         raise BadInput(f"{path} is missing") from None
+    except OSError as error:
+        raise BadInput(f"{path} is no file that can be read: {error}") from None
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
 
@@ -210,7 +213,7 @@ def _layout(config: Any, path: Path) -> _Layout:
     if not isinstance(config, dict):
         raise BadInput(f"{path} is not an object, so it is no configuration of an SAE")
     name = config.get("architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise BadInput(
             f"{path} is of architecture {name!r}; Strata reads {', '.join(ARCHITECTURES)}, and some "
             "others through `python -m src.convert`"
@@ -225,6 +228,8 @@ def _layout(config: Any, path: Path) -> _Layout:
     parts = config["parts"] if grouped else latents
     if kind == "topk" and not 0 < config["k"] <= parts:
         raise BadInput(f"{path}: k is {config['k']}, but there are {parts} latents")
+
+    door.of_kind(f"{path}: metadata", config.get("metadata") or {}, dict, "it must be an object")
 
     scale = config.get("scale") if activation != "identity" else 1.0
     if not isinstance(scale, int | float) or not scale > 0:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -148,7 +149,8 @@ def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor,
     Raises BadInput where there is no such file, or its bytes or its ``shape`` (latent, width) are others.
     """
     # A queued experiment of DVC runs in a copy; main_root() is the user's own checkout.
-    path = next((path for path in (Path(encoder.file), main_root() / encoder.file) if path.is_file()), None)
+    file = expanduser(encoder.file)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
+    path = next((path for path in (Path(file), main_root() / file) if path.is_file()), None)
     if path is None:
         raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is no file")
     if (actual_hash := sha256(path)) != encoder.sha256:

@@ -387,7 +387,7 @@ def _sizes(file: Path) -> Counter[str]:
                 for length in tensor.get_shape():
                     size *= length
                 sizes[tensor.get_dtype()] += size * _width(tensor.get_dtype())
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise BadInput(f"{file.name} is truncated or no safetensors file: {error}") from None
     return sizes
 
