@@ -18,7 +18,7 @@ from strata.interpretation.labels import open_named
 from strata.pages.readable import inline
 
 NAMES = 20  # of latents, and as many of other latents
-SHOWN = {"top": 5, "decile": 5}  # contexts of each kind
+SHOWN = {"top": 5, "random": 5}  # contexts of each kind
 MARKED = 0.3  # of the context's strongest token
 
 
@@ -37,8 +37,7 @@ def write(folder: str, target: str) -> None:
         examples = latents.rows("examples", latent)
         for kind, most in SHOWN.items():
             of_kind = sorted((row for row in examples if row["kind"] == kind), key=lambda row: row["rank"])
-            for row in random.permutation(len(of_kind))[:most] if kind == "decile" else range(min(most, len(of_kind))):
-                lines.append(f"- {_marked(of_kind[row]['pieces'], of_kind[row]['values'])}")
+            lines += [f"- {_marked(row['pieces'], row['values'])}" for row in of_kind[:most]]
         items.append("\n".join(lines))
         key.append({"item": number, "latent": latent, "name": shown[latent], "own": latent in own})
 
