@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from strata.run import params
@@ -106,16 +107,15 @@ def _steering(folder: Path, layers: Sequence[int]) -> Iterator[str]:
         found = read_json(folder / "steer_eval" / f"{layer}.json")
         if found.get("skipped"):
             continue
-        latents = [one for one in found["latents"] if one["promoted"]]
-        beaten: dict[str, int] = {}
-        for one in latents:
-            for name, against in one["promoted"]["against"].items():
-                beaten[name] = beaten.get(name, 0) + against["beats"]
-        yield f"\nLayer {layer}, {len(latents)} latents, at {found['kl']} nats of KL: latents that beat"
-        yield from (f"- {name}: {count}" for name, count in beaten.items())
-        yield f"- all of them: {round(found['beating_all'] * len(found['latents']))}"
+        judged = [one["promoted"] for one in found["latents"] if one["promoted"]]
+        yield f"Layer {layer}, {len(judged)} latents, best effect in nats at {found['kl']} nats of KL:\n"
+        yield from _head("steered with", "mean effect", "latents that beat it", "SAE ahead by")
+        for name in judged[0]["best"]:
+            effects = [of["best"][name]["effect"] for of in judged if of["best"][name]]
+            beats = sum(of["against"][name]["beats"] for of in judged) if name in judged[0]["against"] else ""
+            yield _row(name, f"{fmean(effects):.2f}", beats, "")
         for name, twin in found["twins"].items():
-            yield f"- twin {NAMES[name]}: {twin}"
+            yield _row(NAMES[name], f"{twin['effect']:.2f}", "", _interval({"value": twin["difference"], **twin}, 2))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Other recipes on the rows of a finished run, judged by its tasks: would another SAE have been the better probe?
 
 Each variant is trained with the run's own knobs but for those that it names, on the same rows with the same seed, and
-so are its twins, where they are asked for. All are probed by the tasks of the run, beside its own SAE and its own
-twins. A variant may name several knobs of `train`, and `cut`: to read no more than the first n latents, which of a
-matryoshka are its coarsest.
+so are its twins, where they are asked for. All are probed by the tasks of the run, and stand beside the run's own SAEs
+and twins, and beside the dictionary of latents that come again. A variant may name several knobs of `train`, and `cut`:
+to read no more than the first n latents, which of a matryoshka are its coarsest.
 
     python -m benchmarks.variants 9 /tmp/variants k=32 rule=matryoshka rule=matryoshka,cut=512
 """
@@ -16,11 +16,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.pieces import say
 from strata.device.machine import CPU, Machine, start
 from strata.evaluation import tasks as judging
+from strata.evaluation.intervals import drawn_means, resampled
 from strata.measure import quality
-from strata.replication.read import replicas
 from strata.rows.shards import Activations, open_activations
 from strata.run import params
 from strata.run.door import BadInput, run
@@ -32,9 +34,10 @@ from strata.tasks.knobs import Tasks
 from strata.training import training
 from strata.training.knobs import knobs_of
 from strata.tuning.read import taken
-from strata.twins.load import comparable
 from strata.twins.twins import train_twin
 from strata.verdict.targets import Targets, Twin
+
+SHOWN = ("1", "5")  # numbers of latents of which margins are shown
 
 
 class Settings(NamedTuple):
@@ -126,12 +129,10 @@ def main(*words: str) -> None:
     tuned = taken(Path("reports/tune/best.yaml"), from_tune)
     settings = Settings(section, tuned, by_layer, params.load("seed", int))
 
-    # The run's own SAE and twins, those of other seeds, and the variants.
-    dictionaries = {"sae": disk.load(given.data / "sae" / layer)[0], **comparable(given.data / "controls" / layer)}
-    for seed, folder in replicas(given.data / "stability" / layer).items():
-        dictionaries[f"seed {seed}"] = disk.load(folder)[0]
-    of_run = [disk.decoder_hash(sae) for sae in dictionaries.values()]
-    facts: dict[str, dict[str, Any]] = {}
+    # The dictionary of latents that come again, where the run made one, and the variants.
+    dictionaries, facts = {"sae": disk.load(given.data / "sae" / layer)[0]}, dict[str, dict[str, Any]]()
+    if (pooled := given.data / "stability" / layer / "pooled").is_dir():
+        dictionaries["pooled"] = disk.load(pooled)[0]
     for word in given.variants:
         for twin in (None, *given.twins):
             name = word if twin is None else f"{word} {twin}"
@@ -142,13 +143,38 @@ def main(*words: str) -> None:
 
     # One dictionary is probed after another, each once: what was probed before lies in a folder for the same prompts.
     tasks = task_files.tasks(given.data / "tasks" / "prompts")
+    of_run = [disk.decoder_hash(dictionaries[name]) for name in ("sae", "pooled") if name in dictionaries]
     work = given.work / layer / digest(rows.meta, knobs.model_dump(), settings.seed, of_run)
     found = judging.judge(judging.Judged(rows, tasks, dictionaries), knobs, settings.seed, given.threads, work)
+
+    # The twins and the trainings with other seeds were probed by the run, on the same splits.
+    by_run = read_json(Path("reports/evaluate") / f"{layer}.json")["tasks"]["by_task"]
     for pooling in knobs.pooling:
-        summary = found["normal"][pooling]
-        for name, measures in {"sae": summary["sae"], **summary["controls"]}.items():
-            aucs = {k: round(measure["value"], 4) for k, measure in measures["auc"].items()}
-            print(json.dumps({"layer": given.layer, "pooling": pooling, "name": name, **facts.get(name, {}), **aucs}))
+        for name in dictionaries:
+            new, others = (auc_of(found["by_task"], pooling, name), auc_of(by_run, pooling, None))
+            margins = {
+                f"above {other}": {k: margin(new[k], values[k]) for k in SHOWN}
+                for other, values in others.items()
+                if other not in (name, "shuffled")
+            }
+            aucs = {k: round(float(np.mean(new[k])), 4) for k in new}
+            print(json.dumps({"pooling": pooling, "name": name, **facts.get(name, {}), **aucs, **margins}))
+
+
+def auc_of(rows: list[dict[str, Any]], pooling: str, name: str | None) -> dict[str, Any]:
+    """Return k -> the AUC in every task and split of one dictionary; or of all by name, where ``name`` is None."""
+    normal = [row["auc"][pooling] for row in rows if row["regime"] == "normal"]
+    if name is None:
+        return {one: auc_of(rows, pooling, one) for one in normal[0]}
+    return {k: np.array([row[name][k] for row in normal]) for k in normal[0][name]}
+
+
+def margin(one: Any, other: Any) -> str:
+    """Write by how much one is above the other, with the interval of a bootstrap over tasks."""
+    difference = (one - other)[:, None]
+    drawn = drawn_means(difference, np.random.default_rng(0))[:, 0]
+    of = resampled(float(difference.mean()), drawn)
+    return f"{of['value']:.3f} ({of['low']:.3f} to {of['high']:.3f})"
 
 
 if __name__ == "__main__":
