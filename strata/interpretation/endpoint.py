@@ -99,7 +99,6 @@ def endpoint_writer(model: str, patience: Patience, kept: Replies) -> Writer:
     async def ask(client: "AsyncClient", prompt: Chat, limit: int) -> str | None:
         """Return the reply to one prompt, kept or new; None if there is no chat completion."""
         request = {
-            "endpoint": endpoint.url,  # another server may call another model the same
             "model": model,
             "messages": messages(prompt),
             "temperature": 0,
