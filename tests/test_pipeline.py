@@ -447,8 +447,8 @@ def test_a_name_runs_the_report_alone_and_other_prompts_are_fetched(project: Pro
 
     set_params(project.folder, {"evaluate.tasks.regimes": ["normal", "ood"]})
     stale = {name.partition("@")[0] for name in json.loads(project.dvc("status", "--json"))}
-    assert stale == {"fetch_tasks", "evaluate"}
     project.git("checkout", "-q", "HEAD", "--", "params.yaml")
+    assert stale == {"select", "fetch_tasks", "evaluate", "track"}
     assert project.dvc("status").strip() == "Data and pipelines are up to date."
 
 
