@@ -2,10 +2,9 @@
 
 Each variant is trained with the run's own knobs but for those that it names, on the same rows with the same seed, and
 so are its twins, where they are asked for. All are probed by the tasks of the run, and stand beside the run's own SAEs
-and twins, and beside the dictionary of latents that come again. A variant may name several knobs of `train`, and `cut`:
-to read no more than the first n latents, which of a matryoshka are its coarsest.
+and twins, and beside the dictionary of latents that come again. A variant may name several knobs of `train`.
 
-    python -m benchmarks.variants 9 /tmp/variants k=32 rule=matryoshka rule=matryoshka,cut=512
+    python -m benchmarks.variants 9 /tmp/variants k=32 rule=matryoshka
 """
 
 import argparse
@@ -57,20 +56,6 @@ def named(word: str) -> dict[str, Any]:
     return params.parse_yaml("\n".join(f"{key}: {value}" for key, _, value in pairs), Path(word))
 
 
-def only_first(sae: SAE, latents: int) -> SAE:
-    """Keep the first ``latents`` of an SAE whose codes do not depend on the others."""
-    if sae.threshold is None:
-        raise BadInput("cut needs an SAE with thresholds: of topk each latent depends on all others")
-    return SAE(
-        encoder=sae.encoder[:latents].contiguous(),
-        b_enc=sae.b_enc[:latents].contiguous(),
-        decoder=sae.decoder[:latents].contiguous(),
-        b_dec=sae.b_dec,
-        k=None,
-        threshold=sae.threshold[:latents].contiguous(),
-    )
-
-
 def trained(
     change: dict[str, Any], twin: Twin | None, activations: Activations, settings: Settings, work: Path
 ) -> tuple[SAE, dict[str, Any]]:
@@ -78,8 +63,6 @@ def trained(
 
     ``settings``: how the run trained its own. Returns it with what it cost, and how well it reconstructs the test rows.
     """
-    change = dict(change)
-    cut = change.pop("cut", None)
     layer, size, targets, seed = activations.layer, activations.size, params.load("targets", Targets), settings.seed
     knobs = knobs_of(settings.section, settings.tuned, {**settings.by_layer, **change}, layer, size)
     folder = work / digest(knobs.model_dump(), targets.model_dump(), seed, twin, activations.meta)
@@ -92,7 +75,6 @@ def trained(
         disk.save(folder, fitted.best, {"seconds": round(time.perf_counter() - began)})
 
     sae, config = disk.load(folder)
-    sae = sae if cut is None else only_first(sae, cut)
     blocks = activations.blocks(*activations.split("test"))
     metrics = quality.reconstruction(sae.reconstruct, blocks, activations.scale, activations.median_norm)
     return sae, {"seconds": config["metadata"]["seconds"], **{name: metrics[name] for name in ("fvu_inlier", "l0")}}

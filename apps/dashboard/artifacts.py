@@ -20,6 +20,7 @@ from strata.measure.quality import OUTLIER
 from strata.pages.readable import inline, marked
 from strata.rows.shards import Activations, Contexts, open_activations, open_contexts
 from strata.run.door import BadInput
+from strata.run.files import absolute
 from strata.sae import disk
 from strata.sae.sae import SAE
 
@@ -72,7 +73,7 @@ class Project:
 
     def named(self) -> int:
         """Return a number that changes when a person names a latent. What was computed stays valid, but for names."""
-        labels = self.data.absolute().parent / FILE
+        labels = absolute(self.data).parent / FILE
         return labels.stat().st_mtime_ns if labels.exists() else 0
 
     def units(self, layer: int) -> list[str]:

@@ -1,10 +1,7 @@
 """Read the sizes of an imported SAE (`train.from`) from its `cfg.json`; no weight is read."""
 
-from os.path import expanduser
-from pathlib import Path
-
 from strata.run.files import read_json
-from strata.run.resume import main_root
+from strata.run.resume import places
 from strata.sae import disk
 from strata.training.knobs import Train
 
@@ -18,8 +15,7 @@ def with_imported_sizes(knobs: Train) -> Train:
     if knobs.from_ is None:
         return knobs
 
-    folder = expanduser(knobs.from_.folder)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
-    paths = [root / folder / disk.CONFIG for root in (Path(), main_root())]
+    paths = [place / disk.CONFIG for place in places(knobs.from_.folder)]
     path = next((path for path in paths if path.is_file()), None)
     config = read_json(path) if path else None
     config = config if isinstance(config, dict) else {}

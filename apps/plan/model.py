@@ -15,7 +15,7 @@ from strata.corpus import read
 from strata.corpus.knobs import LM
 from strata.lm.model import loading_errors, reason
 from strata.run.door import BadInput
-from strata.run.resume import main_root
+from strata.run.resume import places
 
 BLOCK_SQUARES = 12  # parameters of a block ÷ width²: 4 for attention, 8 for an MLP that is four times as wide
 
@@ -110,7 +110,7 @@ def local(source: str) -> Path | None:
 
     A GGUF file does not count: its sizes are known only after fetch has unpacked it.
     """
-    return next((path for path in (Path(source).expanduser(), main_root() / source) if path.is_dir()), None)
+    return next((path for path in places(source) if path.is_dir()), None)
 
 
 def told(width: int, blocks: int, parameters: int) -> Model:

@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from apps.git import git, utf8
 from strata.run.door import BadInput
 from strata.run.params import parse_yaml
 
@@ -16,11 +16,11 @@ BACK = "`git checkout HEAD -- params.yaml`"
 
 def check() -> None:
     """Refuse a folder in which DVC cannot make an experiment, and say what to do."""
-    if not _git("rev-parse", "--git-dir"):
+    if not git("rev-parse", "--git-dir"):
         raise BadInput("this folder is in no git repository, which DVC needs for an experiment; clone Strata with git")
-    if not _git("rev-parse", "--verify", "-q", "HEAD"):
+    if not git("rev-parse", "--verify", "-q", "HEAD"):
         raise BadInput("nothing is committed here yet, and an experiment needs a commit; `git add -A && git commit`")
-    if unmerged := _git("diff", "--name-only", "--diff-filter=U"):
+    if unmerged := git("diff", "--name-only", "--diff-filter=U"):
         raise BadInput(f"git is in the middle of a merge ({unmerged.split()[0]}); end it first, or `git merge --abort`")
 
     if twice := [path for path in _changed_twice() if path != str(PARAMS)]:
@@ -32,7 +32,7 @@ def check() -> None:
     missing = [
         f'git config --global user.{name} "{example}"'
         for name, example in (("name", "Your Name"), ("email", "you@example.org"))
-        if not _git("config", f"user.{name}") and not _by_environment(name)
+        if not git("config", f"user.{name}") and not _by_environment(name)
     ]
     if missing:
         raise BadInput(f"git does not know who you are, and an experiment needs that: {' && '.join(missing)}")
@@ -41,7 +41,7 @@ def check() -> None:
 def _changed_twice() -> list[str]:
     """List the files that are staged and have changed again since: commit, index and folder hold three versions."""
     # Lines `XY path`: X is the state of the index, Y that of the folder.
-    lines = (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    lines = (git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     return [line[3:] for line in lines if line[0] in "MARC" and line[1] in "MD"]
 
 
@@ -56,7 +56,7 @@ def base() -> str:
     If the file has the same values, its own text is returned, which may have other comments. Raises BadInput if the
     file has values that are in no commit and no experiment, because they would be lost.
     """
-    committed = _git("show", f"HEAD:./{PARAMS}")
+    committed = git("show", f"HEAD:./{PARAMS}")
     text = _of_the_file() if PARAMS.is_file() else ""
     if committed is None:
         raise BadInput(f"{PARAMS} is in no commit yet; `git add {PARAMS} && git commit`")
@@ -67,28 +67,18 @@ def base() -> str:
             f"{PARAMS} has changes that are in no commit and no experiment, and a recipe goes over what is committed: "
             f"commit them, say them again as -S KEY=VALUE, or put the file back ({BACK})"
         )
-    return _checked(committed, f"{PARAMS} of the last commit")
+    return utf8(committed, f"{PARAMS} of the last commit")
 
 
 def committed() -> str:
     """Return the text of params.yaml in the last commit; if there is none, that of the file. Raises BadInput."""
-    text = _git("show", f"HEAD:./{PARAMS}")
-    return _of_the_file() if text is None else _checked(text, f"{PARAMS} of the last commit")
+    text = git("show", f"HEAD:./{PARAMS}")
+    return _of_the_file() if text is None else utf8(text, f"{PARAMS} of the last commit")
 
 
 def _of_the_file() -> str:
     """Read the file params.yaml. Raises BadInput where it is not UTF-8."""
-    return _checked(PARAMS.read_text(encoding="utf-8", errors="surrogateescape"), str(PARAMS))
-
-
-def _checked(text: str, where: str) -> str:
-    """Return ``text``. Raises BadInput where bytes that are not UTF-8 stand in it as surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        line = text.count("\n", 0, error.start) + 1
-        raise BadInput(f"{where} holds text that is not UTF-8, on line {line}; save it as UTF-8") from None
-    return text
+    return utf8(PARAMS.read_text(encoding="utf-8", errors="surrogateescape"), str(PARAMS))
 
 
 def _values(text: str) -> object:
@@ -101,20 +91,20 @@ def _values(text: str) -> object:
 
 def _of_experiments() -> Iterator[str]:
     """Yield the text of params.yaml in each experiment. References of DVC that are of other kinds are passed over."""
-    lines = (_git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)") or "").splitlines()
+    lines = (git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)") or "").splitlines()
     for commit in {line.split()[1] for line in lines if EXPERIMENT.match(line)}:
-        if text := _git("show", f"{commit}:./{PARAMS}"):
+        if text := git("show", f"{commit}:./{PARAMS}"):
             yield text
 
 
 def free_name(name: str) -> str:
     """Return ``name``, with a number behind it if an experiment of this commit, or a queued one, has that name."""
-    head = (_git("rev-parse", "HEAD") or "").strip()
+    head = (git("rev-parse", "HEAD") or "").strip()
     taken = {
         line.rpartition("/")[2]
-        for line in (_git("for-each-ref", f"refs/exps/{head[:2]}/{head[2:]}", "--format=%(refname)") or "").split()
+        for line in (git("for-each-ref", f"refs/exps/{head[:2]}/{head[2:]}", "--format=%(refname)") or "").split()
     }
-    queued = _git("reflog", "show", "refs/exps/celery/stash", "--format=%gs") or ""
+    queued = git("reflog", "show", "refs/exps/celery/stash", "--format=%gs") or ""
     taken |= {line.rpartition(":")[2] for line in queued.splitlines()}
     taken |= {name.rpartition("-")[0] for name in taken}  # a sweep calls its experiments sweep-1, sweep-2 …
 
@@ -126,13 +116,4 @@ def free_name(name: str) -> str:
 
 def unstage() -> None:
     """Take params.yaml out of git's index, where DVC puts it. The file itself stays as it is."""
-    _git("reset", "-q", "--", str(PARAMS))
-
-
-def _git(*words: str) -> str | None:
-    """Run git and return its output; None if it fails. Bytes that are not UTF-8 become surrogates."""
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        raise BadInput("git is not installed; a recipe runs as an experiment of DVC, which needs it") from None
-    return done.stdout if done.returncode == 0 else None
+    git("reset", "-q", "--", str(PARAMS))

@@ -2,8 +2,6 @@
 
 import re
 import sys
-from os.path import expanduser
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from strata.measure import quality
 from strata.rows import batches
 from strata.rows.shards import Activations
 from strata.run.door import BadInput
-from strata.run.resume import main_root
+from strata.run.resume import places
 from strata.sae import disk
 from strata.sae.sae import SAE
 from strata.training.autoencoder import Autoencoder, Scale, fold
@@ -48,8 +46,7 @@ def load(given: From, rows: Activations) -> tuple[SAE, dict[str, Any]]:
 
     Raises BadInput where its bytes are not those that were pinned, or where its width or hook is not that of ``rows``.
     """
-    home = expanduser(given.folder)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
-    folder = next((place for place in (Path(home), main_root() / home) if (place / disk.CONFIG).is_file()), None)
+    folder = next((place for place in places(given.folder) if (place / disk.CONFIG).is_file()), None)
     if folder is None:
         raise BadInput(
             f"params.yaml: train.from names {given.folder}, which holds no {disk.CONFIG}; "

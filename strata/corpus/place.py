@@ -11,7 +11,7 @@ from pathlib import Path
 
 from strata.run.door import BadInput
 from strata.run.files import FULL, to_disk
-from strata.run.resume import main_root
+from strata.run.resume import places
 
 
 def find(source: str, suffixes: Collection[str]) -> Path | None:
@@ -24,10 +24,10 @@ def find(source: str, suffixes: Collection[str]) -> Path | None:
     try:
         if "\0" in source:
             raise ValueError("it holds the character NUL")
-        for path in (Path(source).expanduser(), main_root() / source):
+        for path in places(source):
             if path.exists():
                 return path
-    except (OSError, RuntimeError, ValueError) as error:  # too long; no such user's home (~name); NUL
+    except (OSError, ValueError) as error:  # too long; NUL
         reason = error.strerror if isinstance(error, OSError) else str(error)
         shown = repr(source[:60]) + " …" * (len(source) > 60)
         raise BadInput(f"{shown} cannot be looked for as a file: {reason}; params.yaml names it as a source") from None

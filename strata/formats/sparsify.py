@@ -6,13 +6,12 @@ with encoder.weight and W_dec both (latent, width).
 """
 
 import re
-from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from strata.formats.found import Found, configuration, read_tensors, sae_of, take, top, whole
 from strata.run.door import BadInput
-from strata.run.files import read_json, write_json, write_tensors
+from strata.run.files import absolute, read_json, write_json, write_tensors
 from strata.sae.sae import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -59,7 +58,7 @@ def _place(folder: Path) -> dict[str, Any]:
         return configuration(folder / OURS)
 
     metadata: dict[str, Any] = {}
-    folder = Path(normpath(folder.absolute()))  # not resolved, because the hub's cache consists of links
+    folder = absolute(folder)  # the hub's cache consists of links
     hookpoint = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)((?:\.\w+)?)$", folder.name)  # layers.3.mlp
     if hookpoint and hookpoint.group(2) in HOOKS:
         metadata["hook_name"] = f"blocks.{hookpoint.group(1)}.hook_{HOOKS[hookpoint.group(2)]}"

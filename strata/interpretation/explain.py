@@ -31,7 +31,7 @@ from strata.interpretation.writers import Fits, Replies, Writer, endless, room, 
 from strata.lm.model import LanguageModel, load
 from strata.run.door import BadInput
 from strata.run.files import sha256
-from strata.run.resume import main_root
+from strata.run.resume import places
 from strata.weights.unpacked import unpacked
 
 EXPLANATION_TOKENS = 24  # limit of a reply that explains
@@ -85,8 +85,8 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
 
     if params.model != "lm":
         source = str(params.model)
-        places = (Path(source).expanduser(), main_root() / source)
-        folder = unpacked(source) if kind == "package" else next((path for path in places if path.is_dir()), None)
+        local = next((path for path in places(source) if path.is_dir()), None)
+        folder = unpacked(source) if kind == "package" else local
         dtype, device = (lm.model.dtype, lm.device) if lm else (fast_dtype(CPU), CPU)
         lm = load(folder or source, dtype, device, local_files_only=True)
 

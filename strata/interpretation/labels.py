@@ -6,7 +6,6 @@ their order, their comments and their line ends as they are, but for a comment b
 """
 
 import json
-import os
 import re
 import sys
 import unicodedata
@@ -18,6 +17,7 @@ from pathlib import Path
 from strata.interpretation.read import Latents, open_latents
 from strata.run import params
 from strata.run.door import BadInput
+from strata.run.files import absolute
 
 FILE = "labels.yaml"
 LONGEST = 80  # characters of a name
@@ -37,10 +37,10 @@ def key(layer: int, decoder_hash: str) -> str:
 
 def open_named(folder: Path) -> Latents:
     """Open `data/latents/<L>/` with what stands beside it: `data/explained/<L>/`, if explain ran, and `labels.yaml`."""
-    data = Path(os.path.normpath(folder.absolute())).parent.parent
-    explained = data / "explained" / folder.name
+    place = absolute(folder)
+    explained = place.parent.parent / "explained" / place.name
     latents = open_latents(folder, explained if (explained / "meta.json").exists() else None)
-    return named(latents, data.parent / FILE)
+    return named(latents, place.parents[2] / FILE)
 
 
 def named(latents: Latents, path: Path) -> Latents:

@@ -53,6 +53,16 @@ def main_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
+def places(word: str) -> tuple[Path, Path]:
+    """Return where the path ``word`` of a user may be: as it is named, and in the user's own checkout.
+
+    A queued experiment of DVC runs in a workspace without the user's untracked files. `~` is the user's home. A name
+    behind it that is no user's stays as it is, and nothing is there.
+    """
+    path = os.path.expanduser(word)  # noqa: PTH111 - that of Path raises where there is no such user
+    return Path(path), main_root() / path
+
+
 def code_hash() -> str:
     """Hash the syntax trees of this project's modules that are loaded now."""
     digest = hashlib.sha256()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from strata.measure.quality import OUTLIER
 from strata.rows.batches import Rows, Shuffled, blocks, check_held_out, shortened
 from strata.run.door import BadInput
 from strata.run.files import sha256
-from strata.run.resume import main_root
+from strata.run.resume import places
 from strata.sae.sae import SAE, threshold_for
 from strata.training.autoencoder import Autoencoder, Scale
 from strata.training.fit import Fitted, Judgement, fit
@@ -148,9 +147,7 @@ def given(encoder: Given, shape: tuple[int, ...], scale: Scale) -> tuple[Tensor,
 
     Raises BadInput where there is no such file, or its bytes or its ``shape`` (latent, width) are others.
     """
-    # A queued experiment of DVC runs in a copy; main_root() is the user's own checkout.
-    file = expanduser(encoder.file)  # noqa: PTH111 - that of Path refuses ~name where there is no such user
-    path = next((path for path in (Path(file), main_root() / file) if path.is_file()), None)
+    path = next((path for path in places(encoder.file) if path.is_file()), None)
     if path is None:
         raise BadInput(f"params.yaml: train.encoder names {encoder.file}, which is no file")
     if (actual_hash := sha256(path)) != encoder.sha256:
