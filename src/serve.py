@@ -4,8 +4,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from apps.serve.app import Gate, make_app
+from apps.serve.app import make_app
 from apps.serve.explainer import Explainer, open_explainer
+from apps.serve.guard import Gate
 from apps.serve.listening import config, is_loopback
 from strata import sentences
 from strata.device.machine import Machine, start

@@ -28,7 +28,7 @@ from test_extract import FACTS, corpus, extract, knobs
 from uvicorn import Server
 
 from apps.serve import app as server
-from apps.serve import listening
+from apps.serve import guard, listening
 from apps.serve.explainer import Explainer, open_explainer
 from benchmarks import fuzzing
 from strata import sentences
@@ -248,7 +248,7 @@ def test_random_bodies_never_break_it(explainer: Explainer) -> None:
 
 
 def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
-    answer = client.post("/explain", content=b" " * (server.BODY + 1), headers={"content-type": "application/json"})
+    answer = client.post("/explain", content=b" " * (guard.BODY + 1), headers={"content-type": "application/json"})
     assert answer.status_code == 413
     chunks = (b" " * 2**20 for _ in range(40))  # it does not say how long it is
     assert client.post("/encode", content=chunks).status_code == 413
@@ -324,14 +324,14 @@ def test_a_page_elsewhere_cannot_ask_by_a_name_of_its_own(explainer: Explainer, 
 
 def test_pages_need_nothing_from_elsewhere(client: TestClient) -> None:
     """Neither page loads anything but from this server: there may be no internet."""
-    for path in ("/", "/docs"):
+    for path in ("/", "/live", "/docs", "/common.js", "/style.css"):
         page = client.get(path).text
-        assert re.findall(r"(?:src|href)\s*=\s*[\"'](?!openapi|docs|pages|\.)", page) == []
+        assert re.findall(r"(?:src|href)\s*=\s*[\"'](?!openapi|docs|pages|data:,|\./?)", page) == []
         assert "//" not in re.sub(r"^\s*//.*|\s//\s.*", "", page, flags=re.M), path
 
 
 def test_a_body_that_never_comes(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SECONDS", 0.05)
+    monkeypatch.setattr(guard, "SECONDS", 0.05)
     said: list[Any] = []
 
     async def silence() -> Any:
@@ -357,8 +357,8 @@ def test_an_encoder_of_arrays_is_served(project: Path, explainer: Explainer, tmp
 
 def test_those_who_wait_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five at once, two are let in, one after the other."""
-    monkeypatch.setattr(server, "WAITING", 2)
-    gate, at_once = server.Gate(), []
+    monkeypatch.setattr(guard, "WAITING", 2)
+    gate, at_once = guard.Gate(), []
 
     def work() -> int:
         at_once.append(1)
@@ -381,7 +381,8 @@ def test_what_else_it_answers(client: TestClient) -> None:
     assert client.get("/latents/one").status_code == 422
     assert "Try a text" in client.get("/").text
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/explain", "/encode", "/latents/{latent}", "/health", "/metrics"}
+    requests = {"/explain", "/encode", "/generate", "/search", "/latents/{latent}", "/health", "/metrics"}
+    assert set(paths) == requests
     client.post("/explain", json={"text": "cat"})
     assert 'strata_requests_total{path="/explain",status="200"} 1.0' in client.get("/metrics").text
     assert "access-control-allow-origin" not in client.get("/health", headers={"origin": "http://elsewhere"}).headers
@@ -522,7 +523,7 @@ def test_a_thousand_that_say_nothing_lock_nobody_out(explainer: Explainer, begin
 
 
 def test_bodies_are_bounded_together(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODIES", 10_000)
+    monkeypatch.setattr(guard, "BODIES", 10_000)
     head = b"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n"
     with serving(server.make_app(explainer)) as port, connected(port, head + bytes(8000)) as holds:
         time.sleep(0.2)
@@ -580,7 +581,7 @@ def test_it_starts_in_an_empty_folder(project: Path, tmp_path: Path) -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert len(codes) == 200 and set(codes) <= {200, 503} and codes.count(200) >= server.WAITING // 2
+            assert len(codes) == 200 and set(codes) <= {200, 503} and codes.count(200) >= guard.WAITING // 2
             assert process.poll() is None
         finally:
             process.terminate()

@@ -1,239 +1,31 @@
-"""The HTTP server: what it accepts, how much of it, and what it answers. Bad input gets a 4xx and one sentence."""
+"""The HTTP server: its requests, and what it answers. Bad input gets a 4xx and one sentence."""
 
-import asyncio
-import hmac
-import re
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
 
 from apps.serve.explainer import Explainer, Read, strongest
-from apps.serve.listening import is_loopback
+from apps.serve.guard import Doorkeeper, Gate, problem
+from apps.serve.live import Desk
+from apps.serve.messages import REFUSALS, Codes, Encoded, Explained, Feature, Hit, Question, Text, Vectors, Write
+from apps.serve.search import Search
 from strata.pages.readable import shade
 from strata.run.door import BadInput
+from strata.steering.steer import columns
 
-PAGE, DOCS = (Path(__file__).with_name(name) for name in ("page.html", "docs.html"))
-OPEN = {"/", "/docs", "/openapi.json", "/health", "/metrics"}  # paths that need no token
-HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")
-CHARACTERS = 20_000  # of a text
-ROWS = 1024  # vectors of a request
-BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
-BODIES = 2**28  # bytes that the bodies of all requests may take in memory together
-WAITING = 64  # requests that may wait for the model; any more get a 503
-SECONDS = 30.0  # that a body may take to arrive
+HERE = Path(__file__).parent
+FILES = {"/": "page.html", "/live": "live.html", "/docs": "docs.html"}
+FILES |= {f"/{name}": name for name in ("style.css", "common.js")}
 SHADES = 10  # of a token's colour
-LARGEST = 1.0e18  # number in a vector: its square is still finite in float32
-
-
-class Strict(BaseModel):
-    """A request's JSON, which must not have unknown keys."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Text(Strict):
-    """What to explain."""
-
-    text: str = Field(min_length=1, max_length=CHARACTERS)
-    top_n: int = Field(default=10, ge=1, le=256, description="latents in the answer, the strongest first")
-    html: bool = Field(default=False, description="also each latent's tokens as highlighted HTML")
-
-
-class Feature(BaseModel):
-    """One latent on a text."""
-
-    latent: int
-    strength: float = Field(description="its largest code")
-    name: str | None = Field(description="what it stands for, in few words; null where nothing beats chance")
-    explanation: str | None
-    balanced_accuracy: float | None = Field(description="of the explanation, on text that it was not made from")
-    chance: float | None = Field(description="the same with other latents' explanations")
-    html: str | None
-
-
-class Explained(BaseModel):
-    """``feature_scores``: latent -> its code on each of ``tokens``."""
-
-    tokens: list[str]
-    feature_scores: dict[str, list[float]]
-    feature_strengths: dict[str, float]
-    features: list[Feature]
-    unread_tokens: int
-
-
-T = TypeVar("T")
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-
-
-class Vectors(Strict):
-    """What to encode: activations as the model gives them."""
-
-    vectors: list[list[Number]] = Field(min_length=1, max_length=ROWS)
-
-
-class Codes(BaseModel):
-    """The active latents of one vector, and the code of each."""
-
-    latents: list[int]
-    values: list[float]
-
-
-class Encoded(BaseModel):
-    """The answer of /encode: codes for each vector, in the request's order."""
-
-    codes: list[Codes]
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": why}
-    for code, why in {
-        400: "no JSON",
-        401: "no token",
-        404: "not there",
-        413: "too large",
-        421: "another host's name",
-        422: "not usable",
-        503: "too many requests wait",
-    }.items()
-}
-
-
-class Gate:
-    """Let one request at a time use the model. Others wait; a request beyond WAITING is refused.
-
-    The model has a thread of its own. Each thread that calls torch gets its own team of workers, and several teams on
-    the same cores slow each other down: an answer then took half as long again (benchmarks/serving.py).
-    """
-
-    def __init__(self) -> None:
-        self._inside, self.model = 0, ThreadPoolExecutor(1, "model")
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work()`` in the model's thread when its turn comes.
-
-        Raises HTTPException: 503 where too many wait, 422 with the sentence of a BadInput.
-        """
-        if self._inside >= WAITING:
-            raise HTTPException(503, "too many requests wait; try again soon", {"Retry-After": "1"})
-        self._inside += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.model, work)
-        except BadInput as refusal:
-            raise HTTPException(422, str(refusal)) from None
-        finally:
-            self._inside -= 1
-
-
-class Doorkeeper:
-    """Check a request before anything is done for it: its Host, its token, and the size of its body.
-
-    A body must arrive within SECONDS and have at most BODY bytes, even if it does not say how long it is. All bodies in
-    memory together have at most BODIES bytes. ``hosts``: names by which the server may be called, beside those of this
-    machine; None: any name.
-    """
-
-    def __init__(self, app: Any, token: str | None, hosts: frozenset[str] | None) -> None:
-        self.app, self.token, self.hosts = app, token, hosts
-        self.held = 0  # bytes of all bodies in memory
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        request, parts = Request(scope), []
-        refusal = self._wrong_host(request) or self._wrong_token(request)
-        try:
-            if refusal is None:
-                refusal = await asyncio.wait_for(self._take(receive, parts), SECONDS)
-        except TimeoutError:
-            refusal = problem(408, f"the body did not come within {SECONDS} s")
-
-        try:
-            if refusal is not None:
-                await refusal(scope, receive, send)
-            else:
-                await self.app(scope, _replayed(b"".join(parts), receive), send)
-        finally:
-            self.held -= sum(map(len, parts))
-
-    def _wrong_host(self, request: Request) -> JSONResponse | None:
-        """Refuse a Host that is not this server's.
-
-        A page elsewhere can let its own name point to this machine, and so read answers in a visitor's browser. The
-        browser then sends that name as the Host.
-        """
-        host = request.headers.get("host", "")
-        match = HOST.fullmatch(host)
-        name = match[1].rstrip(".").lower() if match else ""
-        if self.hosts is None or name in self.hosts or is_loopback(name):
-            return None
-        return problem(421, f"this server is not {host[:100]!r}; to let it go by that name, put it in STRATA_HOSTS")
-
-    def _wrong_token(self, request: Request) -> JSONResponse | None:
-        """Refuse a request without the server's token, except for the OPEN paths."""
-        if self.token is None or request.scope["path"] in OPEN:
-            return None
-
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(token.strip().encode("latin-1"), self.token.encode())  # headers come as latin-1
-        if scheme.lower() == "bearer" and same:
-            return None
-        challenge = {"WWW-Authenticate": "Bearer"}
-        return problem(401, "this server asks for its token as Authorization: Bearer", challenge)
-
-    async def _take(self, receive: Any, parts: list[bytes]) -> JSONResponse | None:
-        """Read a request's body into ``parts``, until it ends or exceeds a limit. Return the refusal, or None."""
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return problem(400, "the client has gone")  # nobody reads this answer
-            parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
-            self.held += len(parts[-1])
-
-            if size > BODY:
-                return problem(413, f"the body is larger than {BODY} bytes")
-            if self.held > BODIES:
-                return problem(503, "too many bodies wait; try again soon", {"Retry-After": "1"})
-        return None
-
-
-def _replayed(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
-    """Return an ASGI ``receive`` that gives the whole ``body`` once, and after that what ``receive`` gives."""
-    unread: bytes | None = body
-
-    async def receive_again() -> Any:
-        nonlocal unread
-        if unread is None:
-            return await receive()
-        message, unread = {"type": "http.request", "body": unread, "more_body": False}, None
-        return message
-
-    return receive_again
-
-
-def problem(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Answer with a ``status`` and one sentence that says ``why``."""
-    return JSONResponse({"detail": why}, status, headers)
 
 
 def make_app(
@@ -249,6 +41,7 @@ def make_app(
     by which a request may call the server, beside those of this machine; None: any name.
     """
     registry, gate = CollectorRegistry(), gate or Gate()
+    desk, search = Desk(explainer, gate), Search(explainer, gate)
     requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
     seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
     linked = pages is not None and pages.is_dir() and token is None  # a browser sends no token when it follows a link
@@ -280,11 +73,20 @@ def make_app(
 
     @app.post("/explain", **guarded)
     async def explain(given: Text) -> Explained:
-        return await gate.run(lambda: explained(explainer, explainer.read(given.text), given))
+        return await gate.run(lambda: explained(explainer, given))
 
     @app.post("/encode", **guarded)
     async def encode(given: Vectors) -> Encoded:
         return await gate.run(lambda: encoded(explainer, given.vectors))
+
+    @app.post("/generate", **guarded | {"response_class": Response})
+    async def generate(given: Write) -> StreamingResponse:
+        """The answer is a line of JSON for the prompt, one for each token that is written, and one for the end."""
+        return StreamingResponse(await desk.lines(given), media_type="application/x-ndjson")
+
+    @app.post("/search", **guarded)
+    async def find(given: Question) -> list[Hit]:
+        return await search.find(given)
 
     @app.get("/latents/{latent}", **guarded, response_model=dict[str, Any])
     def latent(latent: int) -> dict[str, Any]:
@@ -298,26 +100,35 @@ def make_app(
     def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> str:
-        return PAGE.read_text(encoding="utf-8")
-
-    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    def docs() -> str:
-        return DOCS.read_text(encoding="utf-8")
+    for path, name in FILES.items():
+        app.get(path, include_in_schema=False)(_file(name))
 
     if linked:
         app.mount("/pages", StaticFiles(directory=str(pages), html=True))
     return app
 
 
-def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
-    """Return the answer of /explain. ``found``: the codes of the text of ``given``, the request."""
+def _file(name: str) -> Callable[[], FileResponse]:
+    """Return what answers a request for one of FILES."""
+
+    def answer() -> FileResponse:
+        return FileResponse(HERE / name)
+
+    return answer
+
+
+def explained(explainer: Explainer, given: Text) -> Explained:
+    """Return the answer of /explain."""
+    found = explainer.read(given.text)
     rows = strongest(found, given.top_n)
+    words, by_word = _by_word(explainer, given, found, [latent for latent, _, _ in rows])
+
     features = []
     for latent, strength, codes in rows:
         explanations = explainer.explanations.get(latent) or [{}]
         best_explanation = explanations[0]
+        # A sentence has one code, so its words are marked by what each does to that code.
+        marked = (found.tokens, codes) if words is None else (words, by_word[latent])
         features.append(
             Feature(
                 latent=latent,
@@ -326,7 +137,7 @@ def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
                 explanation=best_explanation.get("text"),
                 balanced_accuracy=best_explanation.get("balanced_accuracy"),
                 chance=best_explanation.get("balanced_accuracy_chance"),
-                html=highlighted(found.tokens, codes, strength) if given.html else None,
+                html=highlighted(*marked, strength) if given.html else None,
             )
         )
 
@@ -336,17 +147,39 @@ def explained(explainer: Explainer, found: Read, given: Text) -> Explained:
         feature_strengths={str(latent): strength for latent, strength, _ in rows},
         features=features,
         unread_tokens=found.left,
+        words=words,
+        word_scores=None if words is None else {str(latent): by_word[latent] for latent, _, _ in rows},
     )
+
+
+def _by_word(
+    explainer: Explainer, given: Text, found: Read, latents: list[int]
+) -> tuple[list[str] | None, dict[int, list[float]]]:
+    """Leave each word of a text out, and return the words, and latent -> by how much its code falls without each.
+
+    No words, where the request wants none or the model reads tokens.
+    """
+    if not given.words or explainer.sentence is None or not latents:
+        return None, {}
+    words, codes = explainer.without_words(given.text)
+    chosen = torch.tensor(latents)
+    falls = columns(found.codes, chosen) - columns(codes, chosen)  # (1, latent) - (word, latent)
+    return words, dict(zip(latents, falls.T.tolist(), strict=True))
 
 
 def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
-    """Render tokens as HTML. One with a code is marked by its share of the ``strongest`` code. Texts are escaped."""
-    return "".join(
-        f'<mark class="a{shade(code, strongest, SHADES)}" title="{code:.3g}">{escape(token)}</mark>'
-        if code > 0
-        else escape(token)
-        for token, code in zip(tokens, codes, strict=True)
-    )
+    """Render tokens as HTML. One with a code is marked by its share of the ``strongest`` code. Texts are escaped.
+
+    A word may have a number below 0, where the latent is stronger without it.
+    """
+
+    def rendered(token: str, code: float) -> str:
+        if not code:
+            return escape(token)
+        kind = f"a{shade(code, strongest, SHADES)}" if code > 0 else "less"
+        return f'<mark class="{kind}" title="{code:.3g}">{escape(token)}</mark>'
+
+    return "".join(map(rendered, tokens, codes))
 
 
 def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+WORD = re.compile(r"\s*\S+\s*")  # all words together are the text
+PARTS = 64  # of a text that are left out, one after the other
 TOKENS = 4096  # of a text that are read; the answer says how many more there were
 
 
@@ -82,6 +85,34 @@ class Explainer:
         """Latent -> its name; one without is missing."""
         return self.latents.names() if self.latents else {}
 
+    @cached_property
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Each latent's largest code, 1 where it is not known, and its weight; (latents,) each."""
+        if self.latents is None:
+            return torch.ones(self.sae.latents), torch.ones(self.sae.latents)
+        table = self.latents.table("statistics", ["max", "density", "kept"])
+        assert table is not None, "interpret always writes it"
+        largest, density, kept = (torch.tensor(column.to_pylist()) for column in table.columns)
+        alive = kept & (largest > 0) & (density > 0)
+        rarity = -density.clamp(min=1e-9, max=1).log()
+        return largest.float(), torch.where(alive, rarity / largest.clamp(min=1e-30), 0.0).float()
+
+    @property
+    def weights(self) -> Tensor:
+        """What a latent's code is multiplied by to say how special it is to a text, (latents,).
+
+        -log(density) / its largest code; 0 for latents that the filters dropped. 1 for all where interpret did not run.
+        """
+        return self._known[1]
+
+    def largest_code(self, latent: int) -> float:
+        """Return the largest code of a latent that interpret saw; 1 where it did not run."""
+        return float(self._known[0][latent])
+
+    def share(self, latent: int, code: float) -> float | None:
+        """Return which share of its largest code a latent reaches; None where that is not known."""
+        return code / self.largest_code(latent) if self.latents is not None else None
+
     @torch.inference_mode()
     def read(self, text: str) -> Read:
         """Compute the codes of a text: a row for each token, or one row for a sentence model.
@@ -89,12 +120,8 @@ class Explainer:
         Raises BadInput where there is no model that reads texts, and for a text of special tokens alone.
         """
         if self.sentence is not None:
-            normalize = self.config["metadata"].get("strata", {}).get("normalize", True)
-            embedding = self.sentence.encode(
-                [text], normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
-            )
             unread = next(sentences.unread(self.sentence, [text]))
-            return Read([text], self.codes(embedding.to(torch.bfloat16)), unread)
+            return Read([text], self._codes_of_texts([text]), unread)
         if self.lm is None:
             raise BadInput("this SAE reads vectors, and there is no model that makes them of a text; use /encode")
 
@@ -106,6 +133,33 @@ class Explainer:
 
         rows = self.activations(ids[:TOKENS])[kept]
         return Read(pieces(self.lm.tokenizer, [ids[place] for place in kept]), self.codes(rows), len(ids[TOKENS:]))
+
+    def _codes_of_texts(self, texts: list[str]) -> Codes:
+        """Compute the codes of whole texts by the sentence model, a row each."""
+        assert self.sentence is not None
+        normalize = self.config["metadata"].get("strata", {}).get("normalize", True)
+        embeddings = self.sentence.encode(
+            texts, normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
+        )
+        return self.codes(embeddings.to(torch.bfloat16))
+
+    @torch.inference_mode()
+    def without_words(self, text: str) -> tuple[list[str], Codes]:
+        """Compute the codes of a text from which one word is left out, for each of its words; (word, latents).
+
+        Returns the words, with the spaces behind them, and the codes. A text of more than PARTS words is cut into that
+        many parts of neighbouring words.
+        """
+        words = WORD.findall(text)
+        parts = min(len(words), PARTS)
+        cuts = [len(words) * number // parts for number in range(parts + 1)]
+        pieces = ["".join(words[first:end]) for first, end in pairwise(cuts)]
+        return pieces, self._codes_of_texts(["".join(pieces[:n] + pieces[n + 1 :]) for n in range(parts)])
+
+    @property
+    def point(self) -> tuple[int, Hook]:
+        """The layer and the hook where the SAE reads."""
+        return _point(self.config)
 
     def activations(self, ids: Sequence[int]) -> Tensor:
         """Compute the activations of tokens, (token, width) bfloat16, in contexts as extract makes of one document."""
@@ -126,6 +180,12 @@ class Explainer:
                 forward_until(self.lm, layer, tokens=context[None].to(self.lm.device))
             rows.append(captured[layer][0, 1:].to("cpu", torch.bfloat16))
         return torch.cat(rows)[: len(ids)]
+
+    def last_activation(self, ids: Sequence[int]) -> Tensor:
+        """Compute the last row of :meth:`activations`, (1, width), of which only the last context is read."""
+        assert self.lm is not None
+        step = _context(self.config, self.lm) - 1
+        return self.activations(ids[(len(ids) - 1) // step * step :])[-1:]
 
     @torch.inference_mode()
     def codes(self, x: Tensor) -> Codes:

