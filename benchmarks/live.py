@@ -7,6 +7,7 @@ latents. Prints one JSON object of milliseconds.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,8 +66,8 @@ def _written(asked: Write) -> tuple[list[float], str]:
 
 def bare(sae: Path, lm: Path, latents: Path, asked: Write, rounds: int) -> list[float]:
     """Milliseconds of each step of the model alone, steered as asked for."""
-    start(Machine(device="cpu", threads=2, save_every=60))
-    explainer, times = open_explainer(sae, lm, latents), []
+    device = start(Machine(device="auto", threads=os.cpu_count() or 1, save_every=60))  # as src.serve does
+    explainer, times = open_explainer(sae, lm, latents, device), []
     with torch.inference_mode():
         for number in range(rounds + 1):
             writing = Writing(explainer, asked)

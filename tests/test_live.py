@@ -20,7 +20,7 @@ from apps.serve import app as server
 from apps.serve import live
 from apps.serve.explainer import Explainer
 from apps.serve.guard import Gate
-from apps.serve.live import Desk
+from apps.serve.live import Desk, Writing
 from apps.serve.messages import Question, Write
 from apps.serve.search import Search
 from strata import sentences
@@ -48,8 +48,10 @@ def lines(client: TestClient, **asked: Any) -> list[dict[str, Any]]:
 
 def read(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The tokens of the prompt, and those that were written."""
-    assert set(found[0]) == {"prompt"} and set(found[-1]) == {"end"}
-    return found[0]["prompt"], [line["token"] for line in found[1:-1]]
+    prompt, written = found[0]["prompt"], [line["token"] for line in found[1:-1]]
+    assert set(found[0]) == {"prompt"} and set(found[-1]) == {"end", "text"}
+    assert found[-1]["text"].replace(" ", "") == "".join(token["token"] for token in prompt + written).replace(" ", "")
+    return prompt, written
 
 
 def ids(tokens: list[dict[str, Any]]) -> list[int]:
@@ -108,6 +110,24 @@ def test_the_most_special_come_first(explainer: Explainer, tmp_path: Path) -> No
     assert found[0].name is not None and found[0].share == pytest.approx(found[0].code / 8)
 
 
+def test_a_text_is_answered_in_either_order(explainer: Explainer, tmp_path: Path) -> None:
+    sae = random_sae(32)
+    few = replace(sae, **{part: getattr(sae, part)[:40] for part in ("encoder", "b_enc", "decoder", "threshold")})
+    known = replace(explainer, sae=few, latents=open_latents(planted(tmp_path / "9", 9)))
+    client = TestClient(server.make_app(known))
+    strength, special = (
+        client.post("/explain", json={"text": TEXT, "top_n": 40, "order": order}).json()
+        for order in ("strength", "special")
+    )
+    assert special == client.post("/explain", json={"text": TEXT, "top_n": 40}).json(), "it is the default"
+    active = {int(latent): value for latent, value in strength["feature_strengths"].items()}
+    assert [row["latent"] for row in strength["features"]] == sorted(active, key=lambda latent: -active[latent])
+    assert {3, 7} <= active.keys() and special["left_out"] == 2 and strength["left_out"] == 0
+    rank = {latent: value * float(known.weights[latent]) for latent, value in active.items()}
+    kept = sorted(active.keys() - {3, 7}, key=lambda latent: -rank[latent])
+    assert [row["latent"] for row in special["features"]] == kept
+
+
 def test_what_is_drawn_depends_on_the_seed_alone(explainer: Explainer) -> None:
     client = TestClient(server.make_app(explainer))
     texts = [ids(read(lines(client, temperature=3.0, seed=seed))[1]) for seed in (1, 1, 2)]
@@ -162,13 +182,39 @@ def test_too_many_texts_at_once(explainer: Explainer, monkeypatch: pytest.Monkey
         ({"steer": {str(j): 1.0 for j in range(17)}}, "steer: "),
         ({"temperature": -1}, "temperature: "),
         ({"seed": -1}, "seed: "),
-        ({"text": "cat " * 60}, "the prompt has 60 tokens; with 12 to write it may have 51"),  # GPT-2's 64 positions
+        ({"text": "cat " * 60}, "the model reads 64 tokens at the most: BOS, 60 of the prompt, and not 12 more"),
+        ({"text": "cat " * 2000}, "the prompt has 2000 tokens; it may have 1024"),
         ({"other": 1}, "other: "),
     ],
 )
 def test_bad_requests_are_told_why(explainer: Explainer, asked: dict[str, Any], why: str) -> None:
     answer = TestClient(server.make_app(explainer)).post("/generate", json={"text": TEXT, "tokens": 12, **asked})
     assert answer.status_code == 422 and why in answer.json()["detail"]
+
+
+def test_predictions_that_are_not_finite_end_the_text(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer has begun, so that it ends with a sentence; a temperature near 0 is no reason to end."""
+    client = TestClient(server.make_app(explainer))
+    greedy, cold = (ids(read(lines(client, temperature=temperature))[1]) for temperature in (0, 1e-300))
+    assert greedy == cold
+
+    monkeypatch.setattr(live, "logits", lambda lm, states: torch.full((1, len(VOCABULARY)), torch.nan))
+    found = lines(client)
+    assert len(found) == 2 and "steer less" in found[-1]["end"]
+
+
+def test_a_dead_latent_is_refused(explainer: Explainer, tmp_path: Path) -> None:
+    known = replace(explainer, latents=open_latents(planted(tmp_path / "9", 9)))
+    answer = TestClient(server.make_app(known)).post("/generate", json={"text": TEXT, "steer": {"7": 1.0}})
+    assert answer.status_code == 422 and "latent 7 is dead" in answer.json()["detail"]
+
+
+def test_a_page_elsewhere_cannot_post(explainer: Explainer) -> None:
+    """A browser sends a form of another page without asking, but not as JSON."""
+    client = TestClient(server.make_app(explainer))
+    for path, body in (("/generate", {"text": TEXT}), ("/explain", {"text": TEXT}), ("/search", {"query": "cat"})):
+        for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            assert client.post(path, content=json.dumps(body).encode(), headers=kind).status_code == 422
 
 
 def test_without_a_language_model(explainer: Explainer) -> None:
@@ -194,6 +240,7 @@ def test_each_word_of_a_sentence_is_left_out() -> None:
     many = client.post("/explain", json={"text": "word " * 200, "words": True}).json()
     assert len(many["words"]) == 64 and "".join(many["words"]) == "word " * 200
     assert client.post("/explain", json={"text": text}).json()["words"] is None
+    assert client.post("/explain", json={"text": " \n ", "words": True}).json()["words"] is None
 
 
 def test_latents_are_found_by_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +262,13 @@ def test_latents_are_found_by_meaning(tmp_path: Path, monkeypatch: pytest.Monkey
     assert again[0].latent == 30 and kept.stat().st_mtime_ns == written
     assert client.post("/search", json={"query": ""}).status_code == 422
 
+    renamed = replace(explainer, latents=replace(latents, names_by_people={3: "animals at sea"}))
+    found = asyncio.run(Search(renamed, Gate()).find(Question(query="whales and dolphins")))
+    assert found[0].latent == 3 and len(list((tmp_path / "cache/search").iterdir())) == 2
+    kept.write_bytes(kept.read_bytes()[:-9])  # a damaged cache is made anew
+    again = asyncio.run(Search(explainer, Gate()).find(Question(query="the judge and the lawyer")))
+    assert again[0].latent == 30 and kept.stat().st_mtime_ns > written
+
     alone = TestClient(server.make_app(replace(explainer, latents=None)))
     assert "no names" in alone.post("/search", json={"query": "months"}).json()["detail"]
 
@@ -226,7 +280,8 @@ def test_the_page_in_a_browser(explainer: Explainer, tmp_path: Path) -> None:
     """Write, go from token to token by keyboard, mark a latent, steer with it, and put a second text beside it."""
     if (binary := browser.path()) is None:
         pytest.skip("no Chromium is installed; CHROME_PATH may name one")
-    with serving(server.make_app(explainer)) as port:
+    far = replace(explainer, sae=replace(explainer.sae, decoder=20 * explainer.sae.decoder))  # a slider goes to 3
+    with serving(server.make_app(far)) as port:
         home = f"http://127.0.0.1:{port}"
         with browser.opened(binary, tmp_path / "profile", home) as page:
             page.size(1280, 900)
@@ -245,8 +300,13 @@ def test_the_page_in_a_browser(explainer: Explainer, tmp_path: Path) -> None:
                 assert page.run(chosen) == place
             assert page.run("document.querySelectorAll('.rows .bar').length") > 0
 
-            # A latent that is marked, and steered with; a second text beside the first.
+            # A latent that is marked, and one that is steered with; a second text beside the first is another text.
             page.run("document.querySelector('.rows .bar ~ button').click()")
+            assert page.run("document.querySelector('.rows [aria-pressed=true]') !== null")
+            page.run("document.querySelector('.rows .bar ~ button:last-child').click()")
+            assert page.run("document.querySelectorAll('input[type=range]').length") == 1
+            page.run("[...document.querySelectorAll('button')].find(b => b.textContent === 'Remove').click()")
+            assert page.run("document.querySelectorAll('input[type=range]').length") == 0
             assert (
                 page.run("[...document.querySelectorAll('.written span')].filter(s => s.style.background).length") > 0
             )
@@ -259,7 +319,8 @@ def test_the_page_in_a_browser(explainer: Explainer, tmp_path: Path) -> None:
             page.wait(
                 "[...document.querySelectorAll('.pane > [role=status]')].every(s => s.textContent.startsWith('End'))"
             )
-            assert page.run("document.querySelectorAll('.pane').length") == 2
+            texts = page.run("[...document.querySelectorAll('.written')].map(text => text.textContent)")
+            assert len(texts) == 2 and texts[0] != texts[1], "the slider changed nothing"
             for width in (1280, 390):
                 page.size(width, 900)
                 assert page.run("document.documentElement.scrollWidth") <= width
@@ -271,15 +332,23 @@ def test_the_page_in_a_browser(explainer: Explainer, tmp_path: Path) -> None:
                 assert page.run("document.documentElement.scrollWidth") <= 390 and page.complaints == []
 
 
-def test_a_reader_who_goes_away_stops_the_writing(explainer: Explainer) -> None:
-    gate = Gate()
-    with serving(server.make_app(explainer, gate=gate)) as port:
-        body = json.dumps({"text": "the cat", "tokens": 60 - 8}).encode()
+def test_a_reader_who_goes_away_stops_the_writing(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = Writing.step
+
+    def slow(writing: Writing) -> Any:
+        steps.append(1)
+        time.sleep(0.1)
+        return step(writing)
+
+    monkeypatch.setattr(Writing, "step", slow)
+    with serving(server.make_app(explainer)) as port:
+        body = json.dumps({"text": "the cat", "tokens": 50, "temperature": 3.0, "seed": 3}).encode()
         head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client = connected(port, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
         client.close()
-        end = time.monotonic() + 5
-        while gate._inside and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not gate._inside
+        time.sleep(0.5)
+        so_far = len(steps)
+        time.sleep(0.5)
+        assert len(steps) == so_far < 10

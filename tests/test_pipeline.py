@@ -14,12 +14,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -194,21 +195,29 @@ def text(documents: int = 160) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after its first `dvc repro`, which was killed in the middle of extract and started again."""
-    root = tmp_path_factory.mktemp("pipeline")
-    folder = root / "project"
-    for name in ("src", "stages", "strata"):
+def copied(folder: Path, *houses: str) -> None:
+    """Copy the code and what DVC reads into ``folder``. What Numba compiles is that of this checkout."""
+    for name in houses:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [folder / "strata", *(path for path in folder.glob("strata/**/*") if path.is_dir())]:
         cache = ROOT / path.relative_to(folder) / "__pycache__"
         cache.mkdir(exist_ok=True)
-        (path / "__pycache__").symlink_to(cache)  # what Numba compiles, other tests need too
+        (path / "__pycache__").symlink_to(cache)
     (folder / ".dvc").mkdir()
     for name in ("dvc.yaml", "params.yaml", "labels.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The project after its first `dvc repro`, which was killed in the middle of extract and started again.
+
+    After the kill its stages are forked from a process that has imported their libraries.
+    """
+    root = tmp_path_factory.mktemp("pipeline")
+    folder = root / "project"
+    copied(folder, "src", "stages", "strata")
     set_params(folder, PARAMS)
     save_tiny_lm(folder / "inputs" / "lm", "gpt2")
     (folder / "inputs" / "text.jsonl").write_text(text())
@@ -228,11 +237,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     output, _ = process.communicate()
     project.facts["killed"] = process.returncode, output
     project.facts["scratch"] = sorted(path.name for path in scratch.glob(f"extract-*/{LAYERS[0]}/*"))
-    project.facts["resumed"] = project.dvc("repro")
-    project.facts["base"] = project.commit("base")
-    project.facts["lock"] = (folder / "dvc.lock").read_bytes()
-    project.facts["hashes"] = project.hashes("data", "reports")
-    return project
+    with forked.python(root / "python", project.env) as project.env:
+        project.facts["resumed"] = project.dvc("repro")
+        project.facts["base"] = project.commit("base")
+        project.facts["lock"] = (folder / "dvc.lock").read_bytes()
+        project.facts["hashes"] = project.hashes("data", "reports")
+        yield project
 
 
 def test_a_killed_extract_goes_on_where_it_was(project: Project):

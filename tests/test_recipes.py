@@ -13,10 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import small
 import yaml
-from test_pipeline import Project, environment, ran
+from test_pipeline import Project, copied, environment, ran
 
 from apps.plan import speed
 from apps.plan.speed import Speed
@@ -638,26 +639,26 @@ cluster:
 @pytest.mark.slow
 def test_a_tiny_recipe_runs_to_its_end(tmp_path: Path):
     folder = tmp_path / "project"
-    for name in ("apps", "src", "stages", "strata"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / ".dvc").mkdir()
-    for name in ("dvc.yaml", "params.yaml", "labels.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
-        shutil.copyfile(ROOT / name, folder / name)
-    (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    copied(folder, "apps", "src", "stages", "strata")
     small.make(tmp_path)
     shutil.move(tmp_path / "lines.jsonl", folder)
     (folder / "tiny.yaml").write_text(TINY)
-    project = Project(folder, {**environment(tmp_path / "home"), "STRATA_TRACKING": "off"})
+    with forked.python(tmp_path / "python", {**environment(tmp_path / "home"), "STRATA_TRACKING": "off"}) as env:
+        _a_tiny_recipe_runs_to_its_end(Project(folder, env))
+
+
+def _a_tiny_recipe_runs_to_its_end(project: Project) -> None:
+    folder = project.folder
     project.git("init", "-q")
     project.commit("start")
 
     # A source that is missing is found by the third stage: params.yaml is as it was.
     missing = "fetch.corpus.sources=[{source: none.jsonl, vector: emb}]"
-    said = project.run(sys.executable, "-m", "src.run", "tiny.yaml", "-S", missing, code=255)
+    said = project.run("python", "-m", "src.run", "tiny.yaml", "-S", missing, code=255)
     assert "none.jsonl is missing" in said and ran(said)[-1] == "fetch_corpus"
     assert (folder / "params.yaml").read_text() == TEXT and "params.yaml" not in project.git("status", "--porcelain")
 
-    said = project.run(sys.executable, "-m", "src.run", "tiny.yaml", "-S", "train.k=3", "-S", "seed=1")
+    said = project.run("python", "-m", "src.run", "tiny.yaml", "-S", "train.k=3", "-S", "seed=1")
     assert ran(said)[-1] == "track" and "run: dvc exp run --name tiny -S " in said
     assert list(project.experiments()) == ["tiny"] and project.dvc("status").strip().endswith("up to date.")
     text = (folder / "params.yaml").read_text()
@@ -673,6 +674,6 @@ def test_a_tiny_recipe_runs_to_its_end(tmp_path: Path):
 
     (folder / "sweep.yaml").write_text(TINY + "evaluate:\n  seeds: choice(2, 3)\n")
     project.git("checkout", "-q", "HEAD", "--", "params.yaml")
-    said = project.run(sys.executable, "-m", "src.run", "sweep.yaml", "--queue", "-S", "train.k=3", "-S", "seed=1")
+    said = project.run("python", "-m", "src.run", "sweep.yaml", "--queue", "-S", "train.k=3", "-S", "seed=1")
     assert "Queued experiment 'sweep-1'" in said and "Queued experiment 'sweep-2'" in said
     assert (folder / "params.yaml").read_text() == TEXT

@@ -206,7 +206,7 @@ def test_bad_requests_are_told_why(client: TestClient, path: str, body: Any, cod
     "body",
     [b"", b"{", b"null", b'{"text": "\\ud800"}', b'{"text": NaN}', b'{"vectors": [[NaN]]}', b"\xff\xfe", b"[" * 9999],
 )
-@pytest.mark.parametrize("path", ["/explain", "/encode"])
+@pytest.mark.parametrize("path", ["/explain", "/encode", "/generate"])
 def test_what_is_no_json(client: TestClient, path: str, body: bytes) -> None:
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400, 422)
@@ -231,7 +231,7 @@ def test_random_bodies_never_break_it(explainer: Explainer) -> None:
             return "".join(random.choice(letters, random.integers(0, 40)))
         if pick in (6, 7):
             return [value(depth + 1) for _ in range(random.integers(0, 40))]
-        names = ("text", "top_n", "html", "vectors", "other")
+        names = ("text", "top_n", "html", "vectors", "tokens", "steer", "seed", "temperature", "other")
         return {str(random.choice(names)): value(depth + 1) for _ in range(random.integers(0, 4))}
 
     statuses: dict[int, int] = {}
@@ -242,7 +242,9 @@ def test_random_bodies_never_break_it(explainer: Explainer) -> None:
             body = {"text": value(3), "top_n": value(3)}
         elif number % 4 == 1:
             body = {"vectors": [[float(x) for x in random.standard_normal(32) * 10.0 ** random.integers(0, 25)]]}
-        code = client.post(("/explain", "/encode")[number % 2], json=body).status_code
+        code = client.post(
+            ("/explain", "/encode", "/explain", "/encode", "/generate")[number % 5], json=body
+        ).status_code
         statuses[code] = statuses.get(code, 0) + 1
     assert set(statuses) <= {200, 422} and statuses[200] > 30, statuses
 

@@ -9,7 +9,7 @@ import torch
 from apps.dashboard.marks import marks
 from apps.dashboard.view import View
 from apps.dashboard.widgets import csv, kept, slider
-from apps.serve.explainer import Explainer, Read, open_explainer, strongest
+from apps.serve.explainer import Explainer, Read, left_out, open_explainer, ranked
 from strata.device.machine import CPU
 from strata.pages.readable import number
 from strata.run.door import BadInput
@@ -32,12 +32,17 @@ def show(view: View) -> None:
         st.error(str(refusal))
         return
 
-    active = len(read.codes.pattern.latents.unique())
+    dropped = left_out(explainer, read)
+    active = len(read.codes.pattern.latents.unique()) - dropped
     if not active:
-        st.info("No latent is active.")
+        st.info("No latent is active." if not dropped else "All latents that are active were dropped by the filters.")
         return
     most = slider("Latents", 1, min(50, active), 10, "top")
-    rows = view.now(lambda: strongest(read, most))
+    rows = view.now(lambda: ranked(explainer, read, most))
+    st.caption(
+        "The latents that are most special to this text stand first: rare ones whose code is large for them."
+        + (f" {dropped} active latents are left out, which the filters dropped." if dropped else "")
+    )
     names = explainer.names
 
     if len(read.tokens) > 1:

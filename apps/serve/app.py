@@ -13,10 +13,10 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
-from apps.serve.explainer import Explainer, Read, strongest
+from apps.serve.explainer import Explainer, Read, left_out, ranked
 from apps.serve.guard import Doorkeeper, Gate, problem
 from apps.serve.live import Desk
-from apps.serve.messages import REFUSALS, Codes, Encoded, Explained, Feature, Hit, Question, Text, Vectors, Write
+from apps.serve.messages import REFUSALS, Codes, Encoded, Explained, Feature, Hit, Line, Question, Text, Vectors, Write
 from apps.serve.search import Search
 from strata.pages.readable import shade
 from strata.run.door import BadInput
@@ -25,6 +25,7 @@ from strata.steering.steer import columns
 HERE = Path(__file__).parent
 FILES = {"/": "page.html", "/live": "live.html", "/docs": "docs.html"}
 FILES |= {f"/{name}": name for name in ("style.css", "common.js")}
+LINES = "one for the prompt, one for each token that is written, and one for the end, as application/x-ndjson"
 SHADES = 10  # of a token's colour
 
 
@@ -43,7 +44,7 @@ def make_app(
     registry, gate = CollectorRegistry(), gate or Gate()
     desk, search = Desk(explainer, gate), Search(explainer, gate)
     requests = Counter("strata_requests", "requests", ["path", "status"], registry=registry)
-    seconds = Histogram("strata_request_seconds", "time to answer", ["path"], registry=registry)
+    seconds = Histogram("strata_request_seconds", "time until an answer begins", ["path"], registry=registry)
     linked = pages is not None and pages.is_dir() and token is None  # a browser sends no token when it follows a link
 
     about = "Which latents of a sparse autoencoder a text activates."
@@ -79,7 +80,7 @@ def make_app(
     async def encode(given: Vectors) -> Encoded:
         return await gate.run(lambda: encoded(explainer, given.vectors))
 
-    @app.post("/generate", **guarded | {"response_class": Response})
+    @app.post("/generate", response_class=Response, responses={200: {"model": Line, "description": LINES}, **REFUSALS})
     async def generate(given: Write) -> StreamingResponse:
         """The answer is a line of JSON for the prompt, one for each token that is written, and one for the end."""
         return StreamingResponse(await desk.lines(given), media_type="application/x-ndjson")
@@ -112,7 +113,7 @@ def _file(name: str) -> Callable[[], FileResponse]:
     """Return what answers a request for one of FILES."""
 
     def answer() -> FileResponse:
-        return FileResponse(HERE / name)
+        return FileResponse(HERE / name, headers={"Cache-Control": "no-cache"})  # the files belong together
 
     return answer
 
@@ -120,7 +121,7 @@ def _file(name: str) -> Callable[[], FileResponse]:
 def explained(explainer: Explainer, given: Text) -> Explained:
     """Return the answer of /explain."""
     found = explainer.read(given.text)
-    rows = strongest(found, given.top_n)
+    rows = ranked(explainer, found, given.top_n, given.order)
     words, by_word = _by_word(explainer, given, found, [latent for latent, _, _ in rows])
 
     features = []
@@ -147,6 +148,7 @@ def explained(explainer: Explainer, given: Text) -> Explained:
         feature_strengths={str(latent): strength for latent, strength, _ in rows},
         features=features,
         unread_tokens=found.left,
+        left_out=left_out(explainer, found) if given.order == "special" else 0,
         words=words,
         word_scores=None if words is None else {str(latent): by_word[latent] for latent, _, _ in rows},
     )
@@ -159,7 +161,7 @@ def _by_word(
 
     No words, where the request wants none or the model reads tokens.
     """
-    if not given.words or explainer.sentence is None or not latents:
+    if not given.words or explainer.sentence is None or not latents or not given.text.strip():
         return None, {}
     words, codes = explainer.without_words(given.text)
     chosen = torch.tensor(latents)

@@ -7,7 +7,7 @@ async function asked(path, given, signal) {
   const headers = {"Content-Type": "application/json"}, token = at("token")?.value;
   if (token) headers.Authorization = `Bearer ${token}`;
   const answer = await fetch(path, {method: "POST", headers, body: JSON.stringify(given), signal});
-  if (!answer.ok) throw new Error((await answer.json()).detail);
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? `${answer.status} ${answer.statusText}`);
   return answer;
 }
 
@@ -23,11 +23,11 @@ function hit(found, ...more) {
 }
 
 // Fills the list `into` with what /search finds.
-async function search(query, into, say, row = hit) {
+async function search(query, into, say, top_n, row = hit) {
   say.className = "";
   say.textContent = "looking… (the first time, all latents are read: up to a minute)";
   try {
-    const found = await (await asked("search", {query})).json();
+    const found = await (await asked("search", {query, top_n})).json();
     into.replaceChildren(...found.map(latent => row(latent)));
     say.textContent = found.length ? "" : "Nothing is known of any latent.";
   } catch (error) {
@@ -41,4 +41,4 @@ fetch("health").then(answer => answer.json()).then(facts => {
   for (const link of document.querySelectorAll("[data-pages]")) link.hidden = !facts.pages;
   for (const link of document.querySelectorAll("[data-writes]")) link.hidden = facts.reads !== "tokens";
   document.dispatchEvent(new CustomEvent("facts", {detail: facts}));
-});
+}).catch(() => at("facts").textContent = "The server does not answer.");

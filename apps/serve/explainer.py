@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 WORD = re.compile(r"\s*\S+\s*")  # all words together are the text
 PARTS = 64  # of a text that are left out, one after the other
+Order = Literal["special", "strength"]
 TOKENS = 4096  # of a text that are read; the answer says how many more there were
 
 
@@ -46,6 +47,14 @@ class Read(NamedTuple):
     tokens: list[str]
     codes: Codes
     left: int
+
+
+class Seen(NamedTuple):
+    """A latent on a text: its largest code, and its code on each row."""
+
+    latent: int
+    strength: float
+    codes: list[float]
 
 
 @dataclass(frozen=True)
@@ -269,16 +278,27 @@ def _context(config: dict[str, Any], lm: LanguageModel) -> int:
     return min(size, lm.positions or size)
 
 
-def strongest(found: Read, most: int) -> list[tuple[int, float, list[float]]]:
-    """Return at most ``most`` latents by falling largest code: the latent, that code, and its code on each row."""
+def ranked(explainer: Explainer, found: Read, most: int, order: Order = "special") -> list[Seen]:
+    """Return at most ``most`` of the latents that are active on a text, in ``order``.
+
+    special: by how special they are to the text (:attr:`Explainer.weights`), without those that the filters dropped.
+    strength: all of them, by their largest code.
+    """
     values, pattern = found.codes.values, found.codes.pattern
     largest = torch.zeros(pattern.width).scatter_reduce(0, pattern.latents, values, "amax")  # (latents,)
+    rank = largest * explainer.weights if order == "special" else largest
 
-    ranked = []
-    for latent in map(int, np.argsort(-largest.numpy(), kind="stable")[:most]):
-        if largest[latent] > 0:
+    result = []
+    for latent in map(int, np.argsort(-rank.numpy(), kind="stable")[:most]):
+        if rank[latent] > 0:
             entries = pattern.latents == latent
             codes = torch.zeros(len(found.tokens))
             codes[pattern.row_of[entries]] = values[entries]
-            ranked.append((latent, float(largest[latent]), codes.tolist()))
-    return ranked
+            result.append(Seen(latent, float(largest[latent]), codes.tolist()))
+    return result
+
+
+def left_out(explainer: Explainer, found: Read) -> int:
+    """Count the active latents that the order "special" leaves out, because the filters of interpret dropped them."""
+    active = found.codes.pattern.latents.unique()
+    return int((explainer.weights[active] == 0).sum())

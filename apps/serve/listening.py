@@ -18,7 +18,7 @@ class Punctual(H11Protocol):
     """A connection of uvicorn's with deadlines.
 
     uvicorn itself waits for ever for the end of a request's headers, and for a client that does not read its answer.
-    Anyone can open such connections, because they need no token. A body has its own deadline (`apps/serve/app.py`).
+    Anyone can open such connections, because they need no token. A body has its own deadline (`apps/serve/guard.py`).
     """
 
     deadline: asyncio.TimerHandle | None = None
@@ -107,5 +107,6 @@ def config(app: Any, host: str, port: int) -> uvicorn.Config:
         log_level="warning",
         limit_concurrency=REFUSED,
         timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,  # seconds; a text that is being written may take minutes
         h11_max_incomplete_event_size=LONGEST_HEADERS,
     )

@@ -4,7 +4,7 @@ Codes are those that the pipeline would store of the text: each token is read in
 model that is not steered. So steering changes what is written, and not how it is read.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ class Desk:
         self._explainer, self._gate = explainer, gate
         self._writings = 0  # under way
 
-    async def lines(self, asked: Write) -> AsyncIterator[str]:
+    async def lines(self, asked: Write) -> AsyncGenerator[str, None]:
         """Begin a text, and return the lines of the answer: JSON of :class:`Line` each.
 
         Raises HTTPException: 503 where too many are being written, 422 where this one cannot be.
@@ -50,12 +50,12 @@ class Desk:
             yield _line(Line(prompt=await self._gate.run(writing.prompt)))
             while not isinstance(found := await self._gate.run(writing.step), str):
                 yield _line(Line(token=found))
-            yield _line(Line(end=found))
+            yield _line(Line(end=found, text=writing.text()))
         finally:  # also where nobody reads on
             self._writings -= 1
 
 
-async def _again(first: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+async def _again(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """Yield ``first``, which was read already, and then ``rest``.
 
     The answer has begun, so that a refusal on the way is its last line, and not its status.
@@ -108,11 +108,18 @@ class Writing:
             raise BadInput(reason)
 
         self._ids = self._lm.read([self._asked.text])[0]
-        most = min(PROMPT, (self._lm.positions or PROMPT + self._left + 1) - self._left - 1)
-        if len(self._ids) > most:
-            raise BadInput(f"the prompt has {len(self._ids)} tokens; with {self._left} to write it may have {most}")
-        if wrong := [latent for latent in self._asked.steer if not 0 <= latent < explainer.sae.latents]:
-            raise BadInput(f"steer: there is no latent {wrong[0]}; they are 0 to {explainer.sae.latents - 1}")
+        size, positions = len(self._ids), self._lm.positions
+        if size > PROMPT:
+            raise BadInput(f"the prompt has {size} tokens; it may have {PROMPT}")
+        if positions is not None and 1 + size + self._left > positions:
+            raise BadInput(
+                f"the model reads {positions} tokens at the most: BOS, {size} of the prompt, and not {self._left} more"
+            )
+        for latent in self._asked.steer:
+            if not 0 <= latent < explainer.sae.latents:
+                raise BadInput(f"steer: there is no latent {latent}; they are 0 to {explainer.sae.latents - 1}")
+            if explainer.largest_code(latent) <= 0:
+                raise BadInput(f"steer: latent {latent} is dead: nothing that interpret read makes it fire")
 
         self._next = [self._lm.bos, *self._ids]
         return self._tokens(self._ids, explainer.activations(self._ids)) if self._ids else []
@@ -130,6 +137,10 @@ class Writing:
         self._ids.append(chosen)
         self._next = [chosen]
         return self._tokens([chosen], self._explainer.last_activation(self._ids))[0]
+
+    def text(self) -> str:
+        """Return the prompt and what is written. A character may be made of several tokens, which say little alone."""
+        return str(self._lm.tokenizer.decode(self._ids, clean_up_tokenization_spaces=False))
 
     def _advance(self) -> Tensor:
         """Let the steered model read what it has not read yet; return the logits of the next token, (vocabulary,)."""
@@ -151,10 +162,15 @@ class Writing:
         return steer(self._lm, explainer.sae, changes, *explainer.point) if changes else nullcontext()
 
     def _choose(self, scores: Tensor) -> int:
-        """Return the likeliest token, or with a temperature one that is drawn."""
+        """Return the likeliest token, or with a temperature one that is drawn.
+
+        Raises BadInput where a score is not finite, which strong steering can do to a model in float16.
+        """
+        if not torch.isfinite(scores).all():
+            raise BadInput("the model's predictions are not finite any more; steer less")
         if not self._asked.temperature:
             return int(scores.argmax())
-        chances = (scores / self._asked.temperature).softmax(0)
+        chances = ((scores - scores.max()).double() / self._asked.temperature).softmax(0)
         return int(torch.multinomial(chances, 1, generator=self._random))
 
     def _tokens(self, ids: list[int], x: Tensor) -> list[Token]:

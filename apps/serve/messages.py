@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apps.serve.explainer import Order
+
 CHARACTERS = 20_000  # of a text
 ROWS = 1024  # vectors of a request
 LARGEST = 1.0e18  # number in a vector: its square is still finite in float32
@@ -19,7 +21,12 @@ class Text(Strict):
     """What to explain."""
 
     text: str = Field(min_length=1, max_length=CHARACTERS)
-    top_n: int = Field(default=10, ge=1, le=256, description="latents in the answer, the strongest first")
+    top_n: int = Field(default=10, ge=1, le=256, description="latents in the answer")
+    order: Order = Field(
+        default="special",
+        description="special: first those whose code is large for them and that are rare, without those that the "
+        "filters of interpret dropped; strength: all, by their largest code",
+    )
     html: bool = Field(default=False, description="also each latent's tokens as highlighted HTML")
     words: bool = Field(default=False, description="of a sentence model: also what each word does, by leaving it out")
 
@@ -47,6 +54,9 @@ class Explained(BaseModel):
     feature_strengths: dict[str, float]
     features: list[Feature]
     unread_tokens: int
+    left_out: int = Field(
+        description="active latents that the order leaves out, because the filters of interpret dropped them"
+    )
     words: list[str] | None = None
     word_scores: dict[str, list[float]] | None = None
 
@@ -79,7 +89,10 @@ class Write(Strict):
     text: str = Field(min_length=1, max_length=CHARACTERS, description="the beginning, which the model goes on with")
     tokens: int = Field(default=40, ge=1, le=512, description="to write")
     steer: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default={}, max_length=16, description="latent -> how much of its largest code is added at every token"
+        default={},
+        max_length=16,
+        description="latent -> how often its largest code is added to its code at every token that is not special; "
+        "where interpret did not run, 1 is added in place of the largest code",
     )
     temperature: float = Field(default=0.0, ge=0.0, le=10.0, description="0: always the likeliest token")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of what is drawn with a temperature")
@@ -91,8 +104,8 @@ class Light(BaseModel):
 
     latent: int
     code: float
-    share: float | None = Field(description="of its largest code; null where interpret did not run")
-    name: str | None
+    share: float | None = Field(default=None, description="of its largest code; missing where interpret did not run")
+    name: str | None = Field(default=None, description="missing where nothing beats chance")
 
 
 class Token(BaseModel):
@@ -107,7 +120,8 @@ class Line(BaseModel):
 
     prompt: list[Token] | None = None
     token: Token | None = None
-    end: str | None = None
+    end: str | None = Field(default=None, description="why the text ends")
+    text: str | None = Field(default=None, description="with the end: all of it, prompt included")
 
 
 class Question(Strict):

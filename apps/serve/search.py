@@ -7,8 +7,11 @@ The first query embeds all of them, which takes a while; the vectors are kept in
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +55,7 @@ class Search:
     def __init__(self, explainer: Explainer, gate: Gate) -> None:
         self._explainer, self._gate = explainer, gate
         self._index: Index | None = None
+        self._parts: list[NDArray[np.float32]] = []  # vectors of an index that is not finished
         self._model: SentenceTransformer | None = None
         self._opening = asyncio.Lock()
 
@@ -59,6 +63,8 @@ class Search:
         """Return the latents that are nearest to a query, the nearest first."""
         async with self._opening:  # those who come meanwhile wait for the first
             index = self._index = self._index or await self._opened()
+        if not index.texts:
+            return []
         (query,) = await self._gate.run(lambda: self._embed([asked.query]))
         return _hits(self._explainer, index, index.vectors @ query, asked.top_n)
 
@@ -69,19 +75,15 @@ class Search:
         """
         latents, by, texts, shown = await self._gate.run(lambda: _texts(self._explainer))
         key = hashlib.sha256("\0".join([EMBEDDER, str(fast_dtype(CPU)), *texts]).encode()).hexdigest()
-        kept = cache("search") / f"{key}.npy"
-        if kept.exists():
-            return Index(latents, by, texts, np.load(kept), shown)
-
-        parts = []
-        for first in range(0, len(texts), BATCH):
-            batch = texts[first : first + BATCH]
-            parts.append(await self._gate.run(lambda batch=batch: self._embed(batch)))
-        vectors = np.concatenate(parts)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".part.npy")
-        np.save(unfinished, vectors)
-        unfinished.replace(kept)
+        path = cache("search") / f"{key}.npy"
+        vectors = _kept(path, len(texts))
+        if vectors is None:
+            # A batch that is refused, because too many requests wait, leaves what was embedded before it.
+            while (first := len(self._parts) * BATCH) < len(texts):
+                batch = texts[first : first + BATCH]
+                self._parts.append(await self._gate.run(lambda batch=batch: self._embed(batch)))
+            vectors = np.concatenate([np.zeros((0, 0), np.float32)] if not texts else self._parts)
+            _keep(path, vectors)
         return Index(latents, by, texts, vectors, shown)
 
     def _embed(self, texts: list[str]) -> NDArray[np.float32]:
@@ -91,6 +93,23 @@ class Search:
             texts, batch_size=BATCH, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
         )
         return vectors.float().numpy()
+
+
+def _kept(path: Path, rows: int) -> NDArray[np.float32] | None:
+    """Return vectors that an earlier server kept at ``path``; None where there are none that can be read."""
+    with suppress(OSError, ValueError):
+        vectors = np.load(path, allow_pickle=False)
+        return vectors if len(vectors) == rows else None
+    return None
+
+
+def _keep(path: Path, vectors: NDArray[np.float32]) -> None:
+    """Keep vectors at ``path``. Where that cannot be written, the next server embeds anew."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            np.save(file, vectors)
+        Path(file.name).replace(path)
 
 
 def _texts(explainer: Explainer) -> tuple[NDArray[np.int64], list[str], list[str], dict[int, str]]:
