@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -352,3 +353,24 @@ def test_a_reader_who_goes_away_stops_the_writing(explainer: Explainer, monkeypa
         so_far = len(steps)
         time.sleep(0.5)
         assert len(steps) == so_far < 10
+
+
+def test_every_latent_has_a_page(explainer: Explainer, tmp_path: Path) -> None:
+    """The report wrote none of these: the server makes a page when it is asked for, and all links of it lead on."""
+    known = replace(explainer, latents=open_latents(planted(tmp_path / "latents/9", 9)))
+    reports = tmp_path / "reports/latents"
+    reports.mkdir(parents=True)
+    (reports / "latents.css").write_text("main { color: red; }")
+    client = TestClient(server.make_app(known, pages=reports))
+    assert client.get("/health").json()["pages"] and client.get("/health").json()["layer"] == 9
+    for latent in range(40):
+        page = client.get(f"/pages/9/{latent}.html")
+        assert page.status_code == 200 and f"<h1>Latent {latent}" in page.text
+        links = re.findall(r'href="(\d+\.html|index\.html[^"]*)"', page.text)
+        assert {"index.html"} < set(links) or latent == 7  # a dead latent has no neighbours
+        assert not [link for link in links if link.startswith("index.html#")], "a latent without a page"
+    assert '"pages":[' in client.get("/pages/9/").text and client.get("/pages/latents.css").status_code == 200
+    for path in ("/pages/9/40.html", "/pages/9/-1.html", "/pages/9/x.html", "/pages/3/1.html"):
+        assert client.get(path).status_code == 404
+    hidden = TestClient(server.make_app(known, pages=reports, token="secret"))
+    assert hidden.get("/pages/9/1.html", headers={"authorization": "Bearer secret"}).status_code == 404

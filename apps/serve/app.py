@@ -1,5 +1,6 @@
 """The HTTP server: its requests, and what it answers. Bad input gets a 4xx and one sentence."""
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from html import escape
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
@@ -17,6 +18,7 @@ from apps.serve.explainer import Explainer, Read, left_out, ranked
 from apps.serve.guard import Doorkeeper, Gate, problem
 from apps.serve.live import Desk
 from apps.serve.messages import REFUSALS, Codes, Encoded, Explained, Feature, Hit, Line, Question, Text, Vectors, Write
+from apps.serve.pages import Pages
 from apps.serve.search import Search
 from strata.pages.readable import shade
 from strata.run.door import BadInput
@@ -104,9 +106,28 @@ def make_app(
     for path, name in FILES.items():
         app.get(path, include_in_schema=False)(_file(name))
 
+    if linked and explainer.latents is not None:
+        _add_pages(app, Pages(explainer.latents, pages.parent), explainer.latents.meta["layer"])
     if linked:
         app.mount("/pages", StaticFiles(directory=str(pages), html=True))
     return app
+
+
+def _add_pages(app: FastAPI, pages: Pages, layer: int) -> None:
+    """Answer requests for the pages of a layer, before those that the report wrote, which link to each other alone."""
+
+    @app.get(f"/pages/{layer}/{{latent}}.html", include_in_schema=False)
+    def page(latent: str) -> HTMLResponse:
+        text = pages.latent(int(latent)) if re.fullmatch(r"[0-9]{1,9}", latent) else None
+        if latent == "index":
+            text = pages.index()
+        if text is None:
+            raise HTTPException(404, f"layer {layer} has no page {latent[:20]!r}")
+        return HTMLResponse(text)
+
+    @app.get(f"/pages/{layer}/", include_in_schema=False)
+    def index() -> HTMLResponse:
+        return HTMLResponse(pages.index())
 
 
 def _file(name: str) -> Callable[[], FileResponse]:

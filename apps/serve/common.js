@@ -11,13 +11,21 @@ async function asked(path, given, signal) {
   return answer;
 }
 
+// A latent's number, as a link to its page where it has one.
+let pages = null;
+const numbered = latent => {
+  const number = make(pages === null ? "strong" : "a", latent.latent);
+  if (pages !== null) Object.assign(number, {href: `${pages}/${latent.latent}.html`, target: "_blank", className: "latent"});
+  return number;
+};
+
 // How a latent is called in a list.
 const called = latent => latent.name ?? "no name yet";
 
 // A latent's hit of /search, with what `more` adds behind it.
 function hit(found, ...more) {
   const row = make("li"), words = make("span", "", "name");
-  words.append(make("strong", `${found.latent} `), called(found), make("br"), make("small", found.context));
+  words.append(numbered(found), ` ${called(found)}`, make("br"), make("small", found.context));
   row.append(words, make("small", `cosine ${found.cosine.toFixed(2)} to its ${found.by}`), ...more);
   return row;
 }
@@ -38,6 +46,7 @@ async function search(query, into, say, top_n, row = hit) {
 
 fetch("health").then(answer => answer.json()).then(facts => {
   at("facts").textContent = `${facts.latents.toLocaleString("en")} latents on ${facts.model ?? "vectors"}${facts.hook ? `, ${facts.hook}` : ""}`;
+  if (facts.pages && facts.layer !== null) pages = `./pages/${facts.layer}`;
   for (const link of document.querySelectorAll("[data-pages]")) link.hidden = !facts.pages;
   for (const link of document.querySelectorAll("[data-writes]")) link.hidden = facts.reads !== "tokens";
   document.dispatchEvent(new CustomEvent("facts", {detail: facts}));

@@ -82,6 +82,7 @@ class Explainer:
             "width": self.sae.width,
             "reads": "tokens" if self.lm else "texts" if self.sentence else "vectors",
             "explained": self.latents is not None,
+            "layer": self.latents.meta["layer"] if self.latents else None,
         }
 
     @cached_property

@@ -219,7 +219,7 @@ def site(
     for layer in layers:
         number = layer.meta["layer"]
         yield f"{number}/index.html", index(layer)
-        for latent, page in latent_pages(layer, causes):
+        for latent, page in latent_pages(layer, causes, layer.ids):
             yield f"{number}/{latent}.html", page
         if families and number in families:
             words = {row["latent"]: row["name"] for row in layer.statistics if row["named_by"] in WORDED}
@@ -232,18 +232,18 @@ def _notes(latents: Latents) -> dict[int, Row]:
     return {latent: rows[0] for latent, rows in explained(table.to_pylist() if table else []).items()}
 
 
-def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
-    """Yield each latent that has a page, and the page."""
+def latent_pages(layer: Layer, causes: Causes, wanted: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each of the ``wanted`` latents, all of which have a page, and that page."""
     template = environment().get_template("latent.html.j2")
     latents, statistics, ids, _ = layer
-    meta, ranks, with_page = latents.meta, _ranks(statistics), set(ids)
+    meta, ranks, place_of = latents.meta, _ranks(statistics), {latent: place for place, latent in enumerate(ids)}
 
     # Each table is read once for all latents, not once for each.
     names = ("examples", "tokens", "logits", "enrichment", "explanations", "rules", "neighbours")
-    tables = {name: rows(latents, name, ids) for name in names}
+    tables = {name: rows(latents, name, wanted) for name in names}
 
-    for place, latent in enumerate(ids):
-        row = statistics[latent]
+    for latent in wanted:
+        row, place = statistics[latent], place_of[latent]
         rows_of = {name: table[latent] for name, table in tables.items()}
         groups = grouped(rows_of["examples"])
 
@@ -265,7 +265,7 @@ def latent_pages(layer: Layer, causes: Causes) -> Iterator[tuple[int, str]]:
             labels=by_label(rows_of["enrichment"]),
             neighbours=rows_of["neighbours"],
             statistics=statistics,
-            have=with_page,
+            have=place_of,
             **causes.of(meta["layer"], latent),
             tokens_of=lambda text, top=row["max"]: tokens(text["pieces"], text["values"], top),
         )
