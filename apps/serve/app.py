@@ -106,9 +106,9 @@ def make_app(
     for path, name in FILES.items():
         app.get(path, include_in_schema=False)(_file(name))
 
-    if linked and explainer.latents is not None:
-        _add_pages(app, Pages(explainer.latents, pages.parent), explainer.latents.meta["layer"])
-    if linked:
+    if linked and pages is not None:
+        if explainer.latents is not None:
+            _add_pages(app, Pages(explainer.latents, pages.parent), explainer.latents.meta["layer"])
         app.mount("/pages", StaticFiles(directory=str(pages), html=True))
     return app
 
