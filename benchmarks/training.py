@@ -52,7 +52,7 @@ def strata(setting: Setting, activations: Activations) -> Advance:
         "bandwidth": BANDWIDTH,
         "l1_warmup": 0.0,
         "l1_delay": 0.0,
-        "epochs": 1_000_000,  # no end is reached, so that lr stays
+        "epochs": 100_000,  # the most that there may be: no end is reached, so that lr stays
         "batch_size": BATCH,
         "lr": LEARNING_RATE,
         "warmup": 0.0,
