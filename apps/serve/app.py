@@ -103,6 +103,10 @@ def make_app(
     def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)  # the latents' pages name none, so that browsers ask for this
+
     for path, name in FILES.items():
         app.get(path, include_in_schema=False)(_file(name))
 

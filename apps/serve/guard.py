@@ -14,7 +14,7 @@ from apps.serve.listening import is_loopback
 from strata.run.door import BadInput
 
 # Paths that need no token.
-OPEN = {"/", "/live", "/docs", "/style.css", "/common.js", "/openapi.json", "/health", "/metrics"}
+OPEN = {"/", "/live", "/docs", "/style.css", "/common.js", "/openapi.json", "/health", "/metrics", "/favicon.ico"}
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")
 BODY = 2**24  # bytes: ROWS vectors of 1024 numbers as text
 BODIES = 2**28  # bytes that the bodies of all requests may take in memory together
