@@ -8,24 +8,24 @@ slowest answer of /health, and memory after each tenth.
 import argparse
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import psutil
 
+from benchmarks.serving import started
 from strata.run.door import run
 
 PORT = 8766
 METHODS = ["GET", "POST", "POST", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "get", "", "PRI", "X" * 300]
 PATHS = [
-    "/explain", "/explain", "/encode", "/encode", "/", "/docs", "/health", "/metrics", "/openapi.json", "/latents/1",
+    "/explain", "/explain", "/encode", "/encode", "/generate", "/search", "/", "/live", "/docs",
+    "/health", "/metrics", "/openapi.json", "/latents/1",
     "/latents/-1", "/latents/9999999999999999999999", "/latents/nan", "/pages/", "/pages/../../../etc/passwd",
     "/pages/%2e%2e/%2e%2e/etc/passwd", "//", "/%00", "/%ff", "/explain/", "/" + "a" * 5000, "*", "",
     "http://other/health",
@@ -41,6 +41,7 @@ HEADERS = [
 ]  # fmt: skip
 BODIES = [
     "", "{", "[]", "null", '{"text": "the cat"}', '{"text": "the cat", "top_n": 3, "html": true}', '{"text": ""}',
+    '{"text": "the cat", "tokens": 3, "steer": {"1": 2.0}}', '{"text": "cat", "steer": {"x": {}}}', '{"query": "cat"}',
     '{"text": 7}', '{"text": "\\ud800"}', '{"text": "cat", "top_n": 1e99}', '{"vectors": [[1.0, 2.0]]}',
     '{"vectors": [[NaN]]}', '{"vectors": [[1e999]]}', '{"vectors": []}', "[" * 9999, '{"a":' * 5000, "\xff\xfe", "\x00",
     '{"text": "' + "x" * 30_000 + '"}', "zz\r\n", "5\r\nhello\r\n0\r\n\r\n", '{"text": "a", "text": "b"}', "1" * 9999,
@@ -113,27 +114,18 @@ def main(*words: str) -> None:
     given = parser.parse_args(words)
     random = np.random.default_rng(0)
     statuses, memory, waits = Counter[str](), [], []
-    server = [sys.executable, "-m", "src.serve", str(given.sae), str(given.lm), "", "", str(PORT)]
-    with subprocess.Popen(server) as process, ExitStack() as held, ThreadPoolExecutor(given.clients) as pool:
-        try:
-            while True:
-                with suppress(OSError):
-                    health(PORT)
-                    break
-                assert process.poll() is None, "the server did not start"
-                time.sleep(0.5)
-            for tenth in range(10):
-                if tenth == 5:  # from here on beside 1,100 that never finish
-                    for _ in range(1100):
-                        half = held.enter_context(socket.create_connection(("127.0.0.1", PORT)))
-                        half.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-")
-                some = [request(random) for _ in range(given.requests // 10)]
-                statuses.update(pool.map(lambda raw: sent(raw, PORT), some))
-                waits.append(health(PORT))
-                memory.append(psutil.Process(process.pid).memory_info().rss)
-            assert process.poll() is None, "the server is down"
-        finally:
-            process.terminate()
+    server = started(PORT, str(given.sae), str(given.lm))
+    with server as process, ExitStack() as held, ThreadPoolExecutor(given.clients) as pool:
+        for tenth in range(10):
+            if tenth == 5:  # from here on beside 1,100 that never finish
+                for _ in range(1100):
+                    half = held.enter_context(socket.create_connection(("127.0.0.1", PORT)))
+                    half.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-")
+            some = [request(random) for _ in range(given.requests // 10)]
+            statuses.update(pool.map(lambda raw: sent(raw, PORT), some))
+            waits.append(health(PORT))
+            memory.append(psutil.Process(process.pid).memory_info().rss)
+        assert process.poll() is None, "the server is down"
     facts = {"statuses": dict(statuses.most_common()), "health_seconds": round(max(waits), 2), "resident_bytes": memory}
     print(json.dumps(facts, indent=1))
     assert not bad(statuses), bad(statuses)

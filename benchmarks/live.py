@@ -8,19 +8,15 @@ latents. Prints one JSON object of milliseconds.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-import torch
-
 from apps.serve.explainer import open_explainer
 from apps.serve.live import Writing
 from apps.serve.messages import Write
-from benchmarks.serving import percentiles
+from benchmarks.serving import percentiles, started
 from benchmarks.training import machine
 from strata.device.machine import Machine, start
 from strata.run.door import run
@@ -31,21 +27,11 @@ TEXT = "The treaty was signed in Paris in the spring of 1763, and the war betwee
 
 def served(words: list[str], asked: Write, rounds: int) -> tuple[list[float], str]:
     """Milliseconds between a token and the one before it, as the client sees them; and the text."""
-    with subprocess.Popen([sys.executable, "-m", "src.serve", *words, "", str(PORT)]) as process:
-        try:
-            while True:
-                try:
-                    urlopen(f"http://127.0.0.1:{PORT}/health").close()
-                    break
-                except OSError:
-                    assert process.poll() is None, "the server did not start"
-                    time.sleep(0.5)
-            times: list[float] = []
-            for _ in range(rounds + 1):  # the first warms up
-                arrived, text = _written(asked)
-                times += [1000 * (after - before) for before, after in pairwise(arrived)]
-        finally:
-            process.terminate()
+    times: list[float] = []
+    with started(PORT, *words):
+        for _ in range(rounds + 1):  # the first warms up
+            arrived, text = _written(asked)
+            times += [1000 * (after - before) for before, after in pairwise(arrived)]
     return times[len(times) // (rounds + 1) :], text
 
 
@@ -68,17 +54,15 @@ def bare(sae: Path, lm: Path, latents: Path, asked: Write, rounds: int) -> list[
     """Milliseconds of each step of the model alone, steered as asked for."""
     device = start(Machine(device="auto", threads=os.cpu_count() or 1, save_every=60))  # as src.serve does
     explainer, times = open_explainer(sae, lm, latents, device), []
-    with torch.inference_mode():
-        for number in range(rounds + 1):
-            writing = Writing(explainer, asked)
-            writing.prompt()
-            for _ in range(asked.tokens):
-                first = time.perf_counter()
-                chosen = writing._choose(writing._advance())
-                writing._next = [chosen]
-                writing._ids.append(chosen)
-                if number:
-                    times.append(1000 * (time.perf_counter() - first))
+    for number in range(rounds + 1):
+        writing = Writing(explainer, asked)
+        writing.prompt()
+        first = time.perf_counter()
+        while not isinstance(writing.write(), str):
+            now = time.perf_counter()
+            if number:
+                times.append(1000 * (now - first))
+            first = now
     return times
 
 

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -47,27 +49,34 @@ def percentiles(times: list[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
 
 
-def served(words: list[str], requests: int, clients: int) -> dict[str, object]:
-    """What the clients see."""
-    with subprocess.Popen([sys.executable, "-m", "src.serve", *words, "", "", str(PORT)]) as process:
+@contextmanager
+def started(port: int, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Inside the block a server of its own answers on ``port``. ``words``: the SAE, the model, the latents."""
+    filled = [*words, *[""] * (3 - len(words))]
+    with subprocess.Popen([sys.executable, "-m", "src.serve", *filled, "", str(port)]) as process:
         try:
             while True:
-                try:
-                    urlopen(f"http://127.0.0.1:{PORT}/health").close()
+                with suppress(OSError):
+                    urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
                     break
-                except OSError:
-                    assert process.poll() is None, "the server did not start"
-                    time.sleep(0.5)
-            for _ in range(5):
-                ask(TEXT)
-            alone = [ask(TEXT)[0] for _ in range(requests)]
-            with ThreadPoolExecutor(clients) as pool:
-                first = time.perf_counter()
-                crowd = list(pool.map(ask, [TEXT] * requests))
-                seconds = time.perf_counter() - first
-            memory = psutil.Process(process.pid).memory_info().rss
+                assert process.poll() is None, "the server did not start"
+                time.sleep(0.5)
+            yield process
         finally:
             process.terminate()
+
+
+def served(words: list[str], requests: int, clients: int) -> dict[str, object]:
+    """What the clients see."""
+    with started(PORT, *words) as process:
+        for _ in range(5):
+            ask(TEXT)
+        alone = [ask(TEXT)[0] for _ in range(requests)]
+        with ThreadPoolExecutor(clients) as pool:
+            first = time.perf_counter()
+            crowd = list(pool.map(ask, [TEXT] * requests))
+            seconds = time.perf_counter() - first
+        memory = psutil.Process(process.pid).memory_info().rss
     done = [milliseconds for milliseconds, status in crowd if status == 200]
     return {
         "alone": percentiles(alone),

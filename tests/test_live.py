@@ -271,7 +271,8 @@ def test_latents_are_found_by_meaning(tmp_path: Path, monkeypatch: pytest.Monkey
     assert again[0].latent == 30 and kept.stat().st_mtime_ns > written
 
     alone = TestClient(server.make_app(replace(explainer, latents=None)))
-    assert "no names" in alone.post("/search", json={"query": "months"}).json()["detail"]
+    answer = alone.post("/search", json={"query": "months"})
+    assert answer.status_code == 404 and "without what interpret wrote" in answer.json()["detail"]
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------

@@ -395,10 +395,15 @@ def test_a_table_that_was_damaged_since_the_start_is_told(tmp_path: Path, gpt2: 
     (tmp_path / "work").mkdir()
     interpret(sae, from_, test_interpret.knobs(), 0, tmp_path / "latents", tmp_path / "work")
     explainer = Explainer(sae, {"metadata": {}}, latents=open_latents(tmp_path / "latents"))
-    table = tmp_path / "latents" / "statistics.parquet"
-    table.write_bytes(table.read_bytes()[:-9])
-    answer = TestClient(server.make_app(explainer), raise_server_exceptions=False).get("/latents/1")
-    assert answer.status_code == 503 and "statistics.parquet" in answer.json()["detail"]
+    client = TestClient(server.make_app(explainer), raise_server_exceptions=False)
+    for name in ("statistics.parquet", "examples.parquet"):
+        table = tmp_path / "latents" / name
+        table.write_bytes(table.read_bytes()[:-9])
+    for answer, name in (
+        (client.get("/latents/1"), "statistics.parquet"),
+        (client.post("/search", json={"query": "cat"}), "examples.parquet"),
+    ):
+        assert answer.status_code == 503 and name in answer.json()["detail"]
 
 
 def test_a_model_that_the_sae_is_not_of(project: Path, tmp_path: Path) -> None:

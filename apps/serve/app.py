@@ -14,10 +14,23 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Streamin
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
-from apps.serve.explainer import Explainer, Read, left_out, ranked
+from apps.serve.explainer import Explainer, Read, by_row, left_out, ranked
 from apps.serve.guard import Doorkeeper, Gate, problem
 from apps.serve.live import Desk
-from apps.serve.messages import REFUSALS, Codes, Encoded, Explained, Feature, Hit, Line, Question, Text, Vectors, Write
+from apps.serve.messages import (
+    NOT_INTERPRETED,
+    REFUSALS,
+    Codes,
+    Encoded,
+    Explained,
+    Feature,
+    Hit,
+    Line,
+    Question,
+    Text,
+    Vectors,
+    Write,
+)
 from apps.serve.pages import Pages
 from apps.serve.search import Search
 from strata.pages.readable import shade
@@ -215,11 +228,8 @@ def encoded(explainer: Explainer, vectors: list[list[float]]) -> Encoded:
     if wrong_widths := {len(vector) for vector in vectors} - {width}:
         raise BadInput(f"a vector has {min(wrong_widths)} numbers, but this SAE reads {width}")
 
-    # The codes of all vectors stand in one list, row after row.
     codes = explainer.codes(torch.tensor(vectors, dtype=torch.float32))
-    active = codes.active().tolist()
-    rows = zip(codes.pattern.latents.split(active), codes.values.split(active), strict=True)
-    return Encoded(codes=[Codes(latents=latents.tolist(), values=values.tolist()) for latents, values in rows])
+    return Encoded(codes=[Codes(latents=latents.tolist(), values=values.tolist()) for latents, values in by_row(codes)])
 
 
 def card(explainer: Explainer, latent: int) -> dict[str, Any]:
@@ -230,7 +240,7 @@ def card(explainer: Explainer, latent: int) -> dict[str, Any]:
     if not 0 <= latent < explainer.sae.latents:
         raise HTTPException(404, f"there is no latent {latent}; they are 0 to {explainer.sae.latents - 1}")
     if explainer.latents is None:
-        raise HTTPException(404, "this server was started without what interpret wrote")
+        raise HTTPException(404, NOT_INTERPRETED)
 
     known: dict[str, Any] = {"latent": latent}
     for name in ("statistics", "explanations", "tokens", "logits", "enrichment", "neighbours", "examples"):

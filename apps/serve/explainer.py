@@ -5,7 +5,7 @@ interpret would have stored; bias, threshold, pooling and normalisation are the 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 WORD = re.compile(r"\s*\S+\s*")  # all words together are the text
-PARTS = 64  # of a text that are left out, one after the other
-Order = Literal["special", "strength"]
 TOKENS = 4096  # of a text that are read; the answer says how many more there were
+PARTS = 64  # of a text that are left out, one after the other
+
+Order = Literal["special", "strength"]
 
 
 class Read(NamedTuple):
@@ -104,7 +105,7 @@ class Explainer:
         assert table is not None, "interpret always writes it"
         largest, density, kept = (torch.tensor(column.to_pylist()) for column in table.columns)
         alive = kept & (largest > 0) & (density > 0)
-        rarity = -density.clamp(min=1e-9, max=1).log()
+        rarity = -density.clamp(min=1e-9, max=1 - 1e-6).log()  # above 0: a latent that is active everywhere comes last
         return largest.float(), torch.where(alive, rarity / largest.clamp(min=1e-30), 0.0).float()
 
     @property
@@ -174,7 +175,7 @@ class Explainer:
     def activations(self, ids: Sequence[int]) -> Tensor:
         """Compute the activations of tokens, (token, width) bfloat16, in contexts as extract makes of one document."""
         assert self.lm is not None
-        layer, hook = _point(self.config)
+        layer, hook = self.point
         size = _context(self.config, self.lm)
         step = size - 1  # tokens of a context beside BOS
 
@@ -204,6 +205,12 @@ class Explainer:
         if not torch.isfinite(codes.values).all():
             raise BadInput("the vectors are so long that a code overflows")
         return codes
+
+
+def by_row(codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, row by row, the active latents and their codes, (active,) each."""
+    counts = codes.active().tolist()
+    return zip(codes.pattern.latents.split(counts), codes.values.split(counts), strict=True)
 
 
 def explanations(latents: Latents) -> dict[int, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ import torch
 from fastapi import HTTPException
 from torch import Tensor
 
-from apps.serve.explainer import Explainer
+from apps.serve.explainer import Explainer, by_row
 from apps.serve.guard import Gate
 from apps.serve.messages import Light, Line, Token, Write
 from strata.lm.anatomy import last_states
@@ -124,9 +124,14 @@ class Writing:
         self._next = [self._lm.bos, *self._ids]
         return self._tokens(self._ids, explainer.activations(self._ids)) if self._ids else []
 
-    @torch.inference_mode()
     def step(self) -> Token | str:
         """Write one token and return it; at the end return why it ends."""
+        written = self.write()
+        return written if isinstance(written, str) else self._look(written)
+
+    @torch.inference_mode()
+    def write(self) -> int | str:
+        """Write one token and return its id, without looking at latents; at the end return why it ends."""
         if not self._left:
             return "as many tokens as asked for"
         chosen = self._choose(self._advance())
@@ -136,7 +141,12 @@ class Writing:
         self._left -= 1
         self._ids.append(chosen)
         self._next = [chosen]
-        return self._tokens([chosen], self._explainer.last_activation(self._ids))[0]
+        return chosen
+
+    @torch.inference_mode()
+    def _look(self, written: int) -> Token:
+        """Return the token that was just ``written``, with what is active on it."""
+        return self._tokens([written], self._explainer.last_activation(self._ids))[0]
 
     def text(self) -> str:
         """Return the prompt and what is written. A character may be made of several tokens, which say little alone."""
@@ -178,9 +188,8 @@ class Writing:
 
         ``x``: (token, width) their activations.
         """
-        explainer, codes, result = self._explainer, self._explainer.codes(x), []
-        counts = codes.active().tolist()
-        rows = zip(codes.pattern.latents.split(counts), codes.values.split(counts), strict=True)
+        explainer, result = self._explainer, []
+        rows = by_row(explainer.codes(x))
         for token, piece, (latents, values) in zip(ids, pieces(self._lm.tokenizer, ids), rows, strict=True):
             lights = [] if token in self._special else _lights(explainer, latents, values, self._asked.top_n)
             result.append(Token(token=piece, latents=lights))

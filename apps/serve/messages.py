@@ -8,6 +8,7 @@ from apps.serve.explainer import Order
 
 CHARACTERS = 20_000  # of a text
 ROWS = 1024  # vectors of a request
+NOT_INTERPRETED = "this server was started without what interpret wrote"
 LARGEST = 1.0e18  # number in a vector: its square is still finite in float32
 
 

@@ -15,15 +15,15 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fastapi import HTTPException
 from numpy.typing import NDArray
 
 from apps.serve.explainer import Explainer
 from apps.serve.guard import Gate
-from apps.serve.messages import Hit, Question
+from apps.serve.messages import NOT_INTERPRETED, Hit, Question
 from strata import sentences
 from strata.device.machine import CPU, fast_dtype
 from strata.pages.readable import excerpt
-from strata.run.door import BadInput
 from strata.weights.unpacked import cache
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ class Search:
     async def _opened(self) -> Index:
         """Embed all latents, or read the vectors that an earlier server kept.
 
-        Raises HTTPException 422 where nothing was interpreted, and where the sentence model is not installed.
+        Raises HTTPException: 404 where nothing was interpreted, 422 where the sentence model is not installed; and
+        BadInput for a damaged table.
         """
-        latents, by, texts, shown = await self._gate.run(lambda: _texts(self._explainer))
+        latents, by, texts, shown = await asyncio.to_thread(_texts, self._explainer)  # no model is needed for it
         key = hashlib.sha256("\0".join([EMBEDDER, str(fast_dtype(CPU)), *texts]).encode()).hexdigest()
         path = cache("search") / f"{key}.npy"
         vectors = _kept(path, len(texts))
@@ -115,10 +116,10 @@ def _keep(path: Path, vectors: NDArray[np.float32]) -> None:
 def _texts(explainer: Explainer) -> tuple[NDArray[np.int64], list[str], list[str], dict[int, str]]:
     """List what is to be embedded: of each text its latent, whether it is the name or the contexts, and the text.
 
-    Also latent -> its strongest context, for people. Raises BadInput where interpret did not run.
+    Also latent -> its strongest context, for people. Raises HTTPException 404 where interpret did not run.
     """
     if explainer.latents is None:
-        raise BadInput("this server was started without what interpret wrote, so there are no names and no contexts")
+        raise HTTPException(404, NOT_INTERPRETED)
 
     filters = [("kind", "=", "top"), ("rank", "<", CONTEXTS)]
     table = explainer.latents.table("examples", ["latent", "rank", "position", "first", "pieces"], filters)
