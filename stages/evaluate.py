@@ -8,6 +8,7 @@ from strata.corpus import read
 from strata.device.machine import Machine, start
 from strata.evaluation import evaluate as evaluation
 from strata.evaluation.knobs import Evaluate
+from strata.lm.model import pieces
 from strata.replication import read as replication
 from strata.rows.shards import open_layer
 from strata.run import params, resume
@@ -21,6 +22,7 @@ def main(
     activations: str,
     tokens: str,
     corpus: str,
+    lm: str,
     prompts: str,
     prompt_rows: str,
     sae: str,
@@ -31,9 +33,9 @@ def main(
     last: str,
     report: str,
 ) -> None:
-    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, PROMPTS of tasks with their PROMPT_ROWS in this layer,
-    the SAE, its twins in CONTROLS, those of other seeds in STABILITY, train's knobs TUNED and OVERRIDE, whether it is
-    the LAST layer -> REPORT.
+    """ACTIVATIONS of a layer, TOKENS, CORPUS with its labels, the LM whose tokenizer spells the tokens, PROMPTS of
+    tasks with their PROMPT_ROWS in this layer, the SAE, its twins in CONTROLS, those of other seeds in STABILITY,
+    train's knobs TUNED and OVERRIDE, whether it is the LAST layer -> REPORT.
 
     Example: dvc repro evaluate@9
     """
@@ -59,7 +61,8 @@ def main(
     device = start(machine)
     twins = {name: twin.to(device) for name, twin in twins.items()}
     replicas = {seed: replica.to(device) for seed, replica in replicas.items()}
-    source = evaluation.Source(rows, contexts, labels, train_knobs, twins, replicas, tasks, task_rows)
+    spelled = _pieces(Path(lm)) if knobs.letters and rows.of_tokens else None
+    source = evaluation.Source(rows, contexts, labels, train_knobs, twins, replicas, tasks, task_rows, spelled)
 
     inputs = {  # unfinished work of other inputs is not used
         "activations": rows.meta,
@@ -75,3 +78,12 @@ def main(
     }
     with resume.scratch(f"evaluate-{rows.layer}", inputs) as work:
         write_json(Path(report), evaluation.evaluate(coder.to(device), source, knobs, seed, work, machine.threads))
+
+
+def _pieces(lm: Path) -> list[str]:
+    """Return the text of each token of the language model, without loading its weights."""
+    from transformers import AutoTokenizer  # imported here, because it takes two seconds
+
+    source, options = read.lm_path(lm)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return pieces(tokenizer, range(len(tokenizer)))

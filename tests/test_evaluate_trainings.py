@@ -23,17 +23,17 @@ def test_absorption_by_hand():
     silent where there is a child. Lost: no latent writes the parent there."""
     x = (PARENT + CHILD) * torch.linspace(0.5, 1.5, 20)[:, None] + OTHER * (torch.arange(20) % 2)[:, None]
     apart = hand_made(torch.stack([PARENT, CHILD, OTHER]), torch.stack([PARENT, CHILD, OTHER]))
-    assert absorbed(apart, x, PARENT) == {"absorbed": 0.0, "lost": 0.0}
+    assert absorbed(apart, x, PARENT, [0]) == {"absorbed": 0.0, "lost": 0.0}
     both = torch.stack([PARENT, (PARENT + CHILD) / 2**0.5, OTHER])
     full = hand_made(both, torch.stack([PARENT - CHILD, CHILD * 2**0.5, OTHER]))
     assert torch.allclose(full.reconstruct(x)[0], x, atol=1e-5)
-    assert absorbed(full, x, PARENT) == {"absorbed": 1.0, "lost": 0.0}
+    assert absorbed(full, x, PARENT, [0]) == {"absorbed": 1.0, "lost": 0.0}
     lost = hand_made(apart.decoder, torch.stack([PARENT - CHILD, CHILD, OTHER]))
-    assert absorbed(lost, x, PARENT) == {"absorbed": 0.0, "lost": 1.0}
+    assert absorbed(lost, x, PARENT, [0]) == {"absorbed": 0.0, "lost": 1.0}
     weak = hand_made(torch.stack([PARENT, CHILD + 0.3 * PARENT, OTHER]), full.encoder)  # it writes 0.3 √2 of the parent
-    assert absorbed(weak, x, PARENT)["absorbed"] == 1.0
+    assert absorbed(weak, x, PARENT, [0])["absorbed"] == 1.0
     weaker = hand_made(torch.stack([PARENT, CHILD + 0.2 * PARENT, OTHER]), full.encoder)
-    assert absorbed(weaker, x, PARENT) == {"absorbed": 0.0, "lost": 1.0}
+    assert absorbed(weaker, x, PARENT, [0]) == {"absorbed": 0.0, "lost": 1.0}
 
 
 def test_the_made_up_hierarchy():

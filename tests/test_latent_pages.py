@@ -23,7 +23,7 @@ from strata.interpretation.neighbours import nearest
 from strata.interpretation.read import open_latents
 from strata.pages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
 
-NOTHING = Causes({}, {})
+NOTHING = Causes({}, {}, {})
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +225,12 @@ def causes(latent: int) -> Causes:
     inverted |= {"activation": 8.0, "corpus_max": 7.5, "random": 3.0, "template": None, "cross_entropy": 9.0}
     inverted["curves"] = [{"method": "greedy", "calls": calls, "activation": 4.0 * calls} for calls in (1, 2)]
     shares = {"beats_random": 1.0, "beats_corpus": 1.0}
+    twins = {"frozen_decoder": {"latents": 2, "own": 3.25, "effect": 2.75}, "frozen_encoder": {"latents": 0}}
+    rules = {"sae": {"value": 0.604}, "controls": {"frozen_decoder": {"value": 0.624}, "untrained": {"value": 0.541}}}
     return Causes(
-        {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "twins": {}, "latents": [steered]}},
+        {9: {"prompts": 4, "kl": 0.5, "beating_all": 1.0, "twins": twins, "latents": [steered]}},
         {9: {"latents": [inverted | {"method": "greedy"}], **shares}},
+        {9: {"rules": rules}},
     )
 
 
@@ -236,7 +239,14 @@ def test_what_steering_and_inversion_found_is_on_the_page(latents: Path):
     page = Parsed(made["9/5.html"])
     assert not page.scripts and "2.5" in page.text and "1.25 (0.5 to 2)" in page.text
     assert "Activation 8" in page.text and "the corpus reaches 7.5" in page.text and "<b>&amp;" in page.text
-    assert "Steering" not in Parsed(made["9/0.html"]).text
+    assert "Latents of the twin “frozen decoder” reach 2.75 on average, those of the SAE 3.25." in page.text
+    assert "frozen encoder" not in page.text, "none of its latents was steered"
+    said = (
+        "Latents of this SAE reach 0.60 on average; those that fire as often "
+        "of the twin “frozen decoder” 0.62, of random directions 0.54."
+    )
+    assert said in page.text
+    assert "Steering" not in Parsed(made["9/0.html"]).text and said in Parsed(made["9/0.html"]).text
     pictures = causes(5).pictures()
     assert pictures == causes(5).pictures() and pictures.keys() == {"steering-9", "inversion-9"}
     assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())

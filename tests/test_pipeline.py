@@ -76,6 +76,7 @@ PARAMS = {
     "evaluate.seeds": 2,
     "evaluate.probing.k": [1],
     "evaluate.tasks.sources": [],
+    "evaluate.letters": 500,
 }
 
 

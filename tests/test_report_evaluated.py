@@ -109,3 +109,19 @@ def test_tasks_that_others_made_are_shown(project: Path, monkeypatch: pytest.Mon
     assert summary["evaluate.9.tasks.normal.last.sae.auc.1"] == 0.81
     assert summary["evaluate.9.tasks.normal.mean.above.residual.1"] == 0.02
     assert not [name for name in summary if "by_task" in name]
+
+
+def test_absorbed_letters_are_shown_beside_twins(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    numbers = {name: measure(0.4321) for name in ("absorbed", "lost", "f1", "mains")}
+    found = {"words": 1234, "rows": 4321, "letters": "abcde", "probe_f1": 0.9, **numbers}
+    first, second, *others = LAYERS
+    made = {first: {**found, "controls": {"frozen_decoder": numbers}}, second: {"why": "a linear probe reads 2"}}
+    for layer in LAYERS:
+        more = {"letters": made[layer]} if layer in made else {}
+        write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, **more))
+    report(monkeypatch)
+    page, summary = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
+    assert page.count("the letters abcde") == 1 and "1,234 words" in page and page.count(">0.432<") == 8
+    assert page.count("a linear probe reads 2") == 1
+    assert summary[f"evaluate.{first}.letters.absorbed"] == 0.4321
+    assert not others or f"evaluate.{others[0]}.letters.absorbed" not in summary

@@ -18,6 +18,7 @@ TITLES = {  # end of a metric's name -> what it says
     r"mean\.sae\.auc\.5": "AUC of five latents' means over tokens, mean over tasks",
     r"stability\.\d+\.again": "share of latents that come again with another seed",
     r"absorption\.absorbed": "share of parents that a child has absorbed",
+    r"letters\.absorbed": "share of words whose latent has absorbed that of their first letter",
     r"balanced_accuracy\.difference": "how far explanations are above chance",
 }
 VERDICTS = {"better": "A is better", "worse": "B is better", "undecided": "undecided"}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Pages:
     """The pages of all ``latents``.
 
-    ``reports``: the folder with what steer_eval and invert measured of some of them.
+    ``reports``: the folder with what later stages measured of them.
     """
 
     def __init__(self, latents: Latents, reports: Path) -> None:
@@ -35,7 +35,7 @@ class Pages:
 
         if not 0 <= latent < self._latents.meta["latents"]:
             return None
-        causes = Causes(self._measured("steer_eval"), self._measured("invert"))
+        causes = Causes(self._measured("steer_eval"), self._measured("invert"), self._measured("evaluate"))
         ((_, page),) = latent_pages(self._layer, causes, [latent])
         return page
 
@@ -49,5 +49,5 @@ class Pages:
         """Return layer -> what a stage measured; nothing where it did not run."""
         layer = self._latents.meta["layer"]
         path = self._reports / stage / f"{layer}.json"
-        numbers = read_json(path) if path.exists() else {}
-        return {layer: numbers} if "latents" in numbers else {}
+        numbers = read_json(path) if path.exists() else {"skipped": True}
+        return {} if "skipped" in numbers else {layer: numbers}

@@ -1,4 +1,4 @@
-"""Show what steer_eval and invert measured, in the report and on the latents' pages."""
+"""Show what later stages measured of latents, in the report and on the latents' pages."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,16 +14,26 @@ COLOURS = {"latent": "#b4436c", "DiffMean": "#3d7ea6", "random latent": "#8a9a3b
 
 
 class Causes(NamedTuple):
-    """What `reports/steer_eval/<L>.json` and `reports/invert/<L>.json` say, by layer. A skipped layer has no entry."""
+    """What the reports of steer_eval, invert and evaluate say, by layer. A skipped layer has no entry."""
 
     steered: Mapping[int, Numbers]
     inverted: Mapping[int, Numbers]
+    evaluated: Mapping[int, Numbers]
 
     def of(self, layer: int, latent: int) -> dict[str, Numbers | None]:
-        """Return what is known of one latent, as ``steered`` and ``inverted``; None where nothing is."""
+        """Return what is known of one latent, as ``steered`` and ``inverted``; None where nothing is.
+
+        Beside it stands what many latents of the layer and of its twins reach: ``steered_beside`` and ``rules_beside``.
+        """
+        steered = self.steered.get(layer)
+        rules = self.evaluated.get(layer, {}).get("rules", {})
         return {
-            "steered": _latent(self.steered.get(layer), latent),
+            "steered": _latent(steered, latent),
+            "steered_beside": {
+                name: twin for name, twin in (steered or {}).get("twins", {}).items() if twin["latents"]
+            },
             "inverted": _latent(self.inverted.get(layer), latent),
+            "rules_beside": rules if "sae" in rules else None,
         }
 
     def pictures(self) -> dict[str, bytes]:

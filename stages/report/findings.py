@@ -140,7 +140,7 @@ def read_findings(folders: Folders) -> Findings:
         )
     }
     merge_reports = [read_merged(folders.merge / f"{layer}.json") for layer in layers]
-    causes = Causes(steered=measured["steer_eval"], inverted=measured["invert"])
+    causes = Causes(measured["steer_eval"], measured["invert"], measured["evaluate"])
     families = {
         layer: read_families(open_clusters(folders.clusters / str(layer)), numbers)
         for layer, numbers in measured["cluster"].items()

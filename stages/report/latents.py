@@ -13,6 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from stages.report.causes import Causes
+from stages.report.evaluated import NAMES
 from stages.report.families import Families, linked
 from stages.report.templates import FOLDER, environment
 from strata.interpretation.read import PERSON, Latents
@@ -266,6 +267,7 @@ def latent_pages(layer: Layer, causes: Causes, wanted: Sequence[int]) -> Iterato
             neighbours=rows_of["neighbours"],
             statistics=statistics,
             have=place_of,
+            called=NAMES,
             **causes.of(meta["layer"], latent),
             tokens_of=lambda text, top=row["max"]: tokens(text["pieces"], text["values"], top),
         )

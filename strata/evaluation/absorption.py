@@ -6,7 +6,7 @@ and the parent's latent stays silent (Chanin et al. 2024, "A is for absorption")
 counts as absorbed where
 
 * its latent, the one whose direction has the largest cosine with the parent's direction p, is silent, and
-* another latent j writes p for it: cos(d_j, p) ≥ NEAR and f_j ⟨d_j, p⟩ ≥ MOST · ⟨x, p⟩.
+* another latent j writes p for it: cos(d_j, p) ≥ NEAR and f_j ⟨d_j, p⟩ ≥ MOST · ⟨x − b, p⟩ > 0, with the SAE's bias b.
 
 These are SAEBench's bounds for full absorption, with the true direction in place of a probe's.
 """
@@ -67,24 +67,30 @@ def hierarchy(random: torch.Generator, rows: int = ROWS) -> Hierarchy:
 
 
 @torch.inference_mode()
-def absorbed(sae: SAE, x: Tensor, parent: Tensor) -> dict[str, float]:
-    """Measure on which share of the rows ``x`` (row, width), which all have a child, the parent is absorbed or lost.
+def absorbed(sae: SAE, x: Tensor, parent: Tensor, mains: Sequence[int]) -> dict[str, float]:
+    """Measure on which share of the rows ``x`` (row, width), which all have the parent, it is absorbed or lost.
 
-    ``absorbed``: its latent is silent, and another writes it. ``lost``: its latent is silent, and none writes it.
-    ``parent``: (width,), of length 1.
+    ``absorbed``: its latents ``mains`` are silent, and another writes it. ``lost``: they are silent, and none does.
+    ``parent``: (width,), of length 1. What a latent writes along it is held against what all of them have to write: the
+    projection of x without the SAE's own bias.
     """
     codes = sae.encode(x)
     f = codes.pattern.dense(codes.values)  # (row, latent)
-    cosine = normalize(sae.decoder, dim=1) @ parent
-    main = int(cosine.argmax())
+    projection = (x - sae.b_dec) @ parent
 
     # (row, latent) how far the other latents write along the parent's direction.
-    writes = f * (sae.decoder @ parent) * (cosine >= NEAR)
-    writes[:, main] = 0
+    near = normalize(sae.decoder, dim=1) @ parent >= NEAR
+    writes = f * (sae.decoder @ parent) * near
+    writes[:, mains] = 0
 
-    silent = f[:, main] == 0
-    carried = writes.amax(1) >= MOST * (x @ parent)
+    silent = (f[:, mains] == 0).all(1)
+    carried = (projection > 0) & (writes.amax(1) >= MOST * projection)
     return {"absorbed": float((silent & carried).float().mean()), "lost": float((silent & ~carried).float().mean())}
+
+
+def nearest(sae: SAE, direction: Tensor) -> list[int]:
+    """Return the latent whose direction has the largest cosine with ``direction`` (width,), in a list."""
+    return [int((normalize(sae.decoder, dim=1) @ direction).argmax())]
 
 
 def absorption(knobs: Train, seeds: Sequence[int], work: Path | None = None) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def absorption(knobs: Train, seeds: Sequence[int], work: Path | None = None) -> 
 
         with_child = data.x[test_start:][data.child[test_start:]]
         saes = {"trained": fitted.best, "untrained": fitted.untrained}
-        return {name: absorbed(sae, with_child, data.parent) for name, sae in saes.items()}
+        return {name: absorbed(sae, with_child, data.parent, nearest(sae, data.parent)) for name, sae in saes.items()}
 
     results = [resume.once_json(work / f"{seed}.json" if work else None, partial(measure, seed)) for seed in seeds]
     trained, untrained = ([by_sae[name] for by_sae in results] for name in ("trained", "untrained"))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from strata.corpus.read import SPLITS
+from strata.evaluation import letters, probing
 from strata.evaluation import pooled as documents
-from strata.evaluation import probing
 from strata.evaluation.absorption import absorption
 from strata.evaluation.core import core
 from strata.evaluation.knobs import Evaluate, Probing, TokenRules
@@ -34,6 +34,7 @@ INTERVALS = {
     "tasks": "95 % of a bootstrap over tasks",
     "rules": "95 % of a bootstrap over latents",
     "meta": "the least and the most over seeds of the meta-SAE",
+    "letters": "95 % of a bootstrap over letters",
     "absorption": "the least and the most over seeds of rows and training",
 }
 
@@ -44,7 +45,7 @@ class Source:
 
     ``train``: how train would make that layer's SAE. ``twins``: its controls of equal budget, by name. ``replicas``:
     the SAE trained again, by seed; tasks judge them together with it. ``tasks``, and the ``prompts`` that they are of:
-    None where there is no language model to read them.
+    None where there is no language model to read them. ``pieces``: the text of each token of the model, or None.
     """
 
     activations: Activations
@@ -55,6 +56,7 @@ class Source:
     replicas: Mapping[int, SAE] = field(default_factory=dict)
     tasks: Sequence[Task] = ()
     prompts: PromptRows | None = None
+    pieces: Sequence[str] | None = None
 
 
 def evaluate(
@@ -80,6 +82,8 @@ def evaluate(
         "rules": lambda: _rules(sae, source, knobs.rules, seed),
     }
 
+    if knobs.letters:
+        sections["letters"] = lambda: _letters(sae, source, knobs.letters, seed)
     if knobs.meta:
         seeds = range(seed, seed + knobs.meta)
         sections["meta"] = lambda: meta(sae.decoder, train, seeds, generator(seed, "meta", layer), kept_at("meta"))
@@ -142,6 +146,14 @@ def _rules(sae: SAE, source: Source, knobs: TokenRules, seed: int) -> dict[str, 
         return {"why": "evaluate.rules.latents is 0"}
     others = {**source.twins, UNTRAINED: _untrained(sae, source, seed)}
     return token_rules(sae, others, source.activations, source.contexts, knobs, seed)
+
+
+def _letters(sae: SAE, source: Source, words: int, seed: int) -> dict[str, Any]:
+    """Make the section letters, or say why there is none."""
+    if source.pieces is None:
+        return {"why": "rows are documents, which have no tokens that begin with a letter"}
+    controls = {**source.twins, UNTRAINED: _untrained(sae, source, seed)}
+    return letters.absorption(sae, controls, source.activations, source.contexts, source.pieces, words, seed)
 
 
 def _untrained(sae: SAE, source: Source, seed: int) -> SAE:

@@ -36,3 +36,4 @@ class Evaluate(Section):
     rules: TokenRules
     meta: int = Field(ge=0, le=1000)
     absorption: int = Field(ge=0, le=1000)
+    letters: int = Field(ge=0, le=1000000)
