@@ -84,8 +84,9 @@ def planted(folder: Path, layer: int) -> Path:
                 "spearman": None,
             }
             notes.append(
-                {"latent": latent, "source": source, "text": text, "name": text, **scores, "embedding": None}
-                | {f"{name}_chance": 0.5 for name in (*scores, "embedding")}
+                {"latent": latent, "source": source, "text": text, "name": text, **scores}
+                | dict.fromkeys(("embedding", "fuzzing", "intruder"))
+                | {f"{name}_chance": 0.5 for name in (*scores, "embedding", "fuzzing", "intruder")}
                 | {"items": 20, "unparsed": 1 if source == "lm" else 0}
             )
         rules.append({"latent": latent, "offset": -1, "tokens": [1], "pieces": [EVIL[0]], "values": [3.0]})

@@ -18,7 +18,7 @@ import strata
 from strata.front.activations import LayerActivations
 from strata.front.latents import Latents as Front
 from strata.interpretation import explaining, tables
-from strata.interpretation.explain import EXPLANATION_TOKENS
+from strata.interpretation.explain import EXPLANATION_TOKENS, _asking
 from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import case, split
 from strata.interpretation.interpret import interpret
@@ -69,7 +69,7 @@ def explained(made: Any, name: str, asked: Explain) -> dict[str, Any]:
     """Run explain into the folder ``name``, with the replies and the embedder of this test."""
     (work := made.folder / f"{name}-work").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explaining, "open_writer", lambda *_: (replies, "lm", endless, None))
+        patch.setattr(explaining, "open_writer", lambda *_: _asking(replies, "lm", endless))
         patch.setattr(explaining, "embedder", lambda _: embed)
         patch.chdir(made.folder)
         return explaining.explain_latents(
@@ -189,7 +189,7 @@ def test_another_text_is_refused(made: Any):
 
 def test_the_front_door_explains_what_is_opened(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The latents stay as they are, and interpret does not run again."""
-    monkeypatch.setattr(explaining, "open_writer", lambda *_: (replies, "lm", endless, None))
+    monkeypatch.setattr(explaining, "open_writer", lambda *_: _asking(replies, "lm", endless))
     monkeypatch.setattr("strata.interpretation.interpret.interpret", lambda *_: pytest.fail("interpret ran again"))
     monkeypatch.chdir(tmp_path)
     source = made.source
@@ -206,3 +206,18 @@ def test_the_front_door_explains_what_is_opened(made: Any, tmp_path: Path, monke
         strata.explain(found, shwn=3)
     with pytest.raises(BadInput, match="model is None"):
         strata.explain(found, model=None)  # pyright: ignore[reportArgumentType]
+
+
+def test_more_scores_and_latents_at_random_on_short_windows(made: Any):
+    report = explained(made, "more", knobs(latents=4, drawn=3, window=6, scores=["fuzzing", "intruder"]))
+    words = [row for row in rows(made.folder / "more", "explanations") if row["source"] == "lm"]
+    important = [row["latent"] for row in rows(made.folder / "explained", "explanations") if row["source"] == "lm"]
+    assert report["lm"]["latents"] == len(words) == 7
+    assert sum(row["latent"] in important for row in words) >= 4
+    assert all(row["fuzzing"] is not None and row["fuzzing_chance"] is not None for row in words)
+    assert {row["intruder_chance"] for row in words} == {0.2} and report["lm"]["intruder"]["chance"] == pytest.approx(0.2)
+    assert made.report["lm"]["fuzzing"] == made.report["lm"]["intruder"] == made.report["rule"]["fuzzing"]
+    assert made.report["lm"]["fuzzing"]["latents"] == 0, "no score that was not asked for"
+
+    explained(made, "again", knobs(latents=4, drawn=3, window=6, scores=["fuzzing", "intruder"]))
+    assert rows(made.folder / "again", "explanations") == rows(made.folder / "more", "explanations")

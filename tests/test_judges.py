@@ -16,7 +16,7 @@ from strata.interpretation import judges
 from strata.interpretation.explain import explain, open_writer
 from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import Example
-from strata.interpretation.judges import attends_only, by_likelihood, by_numbers, log_likelihoods
+from strata.interpretation.judges import attends_only, by_likelihood, by_numbers, log_likelihoods, reading
 from strata.interpretation.questions import CONTENTS, content_prompt
 from strata.interpretation.writers import Replies, endless, tokens_of
 from strata.lm.model import LanguageModel, load
@@ -28,6 +28,8 @@ ASKED = {
     "latents": 1,
     "shown": 1,
     "silent": 1,
+    "drawn": 0,
+    "scores": [],
     "batch_size": 4,
     "timeout": 1.0,
     "retries": 0,
@@ -77,7 +79,7 @@ def test_a_model_with_a_state_is_asked_for_numbers(gpt2: Path, tmp_path: Path):
     tiny_tokenizer().save_pretrained(tmp_path / "lm")
     lm = load(tmp_path / "lm", torch.float32, CPU)
     assert not attends_only(lm)
-    asked = Explain(**dict.fromkeys(("layers", "range", "embedder", "budget")), **ASKED)
+    asked = Explain(**dict.fromkeys(("layers", "range", "embedder", "budget", "window")), **ASKED)
     judge = open_writer(asked, lm, "f", tmp_path / "kept").judge
     assert len(judge([("the cat", [Example(["the", " cat"], [0.0, 1.0])])])[0]) == 1
     prompts = [json.loads(file.read_text())["request"]["prompts"] for file in (tmp_path / "kept").iterdir()]
@@ -88,7 +90,6 @@ def test_half_of_the_windows_fire_and_no_text_is_read_twice(gpt2: Path, tmp_path
     lm = load(gpt2, torch.float32, CPU)
     lm.tokenizer.chat_template = TEMPLATE
     lm.model.config.n_positions = 10**6
-    monkeypatch.setattr(judges, "room", lambda _: endless)
     asked: list[Any] = []
 
     def counted(_: LanguageModel, questions: list[Any], answers: list[list[str]]) -> list[list[float]]:
@@ -101,7 +102,7 @@ def test_half_of_the_windows_fire_and_no_text_is_read_twice(gpt2: Path, tmp_path
     monkeypatch.setattr(judges, "log_likelihoods", counted)
     windows = [Example(["w" * number], [0.0]) for number in range(1, 7)]
     jobs = [("cats", windows), ("dogs!", windows), ("cats", windows[:1]), ("none", [])]
-    judge = by_likelihood(lm, "f", 4, Replies(tmp_path))
+    judge = by_likelihood(reading(lm, "f", 4, Replies(tmp_path)), endless)
     found = judge(jobs)
     assert len(asked) == len(set(asked)) == 6
     np.testing.assert_allclose(found[0], [10, 6, 2, -2, -6, -10])  # 4 letters of the answer, by letters from the median
@@ -109,7 +110,7 @@ def test_half_of_the_windows_fire_and_no_text_is_read_twice(gpt2: Path, tmp_path
     assert [len(one) for one in found] == [6, 6, 1, 0] and found[2][0] == 0
 
     monkeypatch.setattr(judges, "log_likelihoods", lambda *_: pytest.fail("was asked again"))
-    again = by_likelihood(lm, "f", 4, Replies(tmp_path))(jobs)
+    again = by_likelihood(reading(lm, "f", 4, Replies(tmp_path)), endless)(jobs)
     assert all((one == other).all() for one, other in zip(found, again, strict=True))
 
 
@@ -122,9 +123,8 @@ def test_a_model_that_knows_is_perfect_and_beats_chance(planted: Any, gpt2: Path
         ]
 
     lm = load(gpt2, torch.float32, CPU)
-    monkeypatch.setattr(judges, "room", lambda _: endless)
     monkeypatch.setattr(judges, "log_likelihoods", knows)
-    judge = by_likelihood(lm, "f", 16, Replies(tmp_path))
+    judge = by_likelihood(reading(lm, "f", 16, Replies(tmp_path)), endless)
     found = explain(
         make_cases(planted), stub(lambda *_: pytest.fail("is not asked for a number")), "lm", 0, judge=judge
     )

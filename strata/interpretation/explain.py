@@ -17,12 +17,25 @@ from strata.device.machine import CPU, fast_dtype
 from strata.interpretation.endpoint import Patience, about, endpoint_writer, find_endpoint
 from strata.interpretation.explain_knobs import Explain
 from strata.interpretation.explanations import Case, Example, Explanation
-from strata.interpretation.judges import ANSWER_TOKENS, EXPLANATION_ROOM, Judge, attends_only, by_likelihood, by_numbers
+from strata.interpretation.judges import (
+    ANSWER_TOKENS,
+    EXPLANATION_ROOM,
+    FindOdd,
+    Judge,
+    attends_only,
+    by_likelihood,
+    by_numbers,
+    odd_by_likelihood,
+    odd_by_number,
+    reading,
+)
 from strata.interpretation.questions import (
     WORDS,
     answer_prompt,
     content_prompt,
     explanation_prompt,
+    marks_answer_prompt,
+    marks_prompt,
     read_explanation,
     without_echoes,
 )
@@ -62,12 +75,24 @@ def check_room(window: int, lm: LanguageModel) -> None:
 
 
 class Answers(NamedTuple):
-    """Who explains and judges: ``kind`` is "lm" or "endpoint", and ``fits`` tests what the writer has room for."""
+    """Who explains and judges: ``kind`` is "lm" or "endpoint", and ``fits`` tests what the writer has room for.
+
+    ``judge`` says whether a window holds what is described, ``judge_marks`` whether it is what is marked there, and
+    ``find_odd`` which of some marked texts is not like the others.
+    """
 
     writer: Writer
     kind: str
     fits: Fits
     judge: Judge
+    judge_marks: Judge
+    find_odd: FindOdd
+
+
+def _asking(writer: Writer, kind: str, fits: Fits) -> Answers:
+    """Let ``writer`` judge by the numbers that it replies."""
+    by_marks = by_numbers(writer, fits, marks_answer_prompt)
+    return Answers(writer, kind, fits, by_numbers(writer, fits), by_marks, odd_by_number(writer))
 
 
 def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, replies: Path) -> Answers:
@@ -81,7 +106,7 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     if colon and kind == "endpoint":
         patience = Patience(params.timeout, params.retries, params.parallel, params.budget)
         writer = endpoint_writer(name, patience, kept)
-        return Answers(writer, "endpoint", endless, by_numbers(writer, endless))
+        return _asking(writer, "endpoint", endless)
 
     if params.model != "lm":
         source = str(params.model)
@@ -97,9 +122,11 @@ def open_writer(params: Explain, lm: LanguageModel | None, fingerprint: str, rep
     assert lm is not None, "the caller sees to it that there is a model where explain.model is lm"
     fingerprint = f"{fingerprint},{lm.model.dtype},{lm.device.type}"  # each computes other numbers
     writer, fits = transformers_writer(lm, fingerprint, params.batch_size, kept), room(lm)
-    if attends_only(lm):
-        return Answers(writer, "lm", fits, by_likelihood(lm, fingerprint, params.batch_size, kept))
-    return Answers(writer, "lm", fits, by_numbers(writer, fits))
+    if not attends_only(lm):
+        return _asking(writer, "lm", fits)
+    read = reading(lm, fingerprint, params.batch_size, kept)
+    by_marks = by_likelihood(read, fits, marks_prompt)
+    return Answers(writer, "lm", fits, by_likelihood(read, fits), by_marks, odd_by_likelihood(read))
 
 
 def explain(
@@ -109,17 +136,19 @@ def explain(
     seed: int,
     fits: Fits = endless,
     judge: Judge | None = None,
+    besides: int = 0,
 ) -> list[Explanation]:
     """Ask ``writer`` to explain each case, then judge the scored windows of the case by its explanation.
 
     ``judge``: says how strong a latent is in windows; by default the writer is asked, too. Chance level: the
     same windows, judged by the explanation of another case, in other words. Where there is none, the chance scores stay
-    None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows less. Raises
-    BadInput if no reply of an endpoint can be read as an explanation.
+    None. ``fits``: says whether the writer has room for a prompt; where it has not, the prompt shows less. ``besides``:
+    tokens that other scores will take, which an endpoint's user is told of. Raises BadInput if no reply of an endpoint
+    can be read as an explanation.
     """
     questions = [explanation_prompt(fitted(case, fits)) for case in cases]
     if source == "endpoint" and cases:
-        tokens = sum(about(question, EXPLANATION_TOKENS) for question in questions) + _judging(cases)
+        tokens = sum(about(question, EXPLANATION_TOKENS) for question in questions) + _judging(cases) + besides
         sys.stderr.write(
             f"the endpoint is asked about {len(cases)} latents, with about {tokens:,} tokens, less what is kept\n"
         )

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from strata.interpretation import explanations, tables
+from strata.interpretation import explanations, marks, tables
 from strata.interpretation import text as texts
 from strata.interpretation.explain import explain, open_writer
 from strata.interpretation.explain_knobs import Explain
-from strata.interpretation.explanations import Case, Explanation
+from strata.interpretation.explanations import FUZZING, INTRUDER, Case, Explanation
 from strata.interpretation.read import EXPLAINED, Latents
 from strata.interpretation.vocabulary import Vocabulary
 from strata.interpretation.writers import embedder
@@ -54,8 +54,13 @@ def explain_latents(
     cases = _cases(latents, rules, contexts, vocabulary, knobs, work)
 
     fingerprint = latents.meta["model"]["fingerprint"]
-    writer, kind, fits, judge = open_writer(knobs, vocabulary.lm, fingerprint, resume.main_root() / ".replies")
-    in_words = explain(cases, writer, kind, seed, fits, judge)
+    answers = open_writer(knobs, vocabulary.lm, fingerprint, resume.main_root() / ".replies")
+    besides = marks.about_tokens(cases, knobs.scores) if answers.kind == "endpoint" else 0
+    in_words = explain(cases, answers.writer, answers.kind, seed, answers.fits, answers.judge, besides)
+    if FUZZING in knobs.scores:
+        marks.add_fuzzing(in_words, cases, answers.judge_marks, seed)
+    if INTRUDER in knobs.scores:
+        marks.add_intruder(in_words, cases, answers.find_odd, seed)
 
     # The rules of the same latents stand beside their explanations.
     beside = [rules[case.latent] for case in cases]
@@ -66,7 +71,7 @@ def explain_latents(
 
     report = {"layer": latents.meta["layer"], "named": tables.write([*everything, *in_words], folder)}
     if in_words:
-        report |= {"rule": explanations.report(beside, seed), kind: explanations.report(in_words, seed)}
+        report |= {"rule": explanations.report(beside, seed), answers.kind: explanations.report(in_words, seed)}
     _write_meta(latents, knobs, folder)
     return report
 
@@ -90,7 +95,7 @@ def _cases(
     knobs: Explain,
     work: Path,
 ) -> list[Case]:
-    """Choose the most important latents, and what to show and to ask about each.
+    """Choose the most important latents, and some at random, and what to show and to ask about each.
 
     Latents that the filters keep and that can be scored come first. A latent that fires in every window cannot be: it
     has no silent windows to tell it from. ``rules``: the rule of every latent, by latent. Documents are shared out
@@ -108,7 +113,10 @@ def _cases(
     low, high = knobs.range or (0, len(rules))
     fully_scored = np.array([rule.items == items for rule in rules])
     order = np.lexsort((-importance, ~(kept & fully_scored)))
-    chosen = [j for j in order.tolist() if low <= j < high and not dead[j]][: knobs.latents]
+    living = [j for j in order.tolist() if low <= j < high and not dead[j]]
+    chosen, others = living[: knobs.latents], [j for j in living[knobs.latents :] if kept[j] and fully_scored[j]]
+    random = np.random.default_rng([latents.meta["seed"], knobs.drawn])
+    chosen += random.permutation(others)[: knobs.drawn].tolist()
 
     return [
         explanations.case(
@@ -120,6 +128,7 @@ def _cases(
             silent=knobs.silent,
             items=items,
             pieces=vocabulary.pieces,
+            judged=knobs.window,
         )
         for j in sorted(chosen)
     ]

@@ -29,11 +29,12 @@ from strata.interpretation.scoring import (
     strongest,
     summary,
 )
-from strata.interpretation.text import Text
+from strata.interpretation.text import PEAK, Text
 from strata.interpretation.word_rules import Bags
 from strata.measure.matched import exchanged
 
-ALL_SCORES = (*SCORES, "embedding")
+FUZZING, INTRUDER = "fuzzing", "intruder"
+ALL_SCORES = (*SCORES, "embedding", FUZZING, INTRUDER)
 ROWS = 2**20  # rules are learned from and scored on at most this many rows, the first: the documents are shuffled
 LATENTS = 512  # latents whose windows are in memory at a time
 
@@ -223,6 +224,12 @@ class Example:
         first = min(max(int(np.argmax(self.values)) - half // 2, 0), count - half)
         return Example(self.pieces[first : first + half], self.values[first : first + half])
 
+    def around(self, count: int, random: np.random.Generator) -> "Example":
+        """Keep ``count`` tokens around the peak, or where there is none around any token."""
+        peak = int(np.argmax(self.values)) if max(self.values) > 0 else int(random.integers(len(self.values)))
+        first = min(max(peak - int(PEAK * count), 0), max(len(self.pieces) - count, 0))
+        return Example(self.pieces[first : first + count], self.values[first : first + count])
+
     def cut(self, fits: Callable[["Example"], bool]) -> "Example":
         """Halve it until ``fits`` says that there is room for it, or one word is left."""
         example = self
@@ -261,11 +268,13 @@ def case(
     silent: int,
     items: int,
     pieces: Callable[[Sequence[int]], list[str]],
+    judged: int | None = None,
 ) -> Case:
     """Choose what to show, and what to ask, about one latent of ``columns``.
 
     An explainer sees the ``shown`` windows where the latent is strongest, one a document, and ``silent`` random windows
-    where it is silent. It judges ``items`` windows. ``pieces``: token ids -> their texts.
+    where it is silent. It judges ``items`` windows, of each ``judged`` tokens, or all. ``pieces``: token ids -> their
+    texts.
     """
     at = latent - columns.first
     starts, rows, values = halves.of(columns, at, at + 1)
@@ -291,12 +300,16 @@ def case(
     random = np.random.default_rng([halves.seed, latent, 1])
     silent_windows = random.choice(all_silent, min(silent, len(all_silent)), replace=False)
 
-    judged = halves.windows_to_score(latent, strongest(starts, rows, values, halves.scored)[0], items)
+    to_score = halves.windows_to_score(latent, strongest(starts, rows, values, halves.scored)[0], items)
+    scored = examples(halves.scored, to_score)
+    if judged is not None and halves.bags is None:
+        places = np.random.default_rng([halves.seed, latent, 2])
+        scored = [example.around(judged, places) for example in scored]
     return Case(
         latent,
         active=examples(halves.shown, strongest_windows),
         silent=examples(halves.shown, silent_windows),
-        scored=examples(halves.scored, judged),
+        scored=scored,
         documents=halves.bags is not None,
     )
 

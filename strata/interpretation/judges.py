@@ -12,66 +12,121 @@ import torch
 from numpy.typing import NDArray
 
 from strata.interpretation.explanations import Example
-from strata.interpretation.questions import answer_prompt, content_prompt, read_strength
-from strata.interpretation.writers import Chat, Fits, Replies, Writer, room, tokens_of
+from strata.interpretation.questions import (
+    alike_prompt,
+    answer_prompt,
+    content_prompt,
+    odd_prompt,
+    read_choice,
+    read_strength,
+    with_marks,
+)
+from strata.interpretation.writers import Chat, Fits, Replies, Writer, tokens_of
 from strata.lm.anatomy import last_states
 from strata.lm.model import LanguageModel, logits
 
 ANSWER_TOKENS = 4  # limit of a reply that judges
 EXPLANATION_ROOM = 32  # tokens that are kept free for an explanation
 
+Pairs = Iterable[tuple[Chat, str]]  # questions, each with an answer to it
+Read = Callable[[Pairs], dict[tuple[Chat, str], float]]  # -> log p(answer | question), in nats, of each pair
 Job = tuple[str, Sequence[Example]]  # an explanation, and the windows to judge by it
 Judge = Callable[[Sequence[Job]], list[NDArray[np.float64]]]  # -> (window,): above 0 if it fires, NaN for no answer
+FindOdd = Callable[[Sequence[Sequence[Example]]], list[int | None]]  # texts -> which is not like the others; None: ?
 
 
-def by_numbers(writer: Writer, fits: Fits) -> Judge:
-    """Judge by the numbers, 0 to 10, that ``writer`` replies when it is asked how strong a latent is in a window."""
+def by_numbers(writer: Writer, fits: Fits, ask: Callable[[str, Example], Chat] = answer_prompt) -> Judge:
+    """Judge by the numbers, 0 to 10, that ``writer`` replies when it is asked how strong a latent is in a window, or
+    what else ``ask`` asks.
+    """
 
     def judge(jobs: Sequence[Job]) -> list[NDArray[np.float64]]:
         def cut(explanation: str, example: Example) -> Example:
-            return example.cut(lambda part: fits(answer_prompt(explanation, part), ANSWER_TOKENS))
+            return example.cut(lambda part: fits(ask(explanation, part), ANSWER_TOKENS))
 
         # All questions go to the writer in one call, and the answers come back in the same order.
-        prompts = [answer_prompt(text, cut(text, example)) for text, windows in jobs for example in windows]
+        prompts = [ask(text, cut(text, example)) for text, windows in jobs for example in windows]
         strengths = iter([read_strength(reply) for reply in writer(prompts, ANSWER_TOKENS)] if prompts else [])
         return [np.array([next(strengths) for _ in windows], float) for _, windows in jobs]
 
     return judge
 
 
-def by_likelihood(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Replies) -> Judge:
-    """Judge by how likely ``lm`` finds the explanation after it has read the window: log p(explanation | window).
+def by_likelihood(read: Read, fits: Fits, ask: Callable[[Example], Chat] = content_prompt) -> Judge:
+    """Judge by how likely a model finds the explanation after it has read the window: log p(explanation | window).
 
     Half of the windows of a latent fire, so it is said to fire in those of which the explanation is likelier than of
-    the median window. ``fingerprint``: the hash of the model's weights, under which numbers are ``kept``.
+    the median window. ``ask``: the question whose answer the explanation is.
     """
-    fits = room(lm)
 
     def judge(jobs: Sequence[Job]) -> list[NDArray[np.float64]]:
-        # The windows of a latent stand in several jobs; each text is read once.
-        said: dict[Chat, dict[str, float]] = {}
-        questions = []
-        for explanation, windows in jobs:
-            cut = [example.cut(lambda part: fits(content_prompt(part), EXPLANATION_ROOM)) for example in windows]
-            questions.append([content_prompt(example) for example in cut])
-            for question in questions[-1]:
-                said.setdefault(question, {})[explanation] = np.nan
-
-        for batch in batches_of(said, lm, batch_size):
-            answers = [list(said[question]) for question in batch]
-            request = {"model": fingerprint, "likelihood": answers, "prompts": batch}
-            replies = kept.get(request)
-            if replies is None:
-                replies = [repr(value) for of in log_likelihoods(lm, batch, answers) for value in of]
-                kept.keep(request, replies)
-            numbers = iter(map(float, replies))
-            for question, of in zip(batch, answers, strict=True):
-                said[question] = {text: next(numbers) for text in of}
-
-        found = [np.array([said[q][text] for q in of]) for (text, _), of in zip(jobs, questions, strict=True)]
-        return [likely - np.median(likely) if len(likely) else likely for likely in found]
+        questions = [
+            [ask(example.cut(lambda part: fits(ask(part), EXPLANATION_ROOM))) for example in windows]
+            for _, windows in jobs
+        ]
+        likely = read((question, text) for (text, _), of in zip(jobs, questions, strict=True) for question in of)
+        found = [np.array([likely[q, text] for q in of]) for (text, _), of in zip(jobs, questions, strict=True)]
+        return [of - np.median(of) if len(of) else of for of in found]
 
     return judge
+
+
+def odd_by_number(writer: Writer) -> FindOdd:
+    """Find the text that is not like the others by the number that ``writer`` replies."""
+
+    def find(trials: Sequence[Sequence[Example]]) -> list[int | None]:
+        replies = writer([odd_prompt(texts) for texts in trials], ANSWER_TOKENS) if trials else []
+        return [read_choice(reply, len(texts)) for reply, texts in zip(replies, trials, strict=True)]
+
+    return find
+
+
+def odd_by_likelihood(read: Read) -> FindOdd:
+    """Find the text that the others make least likely: log p(text | the others) - log p(text), the lowest.
+
+    A small model cannot name the odd one, but it goes on with texts like those that it has read.
+    """
+
+    def find(trials: Sequence[Sequence[Example]]) -> list[int | None]:
+        nothing = alike_prompt([])
+        questions = [
+            [alike_prompt([*texts[:place], *texts[place + 1 :]]) for place in range(len(texts))] for texts in trials
+        ]
+        answers = [[with_marks(example) for example in texts] for texts in trials]
+        pairs = [pair for of, by in zip(questions, answers, strict=True) for pair in zip(of, by, strict=True)]
+        likely = read([*pairs, *((nothing, answer) for _, answer in pairs)])
+        gained = iter([likely[question, answer] - likely[nothing, answer] for question, answer in pairs])
+        return [int(np.argmin([next(gained) for _ in texts])) for texts in trials]
+
+    return find
+
+
+def reading(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Replies) -> Read:
+    """Return a reader of likelihoods by ``lm``. Each question is read once for all its answers.
+
+    ``fingerprint``: the hash of the model's weights, under which numbers are ``kept``.
+    """
+
+    def read(pairs: Pairs) -> dict[tuple[Chat, str], float]:
+        answers_of: dict[Chat, dict[str, None]] = {}
+        for question, answer in pairs:
+            answers_of.setdefault(question, {})[answer] = None
+
+        likely: dict[tuple[Chat, str], float] = {}
+        for batch in batches_of(answers_of, lm, batch_size):
+            most = max(len(answers_of[question]) for question in batch)
+            for first in range(0, most, batch_size):
+                answers = [list(answers_of[question])[first : first + batch_size] for question in batch]
+                request = {"model": fingerprint, "likelihood": answers, "prompts": batch}
+                replies = kept.get(request)
+                if replies is None:
+                    replies = [repr(value) for of in log_likelihoods(lm, batch, answers) for value in of]
+                    kept.keep(request, replies)
+                asked = [(question, answer) for question, of in zip(batch, answers, strict=True) for answer in of]
+                likely |= zip(asked, map(float, replies), strict=True)
+        return likely
+
+    return read
 
 
 def attends_only(lm: LanguageModel) -> bool:

@@ -70,6 +70,12 @@ CONTENTS = (
     ("It cost $40 in spring and $1,200 by autumn", "numbers after a dollar sign"),
     ("She spoke slowly, quietly and often, but never to him", "words that end in -ly"),
 )
+MARKED_CONTENTS = (
+    ("She played the<< violin>> while he tuned two old<< flutes>>, and later a<< harp>>", "musical instruments"),
+    ("It rained all day;<< nevertheless>> they went out", 'the word "nevertheless"'),
+    ("It cost $<<40>> in spring and $<<1,200>> by autumn", "numbers after a dollar sign"),
+    ("She spoke<< slowly>>,<< quietly>> and<< often>>, but never to him", "adverbs"),
+)
 QUESTION = (
     "A hidden unit of a language model is active on some tokens of a text. They are marked <<like this>>. "
     f"Say in 1 to {WORDS} words what the marked tokens have in common. Reply with these words alone."
@@ -88,7 +94,7 @@ def explanation_prompt(case: Case) -> Chat:
     whole document has no tokens to mark: only the strength stands behind it.
     """
     most = max((max(example.values) for example in case.active), default=0.0)
-    show = _with_strength if case.documents else _with_marks
+    show = _with_strength if case.documents else with_marks
     active = [f"{i}. {show(example, most)}" for i, example in enumerate(case.active, 1)]
     silent = [f"{i}. {_on_one_line(example.text)}" for i, example in enumerate(case.silent, 1)]
     lines = ["Active:", *active, *(["Silent:", *silent] if silent else [])]
@@ -123,8 +129,59 @@ def content_prompt(example: Example) -> Chat:
     return tuple(turn for pair in zip(asked, [*answers, ""], strict=True) for turn in pair)[:-1]
 
 
-def _with_marks(example: Example, most: float) -> str:
-    """Write `the river<< rose>> again`: the strong tokens marked. ``most``: the largest activation of all examples."""
+def marks_prompt(example: Example) -> Chat:
+    """Write the question what is marked in one window, after worked examples, like :func:`content_prompt`."""
+    texts = [*(text for text, _ in MARKED_CONTENTS), with_marks(example)]
+    asked = [f"Text: {text}\nMarked:" for text in texts]
+    asked[0] = f"Say in 1 to {WORDS} words what is marked in the text, <<like this>>.\n\n{asked[0]}"
+    answers = [answer for _, answer in MARKED_CONTENTS]
+    return tuple(turn for pair in zip(asked, [*answers, ""], strict=True) for turn in pair)[:-1]
+
+
+def marks_answer_prompt(explanation: str, example: Example) -> Chat:
+    """Write the question how well an explanation says what is marked in one window, after two worked examples."""
+    question = (
+        f"How well does a description say which tokens of a text are marked <<like this>>, from 0 to {STRONGEST}? "
+        "Reply with one number alone."
+    )
+    right, wrong = MARKED_CONTENTS[0][0], "She played<< the>> violin while<< he>> tuned two old flutes"
+    asked = [f"Description: musical instruments\nText: {text}" for text in (right, wrong)]
+    asked.append(f"Description: {explanation}\nText: {with_marks(example)}")
+    asked[0] = f"{question}\n\n{asked[0]}"
+    answers = (str(STRONGEST), "0", "")
+    return tuple(turn for text, number in zip(asked, answers, strict=True) for turn in (f"{text}\nNumber:", number))[
+        :-1
+    ]
+
+
+def alike_prompt(examples: Sequence[Example]) -> Chat:
+    """Ask for one more text that is marked for the same reason as ``examples``; with none, for any marked text."""
+    if not examples:
+        return ("Write a text of a few words in which something is marked <<like this>>.",)
+    listed = "\n".join(f"- {with_marks(example)}" for example in examples)
+    return (f"In these texts the same kind of thing is marked <<like this>>:\n{listed}\nWrite one more such text.",)
+
+
+def odd_prompt(examples: Sequence[Example]) -> Chat:
+    """Ask which of ``examples`` is marked for another reason than the others."""
+    listed = "\n".join(f"{number}. {with_marks(example)}" for number, example in enumerate(examples, 1))
+    return (
+        f"All but one of these texts are marked <<like this>> for the same reason:\n{listed}\n"
+        "Which one is marked for another reason? Reply with its number alone.",
+    )
+
+
+def read_choice(reply: str, choices: int) -> int | None:
+    """Return which of the ``choices``, from 0, a reply names by its number from 1; None for all else."""
+    match = re.match(r"\D{0,20}(\d+)\b", _without_thinking(reply))
+    return int(match[1]) - 1 if match and 1 <= int(match[1]) <= choices else None
+
+
+def with_marks(example: Example, most: float | None = None) -> str:
+    """Write `the river<< rose>> again`: the strong tokens marked. ``most``: what their strength is a share of; None:
+    the largest activation of the example itself.
+    """
+    most = max(example.values) if most is None else most
     marked_text, inside = "", False
     for piece, value in zip(example.pieces, example.values, strict=True):
         marked = value >= MARKED * most and value > 0

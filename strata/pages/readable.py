@@ -14,6 +14,8 @@ SCORES = {  # score of an explanation -> its name for people
     "pearson": "Pearson r",
     "spearman": "Spearman ρ",
     "embedding": "embedding AUC",
+    "fuzzing": "right marks told",
+    "intruder": "intruder found",
 }
 UNNAMED = "no name yet: no explanation does better than chance"
 BLANKS = {"▁": " ", "\n": "↵", "\r": "␍", "\t": "⇥"}
