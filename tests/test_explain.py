@@ -215,7 +215,9 @@ def test_more_scores_and_latents_at_random_on_short_windows(made: Any):
     assert report["lm"]["latents"] == len(words) == 7
     assert sum(row["latent"] in important for row in words) >= 4
     assert all(row["fuzzing"] is not None and row["fuzzing_chance"] is not None for row in words)
-    assert {row["intruder_chance"] for row in words} == {0.2} and report["lm"]["intruder"]["chance"] == pytest.approx(0.2)
+    assert {row["intruder_chance"] for row in words} == {0.2} and report["lm"]["intruder"]["chance"] == pytest.approx(
+        0.2
+    )
     assert made.report["lm"]["fuzzing"] == made.report["lm"]["intruder"] == made.report["rule"]["fuzzing"]
     assert made.report["lm"]["fuzzing"]["latents"] == 0, "no score that was not asked for"
 

@@ -240,10 +240,11 @@ class Plan:
 
     def explain(self, layer: int) -> Cost:
         section = self.params.explain
+        latents = section.latents + section.drawn
         seconds = None  # of a model that is not the one that is studied, nobody knows
         if section.model == "lm":
-            seconds = LOADS + self.passed(section.latents * EXPLAINED * self.model.whole)
-        return Cost(f"explain@{layer}", f"{section.latents:,} latents", None, BASE + self.weights, seconds)
+            seconds = LOADS + self.passed(latents * EXPLAINED * (1 + len(section.scores)) * self.model.whole)
+        return Cost(f"explain@{layer}", f"{latents:,} latents", None, BASE + self.weights, seconds)
 
     def cluster(self, layer: int) -> Cost:
         latents = self.knobs(layer).latents
