@@ -1,7 +1,9 @@
 """params.yaml: what is written wrong is said in one sentence. And the door, where every stage says it."""
 
+import difflib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +39,7 @@ def changed(folder: Path, section: str, line: str) -> Path:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     key = line.partition(":")[0].lstrip("# ")
     start = 0 if key == section else text.index(f"\n{section}:")
-    place = re.compile(rf"^( *){key}: .*$", re.MULTILINE).search(text, start)
+    place = re.compile(rf"^( *){key}:.*$(\n\1- .*)*", re.MULTILINE).search(text, start)
     assert place
     return written(folder, text[: place.start()] + place[1] + line.replace("\n", "\n" + place[1]) + text[place.end() :])
 
@@ -226,3 +228,19 @@ def test_one_override_after_another_leaves_a_file_that_can_be_read(tmp_path: Pat
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert params.check(values["train"], Train, "train").k == 3
     assert (values["train"]["from_tune"], values["layers"], values["by_layer"]) == ([], [9], {"3": {"k": 2}})
+
+
+@pytest.mark.parametrize(
+    "override", ["train.k=64", "seed=7", "extract.layers=[9]", "explain.model=null", "+by_layer.9.k=48", "layers=[9]"]
+)
+def test_an_experiment_changes_its_line_alone(tmp_path: Path, override: str):
+    """`dvc exp run -S` writes the file anew. It is kept as DVC writes it, so that a diff shows what was asked for."""
+    file = shutil.copy(ROOT / "params.yaml", tmp_path)
+    before = Path(file).read_text(encoding="utf-8").splitlines()
+    apply_overrides(file, [override])
+    after = Path(file).read_text(encoding="utf-8").splitlines()
+    differing = [line for line in difflib.unified_diff(before, after, n=0) if not line.startswith(("---", "+++"))]
+    assert sum(line.startswith("@@") for line in differing) == 1, "all that changed stands in one place"
+    if override == "train.k=64":
+        assert [line.split("#")[0].split() for line in differing[1:]] == [["-", "k:", "auto"], ["+", "k:", "64"]]
+    assert sum("#" in line for line in before) == sum("#" in line for line in after), "no comment is lost"

@@ -6,20 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.comments import CommentedMap
 
 from apps.recipes.words import alike
 from strata.run.params import parse_yaml
 
 WIDEST = 4096  # characters of a line: so many that the writer breaks none
-
-
-class _Writer(RoundTripRepresenter):
-    """Writes null as null, not as nothing."""
-
-
-_Writer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def changed(text: str, values: Mapping[str, Any], path: Path) -> str | None:
@@ -37,12 +29,10 @@ def changed(text: str, values: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _yaml() -> YAML:
-    """Make the reader and writer that gives params.yaml back to the letter."""
+    """Make the reader and writer that gives params.yaml back to the letter, as DVC's own does."""
     yaml = YAML()
     yaml.width = WIDEST
     yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.Representer = _Writer
     return yaml
 
 
@@ -56,18 +46,4 @@ def _change(document: CommentedMap, values: Mapping[Any, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(old, CommentedMap) and old:
             _change(old, value)
         elif name not in document or alike(old) != alike(value):
-            document[name] = _laid_out(value)
-
-
-def _laid_out(value: Any) -> Any:
-    """Lay out a new list or mapping on one line; a list of mappings with a line for each."""
-    if isinstance(value, Mapping):
-        laid_out = CommentedMap((name, _laid_out(inner)) for name, inner in value.items())
-        laid_out.fa.set_flow_style()
-        return laid_out
-    if isinstance(value, list):
-        laid_out = CommentedSeq(map(_laid_out, value))
-        if not any(isinstance(inner, Mapping) for inner in value):
-            laid_out.fa.set_flow_style()
-        return laid_out
-    return value
+            document[name] = value

@@ -134,7 +134,7 @@ def _start(number: int) -> None:
 def _kept(job: Any, base: str, values: dict[str, Any] | None) -> int:
     """Call ``job``, which runs DVC, with the text ``base`` in params.yaml; return its exit code.
 
-    DVC writes params.yaml anew, without comments. After a run that went well the file has ``values``, with the comments
+    DVC writes params.yaml anew. After a run that went well the file has ``values``, with the comments
     of ``base``. After any other run, and if ``values`` is None, it is as it was before.
     """
     checkout.unstage()  # DVC stumbles over a file of which git's index has another version than the folder
