@@ -28,7 +28,8 @@ def planted(folder: Path, layer: int) -> Path:
         statistics.append(
             {
                 "latent": latent, "active": round(1000 * density), "density": density, "mean": mean,
-                "max": 0.0 if dead else 8.0, "importance": density * mean, "documents": 0 if dead else 9,
+                "max": 0.0 if dead else 8.0, "importance": density * mean,
+                "interest": density * mean * (latent not in (DEAD, DENSE)), "documents": 0 if dead else 9,
                 "entropy": 1.0, "entropy_share": 0.5, "varentropy": 0.1, "quadrant": None if dead else "careful",
                 "encoder_norm": 1.0, "decoder_norm": 1.0, "encoder_decoder_cosine": 0.5,
                 "skew": None, "kurtosis": None, "dead": dead, "kept": latent not in (DEAD, DENSE),

@@ -398,16 +398,36 @@ def test_the_index_searches_and_sorts(written: Path, tab: browser.Page):
     tab.open(written / "9" / "index.html")
     importance = {latent: (2.0 + latent % 5) / (latent + 1) for latent in range(LATENTS) if latent not in (DEAD, DENSE)}
     falling = sorted(importance, key=lambda latent: (-importance[latent], latent))
-    assert shown() == falling, "what the filters kept, the most important first"
-    tab.run("document.querySelector('[data-sort=importance]').click()")
-    assert math.isclose(importance[shown()[0]], min(importance.values()))
+    assert shown() == falling, "what the filters kept, the most interesting first; here interest is importance"
+    for bound in (max, min):
+        tab.run("document.querySelector('[data-sort=importance]').click()")
+        assert math.isclose(importance[shown()[0]], bound(importance.values()))
     tab.run("document.querySelector('[data-sort=id]').click()")
     assert shown() == sorted(importance)
     assert search("latent 12")[0] == 12
     assert search("7")[0] == 7, "an id finds also what the filters dropped"
     assert search("#7") == [7]
     assert search("ALERT(1)") and search("nothing like this") == []
+    assert "has “nothing like this”" in tab.run("document.querySelector('tbody').textContent")
     tab.open(written / "9" / "index.html", "#3")
     assert shown() == [3]
+
+    # The best matches come first: those of the name, whole words before parts; what was found is marked.
+    found = search("latent 3")
+    assert found[0] == 3 and {13, 23, 30, 31} <= set(found)
+    assert min(found.index(30), found.index(31)) < max(found.index(13), found.index(23)), "beginnings before parts"
+    marked = "[...document.querySelector('tbody tr').querySelectorAll('mark.hit')].map((mark) => mark.textContent)"
+    assert tab.run(marked)[:2] == ["latent", "3"]
+
+    # The address says what is shown, and shows it again.
+    tab.run("document.querySelector('[data-sort=id]').click()")
+    address = tab.run("location.hash")
+    assert "q=latent+3" in address and "sort=id" in address
+    before = shown()
+    tab.open(written / "9" / "index.html", address)
+    assert shown() == before and tab.run("query.value + sort.value") == "latent 3id"
+    tab.run("state.value = 'all'; state.dispatchEvent(new Event('change'))")
+    assert "show=all" in tab.run("location.hash")
+    assert search("") and tab.run("location.hash") == "#show=all&sort=id"
     assert tab.complaints == []
     assert math.isclose(tab.run("document.querySelectorAll('tbody script').length"), 0)

@@ -24,8 +24,29 @@ KINDS = {
     "near": "near misses",
     "zero": "silent",
 }
-SHOWN = ["latent", "name", "explanation", "tokens", "score", "chance", "density", "mean", "max", "importance", "state"]
-ORDERS = {"importance": False, "density": False, "mean": False, "max": False, "score": False, "latent": True}
+SHOWN = [
+    "latent",
+    "name",
+    "explanation",
+    "tokens",
+    "score",
+    "chance",
+    "density",
+    "mean",
+    "max",
+    "interest",
+    "importance",
+    "state",
+]
+ORDERS = {
+    "interest": False,
+    "importance": False,
+    "density": False,
+    "mean": False,
+    "max": False,
+    "score": False,
+    "latent": True,
+}
 
 
 def overview(latents: Latents) -> pd.DataFrame:
@@ -36,6 +57,7 @@ def overview(latents: Latents) -> pd.DataFrame:
         "density",
         "mean",
         "max",
+        "interest",
         "importance",
         "documents",
         "entropy_share",
@@ -76,7 +98,7 @@ def show(view: View) -> None:
         default = states[:1] if states[0] == "kept" else [state for state in states if state != "dead"]
         wanted_states = st.multiselect("State", states, key=kept("states", default, set(states).issuperset))
     with right:
-        order = choice("Order by", list(ORDERS), "importance", "order")
+        order = choice("Order by", list(ORDERS), "interest", "order")
         above = slider("Score above chance by at least", ANY, 0.5, ANY, "told", 0.05)
 
     matches = matching(frame, words, wanted_states, (low, high), above)

@@ -88,6 +88,7 @@ def _numbers(latents: Latents, row: Row) -> str:
 
     return " · ".join(
         (
+            f"interest {number(row['interest'])}",
             f"importance {number(row['importance'])} (rank {number(rank)} of {number(len(living))})",
             f"active on {percent(row['density'])}: {number(row['active'])} {latents.meta['unit']}s",
             *([f"{number(row['documents'])} documents"] if latents.meta["unit"] == "token" else []),

@@ -14,12 +14,55 @@
   let found = [];
   let shown = 0;
 
-  // What a search looks through, made on the first one.
+  // What a search looks through, made on the first one: the name, the tokens and the context of each latent.
   let hay = null;
   const haystack = () =>
     (hay ??= data.text.map((text, id) =>
-      `${id} ${text} ${data.tokens[id]} ${data.context[id] ? data.context[id].join("") : ""}`.toLowerCase(),
+      [text, data.tokens[id], data.context[id] ? data.context[id].join("") : ""].map((part) => part.toLowerCase()),
     ));
+  let sought = []; // the words of the search
+
+  // How well a word fits a text: 1 as a word of it, 0.8 as the beginning of one, 0.5 as a part, 0: not at all.
+  const letter = (character) => character !== undefined && /[\p{L}\p{N}]/u.test(character);
+  const fit = (text, word) => {
+    let best = 0;
+    for (let place = text.indexOf(word); place >= 0 && best < 1; place = text.indexOf(word, place + 1)) {
+      const begins = !letter(text[place - 1]);
+      best = Math.max(best, begins ? (letter(text[place + word.length]) ? 0.8 : 1) : 0.5);
+    }
+    return best;
+  };
+  // How well a latent matches: by its name, which counts most, its tokens or its context; the word that fits worst counts.
+  const match = (id) => {
+    let least = 9;
+    for (const word of sought) {
+      const [name, tokens, context] = haystack()[id];
+      const fits = [fit(context, word), fit(tokens, word), fit(name, word)];
+      const best = String(id) === word ? 4 : Math.max(...fits.map((how, place) => (how ? place + how : 0)));
+      if (!best) return 0;
+      least = Math.min(least, best);
+    }
+    return least;
+  };
+
+  // Put a text into an element, with the words of the search marked.
+  const write = (parent, text) => {
+    const lower = text.toLowerCase();
+    const same = lower.length === text.length; // not so of every language: then nothing is marked
+    let from = 0;
+    while (from < text.length) {
+      let hit = text.length;
+      let length = 0;
+      for (const word of same ? sought : []) {
+        const place = lower.indexOf(word, from);
+        if (place >= 0 && (place < hit || (place === hit && word.length > length))) [hit, length] = [place, word.length];
+      }
+      parent.append(text.slice(from, hit));
+      if (length) parent.append(element("mark", text.slice(hit, hit + length), "hit"));
+      from = hit + length;
+    }
+    return parent;
+  };
 
   const number = (value) => {
     if (value === null || value === undefined) return "–";
@@ -48,14 +91,15 @@
     if (status !== "kept") name.append(element("span", status, status === "dead" ? "flag bad" : "flag"));
 
     const cell = element("td", undefined, "words");
-    cell.append(element("span", data.text[id], "text"));
+    cell.append(write(element("span", undefined, "text"), data.text[id]));
     if (data.context[id]) {
       const [before, peak, after] = data.context[id];
-      const context = element("span", before, "context");
-      context.append(element("mark", peak, "a6"), after);
-      cell.append(context);
+      const context = write(element("span", undefined, "context"), before);
+      context.append(write(element("mark", undefined, "a6"), peak));
+      cell.append(write(context, after));
     }
-    line.append(name, cell, element("td", number(data.importance[id]), "num"));
+    line.append(name, cell, element("td", number(data.interest[id]), "num"));
+    line.append(element("td", number(data.importance[id]), "num broad"));
     line.append(element("td", data.density[id] ? `${number(100 * data.density[id])} %` : "–", "num broad"));
     line.append(element("td", number(data.mean[id]), "num broad"), element("td", number(data.max[id]), "num broad"));
     const score = element("td", number(data.score[id]), "num broad");
@@ -76,18 +120,21 @@
     const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
     const exact = words.length === 1 && /^#?\d+$/.test(words[0]) ? Number(words[0].replace("#", "")) : null;
     const only = words.length === 1 && words[0].startsWith("#");
-    const texts = words.length ? haystack() : null;
+    sought = only ? [] : words;
     const wanted = state.value || (words.length ? "all" : "0");
     const within = (id) =>
       wanted === "all" || (wanted === "page" ? pages.has(id) : data.state[id] === Number(wanted));
-    found = columns.id.filter(
-      (id) => within(id) && (id === exact || (!only && words.every((word) => texts[id].includes(word)))),
-    );
+    const matches = new Map();
+    for (const id of columns.id) {
+      const how = id === exact ? 9 : only ? 0 : words.length ? match(id) : 1;
+      if (how && (within(id) || id === exact)) matches.set(id, how);
+    }
+    found = [...matches.keys()];
     const keys = columns[sort.value];
     const sign = falling ? -1 : 1;
     const last = (value) => value === null || value === undefined;
     found.sort((a, b) => {
-      if ((a === exact) !== (b === exact)) return a === exact ? -1 : 1; // the id that was typed comes first
+      if (matches.get(a) !== matches.get(b)) return matches.get(b) - matches.get(a); // the best match first
       if (last(keys[a]) || last(keys[b])) return last(keys[a]) - last(keys[b]) || a - b;
       return sign * (keys[a] - keys[b]) || a - b;
     });
@@ -99,20 +146,42 @@
     body.replaceChildren();
     shown = 0;
     extend();
+    if (!found.length) {
+      const elsewhere = state.value && state.value !== "all" ? " Show all to search in every latent." : "";
+      const sentence = element("td", `No latent's name, tokens or strongest context has “${query.value}”.${elsewhere}`);
+      sentence.colSpan = 8;
+      const line = element("tr");
+      line.append(sentence);
+      body.append(line);
+    }
+  };
+
+  // The address says what is shown, so that a link can be sent: #q=army&show=all&sort=density&rising
+  const remember = () => {
+    const said = new URLSearchParams();
+    if (query.value) said.set("q", query.value);
+    if (state.value) said.set("show", state.value === "all" || state.value === "page" ? state.value : data.states[Number(state.value)]);
+    if (sort.value !== sort.options[0].value) said.set("sort", sort.value);
+    if (falling !== (sort.value !== "id")) said.set("order", falling ? "falling" : "rising");
+    history.replaceState(null, "", said.size ? `#${said}` : location.pathname + location.search);
+  };
+  const change = () => {
+    update();
+    remember();
   };
 
   const by = (name, down) => {
     sort.value = name;
     falling = down;
-    update();
+    change();
   };
   for (const head of heads) {
     const name = head.dataset.sort;
     head.addEventListener("click", () => by(name, sort.value === name ? !falling : name !== "id"));
   }
   sort.addEventListener("change", () => by(sort.value, sort.value !== "id"));
-  state.addEventListener("change", update);
-  query.addEventListener("input", update);
+  state.addEventListener("change", change);
+  query.addEventListener("input", change);
   more.addEventListener("click", extend);
   new IntersectionObserver((seen) => {
     if (seen.some((entry) => entry.isIntersecting) && !more.hidden) extend();
@@ -127,7 +196,15 @@
   // index.html#42 is the way to a latent without a page.
   const hash = () => {
     const id = /^#(\d+)$/.exec(location.hash);
-    if (id) query.value = `#${id[1]}`;
+    const said = new URLSearchParams(id ? "" : location.hash.slice(1));
+    query.value = id ? `#${id[1]}` : (said.get("q") ?? "");
+    const show = said.get("show") ?? "";
+    const place = data.states.indexOf(show);
+    state.value = place >= 0 ? String(place) : show;
+    if (state.selectedIndex < 0) state.value = "";
+    sort.value = said.get("sort") ?? sort.options[0].value;
+    if (sort.selectedIndex < 0) sort.selectedIndex = 0;
+    falling = said.has("order") ? said.get("order") === "falling" : sort.value !== "id";
     update();
   };
   addEventListener("hashchange", hash);

@@ -44,10 +44,13 @@ GROUPS = {  # kind of example -> heading, what it is, how many are shown before 
 }
 
 
+EACH = 3  # latents that are explained worst, of a layer
+
+
 class Layer(NamedTuple):
     """What the pages show of one layer.
 
-    ``statistics``: a row for each latent. ``ids``: the latents that have a page, the most important first. ``notes``:
+    ``statistics``: a row for each latent. ``ids``: the latents that have a page, the most interesting first. ``notes``:
     latent -> its best explanation.
     """
 
@@ -68,27 +71,45 @@ class Layer(NamedTuple):
 
 
 def read_layer(latents: Latents, pages: int, selected: Sequence[int] = ()) -> Layer:
-    """Read a layer, and choose its pages: the ``pages`` most important latents, the ``selected``, and those with a name
-    that a person gave.
+    """Read a layer, and choose its pages: the ``pages`` most interesting latents, the ``selected``, those with a name
+    that a person gave, and the worst.
     """
-    statistics = latents.statistics().to_pylist()
-    return Layer(latents, statistics, chosen(statistics, pages, [*selected, *latents.names_by_people]), _notes(latents))
+    statistics, notes = latents.statistics().to_pylist(), _notes(latents)
+    asked = [*selected, *latents.names_by_people, *(worst(statistics, notes) if pages else [])]
+    return Layer(latents, statistics, chosen(statistics, pages, asked), notes)
 
 
 # --- which latents, and what is known of them ---------------------------------------------------------------------
 
 
 def chosen(statistics: Sequence[Row], pages: int, selected: Sequence[int] = ()) -> list[int]:
-    """Return the latents that get a page, the most important first.
+    """Return the latents that get a page, the most interesting first.
 
-    They are ``pages`` living latents and those that a later stage ``selected``. Among the living, the latents that the
-    filters kept come before the others.
+    They are ``pages`` living latents and those that a later stage ``selected``. Of latents that are equally interesting
+    the important ones come first, and those that the filters kept before the others.
     """
-    living = [row for row in statistics if not row["dead"]]
-    most_important = sorted(living, key=lambda row: (not row["kept"], -row["importance"], row["latent"]))[:pages]
 
-    wanted = {row["latent"] for row in most_important} | {latent for latent in selected if latent < len(statistics)}
-    return sorted(wanted, key=lambda latent: (-statistics[latent]["importance"], latent))
+    def rank(row: Row) -> tuple[float, bool, float, int]:
+        return -row["interest"], not row["kept"], -row["importance"], row["latent"]
+
+    living = [row for row in statistics if not row["dead"]]
+    best = {row["latent"] for row in sorted(living, key=rank)[:pages]}
+    wanted = best | {latent for latent in selected if latent < len(statistics)}
+    return sorted(wanted, key=lambda latent: rank(statistics[latent]))
+
+
+def worst(statistics: Sequence[Row], notes: Mapping[int, Row], each: int = EACH) -> list[int]:
+    """Return the kept latents whose explanation scores worst; of equal scores the more important comes first.
+
+    Only the score counts, not its distance from chance: a latent's chance is the score of one other latent's
+    explanation, which may happen to fit. One without a score does not count.
+    """
+    scored = [
+        (note["balanced_accuracy"], -row["importance"], row["latent"])
+        for row in statistics
+        if row["kept"] and (note := notes.get(row["latent"])) and note["balanced_accuracy"] is not None
+    ]
+    return [latent for _, _, latent in sorted(scored)[:each]]
 
 
 def rows(latents: Latents, name: str, ids: Sequence[int]) -> dict[int, list[Row]]:
@@ -291,7 +312,9 @@ def index(layer: Layer) -> str:
     count = dict.fromkeys(states, 0)
 
     data: Row = {name: [] for name in ("text", "score", "chance", "tokens", "context", "state")}
-    data |= {name: [_short(row[name]) for row in statistics] for name in ("density", "mean", "max", "importance")}
+    data |= {
+        name: [_short(row[name]) for row in statistics] for name in ("interest", "density", "mean", "max", "importance")
+    }
     strongest_tokens, strongest_contexts = _strongest_tokens(latents), _strongest_contexts(latents)
     for row in statistics:
         note = notes.get(row["latent"], {})

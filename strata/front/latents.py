@@ -32,7 +32,7 @@ from strata.sae.sae import SAE
 class Latents:
     """What is known of an SAE's latents on some rows.
 
-    ``table``: a line a latent: density, importance, largest code, its best explanation and that one's scores.
+    ``table``: a line a latent: density, interest, importance, largest code, its best explanation and that one's scores.
     """
 
     sae: SAE = field(repr=False)
@@ -120,7 +120,7 @@ def latents(
     tables are kept; a temporary one unless it is named.
 
     >>> found = strata.latents(sae, acts[6])                                              # doctest: +SKIP
-    >>> found.table.nlargest(10, "importance")[["latent", "density", "explanation"]]      # doctest: +SKIP
+    >>> found.table.nlargest(10, "interest")[["latent", "density", "explanation"]]        # doctest: +SKIP
     >>> found.examples(42)                                                                # doctest: +SKIP
     """
     model = sae_of(sae)

@@ -27,7 +27,8 @@ CERTIFICATES = {  # columns that stability gives; all null where it did not run
 STATISTICS = pa.schema(
     {
         "latent": INT, "active": LONG, "density": REAL, "mean": REAL, "max": SHORT, "importance": REAL,
-        "documents": LONG, "entropy": REAL, "entropy_share": REAL, "varentropy": REAL, "quadrant": WORD,
+        "interest": REAL, "documents": LONG, "entropy": REAL, "entropy_share": REAL, "varentropy": REAL,
+        "quadrant": WORD,
         "encoder_norm": SHORT, "decoder_norm": SHORT, "encoder_decoder_cosine": SHORT, "skew": REAL, "kurtosis": REAL,
         "dead": pa.bool_(), "kept": pa.bool_(), "dropped": WORD, "histogram": pa.list_(LONG),
         **CERTIFICATES,

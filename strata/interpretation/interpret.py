@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from strata.device.machine import CPU
@@ -16,6 +17,7 @@ from strata.interpretation.codes import write_codes
 from strata.interpretation.enrichment import enrich
 from strata.interpretation.examples import pool
 from strata.interpretation.filters import QUADRANTS, REASONS, Filters, dropped, quadrants
+from strata.interpretation.interest import interest
 from strata.interpretation.knobs import Interpret
 from strata.interpretation.read import open_codes
 from strata.interpretation.scoring import SCORES
@@ -97,6 +99,7 @@ def interpret(
     statistics["importance"] = importance(statistics)
     statistics |= certificates or dict.fromkeys(export.CERTIFICATES, np.full(sae.latents, np.nan))
     statistics |= verdicts(statistics, len(text.documents), knobs.filters)
+    statistics["interest"] = _interest(statistics, looked, folder)
     statistics |= _logits(sae, vocabulary.lm, knobs.logits, folder)
     nearest = neighbours.nearest(sae.decoder.float().cpu().numpy(), ~statistics["dead"], knobs.neighbours)
     files.write_table(folder / "neighbours.parquet", nearest, export.NEIGHBOURS)
@@ -124,6 +127,13 @@ def verdicts(statistics: Table, documents: int, filters: Filters) -> Table:
     again = statistics.get("again", np.full(len(firing), np.nan))
     reasons = dropped(statistics["entropy_share"], firing, statistics["importance"], again, quadrant, filters)
     return {"quadrant": quadrant, "dropped": reasons, "kept": np.array([reason is None for reason in reasons])}
+
+
+def _interest(statistics: Table, looked: look.Looked, folder: Path) -> np.ndarray:
+    """Compute (latents,) the interest of each latent, from the tokens that ``folder`` holds and the scores of rules."""
+    columns = ["latent", "share", "background"]
+    first = pq.read_table(folder / "tokens.parquet", columns=columns, filters=[("rank", "=", 0)])
+    return interest(statistics, [*looked.rules, *looked.labels], *(first[name].to_numpy() for name in columns))
 
 
 def _counts(statistics: Table) -> dict[str, Any]:

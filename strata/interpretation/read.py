@@ -190,6 +190,8 @@ class Latents:
         """Read `statistics.parquet`, with the columns of `names.parquet` beside; null for a latent without a name."""
         table, named = self.table("statistics", filters=filters), self.table("names", filters=filters)
         assert table is not None, "interpret always writes it"
+        if "interest" not in table.column_names:
+            raise BadInput(f"{self.folder} was written by an older version of Strata; {again('interpret')}")
         rows = {} if named is None else {row["latent"]: row for row in named.to_pylist()}
         rows |= {latent: {"name": name, "named_by": PERSON} for latent, name in self.names_by_people.items()}
         for column in ("name", "named_by"):
