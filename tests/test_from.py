@@ -71,7 +71,7 @@ def test_an_sae_that_went_out_and_came_back_is_judged_alike(tmp_path: Path, monk
         assert torch.allclose(sae.encoder, kept.encoder) and torch.allclose(sae.decoder, kept.decoder)
     run(*AFTER, "report")
     page = Path("reports/report.html").read_text()
-    assert "imported" in page and "<h2>Training</h2>" not in page and not Path("reports/plots/fvu.png").exists()
+    assert "imported" in page and ">Training</h2>" not in page and not Path("reports/plots/fvu.png").exists()
     assert read_result(Path("reports/train/0.json")).best is None
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["train.0.fvu"] == pytest.approx(trained["test"]["fvu"]) and "train.0.best_step" not in summary

@@ -215,7 +215,7 @@ def test_the_summary_is_flat(project: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_tuning_has_its_section_and_its_numbers(project: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
-    assert "<h2>Tuning</h2>" not in Path("report.html").read_text(encoding="utf-8")
+    assert ">Tuning</h2>" not in Path("report.html").read_text(encoding="utf-8")
     parts = {"score": 0.12, "fvu": 0.11, "fvu_inlier": 0.14, "l0": 80.0, "dead": 0.0, "curve": [], "reason": None}
     trials = [
         {"trial": 0, "kind": "params", "knobs": {"lr": 0.004, "rule": "batchtopk", "flag": False}, **parts},
@@ -228,7 +228,7 @@ def test_tuning_has_its_section_and_its_numbers(project: Path, monkeypatch: pyte
     (project / "tune" / "convergence.png").write_bytes(b"picture")
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert "<h2>Tuning</h2>" in page and "Trial 1 is the best: 0.1, against 0.12" in page and "1 failed." in page
+    assert ">Tuning</h2>" in page and "Trial 1 is the best: 0.1, against 0.12" in page and "1 failed." in page
     assert "0.0123" in page and "&lt;topk&gt;" in page and ">true<" in page and ">false<" in page
     assert (page.count("as tuned"), page.count("as in params.yaml")) == (1, 2)
     assert base64.b64encode(b"picture").decode() in page and "What the score would be along" not in page
@@ -244,7 +244,7 @@ def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPat
     assert page.count("data:image/png;base64,") == 5
     assert "All 18 targets pass" in page
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page, "a token is text, not markup"
-    assert "fails" not in page.split("<h2>Scorecard")[0].replace("control fails at least one", "")
+    assert "fails" not in page.split(">Scorecard</h2>")[0].replace("control fails at least one", "")
     for word in ("<code>f1</code>", "<code>c1</code>", "<code>w3</code>", "<code>w9</code>"):
         assert page.count(word) == 1, "what was run is named by its hashes"
     for word in ("gemma-3-270m", "batchtopk", "resid_post", "160,000", "4,096", "package:gensim-wikipedia"):
@@ -254,7 +254,7 @@ def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
-    assert "<h2>Latents" not in Path("report.html").read_text(encoding="utf-8"), "none was interpreted"
+    assert ">Latents</h2>" not in Path("report.html").read_text(encoding="utf-8"), "none was interpreted"
     for layer in (3, 9):
         explained(Path(f"explained/{layer}"), planted(Path(f"latents/{layer}"), layer))
         write_json(Path(f"interpret/{layer}.json"), {"layer": layer, "dead": 1})
@@ -326,7 +326,7 @@ def test_enforce_fails_after_writing_and_names_what_failed(
 def test_a_layer_with_nothing_to_steer_has_no_section(project: Path, monkeypatch: pytest.MonkeyPatch):
     write_json(project / "steer_eval" / f"{LAYERS[0]}.json", {"prompts": 4, "kl": 0.5, "latents": []})
     report(monkeypatch)
-    assert "<h2>Steering</h2>" not in (project / "report.html").read_text(encoding="utf-8")
+    assert ">Steering</h2>" not in (project / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_control_that_passes_everything_is_a_loud_warning(project: Path, monkeypatch: pytest.MonkeyPatch):
@@ -514,6 +514,6 @@ def test_searches_for_prompts_are_shown(project: Path, monkeypatch: pytest.Monke
     write_json(project / "invert" / f"{LAYERS[0]}.json", {**shares, "latents": [row]})
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert "<h2>Inversion</h2>" in page and f"The searches of layer {LAYERS[0]}" in page
+    assert ">Inversion</h2>" in page and f"The searches of layer {LAYERS[0]}" in page
     assert base64.b64encode(Path(f"plots/inversion-{LAYERS[0]}.png").read_bytes()).decode() in page
     assert read("summary.json")[f"invert.{LAYERS[0]}.beats_random"] == 1

@@ -39,7 +39,7 @@ def test_what_was_evaluated_is_shown(project: Path, monkeypatch: pytest.MonkeyPa
         write_json(project / "evaluate" / f"{layer}.json", evaluated(layer))
     report(monkeypatch)
     page, summary = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
-    assert page.count("<h2>Evaluation</h2>") == 1 and "random encoder" in page and "13 labels, 380 documents" in page
+    assert page.count(">Evaluation</h2>") == 1 and "random encoder" in page and "13 labels, 380 documents" in page
     assert Path("plots/probing.png").is_file()
     assert summary[f"evaluate.{LAYERS[0]}.probing.sae.1"] == 0.8
     assert summary[f"evaluate.{LAYERS[0]}.redundancy.decoder.cosine"] == 0.25
@@ -63,7 +63,7 @@ def test_what_does_not_apply_is_left_out(project: Path, monkeypatch: pytest.Monk
         write_json(project / "evaluate" / f"{layer}.json", evaluated(layer, core=None, probing={"why": "no label"}))
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert "<h2>Evaluation</h2>" in page and "random encoder" not in page
+    assert ">Evaluation</h2>" in page and "random encoder" not in page
     assert not Path("plots/probing.png").exists()
     assert "evaluate" in json.dumps(read("summary.json"))
 

@@ -44,7 +44,7 @@ def measured(project: Path) -> Path:  # noqa: F811
 def test_it_is_shown_beside_chance(measured: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
     page, summary = (measured / "report.html").read_text(encoding="utf-8"), read("summary.json")
-    assert page.count("<h2>Stability</h2>") == 1 and (measured / "plots/stability.png").is_file()
+    assert page.count(">Stability</h2>") == 1 and (measured / "plots/stability.png").is_file()
     for number in ("0.0612", "0.234", "0.0123", "0.0321", "0.765", "no latent comes again", "in all of them 4 of 65"):
         assert number in page
     assert summary["stability.9.again"] == 0.0612 and summary["stability.9.pooled.pooled.delta_ce"] == 0.7654
@@ -54,7 +54,7 @@ def test_it_is_shown_beside_chance(measured: Path, monkeypatch: pytest.MonkeyPat
 def test_where_it_did_not_run_nothing_is_shown(project: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     report(monkeypatch)
     page = (project / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Stability</h2>" not in page and not (project / "plots/stability.png").exists()
+    assert ">Stability</h2>" not in page and not (project / "plots/stability.png").exists()
     assert not [name for name in read("summary.json") if name.startswith("stability")]
 
 

@@ -12,6 +12,7 @@ from stages.report.figures import headline
 from stages.report.findings import Findings
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import tokens
+from stages.report.losses import losses
 from stages.report.scorecard import Scorecard, failures
 from stages.report.templates import environment
 from strata.pages.readable import number
@@ -55,6 +56,7 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         loose=[control for control in card["controls_failing"] if not control["fails"]],
         failures=failures(card),
         worse=findings.shortfalls,
+        losses=losses(findings),
         # tune and train
         searched=findings.searched,
         results=findings.results,
