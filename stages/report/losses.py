@@ -19,12 +19,13 @@ def losses(findings: Findings) -> list[str]:
         *(line for layer, numbers in findings.measured["explain"].items() for line in _explained(layer, numbers)),
         *(line for layer, numbers in findings.causes.steered.items() for line in _steered(layer, numbers)),
     ]
-    found += [
-        f"layer {merged.layer}: merging latents reconstructs no better than dropping as many and refitting the decoder "
-        f"({number(merged.test['after']['fvu'])} against {number(merged.test['refitted']['fvu'])} of fvu)"
-        for merged in findings.merged
-        if merged.test["after"]["fvu"] >= merged.test["refitted"]["fvu"]
-    ]
+    for merged in findings.merged:
+        after, refitted = merged.test["after"]["fvu"], merged.test["refitted"]["fvu"]
+        if after is not None and refitted is not None and after >= refitted:
+            found.append(
+                f"layer {merged.layer}: merging latents reconstructs no better than dropping as many and refitting the "
+                f"decoder ({number(after)} against {number(refitted)} of fvu)"
+            )
     return found
 
 
