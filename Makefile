@@ -14,6 +14,10 @@ COMPILE := import numpy; from strata.families import knobs, maps; maps.layout(nu
 LAYER ?= 9
 PORT ?= 8000
 
+# What one reads first of an experiment, of the hundreds of columns that `dvc exp show` has.
+COLUMNS := Experiment|^seed$$|^train\.(rule|k|latents)$$|targets\.(passed|failed)
+OF_LAYER := ^train\.$(LAYER)\.(fvu_inlier|delta_ce|l0|dead)$$|stability\.$(LAYER)\.again$$
+
 # What is said for any other Python, or for none: one sentence, not a traceback.
 SUPPORTED := (3, 11), (3, 12), (3, 13)
 define WRONG_PYTHON
@@ -35,7 +39,7 @@ Or start one of these, and end it with Ctrl-C:
 
 Try next:
   source .venv/bin/activate
-  dvc exp run -n k64 -S train.k=64    # another sparsity; then: dvc exp show --only-changed
+  dvc exp run -n k64 -S train.k=64    # another sparsity; then: make experiments
   git checkout HEAD params.yaml dvc.lock reports/summary.json && dvc checkout    # and back
 
 For texts or vectors of your own, see README.md, "Recipes".
@@ -47,7 +51,7 @@ git has no name for you yet, and dvc exp run needs one:
 endef
 export WRONG_PYTHON NEXT NO_NAME
 
-.PHONY: all help setup run test check lint types tests ui serve dashboard clean
+.PHONY: all help setup run test check lint types tests ui experiments serve dashboard clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minutes on 2 cores); plain `make` does this
@@ -57,8 +61,8 @@ all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minut
 	@git config user.email > /dev/null && git config user.name > /dev/null || echo "$$NO_NAME"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=python3.12 chooses a Python for setup; LAYER=9 and PORT=8000 go with serve."
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  PYTHON=python3.12 chooses a Python for setup; LAYER=9 goes with serve and experiments, PORT=8000 with serve."
 
 setup: .venv/installed ## the environment .venv, with what requirements.txt pins (some minutes)
 
@@ -95,6 +99,9 @@ tests: setup ## all tests, without lint and types
 
 ui: setup ## the runs, in MLflow; it prints the address
 	python -m src.ui
+
+experiments: setup ## all experiments beside each other, with the columns that matter
+	@dvc exp show --drop '.*' --keep '$(COLUMNS)|$(OF_LAYER)'
 
 serve: setup ## which latents a text activates, on http://127.0.0.1:8000
 	python -m src.serve data/sae/$(LAYER) "" "" "" $(PORT)
