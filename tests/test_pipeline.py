@@ -405,10 +405,12 @@ def test_every_experiment_is_one_comparable_row(project: Project, experiments: d
     given = [line for line in card if line["value"] is not None]
     assert {line["metric"] for line in card if line not in given} <= {"ce_recovered"}  # this model may beat no zero
     for line in given:
-        name = f"target/{line['metric']}/{line['layer']}"
-        assert rows["k4"]["latest_metrics"][f"{name}/value"] == pytest.approx(line["value"])
-        assert rows["k4"]["latest_metrics"][f"{name}/pass"] == line["pass"]
+        shown = rows["k4"]["latest_metrics"]
+        assert shown[f"train.{line['layer']}.{line['metric']}"] == pytest.approx(line["value"])
+        assert shown[f"target/{line['metric']}/{line['layer']}/pass"] == line["pass"]
     assert rows["seeded"]["params"]["seed"] == "1" and rows["k4"]["params"]["by_layer.2.k"] == "4"
+    assert rows["k4"]["params"]["train.2.k"] == "4" and rows[base]["params"]["train.2.k"] == "8"
+    assert max(len(row["latest_metrics"]) for row in rows.values()) <= 150
 
 
 def test_tracking_again_adds_nothing(project: Project, experiments: dict[str, str]):

@@ -18,9 +18,10 @@ import pytest
 
 from src import ui
 from strata.experiments import tracking
-from strata.experiments.experiment import Experiment, baseline, experiment_name, flat, thin
+from strata.experiments.experiment import MOST, Experiment, baseline, experiment_name, flat, thin
 from strata.run.door import BadInput
 
+ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [3, 9]
 
 
@@ -109,14 +110,17 @@ def test_experiments_are_rows_with_the_same_columns(root: Path, monkeypatch: pyt
     assert len(runs(role="stage")) == 6
     two = next(row for row in rows if row.info.run_name == "two")
     assert {name: value for name, value in two.data.metrics.items() if "/l0/" in name} == {
-        f"target/l0/{layer}/{part}": value
-        for layer in LAYERS
-        for part, value in (("value", 32), ("min", 50), ("max", 100), ("pass", 0))
+        f"target/l0/{layer}/pass": 0 for layer in LAYERS
     }
+    nine = next(
+        run for run in runs(**{"dvc.stage": "train@9"}) if run.data.tags["mlflow.parentRunId"] == two.info.run_id
+    )
+    bounds = {name: value for name, value in nine.data.metrics.items() if name.startswith("target/l0/")}
+    assert bounds == {"target/l0/min": 50, "target/l0/max": 100, "target/l0/pass": 0}
     assert two.data.metrics["train.9.mse"] == 0.01
-    assert two.data.metrics["target/delta_ce/9/max"] == 0.5
+    assert nine.data.metrics["target/delta_ce/max"] == 0.5
     assert "target/delta_ce/9/pass" not in two.data.metrics, "null neither passes nor fails"
-    assert two.data.params["train.k"] == "32"
+    assert two.data.params["train.k"] == "32" and two.data.params["train.3.k"] == two.data.params["train.9.k"] == "32"
     assert two.data.tags["dvc.baseline"] == two.data.tags["mlflow.source.git.commit"] == "a" * 40
     assert two.data.tags["dvc.exp_name"] == "two"
     assert two.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
@@ -419,12 +423,16 @@ def test_the_page_is_opened_on_the_runs(root: Path, monkeypatch: pytest.MonkeyPa
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")  # so that it is as before, afterwards
+    tracking.track(experiment())
     ui.main("5055")
     number = tracking.Store().place
     runs_page = f"http://127.0.0.1:5055/#/experiments/{number}/runs?workflowType=machine_learning"
     assert f"{runs_page}&viewStateShareKey={tracking.VIEW}" in capsys.readouterr().out
     view = tracking.Store().client.get_experiment(number).tags[f"mlflow.sharedViewState.{tracking.VIEW}"]
-    assert json.loads(view) == {"selectedColumns": ["tags.`verdict`"]}, "as the UI's own button Share writes it"
+    shown = ["tags.`verdict`", "metrics.`targets.passed`"]
+    assert json.loads(view) == {"selectedColumns": shown}, (
+        "as the UI's own button Share writes it; these SAEs have no fvu"
+    )
     assert started[0][1:] == ["-m", "mlflow", "ui", "--port", "5055", "--workers", "1"]
     assert tracking.Store(os.environ["MLFLOW_BACKEND_STORE_URI"]).place == number
     with pytest.raises(BadInput, match="the port is 'x'"):
@@ -532,6 +540,21 @@ def test_twins_stand_beside_the_saes_and_the_verdict_comes_first(root: Path):
     (row,) = runs(role="pipeline")
     assert row.data.tags["verdict"] == row.data.tags["mlflow.note.content"] == "4 of 4 targets"
     assert {name: value for name, value in row.data.metrics.items() if name.startswith("margin/")} == {
-        f"margin/mse/9/frozen_decoder/{part}": value
-        for part, value in (("margin", 0.002), ("low", 0.0015), ("high", 0.0025), ("by", 0.001), ("pass", 1))
+        f"margin/mse/9/frozen_decoder/{part}": value for part, value in (("margin", 0.002), ("pass", 1))
     }
+
+
+def test_the_row_of_an_experiment_is_short_however_many_layers_there_are():
+    layers, metrics = range(26), ("fvu_inlier", "fvu", "l0", "dead", "delta_ce", "mse", "cosine", "kl", "ce_recovered")
+    numbers = {f"train.{layer}.{metric}": 0.5 for layer in layers for metric in metrics}
+    numbers |= {f"interpret.{layer}.quadrants.{name}": 1.0 for layer in layers for name in ("a", "b")}
+    row = replace(experiment(), summary={"targets.passed": 3.0, **numbers}).row()
+    assert len(row) == MOST and row["targets.passed"] == 3
+    assert all(f"train.{layer}.fvu_inlier" in row for layer in layers), "what matters most comes first"
+    assert not [name for name in row if "quadrants" in name]
+
+    default = json.loads((ROOT / "reports" / "summary.json").read_text(encoding="utf-8"))
+    of_default = replace(experiment(), summary=default).row()
+    assert 60 < len(of_default) < MOST and {"train.9.delta_ce", "evaluate.9.tasks.normal.mean.sae.auc.1"} <= set(
+        of_default
+    )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -13,6 +14,26 @@ from typing import Any
 from strata import auto
 from strata.rows.size import Size
 from strata.run.resume import main_root
+
+MOST = 150  # numbers of an experiment's own run: MLflow draws a chart of each
+HEADLINES = (  # names in the summary, what one compares first
+    r"targets\.(passed|failed)",
+    r"train\.\d+\.(fvu_inlier|fvu|l0|dead|delta_ce)",
+    r"evaluate\.\d+\.tasks\.normal\.\w+\.sae\.auc\.[15]",
+    r"stability\.\d+\.again",
+    r"controls\.\d+\.\w+\.margin\.(fvu_inlier|delta_ce)",
+    r"train\.\d+\.(mse|cosine|kl|ce_recovered)",
+    r"evaluate\.\d+\.probing\.sae\.[15]",
+    r"evaluate\.\d+\.(rules\.sae|letters\.absorbed|absorption\.absorbed)",
+    r"interpret\.\d+\.(named|rule\.balanced_accuracy\.(mean|chance))",
+    r"explain\.\d+\.(lm|endpoint)\.(balanced_accuracy|fuzzing|intruder)\.(mean|chance)",
+    r"steer_eval\.\d+\.beating_all",
+    r"invert\.\d+\.\w+",
+    r"merge\.\d+\.test\.after\.(fvu_inlier|l0|delta_ce)",
+    r"cluster\.\d+\.clusters",
+    r"tune\.score",
+)
+KNOBS = ("rule", "latents", "k", "lr")  # of train, that an experiment's own run has for each layer
 
 
 @dataclass(frozen=True)
@@ -33,23 +54,42 @@ class Experiment:
         content = [flat(self.params), self.summary, self.scorecard, self.histories]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def metrics(self) -> dict[str, float]:
-        """Return every number of the summary, and each target as ``target/<metric>/<layer>/{value,min,max,pass}``.
+    def row(self) -> dict[str, float]:
+        """Return the numbers of the experiment's own run, MOST at the most: what one compares experiments by.
 
-        A margin over a twin is ``margin/<metric>/<layer>/<twin>/{margin,low,high,by,pass}``.
+        They are how many targets pass, ``target/<metric>/<layer>/pass``, ``margin/<metric>/<layer>/<twin>/{margin,
+        pass}``, and what HEADLINES names of the summary, in its order. All numbers are in the runs of the stages, and
+        in summary.json.
         """
-        targets = {
-            f"target/{line['metric']}/{line['layer']}/{part}": line[part]
-            for line in self.scorecard["targets"]
-            for part in ("value", "min", "max", "pass")
-        }
+        verdicts = {f"target/{line['metric']}/{line['layer']}/pass": line["pass"] for line in self.scorecard["targets"]}
         margins = {
             f"margin/{line['metric']}/{line['layer']}/{line['twin']}/{part}": line[part]
             for line in self.scorecard.get("margins", [])
-            for part in ("margin", "low", "high", "by", "pass")
+            for part in ("margin", "pass")
         }
-        numbers = {**self.summary, **targets, **margins}
-        return {name: float(value) for name, value in numbers.items() if value is not None}
+        chosen = [name for headline in HEADLINES for name in self.summary if re.fullmatch(headline, name)]
+        numbers = {**verdicts, **margins, **{name: self.summary[name] for name in chosen}}
+        known = {name: float(value) for name, value in numbers.items() if value is not None}
+        return dict(list(known.items())[:MOST])
+
+    def thresholds(self, stage: str) -> dict[str, float]:
+        """Return the bounds of a layer's targets, for a stage ``train@9``: ``target/<metric>/{min,max,pass}``."""
+        name, _, layer = stage.partition("@")
+        bounds = {
+            f"target/{line['metric']}/{part}": line[part]
+            for line in self.scorecard["targets"]
+            if name == "train" and str(line["layer"]) == layer
+            for part in ("min", "max", "pass")
+        }
+        return {name: float(value) for name, value in bounds.items() if value is not None}
+
+    def settled(self) -> dict[str, str]:
+        """Return what params.yaml comes to for each layer: ``train.9.k`` and the other KNOBS, as text."""
+        stages = [stage for stage in self.histories if stage.startswith("train@")]
+        by_layer = {stage.replace("@", "."): self.stage_params(stage) for stage in stages}
+        return flat({
+            f"{name}.{knob}": params[knob] for name, params in by_layer.items() for knob in KNOBS if knob in params
+        })  # fmt: skip
 
     def twins(self, stage: str) -> dict[str, dict[str, float]]:
         """Return twin -> its numbers, of a stage ``controls@9``; none of another stage."""
@@ -79,7 +119,7 @@ class Experiment:
     def stage_metrics(self, stage: str) -> dict[str, float]:
         """Return the summary's numbers of a stage, without their prefix: those of ``train@9`` without ``train.9.``."""
         prefix = stage.replace("@", ".") + "."
-        return {name.removeprefix(prefix): value for name, value in self.metrics().items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in self.summary.items() if name.startswith(prefix)}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

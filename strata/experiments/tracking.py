@@ -40,7 +40,7 @@ ARTIFACTS = "mlartifacts"  # the folder beside an SQLite store
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
 
 VIEW = "verdict"  # the name of a view of the runs table
-COLUMNS = ["tags.`verdict`"]  # that it shows beside name, time and duration
+READ_FIRST = "fvu_inlier", "delta_ce", "l0", "dead"  # of the last layer, that it shows beside the verdict
 
 REFUSED = "REFUSED"  # status of a stage whose input was refused; MLflow has no such status
 
@@ -197,12 +197,11 @@ class Store:
             if run.info.run_name == name:  # an earlier call was killed while it wrote this run
                 self._forget(run.info.run_id)
 
-        self.show_verdict()
         tags = {"role": "pipeline", "content_key": key, **_origin(), **_dvc_hashes("")}
         if verdict := experiment.scorecard.get("verdict"):
             tags |= {"verdict": verdict, "mlflow.note.content": verdict}
-        parent = self._create(name, tags, flat(experiment.params))
-        self.points(parent, [(_now(), 0, experiment.metrics())])
+        parent = self._create(name, tags, {**flat(experiment.params), **experiment.settled()})
+        self.points(parent, [(_now(), 0, experiment.row())])
         for path in experiment.artifacts:
             if path.is_dir():
                 self.client.log_artifacts(parent, str(path), path.name)
@@ -216,6 +215,7 @@ class Store:
             for twin, numbers in experiment.twins(stage).items():
                 self._write_twin(experiment, stage, twin, numbers, parent)
 
+        self.show_verdict()
         # Last, so that a run without this status is known to be unfinished.
         self.client.set_terminated(parent)
 
@@ -263,7 +263,7 @@ class Store:
             points.append((now, step, {name: value for name, value in row.items() if (name, step) not in logged}))
 
         final = {f"final/{name}": value for name, value in experiment.stage_metrics(stage).items()}
-        self.points(run, [*points, (now, 0, final)])
+        self.points(run, [*points, (now, 0, final), (now, 0, experiment.thresholds(stage))])
         self.client.set_terminated(run)
         return run
 
@@ -279,8 +279,15 @@ class Store:
 
     def show_verdict(self) -> None:
         """Keep VIEW, a view of the runs table, with the experiment, as the button Share of MLflow's page does."""
-        view = json.dumps({"selectedColumns": COLUMNS})
+        view = json.dumps({"selectedColumns": ["tags.`verdict`", *self._columns()]})
         self.client.set_experiment_tag(self.place, f"mlflow.sharedViewState.{VIEW}", view)
+
+    def _columns(self) -> list[str]:
+        """Return the columns of the runs table for READ_FIRST of the newest experiment; none before there is one."""
+        known = next((run.data.metrics for run in self.search(role="pipeline")), {})
+        last = max((int(name.split(".")[1]) for name in known if name.startswith("train.")), default=0)
+        names = ("targets.passed", *(f"train.{last}.{name}" for name in READ_FIRST))
+        return [f"metrics.`{name}`" for name in names if name in known]
 
     def _write_trials(self, experiment: Experiment, parent: str) -> None:
         """Write a run for each trial of tune: its knobs, its curve, its score, and the reason if it failed."""
