@@ -26,6 +26,17 @@ Strata needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is not one of them: get on
 then say which, for example 'make PYTHON=python3.11' (docs/install.md).
 endef
 
+# Shows that a long command goes on: `$(call showing,what it does,command)`. It ends with the shell of the command.
+showing = n=0; { while sleep 15 > /dev/null 2>&1 && kill -0 $$$$ 2> /dev/null; do \
+	n=$$((n + 15)); echo "  $(1), $$n s so far"; done; } & beat=$$!; $(2); code=$$?; kill $$beat; exit $$code
+
+# The verdict of the scorecard, in green or red where stdout is a terminal and NO_COLOR is not set.
+VERDICT := import json, os, sys; \
+	card = json.load(open("reports/scorecard.json")); \
+	line, bad = card["verdict"], card["failed"] or "not better" in card["verdict"]; \
+	coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR"); \
+	print("\nVerdict:", f"\33[{31 if bad else 32}m{line}\33[0m" if coloured else line)
+
 define NEXT
 
 Done. Open these files in a browser:
@@ -57,6 +68,7 @@ export WRONG_PYTHON NEXT NO_NAME
 all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minutes on 2 cores); plain `make` does this
 	dvc repro
 	dvc repro --quiet --force --single-item track
+	@python -c '$(VERDICT)'
 	@echo "$$NEXT"
 	@git config user.email > /dev/null && git config user.name > /dev/null || echo "$$NO_NAME"
 
@@ -71,10 +83,11 @@ setup: .venv/installed ## the environment .venv, with what requirements.txt pins
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ($(SUPPORTED)))' 2> /dev/null \
 		|| { echo "$$WRONG_PYTHON" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	@echo "Installing the packages of requirements.txt into .venv. This takes some minutes, and pip says nothing meanwhile."
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.txt
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
-	$(BIN)/python -c '$(COMPILE)'
+	@echo "Installing the packages of requirements.txt into .venv. This takes some minutes."
+	@$(call showing,installing,$(BIN)/pip install --quiet --disable-pip-version-check --no-compile \
+		--requirement requirements.txt)
+	@echo "Compiling the packages, on all cores, so that the first run need not."
+	@$(call showing,compiling,$(BIN)/python -m compileall -qq -j 0 .venv/lib; $(BIN)/python -c '$(COMPILE)')
 	touch $@
 
 # RECIPE=recipes/sentences.yaml, and WORDS='-S train.k=64' for what goes over it

@@ -344,7 +344,7 @@ LINES: list[tuple[str, int, str]] = [
     ("extract_tasks none none none out", 1, "none is missing"),
     ("evaluate none none none none none none none none none none none none out", 1, "none/meta.json is missing"),
     (f"report{' none' * 20}", 1, "none"),
-    (f"track{' none' * 6}", 1, "none"),
+    (f"track{' none' * 7}", 1, "none"),
     ("convert", 2, "SOURCE, TARGET are missing"),
     ("convert none out", 1, "none is missing"),
     ("convert '' out", 2, "SOURCE is empty"),

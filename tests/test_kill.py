@@ -108,5 +108,5 @@ def test_the_state_of_other_params_is_not_used(project: Path):
     process = start(project, "other")
     assert process.wait() == 0
     said = (project / "said").read_text()
-    assert f"train-1: starts anew; .scratch/{state.name} is of other inputs, params or code" in said
+    assert f"train-1: .scratch/{state.name} was not used: it is of other inputs, params or code" in said
     assert steps_done(project) >= 10  # it is left alone

@@ -254,7 +254,7 @@ def test_a_killed_extract_goes_on_where_it_was(project: Project):
     assert ran(project.facts["resumed"]) == STAGES[3:]
     shards = json.loads((project.folder / "data/activations/0/meta.json").read_text())["shards"]
     assert len(shards) > len(kept)
-    assert not list((project.folder / ".scratch").glob("*"))
+    assert [path.name for path in (project.folder / ".scratch").glob("*")] == ["stages"]  # how long they took
 
 
 def test_every_artifact_is_there(project: Project):

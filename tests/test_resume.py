@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from strata.run import resume
+from strata.run.door import BadInput
 
 FACTS = {"corpus": "c"}
 
@@ -41,6 +42,25 @@ def test_what_was_whole_is_kept_and_what_was_not_is_removed(tmp_path: Path):
         resume.deliver(again, tmp_path / "data", ["0"])
     assert (tmp_path / "data/0/shard-00000.safetensors").read_bytes() == b"whole"
     assert left(tmp_path) == []
+
+
+def test_work_of_no_use_is_told_of_once_and_not_with_a_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(KeyError), resume.scratch("tune", FACTS) as broken_off:
+        resume.keep_json(broken_off / "0.json", 1)
+        raise KeyError
+
+    for corpus in ("a", "b"):
+        with pytest.raises(BadInput), resume.scratch("tune", {**FACTS, "corpus": corpus}):
+            raise BadInput("too few rows")
+    assert capsys.readouterr().err == "" and [path.is_dir() for path in broken_off.parent.iterdir()].count(True) == 1
+
+    for corpus in ("d", "e"):
+        with resume.scratch("tune", {**FACTS, "corpus": corpus}):
+            pass
+    said = f"tune: .scratch/{broken_off.name} was not used: it is of other inputs, params or code, and may be deleted\n"
+    assert capsys.readouterr().err == said
+    with resume.scratch("tune", FACTS) as again:
+        assert resume.kept_json(again / "0.json") == 1
 
 
 def test_who_wants_the_same_at_the_same_time_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

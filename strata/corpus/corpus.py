@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from strata import auto
 from strata.corpus import sources, values
@@ -31,6 +30,7 @@ from strata.corpus.read import LANGUAGE, OWN_VECTORS, SPLITS, VECTORS
 from strata.corpus.vectors import VectorCheck
 from strata.run.door import BadInput
 from strata.run.files import sha256, write_json
+from strata.run.progress import each
 
 SPOOL = pa.schema([("title", pa.string()), ("label", pa.string()), ("text", pa.string()), ("id", pa.string())])
 SCHEMA = pa.schema(
@@ -70,7 +70,7 @@ def build(params: Corpus, seed: int, folder: Path, kind: str = LANGUAGE) -> dict
     # can be shuffled only when their number is known.
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(sources.documents(source))) for source in resolved_sources]
-        documents = tqdm(turns(streams), desc="documents", unit=" documents", disable=None)
+        documents = each(turns(streams), "read", "documents")
         labels, label_names = _spool(_filtered(documents, params, kind, counts, vectors), spool)
 
     # (documents,) rows of the spool in the order of the corpus
@@ -307,7 +307,7 @@ def _write(spool: Path, order: NDArray[np.int64], splits: NDArray[np.int64], fol
         ends = list(accumulate(batch.num_rows for batch in batches))
         starts = [end - batch.num_rows for end, batch in zip(ends, batches, strict=True)]
 
-        for start in tqdm(range(0, len(order), BATCH), desc="shuffled", unit=" batches", disable=None):
+        for start in each(range(0, len(order), BATCH), "shuffle", "batches"):
             rows: list[dict[str, Any]] = []
             for place, row in enumerate(order[start : start + BATCH].tolist(), start=start):
                 number = bisect_right(ends, row)

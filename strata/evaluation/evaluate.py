@@ -21,6 +21,7 @@ from strata.measure.controls import principal
 from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
+from strata.run.progress import each
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.tasks.knobs import Tasks
@@ -93,7 +94,8 @@ def evaluate(
             {"why": GIVEN} if imported else absorption(train, absorption_seeds, kept_at("absorption"))
         )
 
-    results = {name: resume.once_json(kept_at(f"{name}.json"), make) for name, make in sections.items()}
+    shown = each(sections.items(), "measure", "sections")
+    results = {name: resume.once_json(kept_at(f"{name}.json"), make) for name, make in shown}
     intervals = {name: INTERVALS[name] for name in results}
     return {"layer": layer, "seeds": knobs.seeds, "intervals": intervals, **results}
 

@@ -27,6 +27,7 @@ from strata.evaluation.absorption import absorbed
 from strata.evaluation.intervals import Measure, drawn_means, resampled
 from strata.rows.shards import Activations, Contexts
 from strata.run.door import BadInput
+from strata.run.progress import each
 from strata.sae.sae import SAE
 
 LETTERS = string.ascii_lowercase
@@ -148,7 +149,7 @@ def _probes(words: Words) -> list[Probe]:
     standard = (x - mean) / spread
 
     probes = []
-    for letter in range(len(LETTERS)):
+    for letter in each(range(len(LETTERS)), "probe", "letters"):
         y = words.letter == letter
         if y[words.judged].sum() < LEAST or y[learnt].sum() < LEAST:
             continue
@@ -164,7 +165,7 @@ def _by_letter(sae: SAE, words: Words, probes: Sequence[Probe]) -> NDArray[np.fl
     """Measure what MEASURES names for each letter, (letter, measure)."""
     codes = _codes(sae, words.x)
     rows = []
-    for probe in probes:
+    for probe in each(probes, "choose latents", "letters"):
         y = words.letter == probe.letter
         mains, f1 = _mains(codes, y, words.judged)
         right = words.judged & y & probe.says_yes

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from strata.evaluation.intervals import over_seeds
 from strata.measure.matched import matched
+from strata.run.progress import each
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -139,7 +140,7 @@ def probing(
     first_choices: dict[str, list[tuple[int, float]]] = {label: [] for label in labels}  # latent, its accuracy alone
     for seed in seeds:
         by_label = []
-        for number, label in enumerate(labels):
+        for number, label in each(list(enumerate(labels)), "probe", "labels"):
             random = np.random.default_rng([seed, number])
             of = split(np.array(names) == label, held_out, random)
             by_label.append(probes(columns, of, ks, random))

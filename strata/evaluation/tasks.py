@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from strata.evaluation.intervals import drawn_over_both, resampled
 from strata.run import resume
+from strata.run.progress import each
 from strata.sae.sae import SAE
 from strata.tasks.columns import pooled
 from strata.tasks.knobs import Pooling, Tasks
@@ -85,6 +86,7 @@ def _by_task(
     ``shuffled``: prompts have each other's targets. Threads would wait for each other, because most of a small
     regression is Python.
     """
+    work = list(_work(tasks, knobs, seeds))
     probed = (
         delayed(_row)(
             {pooling: matrix[_prompts(task, drawing)].toarray() for pooling, matrix in columns.items()},
@@ -95,10 +97,10 @@ def _by_task(
             narrow,
             shuffled,
         )
-        for task, seed, drawing in _work(tasks, knobs, seeds)
+        for task, seed, drawing in work
     )
-    rows: Any = Parallel(processes)(probed)
-    return list(rows)
+    rows: Any = Parallel(processes, return_as="generator")(probed)
+    return list(each(rows, "probe tasks", "probes", len(work)))
 
 
 def _row(

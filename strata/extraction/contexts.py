@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from strata.corpus.read import SPLITS
 from strata.run import resume
+from strata.run.progress import Progress
 
 FILE_CONTEXTS = 8192  # contexts in a file: 8 MB at 128 tokens
 
@@ -96,7 +96,7 @@ def until(contexts: Iterable[Row], rows: int) -> Iterator[Row]:
 def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, total: int) -> dict[str, Any]:
     """Write the contexts of all splits into sealed files, one split after the other; return what meta.json says.
 
-    ``total``: rows to expect, for the progress bar.
+    ``total``: rows to expect, to show how far it is.
     """
     files: list[dict[str, Any]] = []
     # Split -> first and end of its contexts, and of its rows.
@@ -114,7 +114,7 @@ def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, tot
         files.append({"file": path.name, "contexts": count, "sha256": resume.sealed_hash(path)})
         tokens[:], owners[:] = layout.padding, -1
 
-    with tqdm(total=total, desc="tokens", unit=" tokens", disable=None) as bar:
+    with Progress("write contexts", "tokens", total) as progress:
         for split in SPLITS:
             first_context, first_row = contexts, rows
             for ids, documents in splits[split]:
@@ -122,7 +122,7 @@ def write(splits: Mapping[str, Iterable[Row]], layout: Layout, folder: Path, tot
                 tokens[place, : len(ids)], owners[place, : len(ids)] = ids, documents
                 new_rows = sum(document >= 0 for document in documents)
                 contexts, rows = contexts + 1, rows + new_rows
-                bar.update(new_rows)
+                progress.update(new_rows)
                 if place == FILE_CONTEXTS - 1:
                     flush(FILE_CONTEXTS)
             ranges["contexts"][split] = [first_context, contexts]

@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from strata.corpus.read import OWN_VECTORS, SENTENCE, SPLITS
 from strata.device import launch
@@ -21,6 +20,7 @@ from strata.rows.shards import DTYPE, Activations, Contexts, ShardWriter, identi
 from strata.rows.spread import spread
 from strata.run import files, resume
 from strata.run.door import BadInput
+from strata.run.progress import Progress
 
 
 def check_room(folder: Path, params: Extract, layers: int, width: int, weights: int, processes: int = 1) -> None:
@@ -134,8 +134,7 @@ def write_shards(
     pieces = _pieces(source, contexts, size, missing)
     own_rows = sum(own_shards.values())
     kept_rows = own_rows - sum(missing.values())
-    hide_bar = None if launch.rank() == 0 else True  # None: tqdm shows the bar in a terminal only
-    with tqdm(total=own_rows, initial=kept_rows, desc="extract", unit=" rows", disable=hide_bar) as bar:
+    with Progress("extract", "rows", own_rows, kept_rows) as progress:
         for shard, shard_rows in missing.items():
             with ExitStack() as stack:
                 writers = {
@@ -149,7 +148,7 @@ def write_shards(
                         writers[layer].append(piece[layer])
                     piece_rows = len(piece[layers[0]])
                     rows_left -= piece_rows
-                    bar.update(piece_rows)
+                    progress.update(piece_rows)
 
     # All shards are written before the first process hashes them.
     launch.barrier()

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.families.knobs import Stability
+from strata.run.progress import each
 
 Floats = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -48,7 +49,8 @@ def stability(
     """
     rng = np.random.default_rng([seed, 1])
     draws = (rng.multinomial(documents, np.full(documents, 1 / documents)) for _ in range(knobs.bootstraps))
-    bootstrap = _spread(agreement(labels, resampled(times.astype(np.float64))) for times in draws)
+    shown = each(draws, "cluster again", "draws", knobs.bootstraps)
+    bootstrap = _spread(agreement(labels, resampled(times.astype(np.float64))) for times in shown)
     reseed = _spread(agreement(labels, labels_again) for labels_again in reseeded)
     chance = _spread(agreement(labels, rng.permutation(labels)) for _ in range(knobs.shuffles))
     return {"bootstrap": bootstrap, "reseed": reseed, "chance": chance}

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from strata import defaults
 from strata.corpus import corpus
@@ -31,6 +30,7 @@ from strata.run import door
 from strata.run.door import BadInput
 from strata.run.files import need_disk
 from strata.run.params import Hook
+from strata.run.progress import Progress
 from strata.tables import arrays
 
 BLOCK = 8192  # rows in memory at a time
@@ -120,7 +120,7 @@ def _matrix(source: Any, key: str | None, spool: Path) -> tuple[NDArray[Any], st
     is_whole = isinstance(whole, np.ndarray)
 
     digest, count, width = hashlib.sha256(), 0, 0
-    with spool.open("wb") as file, tqdm(desc="rows", unit=" rows", disable=None) as bar:
+    with spool.open("wb") as file, Progress("read", "rows") as progress:
         for block in _blocks(whole, key, "source"):
             width = width or block.shape[1]
             if block.shape[1] != width:
@@ -132,7 +132,7 @@ def _matrix(source: Any, key: str | None, spool: Path) -> tuple[NDArray[Any], st
             if not is_whole:
                 file.write(np.ascontiguousarray(block).data)
             count += len(block)
-            bar.update(len(block))
+            progress.update(len(block))
     if not count:
         raise BadInput("the source gives no rows")
     if is_whole:

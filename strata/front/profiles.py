@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from strata import defaults
 from strata.corpus import read as corpus
@@ -21,6 +20,7 @@ from strata.interpretation.knobs import Interpret
 from strata.interpretation.statistics import entropies, importance
 from strata.run import door
 from strata.run.params import Hook
+from strata.run.progress import each
 from strata.sae.sae import SAE
 
 BLOCK = 4096  # rows that are encoded at a time
@@ -92,7 +92,7 @@ def _codes(sae: SAE, rows: LayerActivations, device: torch.device) -> tuple[csr_
     shape = (len(numbers), sae.latents)
 
     total, active = csr_array(shape, dtype=np.float64), np.zeros(sae.latents, np.int64)
-    for first in tqdm(range(0, len(rows), BLOCK), desc="encode", unit=" blocks", disable=None):
+    for first in each(range(0, len(rows), BLOCK), "encode", "blocks"):
         found = sae.encode(put(rows.read(first, min(first + BLOCK, len(rows))), device).float()).to(CPU)
         latent, row, value = (t.numpy() for t in (found.pattern.latents, found.pattern.row_of, found.values))
         total = total + csr_array((value.astype(np.float64), (prompt[first + row], latent)), shape=shape)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from strata.device.machine import CPU, put
 from strata.rows.shards import Activations
 from strata.run import resume
+from strata.run.progress import Progress
 from strata.sae.engine.pattern import joined
 from strata.sae.sae import SAE
 
@@ -39,7 +39,7 @@ def write_codes(
     0 if none is active.
     """
     size, largest, shards = activations.meta["shard_rows"], 0.0, []
-    with tqdm(total=activations.rows, desc="encode", unit=" rows", disable=None) as bar:
+    with Progress("encode", "rows", activations.rows) as progress:
         for number, first in enumerate(range(0, activations.rows, size)):
             end = min(first + size, activations.rows)
             name = f"codes/shard-{number:05d}.safetensors"
@@ -57,5 +57,5 @@ def write_codes(
                 "sha256": resume.sealed_hash(folder / name),
             })  # fmt: skip
             largest = max(largest, float(values.max()) if len(values) else 0.0)
-            bar.update(end - first)
+            progress.update(end - first)
     return shards, largest

@@ -24,6 +24,7 @@ from strata.interpretation.questions import (
 from strata.interpretation.writers import Chat, Fits, Replies, Writer, tokens_of
 from strata.lm.anatomy import last_states
 from strata.lm.model import LanguageModel, logits
+from strata.run.progress import each
 
 ANSWER_TOKENS = 4  # limit of a reply that judges
 EXPLANATION_ROOM = 32  # tokens that are kept free for an explanation
@@ -113,7 +114,7 @@ def reading(lm: LanguageModel, fingerprint: str, batch_size: int, kept: Replies)
             answers_of.setdefault(question, {})[answer] = None
 
         likely: dict[tuple[Chat, str], float] = {}
-        for batch in batches_of(answers_of, lm, batch_size):
+        for batch in each(list(batches_of(answers_of, lm, batch_size)), "ask the model", "batches"):
             most = max(len(answers_of[question]) for question in batch)
             for first in range(0, most, batch_size):
                 answers = [list(answers_of[question])[first : first + batch_size] for question in batch]

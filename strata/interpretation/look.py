@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from strata.interpretation import examples as find
 from strata.interpretation import export
@@ -33,6 +32,7 @@ from strata.interpretation.vocabulary import Vocabulary
 from strata.interpretation.word_rules import Bags
 from strata.rows.shards import Activations
 from strata.run import files, resume
+from strata.run.progress import Progress
 
 WORD = pa.string()
 TABLES = {
@@ -182,7 +182,7 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
         }
         path = folder / "examples.jsonl.gz" if "jsonl" in knobs.exports else None
         json_lines = stack.enter_context(export.lines(path, with_.words.pieces))
-        bar = stack.enter_context(tqdm(total=codes.latents, desc="latents", unit="", disable=None))
+        progress = stack.enter_context(Progress("look", "latents", codes.latents))
 
         for first, end in codes.ranges():
             columns = codes.columns(first, end)
@@ -207,7 +207,7 @@ def look(codes: Codes, with_: Look, vocabulary: Vocabulary, folder: Path, work: 
             looked.labels += [explanation for explanation in part.explained if explanation.source == "label"]
             looked.rows.append(_strongest(columns, order, knobs.enrichment.rows))
             looked.documents.append(_strongest_documents(spread, len(columns), knobs.enrichment.documents))
-            bar.update(end - first)
+            progress.update(end - first)
 
     if "npy" in knobs.exports:
         arrays.write(folder)

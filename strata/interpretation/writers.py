@@ -20,6 +20,7 @@ from strata.device.machine import CPU
 from strata.interpretation.scoring import Embed
 from strata.lm.model import LanguageModel
 from strata.run.files import read_json, write_json
+from strata.run.progress import each
 
 Chat = tuple[str, ...]  # a prompt: turns of the user and of the assistant in turn; the user has the first and the last
 Writer = Callable[[Sequence[Chat], int], list[str]]  # prompts and a limit in tokens -> replies
@@ -59,7 +60,7 @@ def transformers_writer(lm: LanguageModel, fingerprint: str, batch_size: int, ke
         # In the order of their length, so that batches need little padding.
         order = sorted(range(len(prompts)), key=lambda i: (sum(map(len, prompts[i])), i))
         replies = [""] * len(prompts)
-        for first in range(0, len(order), batch_size):
+        for first in each(range(0, len(order), batch_size), "ask the model", "batches"):
             batch = order[first : first + batch_size]
             request = {"model": fingerprint, "limit": limit, "prompts": [prompts[i] for i in batch]}
             answers = kept.get(request)

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from strata.interpretation.read import Latents
 from strata.inversion.baselines import RandomSearch
 from strata.inversion.front import front
@@ -18,6 +16,7 @@ from strata.inversion.soft import table_of
 from strata.inversion.vocabulary import vocabulary
 from strata.lm.model import LanguageModel
 from strata.run import resume
+from strata.run.progress import each
 from strata.sae.sae import SAE
 from strata.seeds import generator
 
@@ -45,7 +44,7 @@ def invert(source: Source, maxima: dict[int, float], knobs: Invert, seed: int, w
     setting = Setting(source.latents, words, table_of(words), random, knobs, seed)
 
     rows = []
-    for latent, maximum in tqdm(maxima.items(), desc=f"invert {layer}", unit=" latents", disable=None):
+    for latent, maximum in each(maxima.items(), "search prompts", "latents"):
         objective = Objective(source.lm, source.sae, hook, layer, latent, maximum)
         rows.append(resume.once_json(work / f"{latent}.json", partial(one, setting, objective, source.sae)))
     return rows

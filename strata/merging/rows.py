@@ -8,6 +8,7 @@ from torch import Tensor
 
 from strata.interpretation import read
 from strata.rows.shards import Activations
+from strata.run.progress import each
 from strata.sae.engine.pattern import Pattern
 from strata.sae.sae import Codes
 
@@ -33,7 +34,7 @@ def blocks(
         starts, latents = torch.from_numpy(table.indptr).long(), torch.from_numpy(table.indices).long()
         values = torch.from_numpy(table.data)
 
-        for block_first in range(start, stop, rows):
+        for block_first in each(range(start, stop, rows), "read", "blocks"):
             block_end = min(block_first + rows, stop)
             in_shard = slice(block_first - shard["first"], block_end - shard["first"])  # its rows
             entries = slice(int(starts[in_shard.start]), int(starts[in_shard.stop]))

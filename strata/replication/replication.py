@@ -20,6 +20,7 @@ from strata.rows.batches import blocks, check_held_out
 from strata.rows.shards import Activations, Contexts
 from strata.run import resume
 from strata.run.door import BadInput
+from strata.run.progress import each
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.splicing.held_out import held_out
@@ -121,7 +122,7 @@ def replicate(
 
     by_seed = [
         resume.once_tensors(kept_at(f"compared-{other_seed}.safetensors"), partial(against, other_seed))
-        for other_seed in list(saes)[1:]
+        for other_seed in each(list(saes)[1:], "compare", "seeds")
     ]
     report: dict[str, Any] = {
         "layer": layer,

@@ -21,6 +21,7 @@ from strata.rows.size import Size
 from strata.run.door import BadInput
 from strata.run.files import again, check_hashes, read_meta, sha256
 from strata.run.params import Hook
+from strata.run.progress import Progress
 
 DTYPE = torch.bfloat16  # on disk, whatever the forward pass ran in; only vectors that the user brought keep float32
 WORDS = {DTYPE: "BF16", torch.float32: "F32"}  # names of dtypes in safetensors
@@ -158,8 +159,11 @@ class Activations:
 
     def blocks(self, first: int, end: int, rows: int = 4096) -> Iterator[Tensor]:
         """Yield the rows ``first`` to ``end`` - 1 in order, in blocks of ``rows``."""
-        for start in range(first, end, rows):
-            yield self.read(start, min(start + rows, end))
+        with Progress("read", "rows", end - first) as progress:
+            for start in range(first, end, rows):
+                stop = min(start + rows, end)
+                yield self.read(start, stop)
+                progress.update(stop - start)
 
     def _check(self, number: int) -> None:
         """Hash a shard and those after it, as many at a time as there are cores.

@@ -13,14 +13,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
 
-from strata.run import files, params, resume
+from strata.run import files, params, progress, resume
 
 HOME = Path(".scratch/finished")  # in the workspace where DVC runs, on the disk of its outputs
 NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK}  # errors of a file system without hard links
@@ -47,7 +46,7 @@ def kept(main: Callable[..., None]) -> Callable[..., None]:
         # With RANK, this process is one of several that were started by one without, which has looked already.
         if "RANK" not in os.environ:
             if _put_back(key):
-                sys.stderr.write(f"{stage}: it had finished when DVC was stopped; its outputs are put back\n")
+                progress.tell("it had finished when DVC was stopped; its outputs are put back")
                 return
             shutil.rmtree(HOME, ignore_errors=True)
 

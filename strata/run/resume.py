@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SEALS = ".sealed"
+TOLD = ".told"  # the user has been told that the folder it is in may be deleted
 
 
 def main_root() -> Path:
@@ -84,9 +85,7 @@ def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
     key = hashlib.sha256(json.dumps([facts, code_hash()], sort_keys=True).encode()).hexdigest()[:16]
     folder = main_root() / ".scratch" / f"{stage}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():
-        _tell_of_others(folder, stage)
-
+    begins_anew = not folder.exists()
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -101,19 +100,27 @@ def scratch(stage: str, facts: dict[str, Any]) -> Iterator[Path]:
             unfinished.unlink()
         yield folder
         shutil.rmtree(folder)
+        if begins_anew:
+            _tell_of_others(folder, stage)
     finally:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()  # bad input was refused before anything was kept
         if not folder.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def _tell_of_others(folder: Path, stage: str) -> None:
-    """Say on stderr that there is unfinished work of this stage which cannot be used, so that nobody waits for it."""
+    """Say once, on stderr, of each folder of unfinished work of this stage that it was of no use, and takes disk."""
     for unusable in sorted(folder.parent.glob(f"{stage}-{'[0-9a-f]' * 16}")):
         # A folder that another process has locked is in use, and is not mentioned.
         with suppress(Timeout), FileLock(unusable.with_suffix(".lock"), timeout=0):
-            name = unusable.relative_to(main_root())
-            sys.stderr.write(f"{stage}: starts anew; {name} is of other inputs, params or code, and may be deleted\n")
+            if not (unusable / TOLD).exists():
+                (unusable / TOLD).touch()
+                name = unusable.relative_to(main_root())
+                sys.stderr.write(
+                    f"{stage}: {name} was not used: it is of other inputs, params or code, and may be deleted\n"
+                )
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from strata.lm.model import Hook, LanguageModel, edit, final_states, logits, shared_start
 from strata.measure.quality import ce_recovered
+from strata.run.progress import each
 
 Replace = Callable[[Tensor], Tensor]  # raw rows (row, width) -> the rows that take their place
 
@@ -47,7 +47,7 @@ def by_prediction(
     in a context by position.
     """
     losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", *variants)}
-    for first in tqdm(range(0, len(tokens), batch), desc=f"splice {layer}", unit=" batches", disable=None):
+    for first in each(range(0, len(tokens), batch), "splice", "batches"):
         ids = tokens[first : first + batch].to(lm.device, torch.long)
         kept = rows[first : first + batch].to(lm.device)
         targets = ids[:, 1:][kept[:, 1:]]  # (prediction,)

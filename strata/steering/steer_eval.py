@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from strata.interpretation.read import Latents
 from strata.lm.model import LanguageModel
@@ -18,6 +17,7 @@ from strata.measure.partners import firing, partners
 from strata.rows.batches import blocks
 from strata.rows.shards import Activations, Contexts
 from strata.run import files, resume
+from strata.run.progress import Progress, each
 from strata.sae.sae import SAE
 from strata.seeds import generator
 from strata.steering import texts as prompts_of
@@ -156,8 +156,8 @@ def _responses(
     pairs = [(condition, target_tokens[j]) for j, of_latent in steered.items() for condition in of_latent]
     batches = -(-len(prompts) // knobs.batch_size)
     passes = len(pairs) * sum(strength != 0 for strength in knobs.strengths) * batches
-    with tqdm(total=passes, desc=f"steer {place.layer}", unit=" passes", disable=None) as bar:
-        in_order = iter(responses(place, prompts, pairs, knobs.strengths, knobs.batch_size, bar.update, work))
+    with Progress("steer", "passes", passes) as progress:
+        in_order = iter(responses(place, prompts, pairs, knobs.strengths, knobs.batch_size, progress.update, work))
     return {j: [next(in_order) for _ in of_latent] for j, of_latent in steered.items()}
 
 
@@ -178,7 +178,7 @@ def _twins(
     own = {j: of_latent[0] for j, of_latent in responses_of.items()}
     rows, top = source.activations.rows, min(knobs.promoted, source.latents.meta["interpret"]["logits"])
     compared_with = {}
-    for name, twin in source.twins.items():
+    for name, twin in each(source.twins.items(), "steer", "twins"):
         # On all rows, as interpret measured the SAE's: the largest code is what counts as strength 1.
         fires = firing(twin, blocks(source.activations, 0, rows, twin.decoder.device))
         partner_of = partners(density, list(own), fires, seed)
@@ -234,8 +234,8 @@ def _written(
             for (name, strength, prompt), tokens, numbers in zip(origins, continuations, measured, strict=True)
         ]
 
-    bar = tqdm(chosen, desc=f"write {place.layer}", unit=" latents", disable=None)
-    return {j: resume.once_json(kept(str(j)), partial(texts_of, j)) for j in bar}
+    shown = each(chosen, "write texts", "latents")
+    return {j: resume.once_json(kept(str(j)), partial(texts_of, j)) for j in shown}
 
 
 def _write(

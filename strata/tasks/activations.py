@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from strata.lm.model import LanguageModel, capture, check_hook, forward_until
 from strata.rows.shards import DTYPE, shard_name
 from strata.run import files, resume
 from strata.run.door import BadInput
 from strata.run.params import Hook
+from strata.run.progress import Progress
 from strata.tasks.knobs import Keep, Pooling
 
 PAD = 8  # lengths that prompts are padded to are multiples of it
@@ -96,7 +96,7 @@ def write(
     all_rows = "mean" in facts["pooling"]
     lengths = [len(ids) for ids in tokens]
     shards = batches(lengths, positions, shard_rows, all_rows)
-    with tqdm(total=len(tokens), desc="extract tasks", unit=" prompts", disable=None) as bar:
+    with Progress("extract", "prompts", len(tokens)) as progress:
         for number, passes in enumerate(shards):
             paths = {layer: folder / str(layer) / shard_name(number) for layer in layers}
             if not all(resume.whole(path) for path in paths.values()):
@@ -112,7 +112,7 @@ def write(
                             "rows": torch.tensor(counts, dtype=torch.int32),
                         },
                     )
-            bar.update(sum(map(len, passes)))
+            progress.update(sum(map(len, passes)))
 
     for layer in layers:
         names = [shard_name(number) for number in range(len(shards))]

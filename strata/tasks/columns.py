@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
+from strata.run.progress import each
 from strata.sae.sae import SAE
 from strata.tasks.knobs import Pooling
 from strata.tasks.read import PromptRows
@@ -23,7 +24,7 @@ def pooled(rows: PromptRows, pooling: Sequence[Pooling], sae: SAE | None) -> Col
     """
     numbers: list[NDArray[np.integer]] = []
     parts: dict[Pooling, list[csr_matrix]] = {name: [] for name in pooling}
-    for x, prompt, counts in rows:
+    for x, prompt, counts in each(rows, "pool", "parts"):
         numbers.append(prompt.numpy())
         last = counts.cumsum(0) - 1  # (prompt,) the place of its last row
         place = torch.repeat_interleave(torch.arange(len(counts)), counts)  # (row,) the place of its prompt

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from strata.device import launch
 from strata.run import resume
 from strata.run.door import BadInput
+from strata.run.progress import Progress
 from strata.sae.sae import SAE
 from strata.training.trainer import Step, Trainer, learning_rate
 
@@ -66,7 +66,6 @@ def fit(
     trainer: Trainer,
     judge: Callable[[SAE, float], Judgement],
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    title: str = "train",
     work: Path | None = None,
     save_every: float = 60.0,
 ) -> Fitted:
@@ -93,7 +92,7 @@ def fit(
 
     remaining_batches = batches(trainer.done)
     saved_at = time.monotonic()
-    with tqdm(total=steps, initial=trainer.done, desc=title, unit=" steps", disable=None if leads else True) as bar:
+    with Progress("train", "steps", steps, trainer.done) as progress:
         while trainer.done < steps:
             step = trainer.advance(next(remaining_batches))
             if not leads:
@@ -108,13 +107,13 @@ def fit(
                     values |= _end_epoch(trainer, judge, fitted, epoch=number // epoch_steps)
                 fitted.history.append({"step": number, "tokens": trainer.tokens, **values})
                 watch(number, values)
-                bar.set_postfix(fvu=f"{step.fvu:.4f}", l0=f"{step.active:.1f}", refresh=False)
+                progress.show(fvu=f"{step.fvu:.4f}", l0=f"{step.active:.1f}")
 
             # Save the state, so that a kill loses little.
             if work and (time.monotonic() - saved_at >= save_every or number == steps):
                 save(work, trainer, fitted)
                 saved_at = time.monotonic()
-            bar.update()
+            progress.update()
     return fitted
 
 

@@ -113,7 +113,7 @@ def train(
 
     rule = make_rule(knobs).to(device)
     trainer = Trainer(model, rule, scale, knobs, shuffled.steps_per_epoch(), seed)
-    fitted = fit(batches, trainer, judge, watch, f"train {activations.layer}", work, save_every)
+    fitted = fit(batches, trainer, judge, watch, work, save_every)
 
     # Settle each SAE once: the last one is often the best one, too.
     distinct = {id(sae): sae for sae in fitted.saes.values()}

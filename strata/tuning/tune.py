@@ -11,6 +11,7 @@ from strata.rows.shards import Activations
 from strata.run import resume
 from strata.run.door import BadInput
 from strata.run.params import check
+from strata.run.progress import each
 from strata.training.knobs import Train
 from strata.tuning.knobs import Tune, check_taken
 from strata.tuning.search import Search
@@ -38,7 +39,7 @@ def search(
     """
     state = Search(tune, seed, {name: train[name] for name in tune.space})
     trials: list[dict[str, Any]] = []
-    for number in range(tune.calls):
+    for number in each(range(tune.calls), "try knobs", "trials"):
         knobs = state.ask()
         file = work / f"{number:04d}.json" if work else None
         trial = resume.kept_json(file) if file else None

@@ -3,6 +3,7 @@
 It is the same sentence at the end of train, in a notebook and on top of the report.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,8 @@ def shortfall(test: Measured, mean: Measured, pca: Measured, made: Made) -> str 
 
 
 def red(text: str) -> str:
-    """Return ``text`` in red, if stderr is a terminal."""
-    return f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text
+    """Return ``text`` in red, if stderr is a terminal and NO_COLOR is not set."""
+    return f"\033[31m{text}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def _cause(test: Measured, of_mean: float, made: Made) -> str:

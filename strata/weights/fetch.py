@@ -17,7 +17,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from strata import sentences
 from strata.corpus.knobs import LM, check_source
@@ -26,6 +25,7 @@ from strata.corpus.read import OWN_VECTORS, SENTENCE
 from strata.lm.model import DTYPES, LanguageModel, final_states, load, logits
 from strata.run.door import BadInput
 from strata.run.files import need_disk, sha256, write_json
+from strata.run.progress import each
 from strata.weights import gguf, parts
 
 # GGUF models that come as a package: name -> (module with assemble() and EXPECTED_SHA256, licence).
@@ -109,7 +109,7 @@ def _sentences(params: LM, folder: Path) -> dict[str, Any]:
 
     _refuse_revision(params)
     check_sentences(path, name)
-    for file in tqdm(_model_files(path), desc="copy the model", unit=" files", disable=None):
+    for file in each(_model_files(path), "copy the model", "files"):
         (folder / file.relative_to(path)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(path))
 
@@ -205,7 +205,7 @@ def _copy(source: Path, folder: Path, params: LM) -> None:
     patterns = (WEIGHTS, *TEXTS, *(("*.py",) if params.trust_remote_code else ()))
     files = sorted({file for pattern in patterns for file in source.glob(pattern) if file.name != "meta.json"})
     need_disk(folder, sum(file.stat().st_size for file in files), f"copying {source.name}")
-    for file in tqdm(files, desc="copy the model", unit=" files", disable=None):
+    for file in each(files, "copy the model", "files"):
         shutil.copyfile(file, folder / file.name)
 
 
@@ -359,7 +359,7 @@ def _files(home: Path) -> dict[str, Any]:
 
     hashes = [
         {"file": file.relative_to(home).as_posix(), "bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in tqdm(files, desc="hash the model", unit=" files", disable=None)
+        for file in each(files, "hash the model", "files")
     ]
     return {
         "dtype": STORED.get(dtype, dtype),

