@@ -6,7 +6,7 @@ from typing import Any
 from planted import EVIL, planted
 
 from stages.report.closeup import CONTEXTS, best, closeup
-from stages.report.latents import read_layer, worst
+from stages.report.layer import read_layer, worst
 from stages.report.templates import environment
 from strata.interpretation.read import open_latents
 

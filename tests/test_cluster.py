@@ -26,6 +26,7 @@ from strata.families.knobs import Selection
 from strata.families.read import DEAD, NOISE, clustered, cut, open_clusters, selected
 from strata.families.similarity import unit
 from strata.families.stability import agreement
+from strata.interpretation.neighbours import nearest
 from strata.interpretation.read import open_latents
 from strata.run.door import BadInput
 from strata.run.files import write_json
@@ -114,6 +115,7 @@ def test_names_are_what_members_say_and_others_do_not():
         '"b',
         "↵",
     ]
+    assert naming._named('"\ufffd" (80 %), " June" (3 %)', True) == ["june"], "a broken letter says nothing"
     assert naming._named("Names of months", False) == ["names", "of", "months"]
 
 
@@ -182,8 +184,11 @@ def layer(folder: Path, dead: tuple[int, ...] = LOST) -> room.Source:
                 "latent": np.arange(LATENTS),
                 "dead": is_dead,
                 "kept": ~is_dead & (group != 1),
+                "density": (codes > 0).mean(0),
+                "interest": np.where(is_dead, 0.0, 0.5),
             }
         ),
+        "neighbours": pa.table(nearest(decoder, ~is_dead, 10)),
         "documents": pa.table({"latent": latent, "document": document, "mean": mean[document, latent]}).sort_by(
             "latent"
         ),
@@ -306,11 +311,16 @@ def test_the_map_asks_for_nothing_and_runs_no_text(tmp_path: Path):
     room.cluster(layer(tmp_path / "latents"), knobs(**AT_ONCE), 0, tmp_path / "out")
     text = (tmp_path / "out" / "map.html").read_text(encoding="utf-8")
     page = Tags(text)
-    assert page.links == [] and page.found.count("script") == 4 and "b" not in page.found
+    assert page.links == [] and page.found.count("script") == 3 and "b" not in page.found
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # pyright: ignore[reportOptionalSubscript]
     assert len(data["x"]) == len(data["text"]) == LATENTS - len(LOST)
     assert any(EVIL[0] in said for said in data["text"])
+    source = open_latents(tmp_path / "latents").table(
+        "neighbours", filters=[("latent", "=", data["id"][0]), ("rank", "<", 8)]
+    )
+    assert source is not None and data["near"][0] == source["neighbour"].to_pylist()
+    assert data["score"][0] == 0.9 and 0 < min(data["density"]) <= max(data["density"]) < 1
 
 
 AGAIN = """

@@ -15,7 +15,8 @@ from apps.dashboard.artifacts import Project
 from apps.label.label import carry, label
 from apps.show.card import card
 from src import relabel
-from stages.report.latents import read_layer, site
+from stages.report.latents import site
+from stages.report.layer import read_layer
 from strata.interpretation import labels
 from strata.interpretation.labels import changed, open_named, parsed
 from strata.interpretation.read import open_latents

@@ -1,5 +1,7 @@
 """The latents' pages: what a text holds stays text, every link leads somewhere, and the bytes repeat."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -7,6 +9,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Iterator
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,13 +20,19 @@ from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, explained, planted
 
 from apps.show.card import card
 from stages.report.causes import Causes
-from stages.report.latents import chosen, context, histogram, inert, read_layer, site
+from stages.report.families import SITE, Families
+from stages.report.glossary import WORDS
+from stages.report.histogram import histogram, ticks
+from stages.report.judged import verdict
+from stages.report.latents import context, site
+from stages.report.layer import chosen, read_layer
 from strata.interpretation.labels import open_named
 from strata.interpretation.neighbours import nearest
 from strata.interpretation.read import open_latents
-from strata.pages.readable import best_first, by_label, excerpt, inline, marked, percent, shade
+from strata.pages.readable import best_first, by_label, excerpt, inert, inline, marked, percent, shade
 
 NOTHING = Causes({}, {}, {})
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,7 @@ class Parsed(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str | None]] = []
         self.scripts: list[str] = []
-        self.text = ""
+        self.text, self.in_script = "", False
         self.feed(text)
         self.close()
 
@@ -67,9 +76,13 @@ class Parsed(HTMLParser):
         self.attributes += [(tag, *attribute) for attribute in attrs]
         if tag == "script":
             self.scripts.append("")
+        self.in_script = tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_script = False
 
     def handle_data(self, data: str) -> None:
-        if self.lasttag == "script" and self.scripts:
+        if self.in_script:
             self.scripts[-1] += data
         self.text += data
 
@@ -85,11 +98,13 @@ def pages(root: Path) -> Iterator[tuple[Path, Parsed]]:
 def test_what_a_text_holds_is_inert(written: Path):
     for file, page in pages(written):
         index = file.name == "index.html" and file.parent != written
-        assert page.tags.count("script") == (2 if index else 0), file
+        assert page.tags.count("script") == (3 if index else 1 if file.parent == written else 2), file
         assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "autofocus"], file
         assert not {"b", "img", "iframe"} & set(page.tags), file
         if not index:
-            assert any(tag == "meta" and "script-src 'none'" in (value or "") for tag, _, value in page.attributes)
+            digest = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+            allowed = f"script-src 'sha256-{digest}';"
+            assert any(tag == "meta" and allowed in (value or "") for tag, _, value in page.attributes)
         assert "\x1b" not in file.read_text(encoding="utf-8")
     page = Parsed((written / "9" / "0.html").read_text(encoding="utf-8"))
     for evil in EVIL:
@@ -103,7 +118,10 @@ def test_an_indexs_data_are_inert_and_whole(latents: Path, written: Path):
     assert all(len(data[name]) == LATENTS for name in ("text", "tokens", "context", "state", "density", "importance"))
     assert data["text"][1] == f"latent 1 {EVIL[1]}"
     assert data["states"][data["state"][DEAD]] == "dead" and data["states"][data["state"][DENSE]] == "density"
-    assert data["importance"][4] == pytest.approx(6 / 5, rel=1e-3)
+    assert (data["importance"][4], data["density"][4], data["score"][0]) == ("1.2", "20 %", "0.9")
+    page_of_4 = Parsed((written / "9" / "4.html").read_text(encoding="utf-8")).text
+    assert "importance1.2 rank" in page_of_4 and "density20 % of" in page_of_4, "rounded as in the index"
+    assert sorted(data["place"]) == list(range(LATENTS))
     assert data["pages"] == read_layer(open_latents(latents / "9"), 10, [DEAD]).ids
     assert inert({"a": EVIL[0] + "\u2028"}) == json.dumps({"a": EVIL[0] + "\u2028"}, separators=(",", ":")).replace(
         "<", "\\u003c"
@@ -165,9 +183,37 @@ def test_a_page_says_what_is_known(written: Path):
     assert page.text.index("Strongest") < page.text.index("From strong") < page.text.index("Near misses")
     assert "rank 1 of 39" in page.text
     assert page.text.index("rule latent 0") < page.text.index("lm latent 0"), "the better explanation first"
+    assert f"<s>latent 0 {escape(EVIL[0])}</s>" in text, "an explanation at chance is struck"
+    assert text.count('<details class="refuted">') == 1, "and the other one is not"
+    assert "better than chance. Not above chance: Pearson r." in page.text
+    assert "Tells contexts apart no better than chance: guesses get 0.5 ± 0.23 on 19 contexts." in page.text
+    assert "tenth 10, the strongest" in page.text and "tenth 1, the weakest" in page.text
+    assert "100 % of 1,000 tokens" in " ".join(page.text.split())
     assert text.count("<svg") == 1 and "–0" not in text and "nan" not in page.text.lower()
     assert 'class="a10 peak" data-v="8"' in text
     assert re.search(r'<mark class="a\d+" data-v="[\d.]+">', text)
+
+
+def test_a_family_is_shown_and_its_map_is_linked(latents: Path):
+    layer = read_layer(open_latents(latents / "9"), 3)
+    labels = [
+        -2 if latent == DEAD else 0 if latent in (0, 1, 30) else 1 if latent == 2 else -1 for latent in range(LATENTS)
+    ]
+    table = [
+        {"cluster": n, "name": f"name {EVIL[0]}", "size": size, "medoid": m} for n, size, m in ((0, 3, 1), (1, 1, 2))
+    ]
+    made = dict(site([layer], NOTHING, {9: Families(9, {}, b"", f"<!doctype html>{SITE}", labels, table)}))
+    page = made["9/0.html"]
+    assert (
+        'href="map.html#family=0"' in page and 'href="map.html#latent=0"' in page and escape(f"name {EVIL[0]}") in page
+    )
+    relatives = re.findall(r'<li><a href="([^"]+)">', page)
+    assert relatives == ["1.html", "index.html#30"], "the most interesting first; one of them has no page"
+    assert "It is alone" in made["9/2.html"]
+    assert 'href="map.html"' in made["9/index.html"] and 'href="9/map.html"' in made["index.html"]
+    told = json.loads(Parsed(made["9/map.html"]).scripts[0])
+    assert told == {"pages": layer.ids, "names": {}}, "no name is by a language model or a person"
+    assert "map.html" not in "".join(text for name, text in files(latents).items() if name.endswith(".html"))
 
 
 def test_texts_of_their_own_are_named(latents: Path, written: Path):
@@ -237,7 +283,7 @@ def causes(latent: int) -> Causes:
 def test_what_steering_and_inversion_found_is_on_the_page(latents: Path):
     made = dict(site([read_layer(open_latents(latents / "9"), 3, [5])], causes(5)))
     page = Parsed(made["9/5.html"])
-    assert not page.scripts and "2.5" in page.text and "1.25 (0.5 to 2)" in page.text
+    assert "2.5" in page.text and "1.25 (0.5 to 2)" in page.text
     assert "Activation 8" in page.text and "the corpus reaches 7.5" in page.text and "<b>&amp;" in page.text
     assert "Latents of the twin “frozen decoder” reach 2.75 on average, those of the SAE 3.25." in page.text
     assert "frozen encoder" not in page.text, "none of its latents was steered"
@@ -248,7 +294,7 @@ def test_what_steering_and_inversion_found_is_on_the_page(latents: Path):
     assert said in page.text
     assert "Steering" not in Parsed(made["9/0.html"]).text and said in Parsed(made["9/0.html"]).text
     pictures = causes(5).pictures()
-    assert pictures == causes(5).pictures() and pictures.keys() == {"steering-9", "inversion-9"}
+    assert pictures == causes(5).pictures() and pictures.keys() == {"steering-9-5", "inversion-9"}
     assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
 
 
@@ -278,12 +324,55 @@ def test_white_space_can_be_seen():
     assert percent(0.0312) == "3.12 %"
 
 
-def test_a_histogram_is_as_high_as_its_counts():
-    drawing = histogram([0, 1, 4, 0], [0.0, 1.0, 2.0, 4.0, 8.0], 2.5)
+def test_a_histogram_is_as_high_as_its_counts_and_ends_at_the_largest_activation():
+    drawing = histogram([0, 1, 4, 0], [0.0, 1.0, 2.0, 4.0, 8.0], 2.5, 3.0)
     heights = [float(height) for height in re.findall(r'<rect .*? height="([\d.]+)"', drawing)]
-    assert heights == [20.5, 82.0]
-    assert "2 – 4: 4 tokens" in drawing and 'aria-label="' in drawing
-    assert histogram([0, 0], [0.0, 1.0, 2.0], 0.0) == ""
+    assert heights[1] == pytest.approx(4 * heights[0], abs=0.4)
+    assert "2 – 3: 4 tokens" in drawing, "the bin goes to 4, but no activation is above 3"
+    numbers = re.findall(r">([\d.]+)</text>", drawing)
+    assert numbers[-3:] == ["0", "2", "4"] and {"1", "2", "3"} <= set(numbers[:-3]), "both axes have numbers"
+    assert ">activation</text>" in drawing and ">tokens</text>" in drawing
+    assert histogram([0, 0], [0.0, 1.0, 2.0], 0.0, 0.0) == ""
+    assert "0 – " not in histogram([3, 1], [0.0, 1.0, 2.0], 0.5, 2.0), "no logarithm of 0"
+
+
+@pytest.mark.parametrize(
+    "low, high, expected", [(1, 1000, [1, 10, 100, 1000]), (120, 260, [150, 200, 250]), (0.9, 1.1, [0.9, 0.95, 1]),
+                            (1e-9, 1e3, [1e-9, 1e-6, 1e-3, 1, 1e3]), (1.01, 1.04, [1.04])],
+)  # fmt: skip
+def test_ticks_are_round_and_few(low: float, high: float, expected: list[float]):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_verdict_says_what_scores_that_disagree_mean():
+    def judged(
+        accuracy: float | None, chance: float = 0.5, f1: float = 0.6, items: int = 40
+    ) -> tuple[bool | None, str]:
+        scores = {"balanced_accuracy": (accuracy, chance), "f1": (f1, 0.0), "pearson": (0.0, 0.2)}
+        names = ("balanced_accuracy", "f1", "pearson", "spearman", "embedding", "fuzzing", "intruder")
+        row = {name: scores.get(name, (None, None))[0] for name in names}
+        row |= {f"{name}_chance": scores.get(name, (None, None))[1] for name in names}
+        return verdict(row | {"items": items, "unparsed": 0})
+
+    told, words = judged(0.5)
+    assert told is False and "no better than chance: guesses get 0.5 ± 0.16 on 40 contexts" in words
+    assert words.endswith("detection F1. F1 forgives an explanation that says yes to nearly every context.")
+    assert judged(0.65)[0] is False and judged(0.67)[0] is True, "two standard errors are 0.158"
+    assert judged(0.65, items=400)[0] is True
+    assert judged(0.8, 0.85)[0] is False and "another latent's" in judged(0.8, 0.85)[1]
+    assert judged(0.9) == (True, "Tells contexts apart better than chance. Not above chance: Pearson r.")
+    assert judged(None)[0] is None and judged(0.9, items=0)[0] is None
+
+
+def test_the_words_of_the_pages_are_those_of_the_glossary():
+    lines = (ROOT / "docs/glossary.md").read_text(encoding="utf-8").splitlines()
+    said = {}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| **") and len(cells) == 2:
+            meaning = re.sub(r" \(\[[^]]+\]\([^)]+\)\)|[*_]", "", cells[1])
+            said |= dict.fromkeys(re.findall(r"\*\*(.+?)\*\*", cells[0]), meaning)
+    assert {word: said.get(word) for word in WORDS} == WORDS
 
 
 def test_explanations_and_labels_are_ordered_by_what_they_prove():
@@ -409,8 +498,10 @@ def test_the_index_searches_and_sorts(written: Path, tab: browser.Page):
     assert search("#7") == [7]
     assert search("ALERT(1)") and search("nothing like this") == []
     assert "has “nothing like this”" in tab.run("document.querySelector('tbody').textContent")
+    assert tab.run("how.hidden")
     tab.open(written / "9" / "index.html", "#3")
-    assert shown() == [3]
+    assert shown() == [3] and not tab.run("how.hidden") and "LAYER=9" in tab.run("how.textContent"), "it has no page"
+    assert "/pages/9/3.html" in tab.run("how.textContent")
 
     # The best matches come first: those of the name, whole words before parts; what was found is marked.
     found = search("latent 3")
@@ -431,3 +522,30 @@ def test_the_index_searches_and_sorts(written: Path, tab: browser.Page):
     assert search("") and tab.run("location.hash") == "#show=all&sort=id"
     assert tab.complaints == []
     assert math.isclose(tab.run("document.querySelectorAll('tbody script').length"), 0)
+
+
+def test_words_explain_themselves_and_buttons_copy(written: Path, tab: browser.Page):
+    tab.size(390, 800)
+    tab.open(written / "9" / "0.html")
+    meaning = "document.getElementById('meaning')"
+    for word in ("interest", "chance", "lift"):
+        place = f"[...document.querySelectorAll('dfn')].find((word) => word.textContent === '{word}')"
+        tab.run(f"{place}.focus()")
+        assert tab.run(f"{meaning}.textContent") == WORDS[word] and not tab.run(f"{meaning}.hidden")
+        assert tab.run(f"{meaning}.getBoundingClientRect().right") <= 390
+    tab.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+    assert tab.run(f"{meaning}.hidden")
+
+    tab.run(
+        "copied = []; Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (t) => copied.push(t)}})"
+    )
+    for what in ("link", "contexts", "show", "steer"):
+        tab.run(f"document.querySelector('[data-copy={what}]').click()")
+    link, contexts, show, steer = tab.run("copied")
+    assert link.endswith("/9/0.html") and show == "python -m src.show 9 0"
+    compile(steer, "steer", "exec")
+    assert "{0: strata.Set(8)}, layer=9" in steer
+    rows = json.loads(contexts)
+    assert len(rows) == 7 and {row["kind"] for row in rows} >= {"top", "decile-1", "near"}
+    assert rows[0]["activation"] == 8.0 and rows[0]["latent"] == 0 and rows[0]["active"][0][1] == 8.0
+    assert tab.complaints == []

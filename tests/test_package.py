@@ -136,7 +136,7 @@ def in_an_empty_folder(folder: Path, site: Path, code: str, *words: str) -> None
 def test_the_wheel_works_in_an_empty_folder(site: Path, tmp_path: Path):
     """What is installed is the library, its templates and the values of knobs; it needs no checkout."""
     names = {path.relative_to(site).as_posix() for path in site.rglob("*")}
-    assert {"strata/__init__.py", "strata/py.typed", "strata/params.yaml", "strata/families/map.html.j2"} <= names
+    assert {"strata/__init__.py", "strata/py.typed", "strata/params.yaml", "strata/families/map.js"} <= names
     assert not names & {"stages", "apps", "src", "tests"}
     in_an_empty_folder(tmp_path, site, VECTORS)
 

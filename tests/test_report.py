@@ -19,9 +19,9 @@ import pytest
 import yaml
 from planted import EVIL, LATENTS, explained, planted
 
-from stages.report.families import PAGES, RENAMED
+from stages.report.families import SITE
 from stages.report.glossary import GLOSSARY
-from stages.report.page import bound
+from stages.report.page import bound, embedded, score
 from stages.report.scorecard import failures, scorecard, summary
 from stages.train.read import Result, read_history, read_result
 from strata.pages.readable import number, visible
@@ -252,6 +252,39 @@ def test_the_page_is_self_contained(project: Path, monkeypatch: pytest.MonkeyPat
     assert all(entry.meaning in html.unescape(page) for entry in GLOSSARY.values())
 
 
+def test_the_page_says_what_it_is_of_and_its_contents_lead_there(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<title>Sparse autoencoders: gemma-3-270m, layers 3, 6, 9</title>" in page
+    assert "f1 · c1 · w3 w6 w9" in page, "the hashes of model, text and SAEs, in short"
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert len(links) == 4 and all(f'id="{link}"' in page for link in links)
+
+
+def test_letters_are_as_large_in_every_picture(project: Path, monkeypatch: pytest.MonkeyPatch):
+    report(monkeypatch)
+    page = Path("report.html").read_text(encoding="utf-8")
+    sizes = re.findall(r'base64,([^"]+)" alt="[^"]*" width="(\d+)" height="(\d+)"', page)
+    assert len(sizes) == 5
+    for png, width, height in sizes:
+        assert (int(width), int(height)) == embedded(base64.b64decode(png))[1:]
+        assert int(width) == 336, "as wide as a phone's column"
+
+
+def test_a_level_curve_is_not_drawn(project: Path, monkeypatch: pytest.MonkeyPatch):
+    for layer in LAYERS:
+        lines = history(layer).splitlines()
+        level = [",".join([*cells[:6], "64", *cells[7:9], cells[9] and "64.1", *cells[10:]])
+                 for cells in (line.split(",") for line in lines[1:])]  # fmt: skip
+        text = "\n".join([lines[0], *level]) + "\n"
+        write_text(project / "train" / f"{layer}.csv", text)
+        curve = hashlib.sha256(text.encode()).hexdigest()
+        write_json(project / "train" / f"{layer}.json", measured(layer) | {"curve": curve})
+    report(monkeypatch)
+    assert not Path("plots/l0.png").exists() and Path("plots/dead.png").exists()
+    assert "has no picture: it stays what the rule fixes" in Path("report.html").read_text(encoding="utf-8")
+
+
 def test_the_most_important_latents_are_listed_and_linked(project: Path, monkeypatch: pytest.MonkeyPatch):
     report(monkeypatch)
     assert ">Latents</h2>" not in Path("report.html").read_text(encoding="utf-8"), "none was interpreted"
@@ -279,10 +312,14 @@ def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monk
     folder = Path("clusters/9")
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"cluster": np.zeros(LATENTS, np.int32)}), folder / "latents.parquet")
+    family = {"cluster": [0], "name": ["all"], "size": [LATENTS], "medoid": [0]}
+    pq.write_table(pa.table(family), folder / "clusters.parquet")
+    family = {"cluster": [0], "name": ["all"], "size": [LATENTS], "medoid": [0]}
+    pq.write_table(pa.table(family), folder / "clusters.parquet")
     write_json(folder / "selected.json", {"latents": [{"latent": least}]})
     write_json(folder / "meta.json", {"layer": 9, "latents": LATENTS, "files": {}})
     (folder / "map.png").write_bytes(b"\x89PNG")
-    write_text(folder / "map.html", f"<!doctype html>{PAGES}{RENAMED}")
+    write_text(folder / "map.html", f"<!doctype html>{SITE}")
     quality = {"silhouette": 0.04, "davies_bouldin": 2.8, "calinski_harabasz": None, "noise_ratio": 0.25}
     trust = {"bootstrap": {"ari": 0.74}, "reseed": None, "chance": {"ari": 0.0}}
     numbers = {
@@ -293,9 +330,9 @@ def test_families_are_shown_and_selected_latents_have_a_page(project: Path, monk
     report(monkeypatch)
     assert (Path("pages/9") / f"{least}.html").exists()
     linked = Path("pages/9/map.html").read_text(encoding="utf-8")
-    assert json.loads(linked.partition('id="pages">')[2].partition("<")[0]) == [0, 1, 2, least]
-    renamed = linked.partition('id="renamed">')[2].partition("<")[0]
-    assert json.loads(renamed) == {"0": f"words {EVIL[0]}"}, "in the words of a language model, which cluster lacks"
+    told = json.loads(linked.partition('id="site">')[2].partition("<")[0])
+    assert told["pages"] == [0, 1, 2, least]
+    assert told["names"] == {"0": f"words {EVIL[0]}"}, "in the words of a language model, which cluster lacks"
     page = Path("report.html").read_text(encoding="utf-8")
     assert "Families of latents" in page and "819" in page and "25 %" in page and "0.74" in page
     assert 'href="latents/9/map.html"' in page and page.count("data:image/png;base64,") == 6
@@ -396,8 +433,10 @@ def test_history_leaves_out_what_was_not_measured(project: Path):
 
 def test_numbers_and_bounds_are_readable():
     assert [number(value) for value in (0.0041, 63.81, 160000, 0.95, 0, None, 12345.6, 100.0, 0.00001234)] == [
-        "0.0041", "63.8", "160,000", "0.95", "0", "–", "12,346", "100", "1.23e-05",
+        "0.0041", "63.8", "160,000", "0.95", "0", "–", "12,346", "100", "1.23 × 10⁻⁵",
     ]  # fmt: skip
+    assert [number(value) for value in (-0.0, -0.0202, -3, -6.42e-06)] == ["0", "−0.0202", "−3", "−6.42 × 10⁻⁶"]
+    assert [score(value) for value in (0.47, -6.42e-06, -0.02, 1, None)] == ["0.470", "0.000", "−0.020", "1.000", "–"]
     ends = ({"min": None, "max": 0.01}, {"min": 0.95, "max": None}, {"min": 50, "max": 100})
     assert [bound(line) for line in ends] == ["≤ 0.01", "≥ 0.95", "50 – 100"]
     assert visible("\n of") == "\\n␣of"
@@ -408,6 +447,9 @@ def test_scorecard_of_values_alone():
     result = check(measured(9) | {"test": TEST | {"mse": 0.02}}, Result, "result")
     card = scorecard([result], targets)
     assert failures(card) == ["layer 9: mse is 0.02, above its max 0.01"]
+    result = check(measured(9) | {"test": TEST | {"mse": 0.0100012}}, Result, "result")
+    said = failures(scorecard([result], targets))
+    assert said == ["layer 9: mse is 0.010001, above its max 0.01"], "digits enough to see it"
     assert summary([result], card)["targets.failed"] == 1
 
 
@@ -417,14 +459,15 @@ def test_smaller_dictionaries_are_shown(project: Path, monkeypatch: pytest.Monke
     metrics = {"fvu_inlier": 0.1, "l0": 80.0, "dead": 0.0, "delta_ce": None, "latents": 16}
     curve = [{"line": line, "latents": n, "fvu": 1 / n} for line in ("merged", "dropped", "refitted") for n in (8, 16)]
     found = {"layer": LAYERS[0], "living": 32, "merged": 16, "alone": 5, "largest": 4, "dropped": 1}
-    found |= {"groups": [{"merged": 7, "latents": [3, 9, 21, 30]}]}
+    found |= {"groups": [{"merged": 7, "latents": [3, 9, 21, 30]}], "ce_tokens": 256}
     found |= {"curve": curve, "test": {name: {"fvu": fvu, **metrics} for name, fvu in kinds.items()}}
     write_json(project / "merge" / f"{LAYERS[0]}.json", found)
     report(monkeypatch)
     page, numbers = Path("report.html").read_text(encoding="utf-8"), read("summary.json")
     assert "Not run: controls, interpret, explain, cluster, invert, steer_eval, evaluate;" in page
     assert "merged/3/groups.parquet" in page and "3, 9, 21, 30" in page
-    assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge.png").exists()
+    assert "Smaller dictionaries" in page and "the largest of 4" in page and Path("plots/merge-3.png").exists()
+    assert "is of 256 test tokens here, and of 4,000 in the scorecard" in page, "two values of one metric"
     prefix = f"merge.{LAYERS[0]}"
     assert numbers[f"{prefix}.test.after.fvu"] == 0.051 and numbers[f"{prefix}.test.dropped.fvu"] == 0.06
     assert numbers[f"{prefix}.groups.dropped"] == 1
@@ -463,7 +506,7 @@ def test_twins_stand_beside_the_sae(project: Path, monkeypatch: pytest.MonkeyPat
     report(monkeypatch)
     page, card, numbers = Path("report.html").read_text(encoding="utf-8"), read("scorecard.json"), read("summary.json")
     assert "Not run: interpret," in page and page.count(">frozen decoder</th>") == 2
-    assert "left out: rule gated &lt;scales&gt; it" in page and "0.02 – 0.04" in page
+    assert "left out: rule gated &lt;scales&gt; it" in page and "0.02&nbsp;– 0.04" in page
     assert (card["passed"], card["failed"], numbers["controls.passing"]) == (18, 0, 0), "a twin is no target"
     verdicts = {line["metric"]: line["pass"] for line in card["twins"] if line["twin"] == "frozen_decoder"}
     assert verdicts["mse"] is False and verdicts["fvu_inlier"] is True and verdicts["ce_recovered"] is None
@@ -514,6 +557,6 @@ def test_searches_for_prompts_are_shown(project: Path, monkeypatch: pytest.Monke
     write_json(project / "invert" / f"{LAYERS[0]}.json", {**shares, "latents": [row]})
     report(monkeypatch)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert ">Inversion</h2>" in page and f"The searches of layer {LAYERS[0]}" in page
+    assert ">Inversion</h2>" in page and f"Layer {LAYERS[0]}: the best activation so far" in page
     assert base64.b64encode(Path(f"plots/inversion-{LAYERS[0]}.png").read_bytes()).decode() in page
     assert read("summary.json")[f"invert.{LAYERS[0]}.beats_random"] == 1

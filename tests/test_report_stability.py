@@ -45,7 +45,7 @@ def test_it_is_shown_beside_chance(measured: Path, monkeypatch: pytest.MonkeyPat
     report(monkeypatch)
     page, summary = (measured / "report.html").read_text(encoding="utf-8"), read("summary.json")
     assert page.count(">Stability</h2>") == 1 and (measured / "plots/stability.png").is_file()
-    for number in ("0.0612", "0.234", "0.0123", "0.0321", "0.765", "no latent comes again", "in all of them 4 of 65"):
+    for number in ("0.061", "0.234", "0.012", "0.032", "0.765", "no latent comes again", "in all of them 4 of 65"):
         assert number in page
     assert summary["stability.9.again"] == 0.0612 and summary["stability.9.pooled.pooled.delta_ce"] == 0.7654
     assert not [name for name in summary if name.startswith("stability") and "controls" in name]

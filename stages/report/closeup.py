@@ -5,17 +5,23 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stages.report.latents import EACH, Layer, context, grouped, rows, worst
+from stages.report.judged import verdict
+from stages.report.latents import context
+from stages.report.layer import EACH, Layer, grouped, rows, worst
 from strata.pages.readable import Row
 
 CONTEXTS = 3  # of a latent
 
 
 class Shown(NamedTuple):
-    """One latent: ``row`` of the statistics, ``note``, its best explanation, and its strongest ``contexts``."""
+    """One latent: ``row`` of the statistics, ``note``, its best explanation, and its strongest ``contexts``.
+
+    ``told``: whether the explanation tells contexts apart better than chance.
+    """
 
     row: Row
     note: Row
+    told: bool
     contexts: list[Markup]
 
 
@@ -45,6 +51,7 @@ def closeup(layer: Layer) -> Closeup | None:
         row = layer.statistics[latent]
         top = grouped(examples[latent]).get("top", [])[:CONTEXTS]
         texts = [context(example, row["max"], layer.meta["unit"]) for example in top]
-        return Shown(row, layer.notes[latent], texts)
+        note = layer.notes[latent]
+        return Shown(row, note, verdict(note).told is True, texts)
 
     return Closeup(layer.meta["layer"], [show(latent) for latent in first], [show(latent) for latent in last])

@@ -1,12 +1,12 @@
 """Show what evaluate measured, in the report."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
-from strata.pages.pictures import INK, SOFT, png
+from strata.pages.pictures import KINDS, SOFT, label_ends, png
 
 Numbers = dict[str, Any]
 NAMES = {  # what is probed -> how the report calls it
@@ -29,7 +29,7 @@ REGIMES = {  # of tasks -> what the report says of them
     "ood": ", judged by prompts of another kind",
 }
 POOLINGS = {"last": "last token", "mean": "mean over the prompt"}
-LINES = {"sae": "-", "residual": "--", "pca": ":"}  # what the picture shows -> how its line is drawn
+LINES = dict(zip(("sae", "residual", "untrained", "pca"), KINDS, strict=True))  # what the picture shows -> its colour
 COSTLY = {  # section -> its measure, how the report describes it, its control
     "absorption": (
         "absorbed",
@@ -86,35 +86,35 @@ def costly(numbers: Numbers) -> list[tuple[str, Any, Any]]:
     return lines
 
 
-def accuracies(evaluated: Mapping[int, Numbers], colours: Mapping[int, str]) -> bytes | None:
-    """Draw the accuracy of probes by k, with intervals. Return None where nothing was probed.
+def accuracies(evaluated: Mapping[int, Numbers]) -> dict[str, bytes]:
+    """Draw the accuracy of a layer's probes by k, with intervals: `probing-<L>`, where something was probed.
 
-    A line each for the SAE's latents, the activations' own channels and their principal components.
+    A line each for the SAE's latents, the activations' own channels, an encoder of random directions and the
+    activations' principal components.
     """
     layers = {layer: rows for layer, numbers in evaluated.items() if (rows := probed(numbers))}
-    if not layers:
-        return None
+    ends = [measure[end] for rows in layers.values() for name in LINES for measure in rows[name].values()
+            for end in ("low", "high")]  # fmt: skip
 
-    def draw(axes: Axes) -> None:
-        lines = [(layer, rows, name, style) for layer, rows in layers.items() for name, style in LINES.items()]
-        for place, (layer, rows, name, style) in enumerate(lines):
+    def draw(rows: dict[str, Numbers], axes: Axes) -> None:
+        names = []
+        for place, (name, colour) in enumerate(LINES.items()):
             accuracies_by_k = list(rows[name].values())
             values = [accuracy["value"] for accuracy in accuracies_by_k]
             below = [abs(accuracy["low"] - accuracy["value"]) for accuracy in accuracies_by_k]
             above = [abs(accuracy["high"] - accuracy["value"]) for accuracy in accuracies_by_k]
 
             # Each line stands a little aside of the tick, so that no interval covers another.
-            aside = 0.5 * ((place + 0.5) / len(lines) - 0.5)
-            x = [tick + aside for tick in range(len(values))]
-            axes.errorbar(x, values, (below, above), color=colours[layer], ls=style, lw=1.1, elinewidth=0.6)
+            x = [tick + 0.1 * (place - 1.5) for tick in range(len(values))]
+            width = 1.8 if name == "sae" else 1.1
+            axes.errorbar(x, values, (below, above), color=colour, lw=width, elinewidth=0.7, marker="o", ms=2.5)
+            names.append((values[-1], NAMES[name], colour))
 
-        ticks = list(next(iter(layers.values()))["sae"])
+        ticks = list(rows["sae"])
         axes.set_xticks(range(len(ticks)), ticks)
         axes.axhline(0.5, color=SOFT, lw=0.8)
-        axes.set(xlabel="latents, channels or components that a probe has", ylabel="accuracy on held-out documents")
+        axes.set(xlabel="numbers that a probe sees (k)", ylabel="accuracy on held-out documents")
+        axes.set_ylim(min(0.48, *ends) - 0.01, max(ends) + 0.01)  # the same for all layers
+        label_ends(axes, names)
 
-        of_layers = [Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in layers]
-        of_lines = [Line2D([], [], color=INK, ls=style, label=NAMES[name]) for name, style in LINES.items()]
-        axes.legend(handles=[*of_layers, *of_lines])
-
-    return png(draw, axes_grid=True)
+    return {f"probing-{layer}": png(partial(draw, rows), axes_grid=True) for layer, rows in layers.items()}

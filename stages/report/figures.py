@@ -1,25 +1,28 @@
 """The report's pictures, as PNG."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from stages.report.evaluated import accuracies
 from stages.report.findings import Findings
 from stages.report.results import Merged
+from stages.report.scorecard import worded
 from stages.report.stability import likeness
 from stages.train.read import History, Result
-from strata.pages.pictures import INK, png
+from strata.pages.pictures import GREEN, KINDS, SIZE, label_ends, legend_above, log_ticks, png
+from strata.pages.readable import number
 from strata.verdict.targets import Bound, Targets
 
-PASSING = "#e0f2e6"
-LINES = {"merged": "-", "refitted": "--", "dropped": ":"}  # how a layer's curves of merging are drawn
+LINES = dict(zip(("merged", "refitted", "dropped"), KINDS, strict=False))  # line of merging's curve -> its colour
 CURVES = {"fvu": "fvu", "l0": "active latents a token (l0)", "dead": "share of dead latents"}
+LEVEL = 0.02  # a curve that moves by no larger share of itself is not drawn: it says nothing
+ROW = 0.19  # inches of a bar and its number
 
 Colours = Mapping[int, str]  # layer -> colour
 
@@ -33,17 +36,21 @@ def figures(findings: Findings) -> dict[str, bytes]:
     # An SAE that was given, not trained, has no history to draw.
     if any(findings.histories.values()):
         for metric in CURVES:
-            pictures[metric] = _png(partial(_curve, findings.histories, colours, metric, bounds.get(metric)))
-    pictures["density"] = _png(partial(_density, results, colours))
-    pictures["controls"] = _png(partial(_controls, results, colours, findings.targets))
+            if not _level(findings.histories, metric):
+                draw = partial(_curve, findings.histories, colours, metric, bounds.get(metric))
+                pictures[metric] = png(draw, axes_grid=True)
+    pictures["density"] = png(partial(_density, results, colours), axes_grid=True)
 
-    if any(layer.curve for layer in findings.merged):
-        pictures["merge"] = _png(partial(_merging, findings.merged, colours))
+    bars = len(results) * (1 + len(results[0].controls))
+    size = (SIZE[0], max(SIZE[1], 0.6 + ROW * bars))
+    pictures["controls"] = png(partial(_controls, results, colours, findings.targets), size, axes_grid=True)
+
+    for merged in findings.merged:
+        if merged.curve:
+            pictures[f"merge-{merged.layer}"] = png(partial(_merging, merged), axes_grid=True)
     if stability := likeness(findings.measured["stability"], colours):
         pictures["stability"] = stability
-    if probing := accuracies(findings.evaluated, colours):
-        pictures["probing"] = probing
-    return pictures | findings.causes.pictures()
+    return pictures | accuracies(findings.evaluated) | findings.causes.pictures()
 
 
 def headline(results: list[Result]) -> str:
@@ -51,56 +58,50 @@ def headline(results: list[Result]) -> str:
     return "fvu_inlier" if results[0].test["delta_ce"] is None else "delta_ce"
 
 
-def _png(draw: Callable[[Axes], None]) -> bytes:
-    return png(draw, axes_grid=True)
-
-
 def _colours(layers: list[int]) -> Colours:
-    """Give each layer a colour, from dark to light with its depth."""
-    step = 0.82 / max(len(layers) - 1, 1)  # 1 would reach viridis's palest yellow, which vanishes on white
-    return {layer: to_hex(colormaps["viridis"](place * step)) for place, layer in enumerate(layers)}
+    """Give each layer a colour, from dark to light with its depth, which the colour-blind see, too."""
+    step = 0.6 / max(len(layers) - 1, 1)  # 1 would reach plasma's yellow, which vanishes on white
+    return {layer: to_hex(colormaps["plasma"](place * step)) for place, layer in enumerate(layers)}
 
 
-def _legend(axes: Axes, colours: Colours, *more: Line2D) -> None:
-    """Name the layers, then what ``more`` lines stand for."""
-    lines = [Line2D([], [], color=colour, label=f"layer {layer}") for layer, colour in colours.items()]
-    axes.legend(handles=[*lines, *more], ncols=2 if len(lines) > 6 else 1)
+def _level(histories: Mapping[int, History], metric: str) -> bool:
+    """Say if a metric stays what it was all the way, as l0 does under a rule that fixes it."""
+    for history in histories.values():
+        values = [row[name] for row in history for name in (metric, f"validation_{metric}") if name in row]
+        if values and max(values) - min(values) > LEVEL * abs(max(values)):
+            return False
+    return True
 
 
-def _band(axes: Axes, bound: Bound | None) -> None:
-    """Shade green where a metric passes its target, and make room for the target on the y axis."""
+def _bound(axes: Axes, bound: Bound | None) -> None:
+    """Say above the picture what the target is, and draw its ends where they lie within; no room is made for them."""
     if bound is None:
         return
 
     low, high = axes.get_ylim()
-    if bound.min is not None:
-        low = min(low, bound.min)
-    if bound.max is not None:
-        high = max(high, bound.max * 1.05)
-    axes.set_ylim(low, high)
-
-    bottom = low if bound.min is None else bound.min
-    top = high if bound.max is None else bound.max
-    axes.axhspan(bottom, top, color=PASSING, zorder=0)
+    for end in (bound.min, bound.max):
+        if end is not None and low <= end <= high:
+            axes.axhline(end, color=GREEN, lw=1, ls="--", zorder=0.5)
+    axes.set_title(f"target: {worded(bound.min, bound.max)}", color=GREEN, loc="left")
 
 
 def _curve(histories: Mapping[int, History], colours: Colours, metric: str, bound: Bound | None, axes: Axes) -> None:
     """Draw a metric over the tokens seen: training as a line, validation as dots."""
+    ends = []
     for layer, history in histories.items():
-        axes.plot(*_points(history, metric), color=colours[layer], lw=1.1)
-        axes.plot(*_points(history, f"validation_{metric}"), color=colours[layer], marker="o", ms=3, ls=":")
+        tokens, values = _points(history, metric)
+        axes.plot(tokens, values, color=colours[layer], lw=1.1)
+        axes.plot(*_points(history, f"validation_{metric}"), color=colours[layer], marker="o", ms=3, ls=":", lw=0.8)
+        if values:
+            ends.append((values[-1], f"layer {layer}", colours[layer]))
 
     axes.set(xlabel="million tokens seen", ylabel=CURVES[metric])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     if metric == "fvu":
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    _band(axes, bound)
-
-    training = Line2D([], [], color=INK, lw=1.1, label="train")
-    validation = Line2D([], [], color=INK, marker="o", ms=3, ls=":", label="validation")
-    _legend(axes, colours, training, validation)
+        log_ticks(axes, "y", most=7)
+    _bound(axes, bound)
+    label_ends(axes, ends)
 
 
 def _points(history: History, column: str) -> tuple[list[float], list[float]]:
@@ -116,50 +117,55 @@ def _density(results: list[Result], colours: Colours, axes: Axes) -> None:
         axes.stairs(share, result.density.log10_edges, color=colours[result.layer], fill=True, alpha=0.12)
         axes.stairs(share, result.density.log10_edges, color=colours[result.layer], lw=1.2)
 
-    axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:g}}}$")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(lambda exponent, _: f"{100 * 10**exponent:g} %")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set(xlabel="share of tokens on which a latent fires", ylabel="share of latents")
-    _legend(axes, colours)
+    legend_above(axes, [Line2D([], [], color=colour, label=f"layer {layer}") for layer, colour in colours.items()], 4)
 
 
-def _merging(merged: Sequence[Merged], colours: Colours, axes: Axes) -> None:
-    """Draw fvu against the size of the dictionary, by layer. A dot is the dictionary before merging."""
-    drawn = []
-    for layer in merged:
-        if (fvu_before := layer.test["before"]["fvu"]) is not None:
-            axes.plot([layer.living], [fvu_before], color=colours[layer.layer], marker="o", ms=4)
+def _merging(merged: Merged, axes: Axes) -> None:
+    """Draw fvu against the size of a layer's dictionary. A dot is the dictionary before merging."""
+    if (fvu_before := merged.test["before"]["fvu"]) is not None:
+        axes.plot([merged.living], [fvu_before], color="black", marker="o", ms=4)
 
-        for name, style in LINES.items():
-            points = sorted((point.latents, point.fvu) for point in layer.curve if point.line == name)
-            if points:
-                drawn.append(name)
-                latents, fvu = zip(*points, strict=True)
-                axes.plot(latents, fvu, color=colours[layer.layer], lw=1.2, ls=style, marker=".", ms=3)
+    ends = []
+    for name, colour in LINES.items():
+        points = sorted((point.latents, point.fvu) for point in merged.curve if point.line == name)
+        if points:
+            latents, fvu = zip(*points, strict=True)
+            axes.plot(latents, fvu, color=colour, lw=1.2, marker=".", ms=4)
+            ends.append((fvu[0], name, colour))
 
+    # The fewer the latents, the further apart the lines: so the small dictionaries stand on the right, at the names.
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="latents", ylabel="fvu")
-    styles = [Line2D([], [], color=INK, lw=1.2, ls=LINES[name], label=name) for name in LINES if name in drawn]
-    _legend(axes, colours, *styles)
+    axes.invert_xaxis()
+    log_ticks(axes, "x", most=4)
+    axes.set(xlabel="latents, from many to few", ylabel="fvu")
+    label_ends(axes, ends)
 
 
 def _controls(results: list[Result], colours: Colours, targets: Targets, axes: Axes) -> None:
     """Draw the headline metric of every SAE beside its controls: a group of bars for each, a bar for each layer."""
     metric = headline(results)
-    names = ["SAE", *results[0].controls]
-    height = 0.8 / len(results)  # of a bar; the groups are 1 apart
+    bars = [
+        (name, result.layer, (result.test if name == "SAE" else result.controls[name])[metric])
+        for name in ("SAE", *results[0].controls)
+        for result in results
+    ]
+    axes.barh(range(len(bars)), [value or 0.0 for *_, value in bars], 0.8, color=[colours[at] for _, at, _ in bars])
 
-    for place, result in enumerate(results):
-        values = [result.test[metric], *(control[metric] for control in result.controls.values())]
-        y = [group + (place + 0.5) * height - 0.4 for group in range(len(names))]
-        bars = axes.barh(y, [value or 0.0 for value in values], height * 0.9, color=colours[result.layer])
-        axes.bar_label(bars, [f" {value:.3g}" if value is not None else " –" for value in values], fontsize=7)
+    # The name of a group stands at its first bar; the numbers stand beside the picture, where no line crosses them.
+    first = results[0].layer
+    axes.set_yticks(
+        range(len(bars)), [f"{name}, layer {layer}" if layer == first else f"layer {layer}" for name, layer, _ in bars]
+    )
+    for place, (name, _, value) in enumerate(bars):
+        weight = "bold" if name == "SAE" else "normal"
+        axes.text(1.02, place, number(value), va="center", transform=axes.get_yaxis_transform(), weight=weight)
 
-    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
     axes.set(xlabel="delta_ce in nats" if metric == "delta_ce" else metric)
     if (bound := targets.bounds.get(metric)) is not None and bound.max is not None:
-        axes.axvline(bound.max, color="#2e7d4f", lw=1, ls="--")
-    _legend(axes, colours)
+        axes.axvline(bound.max, color=GREEN, lw=1, ls="--")
+        axes.set_title(f"target: {worded(bound.min, bound.max)}", color=GREEN, loc="left")

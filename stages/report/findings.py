@@ -10,7 +10,7 @@ from stages.report.causes import Causes
 from stages.report.evaluated import values_of
 from stages.report.families import Families, read_families
 from stages.report.knobs import Report
-from stages.report.latents import Layer, read_layer
+from stages.report.layer import Layer, read_layer
 from stages.report.results import Merged, Numbers, read_merged, read_numbers
 from stages.report.tuned import Searched, searched_in
 from stages.train.read import History, Measured, Result, read_history, read_result

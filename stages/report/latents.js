@@ -2,13 +2,14 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const [body, query, state, sort, more, count] = ["#table tbody", "#query", "#state", "#sort", "#more", "#count"].map(
-    (place) => document.querySelector(place),
-  );
+  const places = ["#table tbody", "#query", "#state", "#sort", "#more", "#count", "#how"];
+  const [body, query, state, sort, more, count, how] = places.map((place) => document.querySelector(place));
   const heads = [...document.querySelectorAll("th [data-sort]")];
   const total = data.text.length;
   const pages = new Set(data.pages);
-  const columns = { ...data, id: Array.from({ length: total }, (_, id) => id) };
+  const ids = Array.from({ length: total }, (_, id) => id);
+  const keyOf = { id: ids, interest: data.place.map((place) => -place) }; // interest by its order, which has no ties
+  const keys = (name) => (keyOf[name] ??= data[name].map((text) => numberIn(text))); // NaN where there is none
   const step = 100;
   let falling = true;
   let found = [];
@@ -64,14 +65,6 @@
     return parent;
   };
 
-  const number = (value) => {
-    if (value === null || value === undefined) return "–";
-    if (value !== 0 && (Math.abs(value) < 1e-4 || Math.abs(value) >= 1e6)) return value.toExponential(1);
-    return Math.abs(value) >= 1000
-      ? Math.round(value).toLocaleString("en")
-      : String(parseFloat(value.toPrecision(3)));
-  };
-
   const element = (name, text, kind) => {
     const made = document.createElement(name);
     if (text !== undefined) made.textContent = text;
@@ -82,28 +75,25 @@
   const row = (id) => {
     const line = element("tr");
     const name = element("td", undefined, "id");
-    if (pages.has(id)) {
-      const link = element("a", id);
-      link.href = `${id}.html`;
-      name.append(link);
-    } else name.append(id);
+    const link = element("a", id, pages.has(id) ? undefined : "unwritten");
+    link.href = pages.has(id) ? `${id}.html` : `#${id}`;
+    name.append(link);
     const status = data.states[data.state[id]];
     if (status !== "kept") name.append(element("span", status, status === "dead" ? "flag bad" : "flag"));
 
     const cell = element("td", undefined, "words");
-    cell.append(write(element("span", undefined, "text"), data.text[id]));
+    if (data.text[id]) cell.append(write(element("span", undefined, "text"), data.text[id]));
+    else if (status !== "dead") cell.append(element("span", "no name yet", "text soft"));
     if (data.context[id]) {
       const [before, peak, after] = data.context[id];
       const context = write(element("span", undefined, "context"), before);
-      context.append(write(element("mark", undefined, "a6"), peak));
+      if (peak) context.append(write(element("mark", undefined, "a6"), peak));
       cell.append(write(context, after));
     }
-    line.append(name, cell, element("td", number(data.interest[id]), "num"));
-    line.append(element("td", number(data.importance[id]), "num broad"));
-    line.append(element("td", data.density[id] ? `${number(100 * data.density[id])} %` : "–", "num broad"));
-    line.append(element("td", number(data.mean[id]), "num broad"), element("td", number(data.max[id]), "num broad"));
-    const score = element("td", number(data.score[id]), "num broad");
-    if (data.chance[id] !== null) score.append(element("small", `chance ${number(data.chance[id])}`));
+    line.append(name, cell, element("td", data.interest[id], "num"));
+    for (const column of ["importance", "density", "mean", "max"]) line.append(element("td", data[column][id], "num broad"));
+    const score = element("td", data.score[id], "num broad");
+    if (data.score[id] !== "–") score.append(element("small", `chance ${data.chance[id]}`));
     line.append(score);
     return line;
   };
@@ -125,18 +115,17 @@
     const within = (id) =>
       wanted === "all" || (wanted === "page" ? pages.has(id) : data.state[id] === Number(wanted));
     const matches = new Map();
-    for (const id of columns.id) {
+    for (const id of ids) {
       const how = id === exact ? 9 : only ? 0 : words.length ? match(id) : 1;
       if (how && (within(id) || id === exact)) matches.set(id, how);
     }
     found = [...matches.keys()];
-    const keys = columns[sort.value];
+    const values = keys(sort.value);
     const sign = falling ? -1 : 1;
-    const last = (value) => value === null || value === undefined;
     found.sort((a, b) => {
       if (matches.get(a) !== matches.get(b)) return matches.get(b) - matches.get(a); // the best match first
-      if (last(keys[a]) || last(keys[b])) return last(keys[a]) - last(keys[b]) || a - b;
-      return sign * (keys[a] - keys[b]) || a - b;
+      if (isNaN(values[a]) || isNaN(values[b])) return isNaN(values[a]) - isNaN(values[b]) || a - b;
+      return sign * (values[a] - values[b]) || data.place[a] - data.place[b];
     });
     for (const head of heads) {
       const here = head.dataset.sort === sort.value;
@@ -146,6 +135,9 @@
     body.replaceChildren();
     shown = 0;
     extend();
+    // A latent asked for by its number that has no page: how to see it.
+    how.hidden = exact === null || !matches.has(exact) || pages.has(exact);
+    if (!how.hidden) for (const place of how.querySelectorAll(".asked")) place.textContent = exact;
     if (!found.length) {
       const elsewhere = state.value && state.value !== "all" ? " Show all to search in every latent." : "";
       const sentence = element("td", `No latent's name, tokens or strongest context has “${query.value}”.${elsewhere}`);
@@ -193,7 +185,7 @@
     }
   });
 
-  // index.html#42 is the way to a latent without a page.
+  // index.html#42 shows one latent, with how to see more of one that has no page.
   const hash = () => {
     const id = /^#(\d+)$/.exec(location.hash);
     const said = new URLSearchParams(id ? "" : location.hash.slice(1));

@@ -3,9 +3,10 @@
 import base64
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from stages.report import stability
-from stages.report.causes import SHOWN
+from stages.report.causes import SHOWN, written
 from stages.report.closeup import closeup
 from stages.report.evaluated import NAMES, costly, probed, task_tables
 from stages.report.figures import headline
@@ -13,22 +14,20 @@ from stages.report.findings import Findings
 from stages.report.glossary import GLOSSARY
 from stages.report.latents import tokens
 from stages.report.losses import losses
-from stages.report.scorecard import Scorecard, failures
+from stages.report.scorecard import Scorecard, failures, worded
 from stages.report.templates import environment
 from strata.pages.readable import number
 from strata.verdict.targets import WORSE
 
+SCALE = 0.35  # CSS pixels a pixel of a picture, so that letters are as large in each
 CAPTIONS = {
-    "fvu": "Variance that the reconstruction misses while training; the targets judge the test split afterwards.",
-    "l0": "Latents active on one token; the green band is the target.",
-    "dead": "Latents that have not fired for a while; the green band is the target.",
+    "fvu": "Variance that the reconstruction misses.",
+    "l0": "Latents active on one token.",
+    "dead": "Latents that have not fired for a while.",
     "density": "How often the latents fire. Dead latents, which never do, are not shown.",
     "controls": "The SAE beside three stand-ins that a useful target must reject; shorter is better, "
     "the dashed line is the target.",
-    "merge": "Variance missed by smaller dictionaries: latents merged and the decoder refitted; weak ones "
-    "dropped, with that refit or without. A dot is the dictionary that was trained.",
     "stability": "How near each latent's nearest latent in another training is; the grey line is where it comes again.",
-    "probing": "Accuracy of probes by how much they may look at; bars span the splits, the grey line is chance.",
 }
 MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 
@@ -36,14 +35,15 @@ MERGED = ("latents", "fvu", "fvu_inlier", "l0", "dead", "delta_ce")
 def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -> str:
     """Return the page. ``card``: the scorecard of ``findings``. ``pictures``: name -> PNG."""
     templates = environment()
-    templates.filters |= {"bound": bound, "value": value}
-    embedded = {name: _base64(png) for name, png in pictures.items()}
+    templates.filters |= {"bound": bound, "value": value, "score": score}
+    of_tune = findings.searched.pictures if findings.searched else {}
+    notes = [note for layer in findings.latents for latent in layer.ids[:5] if (note := layer.notes.get(latent))]
 
     return templates.get_template("page.html.j2").render(
         report=findings.knobs,
         text=findings.corpus,
         glossary=GLOSSARY,
-        pictures=embedded,
+        pictures={name: embedded(png) for name, png in {**pictures, **of_tune}.items()},
         captions=CAPTIONS,
         skipped=findings.skipped,
         # the verdict
@@ -61,6 +61,12 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         searched=findings.searched,
         results=findings.results,
         tested=findings.tested,
+        measured={
+            name
+            for result in findings.results
+            for name, measure in findings.tested(result).items()
+            if measure is not None
+        },
         controls=list(findings.results[0].controls),
         twins=findings.twins,
         twin_names=list(dict.fromkeys(name for found in findings.twins.values() for name in found.twins)),
@@ -76,25 +82,19 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
         headline=headline(findings.results),
         # interpret, explain and cluster
         latents=findings.latents,
+        scored_on=min((note["items"] for note in notes if note["balanced_accuracy"] is not None), default=0),
         explained=findings.measured["explain"],
         closeups=[both_ends for layer in findings.latents if (both_ends := closeup(layer))],
         families=list(findings.families.values()),
-        maps={layer: _base64(families.picture) for layer, families in findings.families.items()},
+        maps={layer: base64.b64encode(families.picture).decode() for layer, families in findings.families.items()},
         # merge
         merged=findings.merged,
         merge_metrics=MERGED,
         # steer_eval and invert
         causes=findings.causes,
-        doses={
-            layer: embedded[f"steering-{layer}"]
-            for layer, steering in findings.causes.steered.items()
-            if steering["latents"]
-        },
-        searches={
-            layer: embedded[f"inversion-{layer}"]
-            for layer, inversion in findings.causes.inverted.items()
-            if inversion["latents"]
-        },
+        steered=[layer for layer, steering in findings.causes.steered.items() if steering["latents"]],
+        inverted=[layer for layer, inversion in findings.causes.inverted.items() if inversion["latents"]],
+        written=written,
         shown=SHOWN,
         marked=lambda row: tokens(row["pieces"], row["values"], row["activation"]),
         # stability
@@ -111,8 +111,23 @@ def render(findings: Findings, card: Scorecard, pictures: Mapping[str, bytes]) -
     )
 
 
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
+class Embedded(NamedTuple):
+    """A picture as the page holds it; its size in CSS pixels."""
+
+    base64: str
+    width: int
+    height: int
+
+
+def embedded(png: bytes) -> Embedded:
+    """Return a PNG with the size at which its letters are as large as those of the others."""
+    width, height = (round(SCALE * int.from_bytes(png[at : at + 4])) for at in (16, 20))  # of the header IHDR
+    return Embedded(base64.b64encode(png).decode(), width, height)
+
+
+def score(share: float | None) -> str:
+    """Write a number whose scale is 0 to 1 with three decimals, so that a column has one rounding."""
+    return "–" if share is None else f"{share:.3f}".replace("-0.000", "0.000").replace("-", "−")
 
 
 def value(knob: float | int | str | bool | None) -> str:
@@ -123,8 +138,5 @@ def value(knob: float | int | str | bool | None) -> str:
 
 
 def bound(line: Mapping[str, float | None]) -> str:
-    """Write ``min`` and ``max`` of a scorecard's line as a condition: ``≤ 0.01``, ``50 – 100``."""
-    low, high = line["min"], line["max"]
-    if low is None:
-        return f"≤ {high:g}"
-    return f"≥ {low:g}" if high is None else f"{low:g} – {high:g}"
+    """Write the target of a scorecard's line."""
+    return worded(line["min"], line["max"])

@@ -9,6 +9,7 @@ from stages.report.page import render
 from stages.report.scorecard import failures, scorecard, summary
 from strata.run.door import BadInput
 from strata.run.files import write_bytes, write_json, write_text, write_texts
+from strata.run.progress import each
 
 
 def main(
@@ -65,7 +66,8 @@ def main(
     for name, png in pictures.items():
         write_bytes(Path(plots) / f"{name}.png", png)
     write_text(Path(page), render(findings, card, pictures))
-    write_texts((Path(pages) / name, html) for name, html in site(findings.latents, findings.causes, findings.families))
+    site_pages = site(findings.latents, findings.causes, findings.families)
+    write_texts((Path(pages) / name, html) for name, html in each(site_pages, "write", "pages"))
     write_json(Path(summary_file), summary(findings.results, card, findings.summarised()))
     write_json(Path(card_file), card)
 

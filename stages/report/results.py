@@ -34,7 +34,8 @@ class Group(Record):
 class Merged(Record):
     """What merging did to a layer's dictionary.
 
-    ``test``: the metrics before and after, and those of the two baselines, dropped and refitted.
+    ``ce_tokens``: how many test tokens the metrics of cross-entropy are of. ``test``: the metrics before and after, and
+    those of the two baselines, dropped and refitted.
     """
 
     layer: int
@@ -44,6 +45,7 @@ class Merged(Record):
     largest: int
     dropped: int
     groups: list[Group]
+    ce_tokens: int
     test: dict[str, Measured]
     curve: list[Point]
 

@@ -142,10 +142,21 @@ def failures(card: Scorecard) -> list[str]:
     ]
 
 
+def worded(low: float | None, high: float | None) -> str:
+    """Write a target as a condition: ``≤ 0.01``, ``50 – 100``."""
+    if low is None:
+        return f"≤ {high:g}"
+    return f"≥ {low:g}" if high is None else f"{low:g} – {high:g}"
+
+
 def _phrase(line: dict[str, Any]) -> str:
-    below = line["min"] is not None and line["value"] < line["min"]
-    broken = f"below its min {line['min']:g}" if below else f"above its max {line['max']:g}"
-    return f"layer {line['layer']}: {line['metric']} is {line['value']:.5g}, {broken}"
+    value, low = line["value"], line["min"]
+    below = low is not None and value < low
+    name, end = ("below its min", low) if below else ("above its max", line["max"])
+
+    # As many digits as elsewhere, or as many as it takes to show which side of the target it is on.
+    shown = next(text for digits in (3, 5, 17) if float(text := f"{value:.{digits}g}") != end)
+    return f"layer {line['layer']}: {line['metric']} is {shown}, {name} {end:g}"
 
 
 def _margin_phrase(line: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from strata.pages.pictures import INK, SOFT, png
+from strata.pages.pictures import INK, SOFT, legend_above, png
 
 Numbers = dict[str, Any]
 CONTROLS = {  # control -> how the report calls it, and the certificate that it stands beside
@@ -50,7 +50,7 @@ def likeness(stability: Mapping[int, Numbers], colours: Mapping[int, str]) -> by
         axes.axvline(next(iter(stability.values()))["thresholds"]["cosine"], color=SOFT, lw=0.8)
         axes.set(xlabel="cosine with the nearest latent of another training", ylabel="latents", xlim=(0, 1))
         lines = [Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in stability]
-        kinds = {"SAE": "-", CONTROLS["rows"][0]: ":"}
-        axes.legend(handles=[*lines, *(Line2D([], [], color=INK, ls=ls, label=name) for name, ls in kinds.items())])
+        kinds = {"SAE": "-", "training rows": ":"}
+        legend_above(axes, [*lines, *(Line2D([], [], color=INK, ls=ls, label=name) for name, ls in kinds.items())])
 
     return png(draw, axes_grid=True)

@@ -1,6 +1,5 @@
 """Show what tune searched: its best knobs beside those of params.yaml, and its pictures."""
 
-import base64
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ CAPTIONS = {
 
 class Searched(NamedTuple):
     """A finished search. ``result``: its numbers, as in the summary. ``taken``: the names of the knobs that train takes
-    from it. ``pictures``: name -> PNG in base64."""
+    from it. ``pictures``: name -> PNG."""
 
     trials: Trials
     result: dict[str, Any]
     taken: list[str]
-    pictures: dict[str, str]
+    pictures: dict[str, bytes]
 
     @property
     def captions(self) -> dict[str, str]:
@@ -31,5 +30,5 @@ class Searched(NamedTuple):
 def searched_in(folder: Path, trials: Trials) -> Searched:
     """Gather what tune left in ``folder``, whose trials are ``trials``."""
     files = {name: folder / f"{name}.png" for name in CAPTIONS}
-    pictures = {name: base64.b64encode(path.read_bytes()).decode() for name, path in files.items() if path.exists()}
+    pictures = {name: path.read_bytes() for name, path in files.items() if path.exists()}
     return Searched(trials, numbers(trials), trials["from_tune"], pictures)

@@ -57,6 +57,11 @@ class Source:
         return self._statistic("kept")[self.living]
 
     @cached_property
+    def interest(self) -> Floats:
+        """(n,) how interesting each living latent is to a person."""
+        return self._statistic("interest")[self.living]
+
+    @cached_property
     def documents(self) -> NDArray[np.int64]:
         """The numbers of the documents that have rows, in rising order."""
         return np.unique(self.document).astype(np.int64)
@@ -320,11 +325,15 @@ def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> 
 def _map(
     source: Source, labels: Labels, places: Floats, families: dict[str, Any], chosen: list[int], folder: Path
 ) -> None:
-    """Write `map.png` and `map.html`, with the clearest families in colour: those with large silhouette × ln(size).
+    """Write `map.png` and `map.html`, with the clearest and most interesting families in colour: by
+    silhouette × ln(size) × (1 + mean interest / the largest mean interest of a family).
 
     ``places``: (n, 2) the living latents on the map. ``chosen``: the selected latents, which get a ring.
     """
+    inside = labels >= 0
+    interest = np.bincount(labels[inside], source.interest[inside], len(families["size"])) / families["size"]
     clearness = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
+    clearness *= 1 + interest / max(float(interest.max(initial=0)), 1e-12)
     coloured = np.lexsort((families["cluster"], -clearness))[:COLOURED]
 
     groups = [np.flatnonzero(labels == c) for c in coloured]
@@ -332,9 +341,7 @@ def _map(
     stars = places[np.isin(source.living, chosen)]
     files.write_bytes(folder / "map.png", pictures.scatter(places, groups, titles, "other latents", stars))
 
-    page = pages.render(
-        source.latents.meta, source.living, labels, places, families, coloured.tolist(), source.latents.names(), chosen
-    )
+    page = pages.render(source.latents, source.living, labels, places, families, coloured.tolist(), chosen)
     files.write_text(folder / "map.html", page)
 
 

@@ -12,6 +12,7 @@ from strata.pages.readable import inline
 ITEM = re.compile(r'("(?:[^"\\]|\\.)*") \(\d+ %\)')  # a token in the text of a rule, as JSON
 BEFORE = re.compile(r"the token before is|tokens before stands")  # what follows is about other tokens
 WORD = re.compile(r"\w+")
+BROKEN = "\ufffd"  # stands for a part of a letter: a token may end within one, and says nothing to a reader
 
 
 def words(latents: Latents) -> dict[int, list[str]]:
@@ -31,7 +32,8 @@ def words(latents: Latents) -> dict[int, list[str]]:
 def _named(text: str, rule: bool) -> list[str]:
     """List the words of one explanation, in lower case; of a rule, the tokens that the latent itself fires on."""
     items = map(json.loads, ITEM.findall(BEFORE.split(text)[0])) if rule else WORD.findall(text)
-    return [word for item in items if (word := inline(item).strip().lower())]
+    words_said = (inline(item).strip().lower() for item in items)
+    return [word for word in words_said if word and BROKEN not in word]
 
 
 def names(

@@ -18,16 +18,19 @@ SCORES = {  # score of an explanation -> its name for people
     "intruder": "intruder found",
 }
 UNNAMED = "no name yet: no explanation does better than chance"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 BLANKS = {"▁": " ", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
 def number(value: float | int | None) -> str:
-    """Write a number with three significant digits, or all digits of an integer: 0.00412, 63.8, 160,000."""
+    """Write a number with three significant digits, an integer with all: 0.00412, −63.8, 160,000, 8.63 × 10⁻⁵."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+        return f"{value:,.0f}".replace("-", "−")
+    digits, _, exponent = f"{value or 0:.3g}".partition("e")
+    power = f" × 10{str(int(exponent)).translate(RAISED)}" if exponent else ""
+    return digits.replace("-", "−") + power
 
 
 def percent(share: float | None) -> str:

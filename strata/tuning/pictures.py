@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import OptimizeResult
 from skopt.plots import partial_dependence_1D, plot_convergence
 from skopt.space import Categorical
 
-from strata.pages.pictures import INK, SIZE, SOFT, png
+from strata.pages.pictures import GREEN, INK, SIZE, SOFT, legend_above, log_ticks, png
 from strata.tuning.search import WORST, Search
 
-BEST = "#1b6b3f"
 KINDS = {
     "params": ("params.yaml", "#c2702a"),
     "random": ("random", SOFT),
@@ -40,10 +39,10 @@ def convergence(found: dict[str, Any]) -> bytes:
                 numbers, heights = [index + 1 for index in of_kind], [scores[index] for index in of_kind]
                 axes.scatter(numbers, heights, s=14, c=colour, label=label, zorder=3)
 
-        axes.set(title="", xlabel="trials", ylabel="held-out score, and the best so far")
+        axes.set(title="", xlabel="trials", ylabel="held-out score")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _readable(axes)
-        axes.legend(fontsize=8)
+        log_ticks(axes, "y", most=7)
+        legend_above(axes, axes.get_legend_handles_labels()[0], columns=2)
 
     return png(draw)
 
@@ -71,26 +70,20 @@ def dependence(found: dict[str, Any], search: Search) -> bytes | None:
                 number_of = {str(value): number for number, value in enumerate(dimension.categories)}
                 axes.plot(values, np.exp(predicted), "s-", color=INK, lw=1)  # values are numbers of categories
                 axes.scatter([number_of[str(value)] for value in tried], scores, s=12, c="#2a6fc2")
-                axes.axvline(number_of[str(best[index])], color=BEST, ls="--", lw=1)
+                axes.axvline(number_of[str(best[index])], color=GREEN, ls="--", lw=1)
                 axes.set_xticks(range(len(names)), names, rotation=20)
             else:
                 axes.plot(values, np.exp(predicted), color=INK, lw=1.2)
                 axes.scatter(tried, scores, s=12, c="#2a6fc2", zorder=3)
-                axes.axvline(best[index], color=BEST, ls="--", lw=1)
+                axes.axvline(best[index], color=GREEN, ls="--", lw=1)
                 if dimension.prior == "log-uniform":
                     axes.set_xscale("log")
+                    log_ticks(axes, "x", most=4)
 
             axes.set(xlabel=dimension.name, yscale="log")
             axes.grid(visible=True)
-            _readable(axes)
+            log_ticks(axes, "y", most=7)
         panels[0].set_ylabel("score: model (line) and trials")
 
     panels = len(space.dimensions)
     return png(draw, (max(SIZE[0], 2.4 * panels), SIZE[1]), panels=panels)
-
-
-def _readable(axes: Axes) -> None:
-    """Label the scores' axis so that scores within one decade have labels too."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
