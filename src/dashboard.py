@@ -1,6 +1,5 @@
 """Look at finished artifacts in a browser: `python -m src.dashboard`, then http://127.0.0.1:8501."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,20 +15,14 @@ def main(data: str = "data", reports: str = "reports", port: str = "8501") -> No
     Example: python -m src.dashboard data reports 8501
     """
     whole_number(port, "the port", 1, 65535)
-    Project(Path(data), Path(reports)).layers()  # raises BadInput where there is nothing to look at
+    project = Project(Path(data), Path(reports))
+    project.layers()  # raises BadInput where there is nothing to look at
 
-    options = {
-        "server.port": port,
-        "server.address": "127.0.0.1",
-        "server.headless": "true",
-        "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal",
-        "theme.primaryColor": "#1f5fb4",
-    }
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "streamlit", "run", str(APP), *flags, "--", data, reports]
-    os.execv(sys.executable, command)
+    # All that the tabs need is imported before the server answers, so that the first page need not wait for it.
+    from apps.dashboard import server
+
+    sys.argv[1:] = [data, reports]  # which app.py reads
+    server.start(APP, project, int(port))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
-import browser
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -34,6 +33,7 @@ from apps.dashboard import artifacts, measures
 from apps.dashboard.artifacts import DOCUMENT, TOKEN, Project
 from apps.dashboard.latents import ANY, LEAST, matching
 from apps.dashboard.marks import marks
+from benchmarks import browser
 from src import dashboard as script
 from strata.corpus.read import SPLITS, documents
 from strata.rows.shards import open_activations, open_contexts

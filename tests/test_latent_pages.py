@@ -13,12 +13,12 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import numpy as np
 import pytest
 from planted import DEAD, DENSE, EVIL, LATENTS, SILENT_ID, explained, planted
 
 from apps.show.card import card
+from benchmarks import browser
 from stages.report.causes import Causes
 from stages.report.families import SITE, Families
 from stages.report.glossary import WORDS

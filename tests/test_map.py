@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import browser
 import pytest
 from test_cluster import AT_ONCE, layer
 from test_grouping import knobs
 
+from benchmarks import browser
 from stages.report.families import linked
 from strata.families import cluster as room
 from strata.interpretation.read import open_latents

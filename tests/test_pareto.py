@@ -67,12 +67,12 @@ def test_points_are_the_finished_experiments_by_curve():
 def test_the_front_by_hand():
     found = read_points(SHOWN)
     assert [point.experiment for point in front(found, "fvu_inlier")] == ["a", "b", "c"]
-    assert [point.experiment for point in front(found, "delta_ce")] == ["a", "c", "d"]
+    assert [point.experiment for point in front(found, "delta_ce")] == ["a", "d"]  # c is hardly sparser than d
     lines = table(found).splitlines()
     assert lines[0] == "experiment,layer,train.k,train.latents,l0,fvu_inlier,delta_ce,front_fvu_inlier,front_delta_ce"
     assert lines[1:] == [
-        "a,9,32,2048,32,0.16,1.01,1,1", "c,9,64,2048,64,0.13,0.85,1,1", "b,9,32,4096,33,0.15,1.05,1,0",
-        "d,9,64,4096,65,0.14,0.8,0,1",
+        "a,9,32,2048,32.0,0.16,1.01,1,1", "c,9,64,2048,64.0,0.13,0.85,1,0", "b,9,32,4096,33.0,0.15,1.05,1,0",
+        "d,9,64,4096,65.0,0.14,0.8,0,1",
     ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_the_front_by_brute_force():
     random = np.random.default_rng(0)
     values = random.integers(0, 12, (60, 2)).tolist()  # with ties
     points = [
-        Point(str(i), 0, {}, float(l0), {"fvu_inlier": float(cost), "delta_ce": None})
+        Point(str(i), 0, {}, "all", float(l0), {"fvu_inlier": float(cost), "delta_ce": None})
         for i, (l0, cost) in enumerate(values)
     ]
 
@@ -90,6 +90,42 @@ def test_the_front_by_brute_force():
     found = {(point.l0, point.costs["fvu_inlier"]) for point in front(points, "fvu_inlier")}
     assert found == {tuple(map(float, values[i])) for i in range(60) if not beaten(i)}
     assert front(points, "delta_ce") == []
+
+
+def test_what_is_hardly_sparser_and_costs_more_is_not_on_the_front():
+    """Two SAEs of nearly the same l0 made the front of a sweep zigzag."""
+    found = read_points([
+        {"experiments": [
+            experiment("worse", 64, 2048, numbers(64.3, 0.14, None)),
+            experiment("better", 64, 4096, numbers(64.5, 0.13, None)),
+        ]}
+    ])  # fmt: skip
+    assert [point.experiment for point in front(found, "fvu_inlier")] == ["better"]
+
+
+def test_the_run_of_the_commit_is_beside_its_sweep():
+    own = experiment("", 80, 4096, numbers(80, 0.08, 0.3))["revs"][0]["data"]
+    shown = [SHOWN[0], {**SHOWN[1], "rev": "a1f27b5c", "name": "main", "data": own}]
+    found = read_points(shown)
+    (point,) = [point for point in found if point.experiment == "main"]
+    assert point.curve == "main (this commit)" and point.l0 == 80 and point.knobs["train.k"] == "80"
+    assert [other for other in found if other is not point] == read_points(SHOWN)
+    assert point in front(found, "fvu_inlier")
+    with pytest.raises(BadInput, match="no experiment of this commit is finished"):
+        read_points([{"rev": "a1f27b5c", "name": "main", "data": own}])
+
+
+def test_seeds_are_one_point_with_what_they_span():
+    runs = [experiment(f"s{seed}", 32, 2048, numbers(32 + seed, 0.1 + seed / 50, None)) for seed in range(3)]
+    for seed, run in enumerate(runs):
+        run["revs"][0]["data"]["params"]["params.yaml"]["data"]["seed"] = seed
+    (point,) = read_points([{"experiments": runs}])
+    assert point.experiment == "s0, s1, s2" and point.l0 == 33 and point.knobs == {}
+    assert point.costs == {"fvu_inlier": pytest.approx(0.12), "delta_ce": None}
+    assert point.bounds == {"fvu_inlier": (0.1, pytest.approx(0.14))}
+    assert "fvu_inlier_low,fvu_inlier_high" in table([point]) and "[0.1 to 0.14]" in render(
+        [point], {9: picture([point])}
+    )
 
 
 def test_each_layer_has_its_own_front():
@@ -105,7 +141,7 @@ def test_picture_and_page_repeat_and_ask_for_nothing():
     assert png == picture(found) and png[:4] == b"\x89PNG"
     page = render(found, {9: png})
     assert page == render(found, {9: png}) and "<td>latents" not in page and "4096" in page
-    assert page.count('class="front"') == 6 and "http" not in page.replace("http-equiv", "")
+    assert page.count('class="front"') == 5 and "http" not in page.replace("http-equiv", "")
     hostile = read_points([{"experiments": [experiment("<script>", 32, 2048, numbers(32, 0.1, None))]}])
     page = render(hostile, {9: picture(hostile)})
     assert "<script>" not in page and "delta_ce" not in page

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import browser
 import pytest
 from test_report import LAYERS, project, report, twins  # noqa: F401
 from test_report_evaluated import evaluated
 from test_report_stability import stability
 
+from benchmarks import browser
 from strata.run.files import write_json
 
 

@@ -176,6 +176,9 @@ def test_the_reply_is_bounded_by_top_n(client: TestClient) -> None:
 def test_html_shows_texts_and_never_runs_them() -> None:
     shown = server.highlighted(["<script>", " &", "x"], [2.0, 0.0, 1.0], 2.0)
     assert shown == '<mark class="a10" title="2">&lt;script&gt;</mark> &amp;<mark class="a5" title="1">x</mark>'
+    assert server.highlighted([" the", "  "], [1.0, 1.0], 1.0) == (
+        ' <mark class="a10" title="1">the</mark><mark class="a10" title="1">  </mark>'
+    ), "the space before a word is not marked"
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from src import ui
+from stages.track import archived
 from strata.experiments import tracking
 from strata.experiments.experiment import MOST, Experiment, baseline, experiment_name, flat, thin
 from strata.run.door import BadInput
@@ -99,6 +101,7 @@ def curve(run: Any, name: str) -> dict[int, float]:
 
 
 def test_experiments_are_rows_with_the_same_columns(root: Path, monkeypatch: pytest.MonkeyPatch):
+    began = time.time()
     for name, k in (("one", 64), ("two", 32), ("cached-copy", 64)):
         monkeypatch.setenv("DVC_EXP_NAME", name)
         monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
@@ -123,6 +126,7 @@ def test_experiments_are_rows_with_the_same_columns(root: Path, monkeypatch: pyt
     assert two.data.params["train.k"] == "32" and two.data.params["train.3.k"] == two.data.params["train.9.k"] == "32"
     assert two.data.tags["dvc.baseline"] == two.data.tags["mlflow.source.git.commit"] == "a" * 40
     assert two.data.tags["dvc.exp_name"] == "two"
+    assert two.info.start_time > int(1000 * began), "what came out of the cache lasted no time"
     assert two.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
     shown = tracking.Store().client.list_artifacts(two.info.run_id)
     assert [item.path for item in shown] == ["plots", "report.html"]
@@ -190,12 +194,31 @@ def test_what_streamed_live_is_adopted(root: Path):
     assert len(curve(streamed, "loss")) == 10
     assert "mlflow.parentRunId" not in streamed.data.tags
     tracking.track(experiment())
-    (three,) = runs(**{"dvc.stage": "train@3"})
+    (three,), (parent,) = runs(**{"dvc.stage": "train@3"}), runs(role="pipeline")
     assert three.info.run_id == streamed.info.run_id
-    assert three.data.tags["mlflow.parentRunId"] == runs(role="pipeline")[0].info.run_id
+    assert three.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert curve(parent, "curve/fvu/3") == {int(row["step"]): row["fvu"] for row in history()}
+    assert parent.info.start_time == three.info.start_time < parent.info.end_time, "as long as what really ran"
     assert three.data.params["rule"] == "batchtopk"
     for name in ("loss", "fvu"):
         assert curve(three, name) == {int(row["step"]): row[name] for row in history()}
+
+
+def test_the_report_stands_alone_and_its_archive_has_all_pages(tmp_path: Path):
+    page, latents, folder = tmp_path / "report.html", tmp_path / "latents", tmp_path / "out"
+    (latents / "9").mkdir(parents=True)
+    folder.mkdir()
+    (latents / "9" / "42.html").write_text("<h1>Latent 42</h1>")
+    page.write_text(
+        '<body class="a"><h1>R</h1><a href="#b">B</a> <a class="n" href="latents/9/42.html"><b>42</b></a></body>'
+    )
+    alone, whole = archived(page, latents, folder)
+    shown = alone.read_text()
+    assert "latents/" not in shown and '<a href="#b">B</a> <b>42</b></body>' in shown
+    assert shown.startswith('<body class="a"><p') and "report.zip" in shown
+    with ZipFile(whole) as archive:
+        assert archive.read("report.html").decode() == page.read_text()
+        assert archive.read("latents/9/42.html").decode() == "<h1>Latent 42</h1>"
 
 
 def test_a_brief_stage_is_left_to_track(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -549,7 +572,7 @@ def test_the_row_of_an_experiment_is_short_however_many_layers_there_are():
     numbers = {f"train.{layer}.{metric}": 0.5 for layer in layers for metric in metrics}
     numbers |= {f"interpret.{layer}.quadrants.{name}": 1.0 for layer in layers for name in ("a", "b")}
     row = replace(experiment(), summary={"targets.passed": 3.0, **numbers}).row()
-    assert len(row) == MOST and row["targets.passed"] == 3
+    assert len(row) == MOST - len(LAYERS) and row["targets.passed"] == 3, "a curve for each layer takes its place"
     assert all(f"train.{layer}.fvu_inlier" in row for layer in layers), "what matters most comes first"
     assert not [name for name in row if "quadrants" in name]
 

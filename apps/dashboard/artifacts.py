@@ -76,6 +76,11 @@ class Project:
         labels = absolute(self.data).parent / FILE
         return labels.stat().st_mtime_ns if labels.exists() else 0
 
+    @property
+    def pages(self) -> Path:
+        """The folder of the latents' pages that the report wrote."""
+        return self.reports / "latents"
+
     def units(self, layer: int) -> list[str]:
         """Return what one point may be: a token of a language model, or a document, the mean of its tokens."""
         of_tokens = self.activations(layer).meta["hook"] in get_args(Hook)

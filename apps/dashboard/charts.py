@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
+from strata.families.pictures import GREY as REST
+from strata.families.pictures import colours
+
 alt.data_transformers.disable_max_rows()
 
-HEIGHT = 320
+HEIGHT = 360
 BLUE, GREY, ORANGE = "#1f5fb4", "#9aa3b2", "#e08a1e"
 NAMED = 9  # labels that get a colour of their own
 OTHER = "other"
-LEGEND = alt.Legend(orient="bottom", columns=2, labelLimit=220, title=None)  # at the side it would fill a phone
-Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+LEGEND = alt.Legend(orient="top", columns=3, labelLimit=260, title=None)  # at the side it would fill a phone
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart  # what altair calls the sum of charts
 
 
 def few(labels: Sequence[str | None]) -> list[str]:
@@ -22,29 +26,41 @@ def few(labels: Sequence[str | None]) -> list[str]:
     return [label if label is not None and label in common else OTHER for label in labels]
 
 
-def points(frame: pd.DataFrame, colour: str, log: bool = False) -> alt.Chart:
+def points(
+    frame: pd.DataFrame,
+    colour: str,
+    axes: tuple[str, str] | None = None,
+    log: bool = False,
+    order: Sequence[str] = (),
+    height: int = 520,
+) -> alt.Chart:
     """Scatter ``frame``'s columns x and y, coloured by ``colour``. The pointer shows the other columns of a point.
 
-    Numbers get a scale of colours; texts get a colour each, and "other" a grey. ``log``: a logarithmic scale.
+    Numbers get a scale of colours; texts get a colour each, those of ``order`` first, and "other" a grey. ``axes``: the
+    names of x and y; None for a map, on which only nearness has a meaning. ``log``: a logarithmic scale of colours.
     """
     if pd.api.types.is_float_dtype(frame[colour]):
-        paint = alt.Color(f"{colour}:Q", scale=alt.Scale(scheme="viridis", type="symlog" if log else "linear"))
+        scale = alt.Scale(scheme="viridis", type="symlog" if log else "linear")
+        paint = alt.Color(f"{colour}:Q", scale=scale, legend=alt.Legend(orient="top", title=colour))
     else:
-        names = [name for name in dict.fromkeys(sorted(frame[colour].astype(str))) if name != OTHER]
-        domain = [*names, OTHER] if (frame[colour] == OTHER).any() else names
-        scale = alt.Scale(domain=domain, range=[*_palette(len(names)), "#d5d9e0"])
+        shown = sorted(set(frame[colour].astype(str)))
+        names = [name for name in dict.fromkeys([*order, *shown]) if name in shown and name != OTHER]
+        domain = [*names, OTHER] if OTHER in shown else names
+        scale = alt.Scale(domain=domain, range=[*colours(len(names)), REST])
         paint = alt.Color(f"{colour}:N", scale=scale, legend=LEGEND)
+    x, y = (None, None) if axes is None else axes
+    axis = alt.Axis(labels=False, ticks=False, grid=False) if axes is None else alt.Axis()
 
     return (
         alt.Chart(frame)
         .mark_circle(size=28, opacity=0.75)
         .encode(
-            x=alt.X("x:Q", scale=alt.Scale(zero=False), title=None),
-            y=alt.Y("y:Q", scale=alt.Scale(zero=False), title=None),
+            x=alt.X("x:Q", scale=alt.Scale(zero=False), title=x, axis=axis),
+            y=alt.Y("y:Q", scale=alt.Scale(zero=False), title=y, axis=axis),
             color=paint,
             tooltip=_tips(frame.drop(columns=["x", "y"])),
         )
-        .properties(height=460)
+        .properties(height=height)
         .interactive()
     )
 
@@ -75,14 +91,6 @@ def _field(name: str) -> str:
     return name.replace(".", "\\.")
 
 
-def _palette(count: int) -> list[str]:
-    """Return as many colours, which begin again after the tenth."""
-    colours = [
-        "#1f5fb4", "#e08a1e", "#3a9d5d", "#c23b4b", "#7d5ab5", "#8a6d4b", "#d96ba8", "#4aa8b8", "#a5a52c", "#2f3b52",
-    ]  # fmt: skip
-    return [colours[place % len(colours)] for place in range(count)]
-
-
 def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
     """Draw horizontal bars in the table's order. ``x``: the column of numbers; ``y``: of names."""
     return (
@@ -93,7 +101,7 @@ def bars(frame: pd.DataFrame, x: str, y: str) -> alt.Chart:
             y=alt.Y(f"{y}:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
             tooltip=_tips(frame),
         )
-        .properties(height=18 * len(frame) + 40)
+        .properties(height=20 * len(frame) + 60)  # the axis takes 60
     )
 
 
@@ -102,7 +110,7 @@ def histogram(frame: pd.DataFrame, title: str, log: bool = False) -> alt.Chart:
     kinds = list(dict.fromkeys(frame["kind"]))
     return (
         alt.Chart(frame)
-        .mark_bar(opacity=0.6)
+        .mark_bar(opacity=0.6, binSpacing=0)
         .encode(
             x=alt.X("low:Q", bin="binned", title=title, scale=_scale(log)),
             x2=alt.X2("high:Q"),
@@ -118,19 +126,33 @@ def histogram(frame: pd.DataFrame, title: str, log: bool = False) -> alt.Chart:
 
 
 def line(
-    frame: pd.DataFrame, x: str, y: str, colour: str | None = None, log_x: bool = False, log_y: bool = False
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str | None = None,
+    dash: str | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    height: int = HEIGHT,
 ) -> alt.Chart:
-    """Draw one line, or a line for each value of the column ``colour``."""
+    """Draw one line, or a line for each value of the columns ``colour`` and ``dash``, which the legend names."""
+    encoding: dict[str, Any] = {"color": alt.ColorValue(BLUE)}
+    if colour:
+        values = sorted(set(frame[colour].astype(str)), key=lambda value: (len(value), value))
+        scale = alt.Scale(domain=values, range=colours(len(values)))
+        encoding["color"] = alt.Color(f"{colour}:N", scale=scale, legend=alt.Legend(orient="top", labelLimit=260))
+    if dash:
+        encoding["strokeDash"] = alt.StrokeDash(f"{dash}:N", sort=None, legend=alt.Legend(orient="top", title=None))
     return (
         alt.Chart(frame)
         .mark_line()
         .encode(
             x=alt.X(f"{x}:Q", scale=_scale(log_x), title=x),
             y=alt.Y(f"{y}:Q", scale=_scale(log_y), title=y),
-            color=alt.Color(f"{colour}:N", legend=LEGEND) if colour else alt.ColorValue(BLUE),
             tooltip=_tips(frame),
+            **encoding,
         )
-        .properties(height=HEIGHT)
+        .properties(height=height)
         .interactive()
     )
 
@@ -177,19 +199,20 @@ def band(frame: pd.DataFrame, x: str, y: str) -> Chart:
     return (area + base.mark_line(color=BLUE, point=True).encode(y=alt.Y(f"{y}:Q"))).properties(height=HEIGHT)
 
 
-def facets(frame: pd.DataFrame, x: str, y: str, of: str) -> alt.FacetChart:
-    """Draw a small line for each value of the column ``of``, two beside each other."""
+def area(frame: pd.DataFrame, x: str, y: str, title: str, largest: float) -> alt.Chart:
+    """Draw a small area under a line, as one of several whose scale goes to ``largest``."""
     return (
-        alt.Chart(frame)
+        alt.Chart(frame, title=alt.Title(title, fontSize=12, fontWeight="normal", anchor="start"))
         .mark_area(color=BLUE, line=True, opacity=0.35)
-        .encode(x=alt.X(f"{x}:Q"), y=alt.Y(f"{y}:Q"), tooltip=_tips(frame))
-        .properties(height=70, width=420)
-        .facet(facet=alt.Facet(f"{of}:N", title=None), columns=2)
+        .encode(x=alt.X(f"{x}:Q"), y=alt.Y(f"{y}:Q", scale=alt.Scale(domain=[0, largest])), tooltip=_tips(frame))
+        .properties(height=150)
     )
 
 
 def heatmap(frame: pd.DataFrame, value: str) -> Chart:
     """Draw a square for each pair of the columns one and other, coloured by ``value``."""
-    base = alt.Chart(frame).encode(x=alt.X("one:O", title=None), y=alt.Y("other:O", title=None), tooltip=_tips(frame))
-    paint = alt.Color(f"{value}:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1]), title=value)
+    across, down = alt.X("one:O", title="vector", axis=alt.Axis(labelAngle=0)), alt.Y("other:O", title="vector")
+    base = alt.Chart(frame).encode(x=across, y=down, tooltip=_tips(frame))
+    scale, legend = alt.Scale(scheme="blueorange", domain=[-1, 1]), alt.Legend(orient="top")
+    paint = alt.Color(f"{value}:Q", scale=scale, title=value, legend=legend)
     return base.mark_rect().encode(color=paint).properties(height=380)

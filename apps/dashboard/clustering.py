@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from apps.dashboard import charts, measures
 from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, slider, switch, table
+from strata.families.cluster import COLOURED
 from strata.families.read import DEAD, Clusters
 
 SMALL = 10  # vectors, of which there must be as many to cluster them
@@ -20,6 +22,7 @@ def show(view: View) -> None:
     if len(sample.x) < SMALL:
         st.info(f"{len(sample.x)} vectors are too few to cluster; there must be {SMALL}.")
     else:
+        view.tell_sample()
         _vectors(view)
     st.divider()
     st.subheader("Families of latents")
@@ -48,11 +51,12 @@ def _vectors(view: View) -> None:
     )
     with right:
         place, _ = view.of_sample(lambda: measures.principal(x, 2), "principal two")
-        st.altair_chart(charts.points(frame.drop(columns="row").assign(x=place[:, 0], y=place[:, 1]), "cluster"))
+        drawn = frame.drop(columns="row").assign(x=place[:, 0], y=place[:, 1])
+        st.altair_chart(charts.points(drawn, "cluster", measures.COMPONENTS))
 
     most = slider("Vectors shown of each cluster, the nearest to its centre first", 1, 20, 3, "members")
     near = frame.sort_values(["distance", "row"]).groupby("cluster").head(most).sort_values(["cluster", "distance"])
-    st.dataframe(near[["cluster", "distance", "text", "title", "label"]], hide_index=True, height=300)
+    table(near[["cluster", "distance", "text", "title", "label"]])
     csv(frame, "clusters of vectors")
 
 
@@ -78,21 +82,26 @@ def _families(view: View, clusters: Clusters) -> None:
         st.info("No latent of this layer lives, so there is no family.")
         return
 
-    most = slider("Families with a colour of their own", 1, min(20, len(families)), 9, "families")
+    # The clearest families are coloured, in the order of the colours of map.html.
+    clearness = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
+    clearest = np.lexsort((families["cluster"], -clearness))
+    most = slider("Families with a colour of their own", 1, min(20, len(families)), COLOURED, "families")
     living = latents[latents["cluster"] != DEAD]
     names = {int(row["cluster"]): f"{int(row['cluster'])} {row['name']}" for row in families.to_dict("records")}
-    shown = living.assign(family=[names[c] if 0 <= c < most else charts.OTHER for c in living["cluster"]])
+    coloured = {int(families["cluster"][place]): names[int(families["cluster"][place])] for place in clearest[:most]}
+    shown = living.assign(family=[coloured.get(int(c), charts.OTHER) for c in living["cluster"]])
     left, right = st.columns([2, 1])
     with left:
-        st.altair_chart(charts.points(shown[["latent", "family", "x", "y"]], "family"))
+        drawn = shown[["latent", "family", "x", "y"]]
+        st.altair_chart(charts.points(drawn, "family", order=list(coloured.values()), height=640))
     with right:
-        st.dataframe(families[["cluster", "size", "name", "medoid"]], hide_index=True, height=420)
-        csv(families, "families")
+        st.caption("All families, the clearest first")
+        table(families.iloc[clearest][["cluster", "size", "name", "medoid"]], "families", 14)
 
     chosen = choice("Members of", list(names), next(iter(names)), "family", names.__getitem__)
     members = living[living["cluster"] == chosen][["latent", "silhouette", "medoid"]]
     interpreted = view.project.latents(view.layer)
     if interpreted is not None:
         latent_names = view.of_files(interpreted.names, "names", view.project.named())
-        members = members.assign(name=[latent_names.get(int(latent), "") for latent in members["latent"]])
-    table(members, "members of a family", 240)
+        members = members.assign(name=[latent_names.get(int(latent)) for latent in members["latent"]])
+    table(members.assign(latent=[view.link(int(latent)) for latent in members["latent"]]), "members of a family")

@@ -26,11 +26,14 @@ def show(view: View) -> None:
 
     names = [*MEASURES, "norm"]
     figures = st.columns(4)
-    figures[0].metric("documents looked at", f"{len(frame):,}")
+    figures[0].metric("documents looked at", f"{len(frame):,}", help="a document is a line or a section of the text")
     figures[1].metric("words", f"{frame['words'].sum():,}")
     figures[2].metric("median words", f"{frame['words'].median():,.0f}")
     figures[3].metric("labels", f"{frame['label'].nunique():,}")
 
+    st.caption(
+        f"{frame['norm'].notna().sum():,} of these documents have stored vectors; extract took rows of these alone."
+    )
     left, right = st.columns(2)
     with left:
         _spread(frame, names)

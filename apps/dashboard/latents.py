@@ -1,18 +1,20 @@
 """Tab: search a layer's latents, and show all that is known of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from apps.dashboard import charts
 from apps.dashboard.artifacts import TOKEN
 from apps.dashboard.marks import marks
 from apps.dashboard.view import View
-from apps.dashboard.widgets import choice, csv, kept, one_of, slider
+from apps.dashboard.widgets import choice, csv, kept, one_of, slider, table
 from apps.serve.explainer import explanations
+from strata.families.read import Clusters
 from strata.interpretation.read import Latents
 from strata.pages.readable import SCORES, UNNAMED, number, percent, visible
 
@@ -24,20 +26,22 @@ KINDS = {
     "near": "near misses",
     "zero": "silent",
 }
-SHOWN = [
-    "latent",
-    "name",
-    "explanation",
-    "tokens",
-    "score",
-    "chance",
-    "density",
-    "mean",
-    "max",
-    "interest",
-    "importance",
-    "state",
-]
+COLUMNS = {  # of the table, in their order
+    "latent": st.column_config.NumberColumn(width=60, format="%d"),
+    "name": st.column_config.TextColumn(width=190),
+    "tokens": st.column_config.TextColumn("strongest tokens", width=130),
+    "density": st.column_config.NumberColumn("fires on", width=70, format="percent"),
+    "score": st.column_config.NumberColumn(width=60, format="%.2f", help="balanced accuracy of the best explanation"),
+    "chance": st.column_config.NumberColumn(width=60, format="%.2f", help="the same of other latents' explanations"),
+    "interest": st.column_config.NumberColumn(width=70, format="%.3f"),
+    "importance": st.column_config.NumberColumn(width=90, format="%.3g"),
+    "mean": st.column_config.NumberColumn("mean code", width=90, format="%.3g"),
+    "max": st.column_config.NumberColumn("largest code", width=90, format="%.3g"),
+    "explanation": st.column_config.TextColumn(width=400),
+    "state": st.column_config.TextColumn(width=120),
+}
+HIGH = 900  # pixels of the table: as high as the detail beside it
+CHOSEN, ASKED = "keep_latent", "keep_asked"  # the keys of the latent that is looked at, and of what was searched for
 ORDERS = {
     "interest": False,
     "importance": False,
@@ -88,35 +92,55 @@ def show(view: View) -> None:
         st.info("The stage interpret has not run for this layer (`interpret.run`).")
         return
 
-    frame = view.of_files(lambda: overview(latents), "overview")
+    frame = view.of_files(lambda: overview(latents), "overview", view.project.named())
     left, middle, right = st.columns([3, 2, 2])
     states = sorted(frame["state"].unique(), key=lambda state: (state != "kept", state))
     with left:
-        words = st.text_input("Search explanations, tokens and numbers", key=kept("search", ""), placeholder="e.g. war")
-        low, high = slider("Fires on this share of rows (log10)", LEAST, 0.0, (LEAST, 0.0), "density", 0.1)
+        words = st.text_input("Search names, explanations, tokens", key=kept("search", ""), placeholder="e.g. war")
     with middle:
         default = states[:1] if states[0] == "kept" else [state for state in states if state != "dead"]
         wanted_states = st.multiselect("State", states, key=kept("states", default, set(states).issuperset))
     with right:
         order = choice("Order by", list(ORDERS), "interest", "order")
+    with st.expander("More filters"):
+        low, high = slider("Fires on this share of rows (log10)", LEAST, 0.0, (LEAST, 0.0), "density", 0.1)
         above = slider("Score above chance by at least", ANY, 0.5, ANY, "told", 0.05)
 
     matches = matching(frame, words, wanted_states, (low, high), above)
     matches = matches.sort_values([order, "latent"], ascending=[ORDERS[order], True])
-    middle.metric("latents found", f"{len(matches):,}")
-    table = st.dataframe(
-        matches, hide_index=True, height=300, on_select="rerun", selection_mode="single-row", key="latent_rows",
-        column_order=SHOWN,
-    )  # fmt: skip
-    csv(matches, "latents")
+    asked = view.layer, words, tuple(wanted_states), order, low, high, above
+    table, detail = st.columns([5, 6])
+    with table:
+        _table(matches, len(frame), asked)
+    with detail:
+        key = kept("latent", 0, range(len(frame)).__contains__)  # another layer may have fewer
+        latent = st.number_input("Latent (or choose a line of the table)", 0, len(frame) - 1, key=key)
+    _details(view, latents, int(latent), detail)
 
-    # The latent of the chosen line, or of the first one.
-    chosen = table["selection"]["rows"]  # pyright: ignore[reportIndexIssue]
-    line = chosen[0] if chosen and chosen[0] < len(matches) else 0
-    default = int(matches["latent"].iloc[line]) if len(matches) else 0
-    st.divider()
-    latent = st.number_input("Latent (or choose a line above)", 0, len(frame) - 1, default)
-    _details(view, latents, int(latent))
+
+def _table(matches: pd.DataFrame, latents: int, asked: Hashable) -> None:
+    """Show the latents that were found, and let one be chosen: CHOSEN.
+
+    ``latents``: how many there are in all. ``asked``: what was asked for; when that changes, the first one is chosen.
+    """
+    shown = matches["latent"].tolist()
+
+    def choose() -> None:
+        if rows := st.session_state["latent_rows"]["selection"]["rows"]:
+            st.session_state[CHOSEN] = shown[rows[0]]
+
+    if not shown:
+        st.info("No latent passes these filters. Search for other words, or let more states in.")
+    else:
+        st.dataframe(
+            matches, hide_index=True, height=HIGH, on_select=choose, selection_mode="single-row", key="latent_rows",
+            column_order=list(COLUMNS), column_config=COLUMNS, placeholder="–",
+        )  # fmt: skip
+    st.caption(f"{len(shown):,} of {latents:,} latents")
+    csv(matches, "latents")
+    if st.session_state.get(ASKED) != asked and shown:
+        st.session_state[CHOSEN] = shown[0]
+    st.session_state[ASKED] = asked
 
 
 def matching(
@@ -141,56 +165,68 @@ def matching(
     return frame[matches]
 
 
-def _details(view: View, latents: Latents, latent: int) -> None:
-    """Show all that interpret and cluster know of a latent."""
+def _details(view: View, latents: Latents, latent: int, beside: DeltaGenerator) -> None:
+    """Show all that interpret and cluster know of a latent: the most telling ``beside`` the table, the rest below."""
 
     def rows(name: str) -> pd.DataFrame:
         table = latents.table(name, filters=[("latent", "=", latent)])
         return pd.DataFrame() if table is None else table.to_pandas().drop(columns="latent")
 
-    facts = rows("statistics").iloc[0]
-    if facts["dead"]:
-        st.info(f"Latent {latent} is dead: nothing in the corpus makes it fire.")
-        return
+    facts, unit = rows("statistics").iloc[0], latents.meta["unit"]
+    with beside:
+        page = view.page(latent)
+        st.markdown(f"### Latent {latent}" + (f" &nbsp; [its page]({page})" if page else ""))
+        if page is None:
+            st.caption("Its page: `make serve` makes one for each latent.")
+        if facts["dead"]:
+            st.info(f"Latent {latent} is dead: nothing in the corpus makes it fire.")
+            return
 
-    st.markdown(f"### Latent {latent}")
-    st.text(view.of_files(latents.names, "names", view.project.named()).get(latent, UNNAMED))
-    for explanation in view.of_files(lambda: explanations(latents), "explanations").get(latent, []):
-        st.text(_explained(explanation))
-    _numbers(facts, latents.meta["unit"])
+        st.text(view.of_files(latents.names, "names", view.project.named()).get(latent, UNNAMED))
+        st.caption(_numbers(facts, unit))
+        _explanations(view.of_files(lambda: explanations(latents), "explanations").get(latent, []))
+        _contexts(rows("examples"), facts, latent, unit)
 
-    left, right = st.columns([3, 2])
+    left, right = st.columns(2)
     with left:
-        _contexts(rows("examples"), facts, latent, latents.meta["unit"])
-    with right:
-        st.caption("How often it takes a value")
+        st.caption("How often it takes a value, of all times that it fires")
         st.altair_chart(charts.histogram(_bars(facts, latents.meta["histogram_edges"]), "code", log=True))
+    with right:
         _on_the_map(view, latent)
     _tables(rows, view, latents)
 
 
-def _explained(explanation: dict[str, Any]) -> str:
-    """Write an explanation, and under it who gave it and its scores, each beside chance."""
-    scores = [
-        f"{name} {number(explanation[key])} (chance {number(explanation[f'{key}_chance'])})"
-        for key, name in SCORES.items()
-        if explanation[key] is not None
-    ]
-    source = " · ".join([f"by {explanation['source']}", *scores])
-    return "\n".join([explanation["text"] or "no explanation", source])
+def _explanations(found: list[dict[str, Any]]) -> None:
+    """Show a latent's explanations, each with its scores beside chance; those at chance or without a score folded."""
+    for explanation in found:
+        score, chance = explanation["balanced_accuracy"], explanation["balanced_accuracy_chance"]
+        told = score is not None and score > (0.5 if chance is None else chance)
+        verdict = "" if told else (": no score" if score is None else ": no better than chance")
+        title = f"Explanation by {explanation['source']}{verdict}"
+        if told:
+            st.text(explanation["text"] or "no explanation")
+        with st.expander(f"{title}, and its scores" if told else title):
+            if not told:
+                st.text(explanation["text"] or "no explanation")
+            scores = [
+                {"score": name, "value": number(explanation[key]), "chance": number(explanation[f"{key}_chance"])}
+                for key, name in SCORES.items()
+                if explanation[key] is not None
+            ]
+            if scores:
+                st.table(pd.DataFrame(scores).set_index("score"))
+            else:
+                st.caption("It has no score.")
 
 
-def _numbers(facts: pd.Series, unit: str) -> None:
-    """Show the latent's statistics beside each other."""
-    values = {
-        f"of {unit}s": percent(facts["density"]),
-        "mean code": number(facts["mean"]),
-        "largest": number(float(facts["max"])),
-        "documents": number(int(facts["documents"])),
-        "entropy": number(facts["entropy_share"]),
-    }
-    for column, (name, value) in zip(st.columns(len(values)), values.items(), strict=True):
-        column.metric(name, value)
+def _numbers(facts: pd.Series, unit: str) -> str:
+    """Write the latent's statistics in a line."""
+    documents = number(int(facts["documents"]))
+    return " · ".join([
+        f"fires on **{percent(facts['density'])}** of {unit}s, in {documents} documents",
+        f"mean code **{number(facts['mean'])}**, largest **{number(float(facts['max']))}**",
+        f"entropy **{number(facts['entropy_share'])}** of the largest possible",
+    ])  # fmt: skip
 
 
 def _contexts(examples: pd.DataFrame, facts: pd.Series, latent: int, unit: str) -> None:
@@ -221,9 +257,18 @@ def _on_the_map(view: View, latent: int) -> None:
     family = int(places.loc[is_this, "cluster"].iloc[0]) if is_this.any() else None
     places = places.assign(this=np.where(is_this, f"latent {latent}", charts.OTHER))
 
-    st.caption("Not on the map: cluster ran on other latents" if family is None else f"Of family {family}")
+    where = "It is not on the map: cluster ran on other latents." if family is None else _family(clusters, family)
+    st.caption(where)
     drawn = places.sort_values("this", ascending=False)[["latent", "cluster", "x", "y", "this"]]
-    st.altair_chart(charts.points(drawn, "this"))
+    st.altair_chart(charts.points(drawn, "this", height=charts.HEIGHT))
+
+
+def _family(clusters: Clusters, family: int) -> str:
+    """Say which family a latent is of."""
+    if family < 0:
+        return "On the map of families, in none of them. Near latents are alike."
+    row = next(row for row in clusters.table("clusters").to_pylist() if row["cluster"] == family)
+    return f"On the map of families, in family {family} of {row['size']}: {row['name']}. Near latents are alike."
 
 
 def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -> None:
@@ -232,11 +277,11 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
 
     with left:
         st.caption("Tokens that say where it fires")
-        st.dataframe(rows("tokens")[["piece", "count", "share", "lift", "mean"]], hide_index=True, height=280)
+        table(rows("tokens")[["piece", "count", "share", "lift", "mean"]])
         lens = rows("logits")
         if len(lens):
             st.caption("Tokens that its direction promotes and suppresses")
-            st.dataframe(lens[["side", "piece", "value"]], hide_index=True, height=280)
+            table(lens[["side", "piece", "value"]])
 
     with middle:
         st.caption("Labels more common where it fires than by chance (q: false discovery rate)")
@@ -244,15 +289,21 @@ def _tables(rows: Callable[[str], pd.DataFrame], view: View, latents: Latents) -
         if len(labels):
             most = slider("q at most (log10)", -12.0, 0.0, 0.0, "q", 0.5)
             labels = labels[labels["q"] <= 10**most].sort_values("q")
-            st.dataframe(labels[["label", "level", "q", "odds_ratio", "inside", "size"]], hide_index=True, height=280)
+        if len(labels):
+            table(labels[["label", "level", "q", "odds_ratio", "inside", "size"]])
+        else:
+            st.caption("None: the documents have no labels, or no label has so small a q.")
 
     with right:
         st.caption("Latents of nearly its direction")
         names = view.of_files(latents.names, "names", view.project.named())
         near = rows("neighbours")
         if len(near):
-            near = near.assign(name=[names.get(int(neighbour), "") for neighbour in near["neighbour"]])
-            st.dataframe(near[["neighbour", "cosine", "name"]], hide_index=True, height=280)
+            links = [view.link(int(neighbour)) for neighbour in near["neighbour"]]
+            called = [names.get(int(neighbour)) for neighbour in near["neighbour"]]
+            table(pd.DataFrame({"latent": links, "cosine": near["cosine"], "name": called}))
+        else:
+            st.caption("None.")
 
 
 def _bars(facts: pd.Series, edges: list[float]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+")
 ENOUGH = 50  # principal components that t-SNE gets
+COMPONENTS = "first principal component", "second principal component"
 PAIRS = 50_000  # pairs of vectors that are compared at most
 JUDGED = 2000  # vectors that a silhouette looks at: its time grows with their square
 SHUFFLES = 10  # of labels, over which chance is averaged

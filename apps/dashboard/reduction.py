@@ -21,12 +21,15 @@ def show(view: View) -> None:
         st.info(f"{len(x)} vectors are too few to lay out; there must be {SMALL}.")
         return
 
+    view.tell_sample()
     left, right = st.columns([1, 3])
     with left:
         method = one_of("Method", ["PCA", "t-SNE", "UMAP"], "method")
         options = _options(method)
         colours = ["label", "norm", "density", "k-means", "latent"]
-        by = choice("Colour", colours, colours[rows["label"].nunique() < 2], "colour")
+        # A label of a document says little of one token: its points would be confetti.
+        by_label = view.unit == artifacts.DOCUMENT and rows["label"].nunique() > 1
+        by = choice("Colour", colours, "label" if by_label else "norm", "colour")
         frame = rows[["document", "title", "label", "text"]].assign(norm=rows["norm"].astype(float))
         if by != "norm":
             frame[by] = _colour(view, by)
@@ -36,7 +39,8 @@ def show(view: View) -> None:
     )
     frame["x"], frame["y"] = place[:, 0].astype(float), place[:, 1].astype(float)
     with right:
-        st.altair_chart(charts.points(frame, by, log=by == "latent"))
+        axes = measures.COMPONENTS if method == "PCA" else (f"{method}, first", f"{method}, second")
+        st.altair_chart(charts.points(frame, by, axes, log=by == "latent"))
         csv(frame, "reduction")
 
     st.subheader("How many dimensions")

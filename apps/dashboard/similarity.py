@@ -18,6 +18,7 @@ def show(view: View) -> None:
         st.info(f"{len(sample.x)} vectors are too few to compare; there must be {SMALL}.")
         return
 
+    view.tell_sample()
     centred = switch("Without the mean of all vectors", True, "centred", "which most activations share")
     x = sample.x - sample.x.mean(0) if centred else sample.x
     _pairs(view, x, centred)
@@ -97,8 +98,10 @@ def _codes(view: View) -> None:
             "code": ranked[:, :ranks].ravel().astype(float),
         }
     )
-    st.altair_chart(charts.line(frame, "rank", "code", "vector"))
-    st.altair_chart(charts.facets(frame, "rank", "code", "vector"))
+    st.altair_chart(charts.line(frame, "rank", "code", "vector", height=420))
+    for column, name in zip(st.columns(2) * len(names), names, strict=False):
+        of_vector = frame[frame["vector"] == name]
+        column.altair_chart(charts.area(of_vector, "rank", "code", name, float(frame["code"].max())))
     csv(frame, "codes")
     st.caption(f"Over all {len(order)} latents that are active on one of them; numbers are those of the lines above.")
 

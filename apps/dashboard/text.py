@@ -8,7 +8,7 @@ import torch
 
 from apps.dashboard.marks import marks
 from apps.dashboard.view import View
-from apps.dashboard.widgets import csv, kept, slider
+from apps.dashboard.widgets import csv, kept, slider, table
 from apps.serve.explainer import Explainer, Read, left_out, open_explainer, ranked
 from strata.device.machine import CPU
 from strata.pages.readable import number
@@ -48,10 +48,10 @@ def show(view: View) -> None:
     if len(read.tokens) > 1:
         for latent, strength, codes in rows:
             head = f"latent {latent} · strength {number(strength)} · {names.get(latent, 'no name yet')}"
-            st.html(marks(read.tokens, codes, strength, head))
+            st.html(marks(read.tokens, codes, strength, head, view.page(latent)))
     else:
-        columns = {"latent": [latent for latent, _, _ in rows], "strength": [strength for _, strength, _ in rows]}
-        st.dataframe({**columns, "name": [names.get(latent) for latent, _, _ in rows]}, hide_index=True)
+        shown = [(view.link(latent), strength, names.get(latent)) for latent, strength, _ in rows]
+        table(pd.DataFrame(shown, columns=["latent", "strength", "name"]))
 
     lines = [
         {"latent": latent, "place": place, "token": token, "code": code, "name": names.get(latent)}
@@ -68,10 +68,18 @@ def _read(view: View, explainer: Explainer) -> Read:
     """Ask for a text, or for a vector where the SAE reads vectors alone, and compute its codes."""
     if explainer.facts["reads"] == "vectors":
         example = json.dumps([round(float(x), 4) for x in view.sample().x[0]])
-        vector = st.text_area("A vector, as a JSON list of numbers", key=kept("vector", example))
+        vector = _asked("A vector, as a JSON list of numbers", "vector", example)
         return view.now(lambda: _vector(explainer, vector))
-    text = st.text_area("Text", key=kept("text", TEXT), max_chars=20_000)
+    text = _asked("Text", "text", TEXT)
     return view.now(lambda: explainer.read(text))
+
+
+def _asked(label: str, name: str, example: str) -> str:
+    """Ask for a text that counts when the button is pressed."""
+    with st.form(name, border=False):
+        typed = st.text_area(label, key=kept(name, example), max_chars=20_000)
+        st.form_submit_button("Explain", type="primary")
+    return typed
 
 
 def _vector(explainer: Explainer, typed: str) -> Read:

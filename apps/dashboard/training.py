@@ -11,7 +11,8 @@ from apps.dashboard.widgets import choice, csv, slider, switch, table
 from stages.train.read import read_history
 from strata.run.files import read_json
 
-ORDER = ["fvu", "mse", "loss", "l0", "dead", "lr", "validation_fvu", "validation_l0", "validation_dead", "score"]
+ORDER = ["fvu", "mse", "loss", "l0", "dead", "lr", "score"]
+VALIDATION = "validation_"  # begins the name of a measure on validation rows
 
 
 def show(view: View) -> None:
@@ -67,12 +68,24 @@ def _curves(reports: Path) -> None:
     with right:
         log = switch("Logarithmic", True, "log")
 
-    shown = frame[["step", "layer", name]].dropna()
-    means = shown.groupby("layer")[name].transform(lambda values: values.rolling(smooth, min_periods=1).mean())
-    st.altair_chart(
-        charts.line(shown.assign(**{name: means}), "step", name, "layer", log_y=log and bool((means > 0).all()))
-    )
+    shown = _of_both_splits(frame, name, smooth)
+    positive, dash = bool((shown[name] > 0).all()), "rows" if shown["rows"].nunique() > 1 else None
+    st.altair_chart(charts.line(shown, "step", name, "layer", dash, log_y=log and positive, height=460))
     csv(frame, "curves")
+
+
+def _of_both_splits(frame: pd.DataFrame, name: str, smooth: int) -> pd.DataFrame:
+    """Return a measure along the steps of training, on training rows and, where it is known, on validation rows.
+
+    ``smooth``: over how many points the curve is averaged.
+    """
+    parts = []
+    for column, rows in ((name, "training"), (f"{VALIDATION}{name}", "validation")):
+        if column in frame:
+            known = frame[["step", "layer", column]].dropna()
+            means = known.groupby("layer")[column].transform(lambda part: part.rolling(smooth, min_periods=1).mean())
+            parts.append(known[["step", "layer"]].assign(rows=rows, **{name: means}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _scorecard(path: Path) -> None:
@@ -91,4 +104,4 @@ def _scorecard(path: Path) -> None:
     frame = pd.DataFrame(lines)[["layer", "what", "metric", "value", "min", "max", "pass"]]
     verdict = {True: "✓ pass", False: "✗ fail"}
     frame["verdict"] = [verdict.get(value, "– not applicable") for value in frame.pop("pass")]
-    table(frame, "scorecard", 320)
+    table(frame, "scorecard", 14)

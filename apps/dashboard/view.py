@@ -11,6 +11,7 @@ from apps.dashboard import artifacts
 from apps.dashboard.artifacts import Project, Sample
 
 T = TypeVar("T")
+MOST = 2000  # vectors or documents that are looked at, if nobody asks for another number
 HELD = 32  # results; the largest are samples (10,000 vectors of 1,000 numbers are 40 MB), an SAE, documents' texts
 
 
@@ -43,9 +44,9 @@ class View:
     stamp: int
     layer: int
     unit: str
-    most: int
-    inliers: bool
-    seed: int
+    most: int = MOST
+    inliers: bool = True
+    seed: int = 0
 
     def of_files(self, work: Callable[[], T], *key: Hashable) -> T:
         """Return ``work()``, computed once for the same files and the same ``key``.
@@ -66,8 +67,22 @@ class View:
         """Return ``work()``, computed in the one thread and not kept."""
         return _worker().submit(work).result()
 
+    def page(self, latent: int) -> str | None:
+        """Return the address of a latent's page; None where the stage report has not run."""
+        return f"/pages/{self.layer}/{latent}.html" if self.project.pages.is_dir() else None
+
+    def link(self, latent: int) -> str | int:
+        """Return what a table shows of a latent: the address of its page, or its number where there is none."""
+        return self.page(latent) or latent
+
     def sample(self) -> Sample:
         """Return the seeded sample of stored vectors."""
         return self.of_sample(
             lambda: artifacts.sample(self.project, self.layer, self.unit, self.most, self.inliers, self.seed), "sample"
         )
+
+    def tell_sample(self) -> None:
+        """Say how many vectors are looked at."""
+        sample = self.sample()
+        left = f", {sample.outliers} outliers left out" if self.inliers else ""
+        st.caption(f"{len(sample.x):,} {self.unit}s looked at{left}; the sidebar says how many, and draws others.")

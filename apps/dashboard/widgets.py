@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 
 T = TypeVar("T")
+ROW = 35  # pixels of a line of a table
 KEPT = "keep_"  # begins the key of every answer
 
 
@@ -72,7 +73,14 @@ def csv(frame: pd.DataFrame, name: str) -> None:
     st.download_button(f"{name}.csv", frame.to_csv(index=False), f"{name}.csv", "text/csv", on_click="ignore")
 
 
-def table(frame: pd.DataFrame, name: str, height: int = 300) -> None:
-    """Show a table with its download."""
-    st.dataframe(frame, hide_index=True, height=height)
-    csv(frame, name)
+def table(frame: pd.DataFrame, name: str | None = None, most: int = 8) -> None:
+    """Show a table as high as its lines, ``most`` at a time; what is missing as a dash. ``name``: of its download.
+
+    A column "latent" of addresses shows the number of each, as a link.
+    """
+    height = ROW * (min(len(frame), most) + 1) + 3
+    linked = "latent" in frame and frame["latent"].map(lambda value: isinstance(value, str)).any()
+    columns = {"latent": st.column_config.LinkColumn(width=70, display_text=r"(\d+)\.html$")} if linked else {}
+    st.dataframe(frame, hide_index=True, height=height, placeholder="–", column_config=columns)
+    if name:
+        csv(frame, name)

@@ -16,7 +16,7 @@ LABELS = {"fvu_inlier": "variance missed (fvu_inlier)", "delta_ce": "cost in cro
 
 def picture(points: Sequence[Point]) -> bytes:
     """Draw a panel for each cost, as PNG. A line goes through the points of a curve; rings and a dashed line mark the
-    front."""
+    front; an upright line goes from the smallest to the largest value of several seeds."""
     costs = [cost for cost in COSTS if any(point.costs[cost] is not None for point in points)]
     draw = partial(_panels, points, costs)
     return png(draw, (4.0 * len(costs), 3.1), panels=len(costs), apart=True, axes_grid=True)
@@ -32,6 +32,9 @@ def _panels(points: Sequence[Point], costs: Sequence[str], *panels: Axes) -> Non
         for curve, colour in colours.items():
             of_curve = [point for point in points if point.curve == curve]
             _plot(axes, of_curve, cost, color=colour, marker="o", ms=4, lw=1.2)
+            for point in of_curve:
+                if cost in point.bounds:
+                    axes.vlines(point.l0, *point.bounds[cost], color=colour, lw=1)
         _plot(
             axes, front(points, cost), cost, color=SOFT, ls="--", lw=1, marker="o", ms=9, mfc="none", mec=INK, zorder=1
         )

@@ -1,6 +1,5 @@
 """The HTTP server: its requests, and what it answers. Bad input gets a 4xx and one sentence."""
 
-import re
 import time
 from collections.abc import Awaitable, Callable
 from html import escape
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
 from apps.serve.explainer import Explainer, Read, by_row, left_out, ranked
@@ -31,7 +29,7 @@ from apps.serve.messages import (
     Vectors,
     Write,
 )
-from apps.serve.pages import Pages
+from apps.serve.pages import Pages, routes
 from apps.serve.search import Search
 from strata.pages.readable import shade
 from strata.run.door import BadInput
@@ -110,7 +108,7 @@ def make_app(
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return explainer.facts | {"pages": linked}
+        return explainer.facts | {"pages": linked, "guarded": token is not None}
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
@@ -124,27 +122,10 @@ def make_app(
         app.get(path, include_in_schema=False)(_file(name))
 
     if linked and pages is not None:
-        if explainer.latents is not None:
-            _add_pages(app, Pages(explainer.latents, pages.parent), explainer.latents.meta["layer"])
-        app.mount("/pages", StaticFiles(directory=str(pages), html=True))
+        known = explainer.latents
+        made = {known.meta["layer"]: Pages(known, pages.parent)} if known is not None else {}
+        app.router.routes[:0] = routes(pages, made.get)  # before /latents/{latent}, which is like a link of the report
     return app
-
-
-def _add_pages(app: FastAPI, pages: Pages, layer: int) -> None:
-    """Answer requests for the pages of a layer, before those that the report wrote, which link to each other alone."""
-
-    @app.get(f"/pages/{layer}/{{latent}}.html", include_in_schema=False)
-    def page(latent: str) -> HTMLResponse:
-        text = pages.latent(int(latent)) if re.fullmatch(r"[0-9]{1,9}", latent) else None
-        if latent == "index":
-            text = pages.index()
-        if text is None:
-            raise HTTPException(404, f"layer {layer} has no page {latent[:20]!r}")
-        return HTMLResponse(text)
-
-    @app.get(f"/pages/{layer}/", include_in_schema=False)
-    def index() -> HTMLResponse:
-        return HTMLResponse(pages.index())
 
 
 def _file(name: str) -> Callable[[], FileResponse]:
@@ -217,7 +198,8 @@ def highlighted(tokens: list[str], codes: list[float], strongest: float) -> str:
         if not code:
             return escape(token)
         kind = f"a{shade(code, strongest, SHADES)}" if code > 0 else "less"
-        return f'<mark class="{kind}" title="{code:.3g}">{escape(token)}</mark>'
+        word = token.lstrip(" ") or token  # the space before a word is not marked
+        return f'{token[: -len(word)]}<mark class="{kind}" title="{code:.3g}">{escape(word)}</mark>'
 
     return "".join(map(rendered, tokens, codes))
 

@@ -32,12 +32,13 @@ function hit(found, ...more) {
 
 // Fills the list `into` with what /search finds.
 async function search(query, into, say, top_n, row = hit) {
-  say.className = "";
+  say.className = "busy";
   say.textContent = "looking… (the first time, all latents are embedded: half a minute)";
   try {
     const found = await (await asked("search", {query, top_n})).json();
     into.replaceChildren(...found.map(latent => row(latent)));
     say.textContent = found.length ? "" : "Nothing is known of any latent.";
+    say.className = "";
   } catch (error) {
     say.className = "wrong";
     say.textContent = error.message;
@@ -48,6 +49,7 @@ fetch("health").then(answer => answer.json()).then(facts => {
   at("facts").textContent = `${facts.latents.toLocaleString("en")} latents on ${facts.model ?? "vectors"}${facts.hook ? `, ${facts.hook}` : ""}`;
   if (facts.pages && facts.layer !== null) pages = `./pages/${facts.layer}`;
   for (const link of document.querySelectorAll("[data-pages]")) link.hidden = !facts.pages;
+  for (const field of document.querySelectorAll("[data-guarded]")) field.hidden = !facts.guarded;
   for (const link of document.querySelectorAll("[data-writes]")) link.hidden = facts.reads !== "tokens";
   document.dispatchEvent(new CustomEvent("facts", {detail: facts}));
 }).catch(() => at("facts").textContent = "The server does not answer.");

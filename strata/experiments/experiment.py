@@ -33,6 +33,8 @@ HEADLINES = (  # names in the summary, what one compares first
     r"cluster\.\d+\.clusters",
     r"tune\.score",
 )
+DRAWN = ("fvu", "dead")  # of training, that an experiment's own run shows as curves
+POINTS = 100  # of such a curve
 KNOBS = ("rule", "latents", "k", "lr")  # of train, that an experiment's own run has for each layer
 
 
@@ -55,7 +57,7 @@ class Experiment:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def row(self) -> dict[str, float]:
-        """Return the numbers of the experiment's own run, MOST at the most: what one compares experiments by.
+        """Return the numbers of the experiment's own run, with its curves MOST at the most: what one compares by.
 
         They are how many targets pass, ``target/<metric>/<layer>/pass``, ``margin/<metric>/<layer>/<twin>/{margin,
         pass}``, and what HEADLINES names of the summary, in its order. All numbers are in the runs of the stages, and
@@ -70,7 +72,16 @@ class Experiment:
         chosen = [name for headline in HEADLINES for name in self.summary if re.fullmatch(headline, name)]
         numbers = {**verdicts, **margins, **{name: self.summary[name] for name in chosen}}
         known = {name: float(value) for name, value in numbers.items() if value is not None}
-        return dict(list(known.items())[:MOST])
+        return dict(list(known.items())[: MOST - len({name for _, point in self.curves() for name in point})])
+
+    def curves(self) -> list[tuple[int, dict[str, float]]]:
+        """Return the points of the own run's curves, those DRAWN: step, and ``curve/fvu/<layer>`` -> value."""
+        return [
+            (int(row["step"]), {f"curve/{name}/{stage.partition('@')[2]}": row[name] for name in DRAWN if name in row})
+            for stage, history in self.histories.items()
+            if stage.startswith("train@")
+            for row in thin(history, POINTS)
+        ]
 
     def thresholds(self, stage: str) -> dict[str, float]:
         """Return the bounds of a layer's targets, for a stage ``train@9``: ``target/<metric>/{min,max,pass}``."""

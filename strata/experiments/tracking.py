@@ -200,8 +200,10 @@ class Store:
         tags = {"role": "pipeline", "content_key": key, **_origin(), **_dvc_hashes("")}
         if verdict := experiment.scorecard.get("verdict"):
             tags |= {"verdict": verdict, "mlflow.note.content": verdict}
-        parent = self._create(name, tags, {**flat(experiment.params), **experiment.settled()})
-        self.points(parent, [(_now(), 0, experiment.row())])
+        params = {**flat(experiment.params), **experiment.settled()}
+        parent = self._create(name, tags, params, self._began(experiment))
+        now = _now()
+        self.points(parent, [(now, 0, experiment.row()), *((now, *point) for point in experiment.curves())])
         for path in experiment.artifacts:
             if path.is_dir():
                 self.client.log_artifacts(parent, str(path), path.name)
@@ -245,7 +247,7 @@ class Store:
         tags = {**_stage_tags(stage), "mlflow.parentRunId": parent, **_dvc_hashes(stage)}
 
         # Adopt the newest live run, and delete the others.
-        live_runs = [run for run in self._live(stage) if _agree(run.data.params, params)]
+        live_runs = self._live_of(experiment, stage)
         for repeat in live_runs[1:]:
             self._forget(repeat.info.run_id)
         if live_runs:
@@ -302,9 +304,18 @@ class Store:
             self.points(run, [*points, (now, 0, final)])
             self.client.set_terminated(run, "FAILED" if trial["score"] is None else "FINISHED")
 
-    def _create(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
-        """Create a run and return it."""
-        run = self.client.create_run(self.place, run_name=name, tags=dict(tags)).info.run_id
+    def _began(self, experiment: Experiment) -> int | None:
+        """Return when the first stage that streamed live began, in milliseconds; None if all came out of a cache."""
+        began: dict[str, int] = {}  # stage -> when its newest live run began, which is the one that is adopted
+        for run in self.search(**_live_tags(), pipeline=experiment_name()):
+            stage = run.data.tags["dvc.stage"]
+            if stage in experiment.histories and _agree(run.data.params, flat(experiment.stage_params(stage))):
+                began.setdefault(stage, run.info.start_time)
+        return min(began.values(), default=None)
+
+    def _create(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], began: int | None = None) -> str:
+        """Create a run and return it. ``began``: when it began, if that was not now."""
+        run = self.client.create_run(self.place, began, dict(tags), name).info.run_id
         self._params(run, params)
         return run
 
@@ -332,6 +343,11 @@ class Store:
         wanted_tags = {"dvc.stage": stage, "pipeline": experiment_name()}
         return [run for run in runs if wanted_tags.items() <= run.data.tags.items()]
 
+    def _live_of(self, experiment: Experiment, stage: str) -> list[Any]:
+        """List those of the live runs that have the params of ``experiment``, the newest first."""
+        params = flat(experiment.stage_params(stage))
+        return [run for run in self._live(stage) if _agree(run.data.params, params)]
+
     def _steps(self, run: Any) -> set[tuple[str, int]]:
         """Return (metric, step) of every point of a run."""
         names = run.data.metrics
@@ -346,9 +362,8 @@ class Store:
     def _forget_live(self, experiment: Experiment) -> None:
         """Delete the live runs of an experiment that is in the store: a forced re-run streams the same curves again."""
         for stage in experiment.histories:
-            for run in self._live(stage):
-                if _agree(run.data.params, flat(experiment.stage_params(stage))):
-                    self._forget(run.info.run_id)
+            for run in self._live_of(experiment, stage):
+                self._forget(run.info.run_id)
 
 
 def _agree(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
