@@ -62,7 +62,7 @@ git has no name for you yet, and dvc exp run needs one:
 endef
 export WRONG_PYTHON NEXT NO_NAME
 
-.PHONY: all help setup run test check lint types tests ui experiments serve dashboard clean
+.PHONY: all help setup run test check lint types tests ui experiments serve dashboard figures clean
 
 # In a fresh clone dvc.lock says that track is up to date, but its MLflow is empty; tracking again adds nothing.
 all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minutes on 2 cores); plain `make` does this
@@ -74,7 +74,7 @@ all: setup ## everything: environment, model, text, SAEs, report (18 to 20 minut
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=python3.12 chooses a Python for setup; LAYER=9 goes with serve and experiments, PORT=8000 with serve."
+	@echo "  PYTHON=python3.12 chooses a Python for setup; LAYER=9 goes with serve, experiments and figures, PORT=8000 with serve."
 
 setup: .venv/installed ## the environment .venv, with what requirements.txt pins (some minutes)
 
@@ -121,6 +121,9 @@ serve: setup ## which latents a text activates, on http://127.0.0.1:8000
 
 dashboard: setup ## explore what is on disk, on http://127.0.0.1:8501
 	python -m src.dashboard
+
+figures: setup ## the pictures of the docs, taken anew from this run; needs Chromium
+	python -m benchmarks.figures $(LAYER)
 
 clean: ## remove unfinished work and the caches of tools; results stay
 	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache

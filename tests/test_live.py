@@ -102,6 +102,7 @@ def test_the_most_special_come_first(explainer: Explainer, tmp_path: Path) -> No
     weights = known.weights
     assert weights[3] == 0 and weights[7] == 0, "dropped for its density, dead"
     assert float(weights[9]) == pytest.approx(np.log(10) / 8)  # active on one token in ten, at most 8
+    assert float(weights[39]) == pytest.approx(np.log(40) / 8 / 2)  # on one in forty; it has no name
     assert known.share(9, 4.0) == 0.5 and known.largest_code(9) == 8
 
     x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 POINT = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 WORD = re.compile(r"\s*\S+\s*")  # all words together are the text
 TOKENS = 4096  # of a text that are read; the answer says how many more there were
+NAMELESS = 0.5  # a latent without a name says less to a reader, so that it counts half
 PARTS = 64  # of a text that are left out, one after the other
 
 Order = Literal["special", "strength"]
@@ -106,13 +107,15 @@ class Explainer:
         largest, density, kept = (torch.tensor(column.to_pylist()) for column in table.columns)
         alive = kept & (largest > 0) & (density > 0)
         rarity = -density.clamp(min=1e-9, max=1 - 1e-6).log()  # above 0: a latent that is active everywhere comes last
-        return largest.float(), torch.where(alive, rarity / largest.clamp(min=1e-30), 0.0).float()
+        told = torch.tensor([1.0 if latent in self.names else NAMELESS for latent in range(len(kept))])
+        return largest.float(), torch.where(alive, told * rarity / largest.clamp(min=1e-30), 0.0).float()
 
     @property
     def weights(self) -> Tensor:
         """What a latent's code is multiplied by to say how special it is to a text, (latents,).
 
-        -log(density) / its largest code; 0 for latents that the filters dropped. 1 for all where interpret did not run.
+        -log(density) / its largest code, and NAMELESS times that for a latent without a name; 0 for latents that the
+        filters dropped. 1 for all where interpret did not run.
         """
         return self._known[1]
 
