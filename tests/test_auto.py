@@ -149,9 +149,7 @@ def test_pareto_tells_experiments_apart_by_what_auto_became():
         return {"name": name, "revs": [{"data": {"params": params, "metrics": {SUMMARY: {"data": numbers}}}}]}
 
     points = read_points([{"experiments": [shown("a", "auto", 32), shown("b", 16, 16), shown("c", 32, 32)]}])
-    assert {point.experiment: point.knobs for point in points} == {
-        name: {"train.k": k} for name, k in (("a", "32"), ("b", "16"), ("c", "32"))
-    }
+    assert {point.experiment: point.knobs for point in points} == {"a, c": {"train.k": "32"}, "b": {"train.k": "16"}}
 
 
 # --- the commands of docs/embeddings.md -------------------------------------------------------------------------------

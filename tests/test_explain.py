@@ -221,5 +221,5 @@ def test_more_scores_and_latents_at_random_on_short_windows(made: Any):
     assert made.report["lm"]["fuzzing"] == made.report["lm"]["intruder"] == made.report["rule"]["fuzzing"]
     assert made.report["lm"]["fuzzing"]["latents"] == 0, "no score that was not asked for"
 
-    explained(made, "again", knobs(latents=4, drawn=3, window=6, scores=["fuzzing", "intruder"]))
-    assert rows(made.folder / "again", "explanations") == rows(made.folder / "more", "explanations")
+    explained(made, "scored-again", knobs(latents=4, drawn=3, window=6, scores=["fuzzing", "intruder"]))
+    assert rows(made.folder / "scored-again", "explanations") == rows(made.folder / "more", "explanations")

@@ -37,7 +37,7 @@ WORDS = {
     "interest": "how interesting a latent is to a person, from 0 to 1: a rule tells where it fires, it is rare, and it "
     "is not one common token",
     "importance": "density × mean when active × length of the decoder row: how much a latent writes",
-    "density": "the share of tokens on which a latent is active",
+    "density": "how often a latent is active, as a share of all that the SAE has read",
     "mean when active": "the mean of its activations that are above 0, on the scale of the layer's own vectors",
     "max": "the largest activation anywhere in the text, on the scale of the layer's own vectors",
     "spread": "how evenly the latent's activity is spread over documents: 1 is alike in all, 0 is in one only",
