@@ -94,11 +94,11 @@ class Page:
         """The value of an expression in the page."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def wait(self, script: str) -> None:
+    def wait(self, script: str, patience: float = PATIENCE) -> None:
         """Until an expression in the page is true."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not self.run(script):
-            assert time.monotonic() < end, f"after {PATIENCE} s not: {script}\n{self.run('document.body.innerText')}"
+            assert time.monotonic() < end, f"after {patience} s not: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.2)
 
     def size(self, width: int, height: int) -> None:

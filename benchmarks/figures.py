@@ -18,6 +18,7 @@ REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
 PORT = 8766
 PROMPT, MEANING, STRENGTH = "The weather in the north of England was", "money and prices", 0.8  # of live.png
+EMBEDDED = 300  # seconds, in which the server has embedded all latents, also on a busy machine
 WRITTEN = "[...document.querySelectorAll('.pane > [role=status]')].every(say => say.textContent.startsWith('End'))"
 
 
@@ -66,7 +67,7 @@ def live(tab: browser.Page, address: str) -> Path:
     tab.run(f"[...document.querySelectorAll('input[type=search]')].at(-1).value = '{MEANING}'")
     tab.run("[...document.querySelectorAll('form')].at(-1).requestSubmit()")
     steer = "[...document.querySelectorAll('.pane:last-child button')].find(button => button.textContent === 'Steer')"
-    tab.wait(f"{steer} !== undefined")
+    tab.wait(f"{steer} !== undefined", EMBEDDED)
     tab.run(f"{steer}.click()")
     tab.run(f"slider = document.querySelector('input[type=range]'); slider.value = {STRENGTH}; slider.oninput()")
 

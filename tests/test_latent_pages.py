@@ -186,7 +186,7 @@ def test_a_page_says_what_is_known(written: Path):
     assert f"<s>latent 0 {escape(EVIL[0])}</s>" in text, "an explanation at chance is struck"
     assert text.count('<details class="refuted">') == 1, "and the other one is not"
     assert "better than chance. Not above chance: Pearson r." in page.text
-    assert "Tells contexts apart no better than chance: guesses get 0.5 ± 0.23 on 19 contexts." in page.text
+    assert "Tells contexts apart no better than chance: on 19 contexts 99 of 100 guesses get 0.77 or less." in page.text
     assert "tenth 10, the strongest" in page.text and "tenth 1, the weakest" in page.text
     assert "100 % of 1,000 tokens" in " ".join(page.text.split())
     assert text.count("<svg") == 1 and "–0" not in text and "nan" not in page.text.lower()
@@ -195,14 +195,15 @@ def test_a_page_says_what_is_known(written: Path):
 
 
 def test_a_family_is_shown_and_its_map_is_linked(latents: Path):
-    layer = read_layer(open_latents(latents / "9"), 3)
     labels = [
         -2 if latent == DEAD else 0 if latent in (0, 1, 30) else 1 if latent == 2 else -1 for latent in range(LATENTS)
     ]
     table = [
         {"cluster": n, "name": f"name {EVIL[0]}", "size": size, "medoid": m} for n, size, m in ((0, 3, 1), (1, 1, 2))
     ]
-    made = dict(site([layer], NOTHING, {9: Families(9, {}, b"", f"<!doctype html>{SITE}", labels, table)}))
+    families = Families(9, {}, b"", f"<!doctype html>{SITE}", labels, table)
+    layer = read_layer(open_latents(latents / "9"), 3, families=families)
+    made = dict(site([layer], NOTHING))
     page = made["9/0.html"]
     assert (
         'href="map.html#family=0"' in page and 'href="map.html#latent=0"' in page and escape(f"name {EVIL[0]}") in page
@@ -355,9 +356,9 @@ def test_a_verdict_says_what_scores_that_disagree_mean():
         return verdict(row | {"items": items, "unparsed": 0})
 
     told, words = judged(0.5)
-    assert told is False and "no better than chance: guesses get 0.5 ± 0.16 on 40 contexts" in words
+    assert told is False and "no better than chance: on 40 contexts 99 of 100 guesses get 0.68 or less" in words
     assert words.endswith("detection F1. F1 forgives an explanation that says yes to nearly every context.")
-    assert judged(0.65)[0] is False and judged(0.67)[0] is True, "two standard errors are 0.158"
+    assert judged(0.68)[0] is False and judged(0.69)[0] is True, "2.33 standard errors are 0.184"
     assert judged(0.65, items=400)[0] is True
     assert judged(0.8, 0.85)[0] is False and "another latent's" in judged(0.8, 0.85)[1]
     assert judged(0.9) == (True, "Tells contexts apart better than chance. Not above chance: Pearson r.")

@@ -15,6 +15,7 @@ from strata.pages.pictures import LETTER, label_ends, log_ticks
         (5e-4, 3e-3, 4, [5e-4, 1e-3, 2e-3]),
         (4e-3, 0.25, 4, [0.01, 0.03, 0.1]),
         (1, 1e4, 4, [1, 10, 100, 1000, 10000]),
+        (0.0111, 0.0119, 4, [0.01125, 0.0115, 0.01175]),
     ],
 )
 def test_a_logarithmic_axis_has_plain_numbers(low: float, high: float, most: int, ticks: list[float]):

@@ -86,14 +86,16 @@ def test_no_link_is_dead():
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
     """The address of a server of the last layer, as `make serve` starts it."""
+    if browser.path() is None:
+        pytest.skip("no Chromium is installed; CHROME_PATH may name one")
     with started(PORT, str(RUN / "data/sae" / str(layers()[-1]))):
         yield f"http://127.0.0.1:{PORT}"
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory, served: str) -> Iterator[browser.Page]:
-    if (binary := browser.path()) is None:
-        pytest.skip("no Chromium is installed; CHROME_PATH may name one")
+    binary = browser.path()
+    assert binary, "`served` skips where there is none"
     with browser.opened(binary, tmp_path_factory.mktemp("profile"), "file:", served) as page:
         page.size(1280, 900)
         yield page

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from apps.dashboard import charts, measures
 from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, slider, switch, table
 from strata.families.cluster import COLOURED
+from strata.families.pictures import clearest
 from strata.families.read import DEAD, Clusters
 
 SMALL = 10  # vectors, of which there must be as many to cluster them
@@ -82,13 +82,11 @@ def _families(view: View, clusters: Clusters) -> None:
         st.info("No latent of this layer lives, so there is no family.")
         return
 
-    # The clearest families are coloured, in the order of the colours of map.html.
-    clearness = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
-    clearest = np.lexsort((families["cluster"], -clearness))
+    first = clearest(families)  # as map.html colours them
     most = slider("Families with a colour of their own", 1, min(20, len(families)), COLOURED, "families")
     living = latents[latents["cluster"] != DEAD]
     names = {int(row["cluster"]): f"{int(row['cluster'])} {row['name']}" for row in families.to_dict("records")}
-    coloured = {int(families["cluster"][place]): names[int(families["cluster"][place])] for place in clearest[:most]}
+    coloured = {int(families["cluster"][place]): names[int(families["cluster"][place])] for place in first[:most]}
     shown = living.assign(family=[coloured.get(int(c), charts.OTHER) for c in living["cluster"]])
     left, right = st.columns([2, 1])
     with left:
@@ -96,7 +94,7 @@ def _families(view: View, clusters: Clusters) -> None:
         st.altair_chart(charts.points(drawn, "family", order=list(coloured.values()), height=640))
     with right:
         st.caption("All families, the clearest first")
-        table(families.iloc[clearest][["cluster", "size", "name", "medoid"]], "families", 14)
+        table(families.iloc[first][["cluster", "size", "name", "medoid"]], "families", 14)
 
     chosen = choice("Members of", list(names), next(iter(names)), "family", names.__getitem__)
     members = living[living["cluster"] == chosen][["latent", "silhouette", "medoid"]]

@@ -14,6 +14,7 @@ from apps.dashboard.marks import marks
 from apps.dashboard.view import View
 from apps.dashboard.widgets import choice, csv, kept, one_of, slider, table
 from apps.serve.explainer import explanations
+from stages.report.judged import verdict
 from strata.families.read import Clusters
 from strata.interpretation.read import Latents
 from strata.pages.readable import SCORES, UNNAMED, number, percent, visible
@@ -40,6 +41,7 @@ COLUMNS = {  # of the table, in their order
     "explanation": st.column_config.TextColumn(width=400),
     "state": st.column_config.TextColumn(width=120),
 }
+VERDICTS = {True: ", and its scores", False: ": no better than chance", None: ": not judged"}  # behind a title
 HIGH = 900  # pixels of the table: as high as the detail beside it
 CHOSEN, ASKED = "keep_latent", "keep_asked"  # the keys of the latent that is looked at, and of what was searched for
 ORDERS = {
@@ -197,17 +199,16 @@ def _details(view: View, latents: Latents, latent: int, beside: DeltaGenerator) 
 
 
 def _explanations(found: list[dict[str, Any]]) -> None:
-    """Show a latent's explanations, each with its scores beside chance; those at chance or without a score folded."""
+    """Show a latent's explanations, each with its scores beside chance; those that tell nothing are folded."""
     for explanation in found:
-        score, chance = explanation["balanced_accuracy"], explanation["balanced_accuracy_chance"]
-        told = score is not None and score > (0.5 if chance is None else chance)
-        verdict = "" if told else (": no score" if score is None else ": no better than chance")
-        title = f"Explanation by {explanation['source']}{verdict}"
+        told, words = verdict(explanation)
+        text = explanation["text"] or "no explanation"
         if told:
-            st.text(explanation["text"] or "no explanation")
-        with st.expander(f"{title}, and its scores" if told else title):
+            st.text(text)
+        with st.expander(f"Explanation by {explanation['source']}{VERDICTS[told]}"):
             if not told:
-                st.text(explanation["text"] or "no explanation")
+                st.text(text)
+            st.caption(words)
             scores = [
                 {"score": name, "value": number(explanation[key]), "chance": number(explanation[f"{key}_chance"])}
                 for key, name in SCORES.items()
@@ -215,8 +216,6 @@ def _explanations(found: list[dict[str, Any]]) -> None:
             ]
             if scores:
                 st.table(pd.DataFrame(scores).set_index("score"))
-            else:
-                st.caption("It has no score.")
 
 
 def _numbers(facts: pd.Series, unit: str) -> str:

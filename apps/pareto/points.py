@@ -167,29 +167,24 @@ def by_layer(points: Iterable[Point]) -> dict[int, list[Point]]:
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Return a line for each point: experiment, layer, knobs, l0, costs, and whether it is on each cost's front."""
+    """Return a line for each point: experiment, layer, knobs, l0, costs, the bounds of these where there are several
+    seeds, and whether it is on each cost's front."""
     fronts = {
         (layer, cost): {id(point) for point in front(of_layer, cost)}
         for layer, of_layer in by_layer(points).items()
         for cost in COSTS
     }
-    return [
-        {
-            "experiment": point.experiment,
-            "layer": point.layer,
-            **point.knobs,
-            "l0": point.l0,
-            **point.costs,
-            **{
-                f"{cost}_{end}": point.bounds.get(cost, (None, None))[place]
-                for cost in COSTS
-                if any(cost in other.bounds for other in points)
-                for place, end in enumerate(("low", "high"))
-            },
-            **{f"front_{cost}": int(id(point) in fronts[point.layer, cost]) for cost in COSTS},
-        }
-        for point in points
-    ]
+    spread = [cost for cost in COSTS if any(cost in point.bounds for point in points)]  # of several seeds
+
+    lines = []
+    for point in points:
+        line = {"experiment": point.experiment, "layer": point.layer, **point.knobs, "l0": point.l0, **point.costs}
+        for cost in spread:
+            line[f"{cost}_low"], line[f"{cost}_high"] = point.bounds.get(cost, (None, None))
+        for cost in COSTS:
+            line[f"front_{cost}"] = int(id(point) in fronts[point.layer, cost])
+        lines.append(line)
+    return lines
 
 
 def table(points: Sequence[Point]) -> str:

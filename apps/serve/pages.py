@@ -40,7 +40,7 @@ class Pages:
         families = None
         if (clusters / "meta.json").exists() and clustered(clusters):
             families = read_families(open_clusters(clusters), {})
-        return read_layer(self._latents, latents, range(latents))._replace(families=families)
+        return read_layer(self._latents, latents, range(latents), families)
 
     def latent(self, latent: int) -> str | None:
         """Return the page of a latent; None if there is no such latent."""

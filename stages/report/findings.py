@@ -153,6 +153,7 @@ def read_findings(folders: Folders) -> Findings:
             named(open_latents(folders.latents / str(layer), folders.explained / str(layer)), folders.labels),
             knobs.pages,
             [*selection.get(layer, []), *causes.latents(layer)],
+            families.get(layer),
         )
         for layer in measured["interpret"]
     ]

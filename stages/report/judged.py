@@ -1,11 +1,10 @@
 """Say in words what the scores of an explanation show together, where they disagree as well."""
 
-from math import sqrt
 from typing import NamedTuple
 
+from strata.interpretation.luck import luck
 from strata.pages.readable import SCORES, Row
 
-ERRORS = 2  # standard errors of guesses: what is nearer to 0.5 may well be luck
 CLEAR = 0.15  # above chance; of a score of another kind, which is mentioned where it says something else
 
 
@@ -17,19 +16,17 @@ class Verdict(NamedTuple):
 
 
 def verdict(explanation: Row) -> Verdict:
-    """Judge an explanation by its balanced accuracy, which a yes or a no to everything does not raise.
-
-    Of n contexts, of which half are active, guesses get a balanced accuracy of 0.5, with a standard error of about
-    1 / √(4 n).
-    """
+    """Judge an explanation by its balanced accuracy, which a yes or a no to everything does not raise."""
     value, chance = explanation["balanced_accuracy"], explanation["balanced_accuracy_chance"]
     answered = explanation["items"] - explanation["unparsed"]
     if value is None or answered <= 0:
         return Verdict(None, "Not judged: too few contexts that the explanation had not seen.")
 
-    luck = ERRORS / sqrt(4 * answered)
-    if value < 0.5 + luck:
-        words = f"Tells contexts apart no better than chance: guesses get 0.5 ± {luck:.2f} on {answered} contexts."
+    if value < 0.5 + luck(answered):
+        words = (
+            f"Tells contexts apart no better than chance: on {answered} contexts 99 of 100 guesses get "
+            f"{0.5 + luck(answered):.2f} or less."
+        )
     elif chance is not None and value <= chance:
         words = "Tells contexts apart no better than another latent's explanation does."
     else:

@@ -4,7 +4,7 @@ They are static files: they need no server and request nothing from elsewhere. A
 markup. It is escaped in a latent's page, which runs one script that is known by its hash, and in the data of an index.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
 from typing import Any
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from stages.report.causes import Causes
 from stages.report.evaluated import NAMES
-from stages.report.families import Families, linked
+from stages.report.families import linked
 from stages.report.histogram import histogram
 from stages.report.index import index
 from stages.report.judged import verdict
@@ -83,16 +83,11 @@ def tokens(pieces: Sequence[str], values: Sequence[float], strongest: float, pea
 # --- the files ----------------------------------------------------------------------------------------------------
 
 
-def site(
-    layers: Sequence[Layer], causes: Causes, families: Mapping[int, Families] | None = None
-) -> Iterator[tuple[str, str]]:
-    """Yield every file of the folder `reports/latents/`: its path there, and its text.
-
-    ``families``: layer -> its families; a layer without them gets no map.
-    """
+def site(layers: Sequence[Layer], causes: Causes) -> Iterator[tuple[str, str]]:
+    """Yield every file of the folder `reports/latents/`: its path there, and its text. A layer without families gets
+    no map."""
     for name in ASSETS:
         yield name, (FOLDER / name).read_text(encoding="utf-8")
-    layers = [layer._replace(families=(families or {}).get(layer.meta["layer"])) for layer in layers]
     yield "index.html", environment().get_template("layers.html.j2").render(layers=layers)
     for layer in layers:
         number = layer.meta["layer"]

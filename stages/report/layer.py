@@ -22,7 +22,7 @@ class Layer(NamedTuple):
     statistics: list[Row]
     ids: list[int]
     notes: dict[int, Row]
-    families: Families | None = None
+    families: Families | None
 
     @property
     def meta(self) -> Row:
@@ -35,13 +35,13 @@ class Layer(NamedTuple):
         return sum(not row["dead"] for row in self.statistics)
 
 
-def read_layer(latents: Latents, pages: int, selected: Sequence[int] = ()) -> Layer:
+def read_layer(latents: Latents, pages: int, selected: Sequence[int] = (), families: Families | None = None) -> Layer:
     """Read a layer, and choose its pages: the ``pages`` most interesting latents, the ``selected``, those with a name
     that a person gave, and the worst.
     """
     statistics, notes = latents.statistics().to_pylist(), _notes(latents)
     asked = [*selected, *latents.names_by_people, *(worst(statistics, notes) if pages else [])]
-    return Layer(latents, statistics, chosen(statistics, pages, asked), notes)
+    return Layer(latents, statistics, chosen(statistics, pages, asked), notes, families)
 
 
 def chosen(statistics: Sequence[Row], pages: int, selected: Sequence[int] = ()) -> list[int]:
@@ -50,7 +50,6 @@ def chosen(statistics: Sequence[Row], pages: int, selected: Sequence[int] = ()) 
     They are ``pages`` living latents and those that a later stage ``selected``. Of latents that are equally interesting
     the important ones come first, and those that the filters kept before the others.
     """
-
     living = [row for row in statistics if not row["dead"]]
     best = {row["latent"] for row in sorted(living, key=rank)[:pages]}
     wanted = best | {latent for latent in selected if latent < len(statistics)}

@@ -66,8 +66,8 @@ def main(
     for name, png in pictures.items():
         write_bytes(Path(plots) / f"{name}.png", png)
     write_text(Path(page), render(findings, card, pictures))
-    site_pages = site(findings.latents, findings.causes, findings.families)
-    write_texts((Path(pages) / name, html) for name, html in each(site_pages, "write", "pages"))
+    site_pages = each(site(findings.latents, findings.causes), "write", "pages")
+    write_texts((Path(pages) / name, html) for name, html in site_pages)
     write_json(Path(summary_file), summary(findings.results, card, findings.summarised()))
     write_json(Path(card_file), card)
 

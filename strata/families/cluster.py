@@ -288,6 +288,7 @@ def _families(
         "medoid": medoid_ids,
         "name": names,
         "silhouette": np.bincount(labels[inside], silhouettes[inside], clusters) / size,
+        "interest": np.bincount(labels[inside], source.interest[inside], clusters) / size,
         "profiles": profiles.cluster_profiles(source.profile, labels, clusters),
     }
 
@@ -325,17 +326,11 @@ def _profiles(source: Source, knobs: Cluster, profile: Sparse, folder: Path) -> 
 def _map(
     source: Source, labels: Labels, places: Floats, families: dict[str, Any], chosen: list[int], folder: Path
 ) -> None:
-    """Write `map.png` and `map.html`, with the clearest and most interesting families in colour: by
-    silhouette × ln(size) × (1 + mean interest / the largest mean interest of a family).
+    """Write `map.png` and `map.html`, with the clearest and most interesting families in colour.
 
     ``places``: (n, 2) the living latents on the map. ``chosen``: the selected latents, which get a ring.
     """
-    inside = labels >= 0
-    interest = np.bincount(labels[inside], source.interest[inside], len(families["size"])) / families["size"]
-    clearness = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
-    clearness *= 1 + interest / max(float(interest.max(initial=0)), 1e-12)
-    coloured = np.lexsort((families["cluster"], -clearness))[:COLOURED]
-
+    coloured = pictures.clearest(families)[:COLOURED]
     groups = [np.flatnonzero(labels == c) for c in coloured]
     titles = [f"{families['name'][c]}  ({families['size'][c]})" for c in coloured]
     stars = places[np.isin(source.living, chosen)]

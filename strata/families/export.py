@@ -6,8 +6,8 @@ INT, LONG, REAL, WORD, SHORT = pa.int32(), pa.int64(), pa.float64(), pa.string()
 LATENTS = pa.schema({"latent": INT, "cluster": INT, "medoid": pa.bool_(), "silhouette": REAL, "x": SHORT, "y": SHORT})
 CLUSTERS = pa.schema(
     {
-        "cluster": INT, "size": LONG, "medoid": INT, "name": WORD, "silhouette": REAL, "kept": LONG, "mean": REAL,
-        "max": REAL, "sparsity": REAL, "composite": REAL,
+        "cluster": INT, "size": LONG, "medoid": INT, "name": WORD, "silhouette": REAL, "interest": REAL,
+        "kept": LONG, "mean": REAL, "max": REAL, "sparsity": REAL, "composite": REAL,
     }
 )  # fmt: skip
 PROFILES = pa.schema({"cluster": INT, "document": INT, "mean": SHORT})

@@ -1,7 +1,7 @@
 """Draw the maps and heatmaps, as PNG."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,18 @@ Floats = NDArray[Any]
 def colours(count: int) -> list[str]:
     """Give ``count`` colours that can be told apart, at most 20."""
     return COLOURS[:count]
+
+
+def clearest(families: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Return the clusters, those first that a map colours first: the clear and interesting ones, by
+    silhouette × ln(size) × (1 + interest / the largest interest).
+
+    ``families``: columns of `clusters.parquet`, in the order of their numbers.
+    """
+    interest = np.asarray(families["interest"])
+    clearness = np.nan_to_num(families["silhouette"]) * np.log(families["size"])
+    clearness *= 1 + interest / max(float(interest.max(initial=0)), 1e-12)
+    return np.lexsort((families["cluster"], -clearness))
 
 
 def short(text: str, length: int) -> str:

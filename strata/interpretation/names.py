@@ -5,12 +5,11 @@ chance; else the token rule, put in words (`phrases.py`); else there is none. Th
 """
 
 from collections.abc import Sequence
-from math import sqrt
 
 from strata.interpretation.explanations import Explanation
+from strata.interpretation.luck import luck
 
 ABOVE = 0.15  # balanced accuracy that a name must have above chance, and above 0.5
-SURE = 2.33  # standard errors above 0.5: of explanations that know nothing, one in a hundred does so well by luck
 PREFERRED = ("lm", "endpoint", "label", "rule")  # sources of explanations: those in words come first
 
 
@@ -25,13 +24,9 @@ def chosen(explanations: Sequence[Explanation]) -> tuple[str | None, str | None]
 
 
 def _above_chance(explanation: Explanation) -> bool:
-    """Say whether an explanation tells where its latent fires, better than another latent's explanation does.
-
-    Of n windows, of which half are active, guesses get a balanced accuracy of 0.5, with a standard error of about
-    1 / √(4 n).
-    """
+    """Say whether an explanation tells where its latent fires, better than another latent's explanation does."""
     value, chance = (explanation.scores[name] for name in ("balanced_accuracy", "balanced_accuracy_chance"))
     answered = explanation.items - explanation.unparsed
     if value is None or answered <= 0:
         return False
-    return value >= max(0.5, chance or 0) + ABOVE and value >= 0.5 + SURE / sqrt(4 * answered)
+    return value >= max(0.5, chance or 0) + ABOVE and value >= 0.5 + luck(answered)

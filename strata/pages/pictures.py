@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 INK, SOFT, FAINT = "#3b4252", "#9aa3b2", "#e1e5ec"
 GREEN = "#2e7d4f"  # targets
@@ -120,6 +120,8 @@ def log_ticks(axes: Axes, of: Literal["x", "y"], most: int) -> None:
         ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
         if len(ticks) <= most:
             break
+    if len(ticks) < 2:  # the axis is too short for round numbers of a decade
+        ticks = [float(tick) for tick in MaxNLocator(most).tick_values(low, high) if low <= tick <= high]
 
     axis = axes.xaxis if of == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(ticks))
