@@ -12,7 +12,10 @@ def main(target: str) -> None:
 
     Example: dvc repro fetch_lm
     """
-    from strata.weights import fetch as weights  # here, because it imports transformers, which takes seconds
+    from strata.device.machine import round_alike  # here, because these import torch and transformers for seconds
+    from strata.weights import fetch as weights
+
+    round_alike()  # this stage asks the model for a few tokens
 
     section = params.load("fetch", dict[str, Any])
     with whole_folder(Path(target)) as folder:

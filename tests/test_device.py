@@ -6,6 +6,8 @@ unless they are single numbers, and draws with generators of the CPU; stricter, 
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +180,23 @@ def test_training_elsewhere_is_the_same(
                 np.testing.assert_allclose(np.array(values, float), np.array(theirs[name], float), 1e-3, 1e-4)
     else:
         assert found[device] == found[CPU]
+
+
+ALIGNED = """
+import torch
+from strata.device.machine import start
+from strata.run.params import Machine
+
+start(Machine(device="cpu", threads=2, save_every=60))
+x, weights = torch.randn(300, 640), torch.randn(2048, 640)
+room = torch.empty(weights.numel() + 16)
+for shift in range(16):
+    moved = room[shift : shift + weights.numel()].view_as(weights).copy_(weights)
+    print(all(torch.equal(x[:rows] @ moved.T, x[:rows] @ weights.T) for rows in (1, 7, 300)))
+"""
+
+
+def test_a_product_is_the_same_wherever_its_matrices_lie_in_memory():
+    """Without `round_alike` some of them differ on a processor with AVX2 and no AVX-512."""
+    said = subprocess.run([sys.executable, "-c", ALIGNED], check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["True"] * 16
