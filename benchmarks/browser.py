@@ -101,6 +101,11 @@ class Page:
             assert time.monotonic() < end, f"after {patience} s not: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.2)
 
+    def press(self, key: str, code: int, **more: Any) -> None:
+        """Press a key and let it go; ``code``: its Windows virtual key code."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 

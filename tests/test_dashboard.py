@@ -27,12 +27,15 @@ import streamlit as st
 import torch
 from conftest import WORDS, save_tiny_lm
 from scipy.stats import kendalltau
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
 from apps.dashboard import artifacts, measures
 from apps.dashboard.artifacts import DOCUMENT, TOKEN, Project
 from apps.dashboard.latents import ANY, LEAST, matching
 from apps.dashboard.marks import marks
+from apps.dashboard.server import routes
 from benchmarks import browser
 from src import dashboard as script
 from strata.corpus.read import SPLITS, documents
@@ -399,7 +402,22 @@ def test_labels_may_be_missing(folder: Path, tmp_path: Path, labels: str, at: An
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+def test_any_latent_has_a_page_beside_the_dashboard(folder: Path, tmp_path: Path) -> None:
+    """Also one whose page the report did not write."""
+    reports = Path(shutil.copytree(folder / "reports", tmp_path / "reports"))
+    (reports / "latents/0/3.html").unlink()
+    client = TestClient(Starlette(routes=routes(Project(folder / "data", reports))))
+    page = client.get("/pages/0/3.html")
+    assert page.status_code == 200 and "Latent 3" in page.text
+    assert client.get("/report.html").text == (reports / "report.html").read_text()
+    for wrong in ("0/32", "0/-1", "7/0", "x/0", "0/../meta"):
+        assert client.get(f"/pages/{wrong}.html").status_code == 404, wrong
+
+
+def test_before_the_report_there_are_no_pages(folder: Path, tmp_path: Path) -> None:
+    assert routes(Project(folder / "data", tmp_path)) == []
+
+
 @pytest.mark.parametrize("folder", ["language"], indirect=True)
 def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
     """`make dashboard`, every tab, a slider moved by the keyboard, a file downloaded; nothing leaves the machine."""
@@ -427,16 +445,15 @@ def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
             slider = "document.querySelector('[data-testid=stMain] input[type=range]')"
             before = tab.run(f"{slider}.value")
             tab.run(f"{slider}.focus()")
-            for kind in ("keyDown", "keyUp"):
-                tab.call(
-                    "Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39
-                )
+            tab.press("ArrowRight", 39)
             tab.wait(f"{slider}.value !== '{before}'")
             tab.run("document.querySelector('[data-testid=stDownloadButton] button').click()")
             end = time.monotonic() + 30
             while not (found := list(tmp_path.glob("*.csv"))) and time.monotonic() < end:
                 time.sleep(0.2)
             assert found and found[0].read_text().startswith("document,title,label")
+            tab.visit(f"{home}pages/0/3.html")
+            assert tab.run("document.querySelector('h1').textContent").startswith("Latent 3")
             assert not tab.complaints
     finally:
         server.terminate()

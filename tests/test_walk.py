@@ -21,6 +21,7 @@ from benchmarks.serving import started
 RUN = Path(os.environ.get("STRATA_RUN") or Path(__file__).resolve().parents[1])
 REPORTS = RUN / "reports"
 PORT = 8767
+CTRL = 2  # of the modifiers of a key
 SERIOUS = ("serious", "critical")  # of axe's four words for how bad a barrier is
 
 pytestmark = [
@@ -139,6 +140,59 @@ def test_a_walk_through_the_server(tab: browser.Page, served: str):
     click(tab, "a[href='index.html']")
     tab.wait("document.querySelectorAll('tbody tr').length > 10")
     assert tab.run("[...document.querySelectorAll('tbody tr td.id')].every(cell => cell.querySelector('a'))")
+    assert tab.complaints == []
+
+
+def reach(tab: browser.Page, selector: str, most: int = 400) -> None:
+    """Press Tab until what has the focus fits ``selector``; what has it must be seen to have it."""
+    for _ in range(most):
+        tab.press("Tab", 9)
+        if tab.run(f"document.activeElement.matches({json.dumps(selector)})"):
+            assert tab.run("document.activeElement.matches(':focus-visible')")
+            return
+    raise AssertionError(f"{tab.run('location.href')}: {most} times Tab lead to no {selector}")
+
+
+def follow(tab: browser.Page, selector: str) -> None:
+    """Reach a link by Tab, and go where it leads by Enter."""
+    reach(tab, selector)
+    place = tab.run("document.activeElement.href")
+    enter(tab)
+    tab.wait(f"location.href === {json.dumps(place)} && document.readyState === 'complete'")
+
+
+def enter(tab: browser.Page) -> None:
+    tab.press("Enter", 13, text="\r")
+
+
+def test_a_walk_by_keyboard_alone(tab: browser.Page, served: str):
+    """Report → latent → map → what is searched for there → index → search → report; a text → its latent → the text."""
+    tab.open(REPORTS / "report.html")
+    follow(tab, "main a[href^='latents/'][href*='/'][href$='.html']:not([href$='index.html']):not([href$='map.html'])")
+    assert tab.run("document.querySelector('h1').textContent").startswith("Latent ")
+    follow(tab, "a[href*='map']")
+    reach(tab, "input[type=search]")
+    tab.call("Input.insertText", text="year")
+    follow(tab, "aside a[href$='.html']")
+    follow(tab, "a[href='index.html']")
+    reach(tab, "input[type=search]")
+    tab.call("Input.insertText", text="year")
+    tab.wait("location.hash.startsWith('#q=year')")
+    follow(tab, "tbody a[href$='.html']")
+    follow(tab, "a[href$='report.html']")
+
+    tab.visit(served)
+    tab.wait("at('facts').textContent.includes('latents')")
+    reach(tab, "textarea")
+    tab.press("a", 65, modifiers=CTRL, commands=["selectAll"])  # an example stands there
+    tab.call("Input.insertText", text="The battle began in May 1863.")
+    reach(tab, "#explain button")
+    enter(tab)
+    tab.wait("document.querySelectorAll('main article').length > 5")
+    follow(tab, "main article a[href*='/pages/'], main article a[href^='pages/']")
+    assert tab.run("document.querySelector('h1').textContent").startswith("Latent ")
+    tab.run("history.back()")  # what Alt and the left arrow do; a headless browser does not know them
+    tab.wait("document.querySelectorAll('main article').length > 5 && at('text').value.includes('1863')")
     assert tab.complaints == []
 
 

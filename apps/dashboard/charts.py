@@ -158,8 +158,8 @@ def line(
 
 
 def _scale(log: bool) -> alt.Scale:
-    """Return a logarithmic scale, or a linear one that need not begin at 0."""
-    return alt.Scale(type="log") if log else alt.Scale(zero=False)
+    """Return a logarithmic scale that ends where the data ends, or a linear one that need not begin at 0."""
+    return alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
 
 
 def with_trend(dots: pd.DataFrame, trend: pd.DataFrame, x: str, y: str, log_x: bool) -> Chart:

@@ -13,9 +13,10 @@ async function asked(path, given, signal) {
 
 // A latent's number, as a link to its page where it has one.
 let pages = null;
+let opens = "_self";  // "_blank" on a page whose contents would be lost
 const numbered = latent => {
   const number = make(pages === null ? "strong" : "a", latent.latent);
-  if (pages !== null) Object.assign(number, {href: `${pages}/${latent.latent}.html`, target: "_blank", className: "latent"});
+  if (pages !== null) Object.assign(number, {href: `${pages}/${latent.latent}.html`, target: opens, className: "latent"});
   return number;
 };
 
