@@ -15,7 +15,7 @@ LAYER ?= 9
 PORT ?= 8000
 
 # What one reads first of an experiment, of the hundreds of columns that `dvc exp show` has.
-COLUMNS := Experiment|^seed$$|^train\.(rule|k|latents)$$|targets\.(passed|failed)
+COLUMNS := Experiment|^(seed|layers)$$|^train\.(rule|k|latents)$$|targets\.(passed|failed)
 OF_LAYER := ^train\.$(LAYER)\.(fvu_inlier|delta_ce|l0|dead)$$|stability\.$(LAYER)\.again$$
 
 # What is said for any other Python, or for none: one sentence, not a traceback.
@@ -50,7 +50,8 @@ Or start one of these, and end it with Ctrl-C:
 
 Try next:
   source .venv/bin/activate
-  dvc exp run -n k64 -S train.k=64    # another sparsity; then: make experiments
+  git commit -am "My first run"       # so that there is something to go back to
+  dvc exp run -n k64 -S train.k=64    # another sparsity: tune and all after it run again; then: make experiments
   git checkout HEAD params.yaml dvc.lock reports/summary.json && dvc checkout    # and back
 
 For texts or vectors of your own, see README.md, "Recipes".

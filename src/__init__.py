@@ -34,7 +34,8 @@ def _announce(stage: str) -> None:
     from strata.run.door import BadInput
 
     try:
-        layers = params.read_yaml(Path("params.yaml"))["layers"]
+        sections = params.read_yaml(Path("params.yaml"))
+        layers = sections["layers"]
         entries = params.read_yaml(Path("dvc.yaml"))["stages"]
     except BadInput:
         return  # the stage reads params.yaml, too, and refuses it at its door
@@ -53,8 +54,10 @@ def _announce(stage: str) -> None:
     resume.keep_json(resume.main_root() / TIMES, {"run": run, "stage": stage, "began": now, "seconds": seconds})
 
     left = ""
-    if all(name in seconds for name in order[place:]):
-        minutes = math.ceil(sum(seconds[name] for name in order[place:]) / 60)
+    off = {name for name, section in sections.items() if isinstance(section, dict) and section.get("run") is False}
+    to_run = [name for name in order[place:] if name.partition("@")[0] not in off]  # the others skip in seconds
+    if all(name in seconds for name in to_run):
+        minutes = math.ceil(sum(seconds[name] for name in to_run) / 60)
         left = f"; at most about {minutes} min left, going by earlier runs"
     progress.watch()
     progress.tell(f"stage {place + 1} of {len(order)}{left}")

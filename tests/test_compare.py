@@ -370,7 +370,8 @@ class Project:
         params = {
             "seed": seed,
             "fetch": {"corpus": {"documents": more.get("documents", 400)}},
-            "extract": {"context": 128},
+            "extract": {"context": 128, "layers": more.get("extracted")},
+            "layers": [9],
         }
         params |= {"train": {"k": k, "ce_tokens": more.get("ce_tokens", 1536)}, "evaluate": {"seeds": 5}}
         ran = {"seed": more.get("ran", seed), "train": params["train"]}
@@ -381,6 +382,8 @@ class Project:
         }
         stages = {name: {"cmd": "", "outs": [{"path": path, "md5": md5}]} for name, (path, md5) in outs.items()}
         stages["train@9"] = {"deps": [{"path": "strata/training", "md5": code}], "params": {"params.yaml": ran}}
+        # DVC keeps what it knows of a layer that is no longer asked for.
+        stages["train@3"] = {"params": {"params.yaml": {"seed": 7, "train": {"k": 5}}}}
         fvu = 8 / k + split + 0.002 * random.normal()
         accuracy = [0.6 + 0.001 * k + 0.02 * n + 0.001 * random.normal() for n in range(4)]
         layer = more.get("layer", 9)
@@ -432,6 +435,15 @@ def test_runs_that_differ_in_their_seed_are_one_group(project: Project, capsys: 
     assert lines["evaluate.9.probing.sae.1"]["items"] == "tasks"
     assert lines["evaluate.9.probing.sae.1"]["item_count"] == "4"
     assert said.startswith("A trade: A is better in train.9.l0, B in ")
+
+
+def test_a_run_of_fewer_layers_is_compared_in_those_that_both_have(
+    project: Project, capsys: pytest.CaptureFixture[str]
+):
+    """`-S layers=[9] -S extract.layers=[3,6,9]` trains one SAE on the rows that are there."""
+    project.experiment("only9", 0, 64, extracted=[3, 6, 9])
+    command.main("main", "only9")
+    assert capsys.readouterr().out.startswith("Undecided: one seed decides nothing.")
 
 
 def test_one_seed_of_runs(project: Project, capsys: pytest.CaptureFixture[str]):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.run import progress
+from strata.run import progress, resume
 from strata.run.progress import Progress, each, remind, tell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,6 +173,15 @@ def test_a_stage_says_which_one_it_is_and_what_is_left_once_that_was_timed(pipel
     assert started(pipeline, "report") == f"report: stage 4 of 4{LEFT}\n"  # as `make` starts track a second time
     assert started(pipeline, "train@6") == f"train@6: stage 3 of 4{LEFT}\n"
     assert started(pipeline, "train@6", RANK="0") == ""
+
+
+def test_a_stage_that_is_switched_off_needs_no_time(pipeline: Path):
+    (pipeline / "params.yaml").write_text("layers: [3, 6]\ntrain: {run: false}\n")
+    timed = {"run": 0, "stage": "report", "began": 0.0, "seconds": {"report": 50.0}}
+    resume.keep_json(pipeline / ".scratch/stages/seconds.json", timed)
+    assert started(pipeline, "train@6") == f"train@6: stage 3 of 4{LEFT}\n"
+    (pipeline / "params.yaml").write_text("layers: [3, 6]\ntrain: {run: true}\n")
+    assert started(pipeline, "train@3") == "train@3: stage 2 of 4\n"
 
 
 def test_the_time_between_two_runs_is_no_stage_s(pipeline: Path):

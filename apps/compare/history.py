@@ -77,12 +77,16 @@ class Run:
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """What dvc.lock says of each stage."""
+        """What dvc.lock says of each stage, without those of layers that are no longer asked for, which it keeps."""
         try:
             lock = yaml.load(self._text(LOCK), LOADER)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInput(f"{self.name}:{LOCK} is not valid YAML: {' '.join(str(error).split())}") from None
-        return check(lock, Lock, f"{self.name}:{LOCK}").stages
+        layers = self.params.get("layers")
+        asked = {str(layer) for layer in layers} if isinstance(layers, list) else None
+        known = check(lock, Lock, f"{self.name}:{LOCK}").stages
+        of_layer = {name: name.partition("@")[2] for name in known}
+        return {name: known[name] for name, layer in of_layer.items() if not layer or asked is None or layer in asked}
 
     @cached_property
     def summary(self) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ JUDGED = {
 }
 STAGES = ("train", "evaluate", "stability", "interpret")  # whose numbers these are
 SAME = ("fetch", "extract")  # sections that say what an SAE is judged on,
-SPEED = ("extract.batch_size", "extract.shard_rows")  # apart from these
+SAME_ROWS = ("extract.batch_size", "extract.shard_rows", "extract.layers")  # apart from these
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _group(history: History, word: str, side: str) -> Group:
 def _check_judged_alike(a: Run, b: Run) -> None:
     """Refuse runs on other models, texts or rows, by their params."""
     for name in differing(a, b):
-        if name.partition(".")[0] in SAME and name not in SPEED:
+        if name.partition(".")[0] in SAME and name not in SAME_ROWS:
             values = " and ".join(f"{run.knobs.get(name, 'nothing')} in {run.name}" for run in (a, b))
             raise BadInput(f"A and B are not judged on the same rows: {name} is {values}")
     if a.made("data/lm") != b.made("data/lm"):

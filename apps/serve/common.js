@@ -34,7 +34,7 @@ function hit(found, ...more) {
 // Fills the list `into` with what /search finds.
 async function search(query, into, say, top_n, row = hit) {
   say.className = "busy";
-  say.textContent = "looking… (the first time, all latents are embedded: half a minute)";
+  say.textContent = "looking… (the first time, all latents are embedded: half a minute or more)";
   try {
     const found = await (await asked("search", {query, top_n})).json();
     into.replaceChildren(...found.map(latent => row(latent)));

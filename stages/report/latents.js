@@ -131,7 +131,7 @@
       const here = head.dataset.sort === sort.value;
       head.parentElement.setAttribute("aria-sort", here ? (falling ? "descending" : "ascending") : "none");
     }
-    count.textContent = found.length === total ? `${total.toLocaleString("en")} latents` : `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} latents`;
+    count.textContent = found.length === total ? `${total.toLocaleString("en")} latents` : `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} latents${words.length ? ", the best match first" : ""}`;
     body.replaceChildren();
     shown = 0;
     extend();

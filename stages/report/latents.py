@@ -32,12 +32,18 @@ GROUPS = {  # kind of example -> heading, what it is, how many are shown before 
     "near": ("Near misses", "texts like the strongest ones, on which it is silent", 4),
     "zero": ("Silent", "drawn from the rest of the corpus: it is 0 on all of it", 3),
 }
-STEERING = """import strata
+STEERING = """# For `python`, started in the root of the checkout. A script elsewhere needs `pip install .` first.
+import strata
 lm, sae = strata.load_lm("data/lm"), strata.load("data/sae/{layer}")
 prompt = lm.tokenizer("The", return_tensors="pt")
-with strata.steer(lm, sae, {{{latent}: strata.Set({largest:.4g})}}, layer={layer}):
-    ids = lm.model.generate(**prompt, max_new_tokens=20)
-print(lm.tokenizer.decode(ids[0]))
+
+def write():
+    ids = lm.model.generate(**prompt, max_new_tokens=20, do_sample=False)
+    print(lm.tokenizer.decode(ids[0], skip_special_tokens=True))
+
+write()  # without steering
+with strata.steer(lm, sae, {{{latent}: strata.Set({largest:.4g})}}, layer={layer}):  # as strong as in any text
+    write()
 """
 
 
