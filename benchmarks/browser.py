@@ -60,6 +60,8 @@ class Page:
             part = os.read(self._back, 1 << 16) if ready else b""
             assert part, "the browser has gone" if ready else f"the browser says nothing for {PATIENCE} s"
             self._buffer += part
+
+        # A message ends at a zero byte; what is not an answer tells what happened in the page.
         whole, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(whole)
         params = message.get("params", {})

@@ -399,9 +399,6 @@ def test_labels_may_be_missing(folder: Path, tmp_path: Path, labels: str, at: An
         assert not found.exception and not found.error, (tab, found.exception, found.error)
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-
 def test_any_latent_has_a_page_beside_the_dashboard(folder: Path, tmp_path: Path) -> None:
     """Also one whose page the report did not write."""
     reports = Path(shutil.copytree(folder / "reports", tmp_path / "reports"))
@@ -418,6 +415,10 @@ def test_before_the_report_there_are_no_pages(folder: Path, tmp_path: Path) -> N
     assert routes(Project(folder / "data", tmp_path)) == []
 
 
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["language"], indirect=True)
 def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
     """`make dashboard`, every tab, a slider moved by the keyboard, a file downloaded; nothing leaves the machine."""

@@ -82,11 +82,11 @@ class Run:
             lock = yaml.load(self._text(LOCK), LOADER)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInput(f"{self.name}:{LOCK} is not valid YAML: {' '.join(str(error).split())}") from None
-        layers = self.params.get("layers")
-        asked = {str(layer) for layer in layers} if isinstance(layers, list) else None
         known = check(lock, Lock, f"{self.name}:{LOCK}").stages
-        of_layer = {name: name.partition("@")[2] for name in known}
-        return {name: known[name] for name, layer in of_layer.items() if not layer or asked is None or layer in asked}
+        if not isinstance(layers := self.params.get("layers"), list):
+            return known
+        asked = tuple(f"@{layer}" for layer in layers)
+        return {name: stage for name, stage in known.items() if "@" not in name or name.endswith(asked)}
 
     @cached_property
     def summary(self) -> dict[str, float | None]:

@@ -131,7 +131,8 @@
       const here = head.dataset.sort === sort.value;
       head.parentElement.setAttribute("aria-sort", here ? (falling ? "descending" : "ascending") : "none");
     }
-    count.textContent = found.length === total ? `${total.toLocaleString("en")} latents` : `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} latents${words.length ? ", the best match first" : ""}`;
+    const part = found.length === total ? "" : `${found.length.toLocaleString("en")} of `;
+    count.textContent = `${part}${total.toLocaleString("en")} latents${words.length ? ", the best match first" : ""}`;
     body.replaceChildren();
     shown = 0;
     extend();
